@@ -1,0 +1,264 @@
+//! Cursors: how far one client has come in every source, as the text of an SSE `id`.
+//!
+//! Pure. Knows positions and bytes; what a position means is the source's affair.
+//!
+//! ```text
+//! version 1 | epoch 4 | volatile point | (tag 2, durable point)* | checksum 2      base64url, no padding
+//! point: one byte (kind << 4 | length of the number), number (big-endian, no leading zeros), check 3 where verified
+//! ```
+//!
+//! With seven durable sources whose sequences fit six bytes that is at most 128 characters. More
+//! sources make longer ids; nothing is left out of them.
+
+use std::fmt;
+use std::hash::Hasher as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+#[cfg(test)]
+mod tests;
+
+const VERSION: u8 = 1;
+/// The longest id that is looked at, in bytes.
+pub const MAX_ID: usize = 1024;
+
+/// A place in a source's own log: the sequence or offset of a message, and a short check of that
+/// message, so that a log that was made anew under the same numbers is told from the old one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Sequence (JetStream) or offset (RabbitMQ streams).
+    pub seq: u64,
+    /// 24 bits made of the message; `None` where no message was seen at this place.
+    pub check: Option<Check>,
+}
+
+impl Position {
+    /// A place at which no message was seen.
+    #[must_use]
+    pub fn unverified(seq: u64) -> Self {
+        Self { seq, check: None }
+    }
+
+    /// Whether both can be the same place of the same log.
+    #[must_use]
+    pub fn agrees(&self, other: &Position) -> bool {
+        self.seq == other.seq && (self.check == other.check || self.check.is_none() || other.check.is_none())
+    }
+}
+
+/// 24 bits made of a message.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Check(u32);
+
+impl Check {
+    /// Of the parts of a message that are the same whoever reads it.
+    #[must_use]
+    pub fn of(parts: &[&[u8]]) -> Self {
+        let mut hash = Fnv::default();
+        for part in parts {
+            hash.write(&(part.len() as u64).to_be_bytes());
+            hash.write(part);
+        }
+        let h = hash.finish();
+        Self(((h ^ (h >> 24) ^ (h >> 48)) & 0xff_ffff) as u32)
+    }
+}
+
+impl fmt::Debug for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:06x}", self.0)
+    }
+}
+
+impl fmt::LowerHex for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:06x}", self.0)
+    }
+}
+
+/// FNV-1a, 64 bits: the same on every machine and in every version, unlike the standard library's.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl std::hash::Hasher for Fnv {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+}
+
+/// What a cursor calls a durable source: 16 bits of its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tag(u16);
+
+impl Tag {
+    /// The tag of a source's name.
+    #[must_use]
+    pub fn of(source: &str) -> Self {
+        let mut hash = Fnv::default();
+        hash.write(source.as_bytes());
+        let h = hash.finish();
+        Self((h ^ (h >> 16) ^ (h >> 32) ^ (h >> 48)) as u16)
+    }
+}
+
+/// How far a client has come in one source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// It has everything up to here.
+    At(Position),
+    /// It wants what the source still holds, from the start (`since=all`).
+    Earliest,
+    /// It wants what came at or after this time, in milliseconds since 1970 (`since=10m`).
+    Since(u64),
+    /// It wants the newest event of each subject (`since=last`).
+    Last,
+}
+
+impl Point {
+    fn kind(&self) -> (u8, u64) {
+        match self {
+            Point::At(Position { seq, check: Some(_) }) => (0, *seq),
+            Point::At(Position { seq, check: None }) => (1, *seq),
+            Point::Earliest => (2, 0),
+            Point::Since(t) => (3, *t),
+            Point::Last => (4, 0),
+        }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        let (kind, number) = self.kind();
+        let bytes = number.to_be_bytes();
+        let skip = (number.leading_zeros() / 8) as usize;
+        out.push(kind << 4 | (8 - skip) as u8);
+        out.extend_from_slice(&bytes[skip..]);
+        if let Point::At(Position { check: Some(Check(c)), .. }) = self {
+            out.extend_from_slice(&c.to_be_bytes()[1..]);
+        }
+    }
+
+    fn decode(bytes: &mut &[u8]) -> Option<Self> {
+        let head = take(bytes, 1)?[0];
+        let digits = take(bytes, usize::from(head & 15))?;
+        if digits.len() > 8 || digits.first() == Some(&0) {
+            return None;
+        }
+        let number = digits.iter().fold(0, |n, d| n << 8 | u64::from(*d));
+        match (head >> 4, number) {
+            (0, seq) => {
+                let c = take(bytes, 3)?;
+                Some(Point::At(Position { seq, check: Some(Check(u32::from_be_bytes([0, c[0], c[1], c[2]]))) }))
+            }
+            (1, seq) => Some(Point::At(Position::unverified(seq))),
+            (2, 0) => Some(Point::Earliest),
+            (3, t) => Some(Point::Since(t)),
+            (4, 0) => Some(Point::Last),
+            _ => None,
+        }
+    }
+}
+
+fn take<'a>(bytes: &mut &'a [u8], n: usize) -> Option<&'a [u8]> {
+    let (head, rest) = bytes.split_at_checked(n)?;
+    *bytes = rest;
+    Some(head)
+}
+
+/// How far a client has come: in the log of each durable source, and in the bridge's own order for all
+/// the others together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor {
+    /// Which process numbered the volatile sources.
+    pub epoch: u32,
+    /// How far in them, by the bridge's sequence; its `check` is never set.
+    pub volatile: Point,
+    /// How far in each durable source. One that is not here starts at now.
+    pub durable: Vec<(Tag, Point)>,
+}
+
+/// A text that is no cursor of this program: foreign, cut or damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is no cursor")]
+pub struct CursorError;
+
+impl Cursor {
+    /// Appends the id's text to `out`, using `scratch` for the bytes before their encoding.
+    pub fn encode(&self, scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
+        scratch.clear();
+        scratch.push(VERSION);
+        scratch.extend_from_slice(&self.epoch.to_be_bytes());
+        self.volatile.encode(scratch);
+        for (tag, point) in &self.durable {
+            scratch.extend_from_slice(&tag.0.to_be_bytes());
+            point.encode(scratch);
+        }
+        let sum = checksum(scratch);
+        scratch.extend_from_slice(&sum);
+        let at = out.len();
+        let n = base64::encoded_len(scratch.len(), false).unwrap_or_default();
+        out.resize(at + n, 0);
+        // The slice is exactly as long as the encoding.
+        let written = URL_SAFE_NO_PAD.encode_slice(&*scratch, &mut out[at..]).unwrap_or_default();
+        debug_assert_eq!(written, n);
+    }
+
+    /// The id's text.
+    #[must_use]
+    pub fn to_id(&self) -> String {
+        let mut out = Vec::new();
+        self.encode(&mut Vec::new(), &mut out);
+        String::from_utf8(out).unwrap_or_default()
+    }
+
+    /// Reads an id.
+    ///
+    /// # Errors
+    /// When it is none of this program's, or was cut or changed on the way.
+    pub fn from_id(id: &str) -> Result<Self, CursorError> {
+        if id.len() > MAX_ID {
+            return Err(CursorError);
+        }
+        let all = URL_SAFE_NO_PAD.decode(id).map_err(|_| CursorError)?;
+        let (body, sum) = all.split_last_chunk::<2>().ok_or(CursorError)?;
+        if checksum(body) != *sum {
+            return Err(CursorError);
+        }
+        Self::read(body).ok_or(CursorError)
+    }
+
+    fn read(mut bytes: &[u8]) -> Option<Self> {
+        let bytes = &mut bytes;
+        if take(bytes, 1)? != [VERSION] {
+            return None;
+        }
+        let epoch = u32::from_be_bytes(take(bytes, 4)?.try_into().ok()?);
+        let volatile = Point::decode(bytes)?;
+        let mut durable: Vec<(Tag, Point)> = Vec::new();
+        while !bytes.is_empty() {
+            let tag = Tag(u16::from_be_bytes(take(bytes, 2)?.try_into().ok()?));
+            let point = Point::decode(bytes)?;
+            if durable.iter().any(|(t, _)| *t == tag) {
+                return None;
+            }
+            durable.push((tag, point));
+        }
+        Some(Self { epoch, volatile, durable })
+    }
+}
+
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let mut hash = Fnv::default();
+    hash.write(bytes);
+    let h = hash.finish();
+    ((h ^ (h >> 16) ^ (h >> 32) ^ (h >> 48)) as u16).to_be_bytes()
+}

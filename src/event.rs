@@ -1,0 +1,239 @@
+//! What a source hands in (`Message`) and what routing makes of it (`Event`).
+//!
+//! Pure. Knows subjects and positions, not where they come from or who gets them.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::cursor::Position;
+use crate::subject::Subject;
+
+/// A moment in microseconds since 1970, UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Timestamp(u64);
+
+impl Timestamp {
+    /// The present, by the system's clock.
+    #[must_use]
+    pub fn now() -> Self {
+        SystemTime::now().into()
+    }
+
+    /// From microseconds since 1970.
+    #[must_use]
+    pub const fn from_micros(micros: u64) -> Self {
+        Self(micros)
+    }
+
+    /// Microseconds since 1970.
+    #[must_use]
+    pub const fn as_micros(self) -> u64 {
+        self.0
+    }
+
+    /// Milliseconds since 1970.
+    #[must_use]
+    pub const fn as_millis(self) -> u64 {
+        self.0 / 1000
+    }
+
+    /// This long before, or 1970.
+    #[must_use]
+    pub fn before(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
+    }
+}
+
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Self {
+        // Clocks before 1970 and after the year 586,912 are read as these bounds.
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+    }
+}
+
+/// RFC 3339 with microseconds and `Z`.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0 / 1_000_000;
+        let days = seconds / 86_400;
+        // Days to a date of the proleptic Gregorian calendar, counted in eras of 400 years from March.
+        let z = days + 719_468;
+        let (era, day_of_era) = (z / 146_097, z % 146_097);
+        let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let shifted_month = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+        let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+        let year = year_of_era + era * 400 + u64::from(month <= 2);
+        let (h, m, s) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+        let mut text = *b"0000-00-00T00:00:00.000000Z";
+        if year > 9999 {
+            return write!(f, "{year}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{:06}Z", self.0 % 1_000_000);
+        }
+        for (at, width, mut number) in
+            [(0, 4, year), (5, 2, month), (8, 2, day), (11, 2, h), (14, 2, m), (17, 2, s), (20, 6, self.0 % 1_000_000)]
+        {
+            for place in (at..at + width).rev() {
+                text[place] = b'0' + (number % 10) as u8;
+                number /= 10;
+            }
+        }
+        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
+    }
+}
+
+/// What a source read: one message of its broker, normalised.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// What the broker calls it, escaped where that is no subject.
+    pub subject: Subject,
+    /// The bytes, untouched.
+    pub payload: Bytes,
+    /// The broker's time of it, else of its receipt.
+    pub time: Timestamp,
+    /// Where it stands in the broker's log, for a source that has one.
+    pub position: Option<Position>,
+}
+
+/// How an event's `data` is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Envelope {
+    /// `{"subject":…,"time":…,"data":…}`.
+    #[default]
+    Json,
+    /// The payload itself, where it is text.
+    Raw,
+    /// CloudEvents 1.0, JSON event format.
+    CloudEvents,
+}
+
+/// A message as routing lets it go on.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// The subject that clients, grants and patterns see.
+    pub subject: Subject,
+    /// The message's bytes.
+    pub payload: Bytes,
+    /// The message's time.
+    pub time: Timestamp,
+    /// The message's place in its log.
+    pub position: Option<Position>,
+    /// The SSE event name, where the route sets one.
+    pub name: Option<Arc<str>>,
+    /// How `data` is written.
+    pub envelope: Envelope,
+}
+
+/// Why events of a source may be missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GapReason {
+    /// The window or the broker had dropped them.
+    Retention,
+    /// A source without a log, before this process.
+    Restart,
+    /// The broker's log was made anew, purged or cut.
+    Reset,
+    /// We or the library could not keep up.
+    Overflow,
+    /// A source without a log was not connected.
+    Reconnect,
+    /// A message was larger than `max_payload`.
+    Oversized,
+    /// The client's cursor could not be read.
+    UnknownCursor,
+}
+
+impl GapReason {
+    /// All of them, for metrics.
+    pub const ALL: [Self; 7] =
+        [Self::Retention, Self::Restart, Self::Reset, Self::Overflow, Self::Reconnect, Self::Oversized, Self::UnknownCursor];
+
+    /// The word in the control event.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Retention => "retention",
+            Self::Restart => "restart",
+            Self::Reset => "reset",
+            Self::Overflow => "overflow",
+            Self::Reconnect => "reconnect",
+            Self::Oversized => "oversized",
+            Self::UnknownCursor => "unknown_cursor",
+        }
+    }
+}
+
+/// A hole in a source: events of it may be missing between `from` and `to`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// Why.
+    pub reason: GapReason,
+    /// The last position before the hole in the source's own terms, where known.
+    pub from: Option<u64>,
+    /// The first position after the hole, where known.
+    pub to: Option<u64>,
+    /// Where a durable source's reader stands after the hole.
+    pub position: Option<Position>,
+}
+
+/// The name of a source: a letter or digit, then letters, digits, `-` and `_`; at most 64 bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct SourceName(Arc<str>);
+
+/// A text that cannot name a source.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("must be 1 to 64 letters, digits, `-` or `_`, the first a letter or digit")]
+pub struct SourceNameError;
+
+impl SourceName {
+    /// The name's text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for SourceName {
+    type Err = SourceNameError;
+    fn from_str(text: &str) -> Result<Self, SourceNameError> {
+        let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if text.is_empty() || text.len() > 64 || !text.chars().all(good) || text.starts_with(['-', '_']) {
+            return Err(SourceNameError);
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Display for SourceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_rfc_3339() {
+        for text in [
+            "1970-01-01T00:00:00.000000Z",
+            "2000-02-29T23:59:59.999999Z",
+            "2026-11-22T14:41:00.000001Z",
+            "2100-03-01T00:00:00.5Z",
+            "9998-12-31T23:59:59Z",
+        ] {
+            let expected: jiff::Timestamp = text.parse().expect("a time");
+            let ours = Timestamp::from_micros(u64::try_from(expected.as_microsecond()).expect("after 1970"));
+            assert_eq!(ours.to_string().parse::<jiff::Timestamp>().expect("RFC 3339"), expected, "{text}");
+        }
+    }
+}

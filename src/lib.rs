@@ -1,0 +1,11 @@
+//! brokercast: message-broker traffic for browsers, over Server-Sent Events.
+//!
+//! The rooms and what each may know are drawn in ARCHITECTURE.md. Data flows one way:
+//! `source -> Message -> route -> Event -> hub -> Subscription -> SSE body`.
+
+pub mod auth;
+pub mod config;
+pub mod cursor;
+pub mod event;
+pub mod source;
+pub mod subject;

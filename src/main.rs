@@ -1,0 +1,2 @@
+//! The program: arguments, configuration, telemetry, the bridge, an exit code.
+fn main() {}

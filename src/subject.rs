@@ -1,0 +1,362 @@
+//! Subjects and patterns: what events are called and how a set of them is described.
+//!
+//! Pure. Knows nothing of sources, grants or the hub.
+
+use std::fmt;
+use std::fmt::Write as _;
+use std::str::FromStr;
+
+use bytestring::ByteString;
+use serde::{Deserialize, Deserializer, Serialize};
+
+pub mod index;
+#[cfg(test)]
+mod tests;
+
+/// The longest subject in bytes: what fits the two-byte length that the hub keeps of it.
+pub const MAX_SUBJECT: usize = 16 * 1024;
+
+/// Why a text is no subject or no pattern.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubjectError {
+    /// Nothing at all.
+    #[error("is empty")]
+    Empty,
+    /// `a..b`, `.a` or `a.`.
+    #[error("has an empty token")]
+    EmptyToken,
+    /// White space or a control character.
+    #[error("has white space or a control character")]
+    Character,
+    /// A wildcard where there may be none.
+    #[error("has a wildcard: `*` and `>` stand only in patterns")]
+    Wildcard,
+    /// `a*` or `>b`.
+    #[error("has a wildcard inside a token: `*` and `>` must be whole tokens")]
+    PartialWildcard,
+    /// `>` before the end.
+    #[error("has `>` before its last token")]
+    TailNotLast,
+    /// More than [`MAX_SUBJECT`] bytes.
+    #[error("is longer than {MAX_SUBJECT} bytes")]
+    TooLong,
+}
+
+fn forbidden(c: char) -> bool {
+    c.is_whitespace() || c.is_control()
+}
+
+/// The name of an event: dot-separated, non-empty tokens without white space, control characters or
+/// wildcards.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Subject(ByteString);
+
+impl Subject {
+    /// Takes a text as it stands.
+    ///
+    /// # Errors
+    /// When it is no subject.
+    pub fn new(text: impl Into<ByteString>) -> Result<Self, SubjectError> {
+        let text = text.into();
+        check_subject(&text)?;
+        Ok(Self(text))
+    }
+
+    /// Takes whatever a broker calls a message. A valid subject without `%` stands as it is; anything else
+    /// is percent-escaped, byte by byte, so that no two names become one. An empty name becomes `empty`.
+    #[must_use]
+    pub fn from_broker(name: &[u8], empty: &Subject) -> Self {
+        match std::str::from_utf8(name) {
+            Ok("") => empty.clone(),
+            Ok(text) if !name.contains(&b'%') && check_subject(text).is_ok() => Self(ByteString::from(text)),
+            _ => Self::escaped(name),
+        }
+    }
+
+    fn escaped(name: &[u8]) -> Self {
+        let mut out = String::with_capacity(name.len() + 16);
+        let mut at_token_start = true;
+        let mut rest = name;
+        while !rest.is_empty() && out.len() + 12 < MAX_SUBJECT {
+            let (good, bad_len) = match std::str::from_utf8(rest) {
+                Ok(text) => (text, 0),
+                Err(e) => {
+                    let good = std::str::from_utf8(&rest[..e.valid_up_to()]).unwrap_or_default();
+                    (good, e.error_len().unwrap_or(rest.len() - e.valid_up_to()))
+                }
+            };
+            for (i, c) in good.char_indices() {
+                if out.len() + 12 >= MAX_SUBJECT {
+                    break;
+                }
+                let last = bad_len == 0 && i + c.len_utf8() == good.len();
+                if c == '.' && !at_token_start && !last {
+                    out.push('.');
+                    at_token_start = true;
+                    continue;
+                }
+                if matches!(c, '.' | '%' | '*' | '>') || forbidden(c) {
+                    let mut buffer = [0; 4];
+                    for byte in c.encode_utf8(&mut buffer).bytes() {
+                        push_escape(&mut out, byte);
+                    }
+                } else {
+                    out.push(c);
+                }
+                at_token_start = false;
+            }
+            for byte in &rest[good.len()..good.len() + bad_len] {
+                push_escape(&mut out, *byte);
+                at_token_start = false;
+            }
+            rest = &rest[good.len() + bad_len..];
+        }
+        if at_token_start {
+            // Only where the length bound cut right behind a dot.
+            out.push_str("%2E");
+        }
+        Self(ByteString::from(out))
+    }
+
+    /// The subject's text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Its tokens, first to last.
+    pub fn tokens(&self) -> impl Iterator<Item = &str> {
+        self.0.split('.')
+    }
+}
+
+fn push_escape(out: &mut String, byte: u8) {
+    // Writing into a String cannot fail.
+    write!(out, "%{byte:02X}").unwrap_or_default();
+}
+
+fn check_subject(text: &str) -> Result<(), SubjectError> {
+    if text.len() > MAX_SUBJECT {
+        return Err(SubjectError::TooLong);
+    }
+    let mut at_token_start = true;
+    for byte in text.bytes() {
+        match byte {
+            b'.' if at_token_start => return Err(if text.is_empty() { SubjectError::Empty } else { SubjectError::EmptyToken }),
+            b'.' => at_token_start = true,
+            b'*' | b'>' => return Err(SubjectError::Wildcard),
+            0..=b' ' | 0x7f => return Err(SubjectError::Character),
+            _ => at_token_start = false,
+        }
+    }
+    if text.is_empty() {
+        return Err(SubjectError::Empty);
+    }
+    if at_token_start {
+        return Err(SubjectError::EmptyToken);
+    }
+    if !text.is_ascii() && text.contains(forbidden) {
+        return Err(SubjectError::Character);
+    }
+    Ok(())
+}
+
+impl FromStr for Subject {
+    type Err = SubjectError;
+    fn from_str(text: &str) -> Result<Self, SubjectError> {
+        check_subject(text)?;
+        Ok(Self(ByteString::from(text)))
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+/// A set of subjects: a subject in which `*` stands for one token and a last `>` for one or more.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Pattern(Box<str>);
+
+impl Pattern {
+    /// The pattern that every subject matches.
+    #[must_use]
+    pub fn all() -> Self {
+        Self(">".into())
+    }
+
+    /// The pattern's text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Its tokens, first to last.
+    pub fn tokens(&self) -> impl Iterator<Item = &str> + Clone {
+        self.0.split('.')
+    }
+
+    /// Whether `subject` is in the set.
+    #[must_use]
+    pub fn matches(&self, subject: &str) -> bool {
+        let mut subject = subject.split('.');
+        for token in self.tokens() {
+            match (token, subject.next()) {
+                (">", Some(_)) => return true,
+                ("*", Some(_)) => {}
+                (token, Some(other)) if token == other => {}
+                _ => return false,
+            }
+        }
+        subject.next().is_none()
+    }
+
+    /// Whether some subject is in both sets.
+    #[must_use]
+    pub fn intersects(&self, other: &Pattern) -> bool {
+        let (mut a, mut b) = (self.tokens(), other.tokens());
+        loop {
+            match (a.next(), b.next()) {
+                (None, None) => return true,
+                (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+                (Some(x), Some(y)) if x == y || x == "*" || y == "*" => {}
+                _ => return false,
+            }
+        }
+    }
+
+    /// Whether every subject of this set is in one of `others`. Exact: several patterns may cover it
+    /// only together.
+    #[must_use]
+    pub fn covered_by(&self, others: &[Pattern]) -> bool {
+        // What is left of each pattern that still follows. A token that nobody names is the hardest to
+        // cover: whoever takes it (`*`, `>`) takes every other one too.
+        let mut left: Vec<_> = others.iter().map(Pattern::tokens).collect();
+        let mut tokens = self.tokens();
+        loop {
+            let token = tokens.next();
+            let mut ends = false;
+            let mut tail = false;
+            left.retain_mut(|pattern| match (token, pattern.next()) {
+                (None, None) => {
+                    ends = true;
+                    false
+                }
+                (Some(_), Some(">")) => {
+                    tail = true;
+                    true
+                }
+                (Some(t), Some(p)) => p == "*" || (t == p && t != ">"),
+                _ => false,
+            });
+            match token {
+                None => return ends,
+                _ if tail => return true,
+                Some(">") => return tail_covered(left),
+                Some(_) if left.is_empty() => return false,
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+/// Whether patterns cover every end of one or more tokens of which the first has been taken already.
+fn tail_covered<'a>(mut left: Vec<impl Iterator<Item = &'a str>>) -> bool {
+    while !left.is_empty() {
+        let mut ends = false;
+        let mut tail = false;
+        left.retain_mut(|pattern| match pattern.next() {
+            None => {
+                ends = true;
+                false
+            }
+            Some(">") => {
+                tail = true;
+                true
+            }
+            Some(token) => token == "*",
+        });
+        if !ends {
+            return false;
+        }
+        if tail {
+            return true;
+        }
+    }
+    false
+}
+
+impl FromStr for Pattern {
+    type Err = SubjectError;
+    fn from_str(text: &str) -> Result<Self, SubjectError> {
+        if text.is_empty() {
+            return Err(SubjectError::Empty);
+        }
+        if text.len() > MAX_SUBJECT {
+            return Err(SubjectError::TooLong);
+        }
+        let mut tokens = text.split('.').peekable();
+        while let Some(token) = tokens.next() {
+            match token {
+                "" => return Err(SubjectError::EmptyToken),
+                ">" if tokens.peek().is_some() => return Err(SubjectError::TailNotLast),
+                "*" | ">" => {}
+                token if token.contains(['*', '>']) => return Err(SubjectError::PartialWildcard),
+                token if token.contains(forbidden) => return Err(SubjectError::Character),
+                _ => {}
+            }
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl From<&Subject> for Pattern {
+    fn from(subject: &Subject) -> Self {
+        Self(subject.as_str().into())
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+impl Serialize for Pattern {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Pattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // The text itself is never echoed: it may be a secret in the wrong place.
+        String::deserialize(deserializer)?.parse().map_err(|e: SubjectError| serde::de::Error::custom(format_args!("this pattern {e}")))
+    }
+}
+
+impl Serialize for Subject {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Subject {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(|e: SubjectError| serde::de::Error::custom(format_args!("this subject {e}")))
+    }
+}

@@ -1,0 +1,195 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn subject(text: &str) -> Subject {
+    text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
+}
+
+fn pattern(text: &str) -> Pattern {
+    text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
+}
+
+#[test]
+fn subjects_are_dot_separated_tokens_without_wildcards() {
+    for good in ["a", "a.b", "orders.eu.created", "ä.ö", "a-b_c.1", "a%20b"] {
+        assert!(good.parse::<Subject>().is_ok(), "{good}");
+    }
+    for (bad, why) in [
+        ("", SubjectError::Empty),
+        (".", SubjectError::EmptyToken),
+        ("a.", SubjectError::EmptyToken),
+        (".a", SubjectError::EmptyToken),
+        ("a..b", SubjectError::EmptyToken),
+        ("a b", SubjectError::Character),
+        ("a\u{a0}b", SubjectError::Character),
+        ("a\u{85}b", SubjectError::Character),
+        ("a\n", SubjectError::Character),
+        ("a.*", SubjectError::Wildcard),
+        ("a>", SubjectError::Wildcard),
+    ] {
+        assert_eq!(bad.parse::<Subject>(), Err(why), "{bad:?}");
+    }
+}
+
+#[test]
+fn patterns_take_wildcards_only_as_whole_tokens() {
+    for good in ["*", ">", "a.*", "a.>", "*.b.>", "a.b"] {
+        assert!(good.parse::<Pattern>().is_ok(), "{good}");
+    }
+    for (bad, why) in [
+        ("", SubjectError::Empty),
+        ("a..b", SubjectError::EmptyToken),
+        (">.a", SubjectError::TailNotLast),
+        ("a*", SubjectError::PartialWildcard),
+        ("a.>b", SubjectError::PartialWildcard),
+        ("a b", SubjectError::Character),
+    ] {
+        assert_eq!(bad.parse::<Pattern>(), Err(why), "{bad:?}");
+    }
+}
+
+#[test]
+fn what_brokers_say_is_escaped_and_never_dropped() {
+    let empty = subject("inbox");
+    for (name, expected) in [
+        (&b"a.b"[..], "a.b"),
+        (b"", "inbox"),
+        (b"a..b", "a.%2Eb"),
+        (b".a", "%2Ea"),
+        (b"a.", "a%2E"),
+        (b".", "%2E"),
+        (b"..", "%2E%2E"),
+        (b"a%b", "a%25b"),
+        (b"a b", "a%20b"),
+        (b"a.*.>", "a.%2A.%3E"),
+        (b"\xff.x", "%FF.x"),
+        (b"x.\xff", "x.%FF"),
+        (b"x.\xe2\x82", "x.%E2%82"),
+        ("ä.\u{a0}".as_bytes(), "ä.%C2%A0"),
+    ] {
+        assert_eq!(Subject::from_broker(name, &empty).as_str(), expected, "{name:?}");
+    }
+}
+
+#[test]
+fn coverage_is_exact_even_when_several_patterns_share_it() {
+    for (wanted, grant, covered) in [
+        ("a", &["a"][..], true),
+        ("a.*", &["a.b"], false),
+        ("a.*", &["a.>"], true),
+        ("a.>", &["a.*"], false),
+        ("a.>", &["a.*", "a.*.>"], true),
+        (">", &["*", "*.>"], true),
+        (">", &["*", "*.*", "*.*.>"], true),
+        (">", &["*", "*.*.>"], false),
+        ("*.b", &["a.b", "c.b"], false),
+        ("*.b.>", &["*.*.>", "x"], true),
+        ("a.b", &["a", "a.b.>"], false),
+        ("a.b.c", &["*.x.c", "a.*.c"], true),
+        ("a", &[], false),
+    ] {
+        let grant: Vec<_> = grant.iter().map(|p| pattern(p)).collect();
+        assert_eq!(pattern(wanted).covered_by(&grant), covered, "{wanted} in {grant:?}");
+    }
+}
+
+fn token() -> impl Strategy<Value = &'static str> {
+    prop_oneof![Just("a"), Just("b"), Just("c")]
+}
+
+fn subjects() -> impl Strategy<Value = String> {
+    prop::collection::vec(token(), 1..5).prop_map(|t| t.join("."))
+}
+
+fn patterns() -> impl Strategy<Value = Pattern> {
+    (prop::collection::vec(prop_oneof![3 => token(), 2 => Just("*")], 0..4), any::<bool>()).prop_map(|(mut tokens, tail)| {
+        if tail || tokens.is_empty() {
+            tokens.push(">");
+        }
+        pattern(&tokens.join("."))
+    })
+}
+
+/// The same question answered the slow way, token list against token list.
+fn naive(p: &[&str], s: &[&str]) -> bool {
+    match (p, s) {
+        ([], []) => true,
+        ([">"], [_, ..]) => true,
+        (["*", p @ ..], [_, s @ ..]) => naive(p, s),
+        ([x, p @ ..], [y, s @ ..]) => x == y && naive(p, s),
+        _ => false,
+    }
+}
+
+/// Every subject of up to five tokens over three letters.
+fn all_subjects() -> Vec<String> {
+    let mut all = vec![String::new()];
+    let mut out = Vec::new();
+    for _ in 0..5 {
+        all = all
+            .iter()
+            .flat_map(|s| ["a", "b", "c", "z"].iter().map(move |t| if s.is_empty() { (*t).to_owned() } else { format!("{s}.{t}") }))
+            .collect();
+        out.extend(all.clone());
+    }
+    out
+}
+
+proptest! {
+    #[test]
+    fn matching_agrees_with_the_naive_reference(p in patterns(), s in subjects()) {
+        let expected = naive(&p.as_str().split('.').collect::<Vec<_>>(), &s.split('.').collect::<Vec<_>>());
+        prop_assert_eq!(p.matches(&s), expected);
+    }
+
+    #[test]
+    fn every_broker_name_becomes_a_valid_subject_and_stays_distinct(a in prop::collection::vec(any::<u8>(), 1..40), b in prop::collection::vec(any::<u8>(), 1..40)) {
+        let empty = subject("empty-name");
+        let (x, y) = (Subject::from_broker(&a, &empty), Subject::from_broker(&b, &empty));
+        prop_assert!(x.as_str().parse::<Subject>().is_ok(), "{:?}", x);
+        prop_assert_eq!(a == b, x == y);
+    }
+
+    #[test]
+    fn coverage_and_intersection_agree_with_trying_every_subject(w in patterns(), grant in prop::collection::vec(patterns(), 0..4)) {
+        let all = all_subjects();
+        let expected = all.iter().filter(|s| w.matches(s)).all(|s| grant.iter().any(|g| g.matches(s)));
+        prop_assert_eq!(w.covered_by(&grant), expected, "{} by {:?}", w, grant);
+        for g in &grant {
+            // Letters that only one side names still meet in a subject of these letters or none.
+            let meet = all.iter().any(|s| w.matches(s) && g.matches(s));
+            if meet {
+                prop_assert!(w.intersects(g));
+            }
+            if !w.intersects(g) {
+                prop_assert!(!meet);
+            }
+        }
+    }
+
+    #[test]
+    fn the_index_finds_what_a_scan_finds(all in prop::collection::vec(patterns(), 0..30), gone in prop::collection::vec(any::<prop::sample::Index>(), 0..10), s in subjects()) {
+        let mut index = index::Index::default();
+        for (i, p) in all.iter().enumerate() {
+            index.insert(p, i);
+        }
+        let mut left: Vec<_> = (0..all.len()).collect();
+        for g in gone {
+            if !left.is_empty() {
+                let i = left.swap_remove(g.index(left.len()));
+                index.remove(&all[i], i);
+            }
+        }
+        let mut found = Vec::new();
+        index.find(&s, &mut found);
+        found.sort_unstable();
+        let mut expected: Vec<_> = left.iter().copied().filter(|i| all[*i].matches(&s)).collect();
+        expected.sort_unstable();
+        prop_assert_eq!(found, expected);
+        for i in left {
+            index.remove(&all[i], i);
+        }
+        prop_assert!(index.is_empty());
+    }
+}
