@@ -3,12 +3,14 @@
 //! Their errors never echo the value: it may be a secret in the wrong place.
 
 use std::fmt;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::Secret;
+use super::{Problems, Secret};
 
 /// A duration: a number with `ms`, `s`, `m`, `h` or `d`; `0` needs no unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,14 +92,21 @@ impl<'de> Deserialize<'de> for SizeText {
     }
 }
 
+/// The name by which [`Secret`] makes itself known to the configuration's own deserializer, which then keeps the value
+/// out of everything that is printed.
+pub(crate) const SECRET: &str = "$brokercast::Secret";
+
 impl<'de> Deserialize<'de> for Secret {
-    /// Any scalar: the environment may have made a number or a truth value of a secret.
+    /// Any scalar: the environment or YAML may have made a number or a truth value of a secret.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct AnyScalar;
-        impl Visitor<'_> for AnyScalar {
+        impl<'de> Visitor<'de> for AnyScalar {
             type Value = Secret;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a text")
+            }
+            fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Secret, D::Error> {
+                deserializer.deserialize_any(AnyScalar)
             }
             fn visit_str<E: Error>(self, text: &str) -> Result<Secret, E> {
                 Ok(Secret::new(text.as_bytes()))
@@ -115,6 +124,70 @@ impl<'de> Deserialize<'de> for Secret {
                 self.visit_str(if truth { "true" } else { "false" })
             }
         }
-        deserializer.deserialize_any(AnyScalar)
+        deserializer.deserialize_newtype_struct(SECRET, AnyScalar)
     }
+}
+
+/// The longest file that is read as a secret or a key, in bytes.
+const MAX_SECRET_FILE: u64 = 1 << 20;
+
+/// The secret `name` at key path `path`, from its value or from the file that `<name>_file` names, less one line
+/// break at its end. `None` where neither is set, and where a problem has been noted: both set, a file that cannot be
+/// read, nothing in it.
+pub fn resolve_secret(inline: Option<Secret>, file: Option<PathBuf>, path: &str, name: &str, problems: &mut Problems) -> Option<Secret> {
+    let (key, secret) = match (inline, file) {
+        (None, None) => return None,
+        (Some(_), Some(_)) => {
+            problems.add(join(path, name), format!("only one of `{name}` and `{name}_file` may be set"));
+            return None;
+        }
+        (Some(secret), None) => (join(path, name), secret),
+        (None, Some(file)) => {
+            let key = join(path, &format!("{name}_file"));
+            let mut bytes = match read_bounded(&file) {
+                Ok(bytes) => bytes,
+                Err(what) => {
+                    problems.add(key, format!("must name a readable file: {what}"));
+                    return None;
+                }
+            };
+            if bytes.last() == Some(&b'\n') {
+                bytes.pop();
+                if bytes.last() == Some(&b'\r') {
+                    bytes.pop();
+                }
+            }
+            (key, Secret::new(bytes))
+        }
+    };
+    if secret.expose().is_empty() {
+        problems.add(key, "must not be empty");
+        return None;
+    }
+    Some(secret)
+}
+
+/// The text of a file that is no secret (a certificate, a key set), or a problem at `path`.
+pub fn read_text_file(file: &Path, path: &str, problems: &mut Problems) -> Option<String> {
+    match read_bounded(file).and_then(|bytes| String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())) {
+        Ok(text) => Some(text),
+        Err(what) => {
+            problems.add(path, format!("must name a readable file: {what}"));
+            None
+        }
+    }
+}
+
+/// A file's bytes, or why there are none: the system's word for it, without the file's name.
+fn read_bounded(file: &Path) -> Result<Vec<u8>, String> {
+    let says = |e: std::io::Error| e.kind().to_string();
+    let opened = std::fs::File::open(file).map_err(says)?;
+    let mut bytes = Vec::new();
+    opened.take(MAX_SECRET_FILE + 1).read_to_end(&mut bytes).map_err(says)?;
+    if bytes.len() as u64 > MAX_SECRET_FILE { Err("it is larger than 1 MiB".to_owned()) } else { Ok(bytes) }
+}
+
+/// `path.name`, or `name` alone at the top.
+pub(crate) fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
