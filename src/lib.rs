@@ -7,5 +7,6 @@ pub mod auth;
 pub mod config;
 pub mod cursor;
 pub mod event;
+pub mod frame;
 pub mod source;
 pub mod subject;

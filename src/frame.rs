@@ -1,0 +1,295 @@
+//! The SSE encoder: events, control events and heartbeats as bytes of `text/event-stream`
+//! (HTML Living Standard, section 9.2), and the chunks of HTTP/1.1 around them (RFC 9112, section 7.1).
+//!
+//! Pure. Knows nothing of channels or sockets. It never writes a line end that the payload chose: a CR, LF or CRLF
+//! in a payload becomes the border of two `data` lines, which a client reads back as LF.
+
+use std::io::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::value::RawValue;
+
+use crate::event::{Envelope, Event, Gap};
+
+#[cfg(test)]
+mod tests;
+
+/// Names of control events.
+pub const GAP: &str = "brokercast.gap";
+/// See [`GAP`].
+pub const CLOSING: &str = "brokercast.closing";
+
+/// Which of two encodings of an event a channel carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum Form {
+    /// As the route says.
+    #[default]
+    Routed,
+    /// `envelope=json`: the json envelope for all, the event's name inside.
+    Json,
+}
+
+/// Why the server ends a stream on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Closing {
+    /// The pool of subscribers is full.
+    Busy,
+    /// The server is going down.
+    Draining,
+    /// The token has run out.
+    Expired,
+    /// The token was taken back.
+    Revoked,
+    /// The socket took nothing for too long.
+    Slow,
+    /// What is needed to answer is not there yet.
+    Unavailable,
+}
+
+impl Closing {
+    /// All of them, for metrics.
+    pub const ALL: [Self; 6] = [Self::Busy, Self::Draining, Self::Expired, Self::Revoked, Self::Slow, Self::Unavailable];
+
+    /// The word in the control event.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::Draining => "draining",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::Slow => "slow",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// What an event is called in a CloudEvents envelope.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// The source's name.
+    pub source: &'a str,
+    /// Of the process, for events without a position.
+    pub epoch: u32,
+    /// The bridge's sequence, likewise.
+    pub seq: u64,
+}
+
+/// Whether the two forms of an event differ, so that both have to be made.
+#[must_use]
+pub fn forms_differ(event: &Event) -> bool {
+    event.envelope != Envelope::Json || event.name.is_some()
+}
+
+/// Appends all of an event but its `id` line: `event`, `data`, the blank line.
+pub fn body(out: &mut Vec<u8>, event: &Event, form: Form, origin: Origin<'_>) {
+    let data = Data::of(&event.payload);
+    let (envelope, name) = match form {
+        Form::Routed => (event.envelope, event.name.as_deref()),
+        Form::Json => (Envelope::Json, None),
+    };
+    if let Some(name) = name {
+        field(out, "event", name);
+    }
+    match (envelope, data) {
+        (Envelope::Raw, Data::Json(_) | Data::Text(_)) => data_lines(out, &event.payload),
+        (Envelope::CloudEvents, data) => {
+            let start = begin_data(out);
+            out.extend_from_slice(br#"{"specversion":"1.0","id":""#);
+            // Writing into a Vec cannot fail, here and below.
+            match &event.position {
+                Some(p) => write!(out, "{}{}", p.seq, p.check.map(|c| format!("-{c:x}")).unwrap_or_default()),
+                None => write!(out, "{:08x}-{}", origin.epoch, origin.seq),
+            }
+            .unwrap_or_default();
+            out.extend_from_slice(br#"","source":"/brokercast/"#);
+            out.extend_from_slice(origin.source.as_bytes());
+            out.extend_from_slice(br#"","type":"#);
+            string(out, event.name.as_deref().unwrap_or(event.subject.as_str()));
+            subject_and_time(out, event);
+            let kind = match data {
+                Data::Json(_) => "application/json",
+                Data::Text(_) => "text/plain",
+                Data::Binary(_) => "application/octet-stream",
+            };
+            write!(out, r#","datacontenttype":"{kind}""#).unwrap_or_default();
+            data.write(out);
+            end_data(out, start, &event.payload);
+        }
+        (_, data) => {
+            let start = begin_data(out);
+            out.extend_from_slice(br#"{"subject":"#);
+            string(out, event.subject.as_str());
+            if form == Form::Json
+                && let Some(name) = &event.name
+            {
+                out.extend_from_slice(br#","event":"#);
+                string(out, name);
+            }
+            write!(out, r#","time":"{}""#, event.time).unwrap_or_default();
+            data.write(out);
+            end_data(out, start, &event.payload);
+        }
+    }
+    out.push(b'\n');
+}
+
+fn subject_and_time(out: &mut Vec<u8>, event: &Event) {
+    out.extend_from_slice(br#","subject":"#);
+    string(out, event.subject.as_str());
+    write!(out, r#","time":"{}""#, event.time).unwrap_or_default();
+}
+
+/// What the bytes of a payload are.
+enum Data<'a> {
+    Json(&'a str),
+    Text(&'a str),
+    Binary(&'a [u8]),
+}
+
+impl<'a> Data<'a> {
+    fn of(payload: &'a [u8]) -> Self {
+        match serde_json::from_slice::<&RawValue>(payload) {
+            Ok(json) => Self::Json(json.get()),
+            Err(_) => match std::str::from_utf8(payload) {
+                Ok(text) => Self::Text(text),
+                Err(_) => Self::Binary(payload),
+            },
+        }
+    }
+
+    /// `,"data":…}`
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Json(json) => {
+                out.extend_from_slice(br#","data":"#);
+                out.extend_from_slice(json.as_bytes());
+            }
+            Self::Text(text) => {
+                out.extend_from_slice(br#","data":"#);
+                string(out, text);
+            }
+            Self::Binary(bytes) => {
+                out.extend_from_slice(br#","data_base64":""#);
+                let at = out.len();
+                out.resize(at + base64::encoded_len(bytes.len(), true).unwrap_or_default(), 0);
+                // The slice is exactly as long as the encoding.
+                STANDARD.encode_slice(bytes, &mut out[at..]).unwrap_or_default();
+                out.push(b'"');
+            }
+        }
+        out.push(b'}');
+    }
+}
+
+fn string(out: &mut Vec<u8>, text: &str) {
+    serde_json::to_writer(out, text).unwrap_or_default();
+}
+
+fn begin_data(out: &mut Vec<u8>) -> usize {
+    out.extend_from_slice(b"data: ");
+    out.len()
+}
+
+/// Ends what [`begin_data`] began. Only a JSON payload can have brought line ends.
+fn end_data(out: &mut Vec<u8>, start: usize, payload: &[u8]) {
+    if payload.iter().any(|b| matches!(b, b'\n' | b'\r')) {
+        let text = out.split_off(start);
+        out.truncate(start - b"data: ".len());
+        data_lines(out, &text);
+    } else {
+        out.push(b'\n');
+    }
+}
+
+/// Appends `text` as `data` lines, one for each of its lines.
+pub fn data_lines(out: &mut Vec<u8>, text: &[u8]) {
+    let mut rest = text;
+    loop {
+        out.extend_from_slice(b"data: ");
+        let Some(at) = rest.iter().position(|b| matches!(b, b'\n' | b'\r')) else {
+            out.extend_from_slice(rest);
+            out.push(b'\n');
+            return;
+        };
+        out.extend_from_slice(&rest[..at]);
+        out.push(b'\n');
+        rest = if rest[at..].starts_with(b"\r\n") { &rest[at + 2..] } else { &rest[at + 1..] };
+    }
+}
+
+/// One line; a line end in `value` ends it there.
+fn field(out: &mut Vec<u8>, name: &str, value: &str) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value.split(['\n', '\r', '\0']).next().unwrap_or_default().as_bytes());
+    out.push(b'\n');
+}
+
+/// Appends an `id` line.
+pub fn id_line(out: &mut Vec<u8>, id: &[u8]) {
+    out.extend_from_slice(b"id: ");
+    out.extend_from_slice(id);
+    out.push(b'\n');
+}
+
+/// Appends all of a gap but its `id` line. `source` is `*` for all of them.
+pub fn gap(out: &mut Vec<u8>, source: &str, gap: &Gap) {
+    field(out, "event", GAP);
+    let number = |n: Option<u64>| n.map_or_else(|| "null".to_owned(), |n| format!("\"{n}\""));
+    write!(
+        out,
+        "data: {{\"source\":\"{source}\",\"reason\":\"{}\",\"from\":{},\"to\":{}}}\n\n",
+        gap.reason.as_str(),
+        number(gap.from),
+        number(gap.to)
+    )
+    .unwrap_or_default();
+}
+
+/// Appends all of a closing but its `id` line.
+pub fn closing(out: &mut Vec<u8>, reason: Closing) {
+    field(out, "event", CLOSING);
+    write!(out, "data: {{\"reason\":\"{}\"}}\n\n", reason.as_str()).unwrap_or_default();
+}
+
+/// Appends what every stream begins with: a comment, `retry` in milliseconds, and where the client stands.
+pub fn opening(out: &mut Vec<u8>, retry: std::time::Duration, id: Option<&[u8]>) {
+    write!(out, ": brokercast\nretry: {}\n", retry.as_millis()).unwrap_or_default();
+    if let Some(id) = id {
+        id_line(out, id);
+    }
+    out.push(b'\n');
+}
+
+/// Appends a heartbeat: a comment and, where the cursor has moved, its `id`.
+pub fn heartbeat(out: &mut Vec<u8>, id: Option<&[u8]>) {
+    out.extend_from_slice(b":\n");
+    if let Some(id) = id {
+        id_line(out, id);
+    }
+    out.push(b'\n');
+}
+
+/// Appends the line that begins an HTTP/1.1 chunk of `len` bytes; [`CHUNK_END`] ends it.
+pub fn chunk_head(out: &mut impl bytes::BufMut, len: usize) {
+    let mut digits = [0; 18];
+    let mut at = digits.len() - 2;
+    digits[at..].copy_from_slice(b"\r\n");
+    let mut rest = len;
+    loop {
+        at -= 1;
+        digits[at] = b"0123456789abcdef"[rest & 15];
+        rest >>= 4;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.put_slice(&digits[at..]);
+}
+
+/// Behind every chunk.
+pub const CHUNK_END: &[u8] = b"\r\n";
+/// The chunk that ends a body.
+pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";

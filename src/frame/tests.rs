@@ -1,0 +1,165 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::*;
+use crate::event::{GapReason, Timestamp};
+
+fn event(payload: &[u8], envelope: Envelope, name: Option<&str>) -> Event {
+    Event {
+        subject: "orders.eu".parse().unwrap(),
+        payload: Bytes::copy_from_slice(payload),
+        time: Timestamp::from_micros(1_000_000),
+        position: None,
+        name: name.map(Arc::from),
+        envelope,
+    }
+}
+
+const ORIGIN: Origin<'static> = Origin { source: "orders", epoch: 7, seq: 9 };
+
+fn encode(event: &Event, form: Form) -> String {
+    let mut out = Vec::new();
+    body(&mut out, event, form, ORIGIN);
+    String::from_utf8(out).unwrap()
+}
+
+/// What the standard makes of a stream: (event, data) of each dispatch.
+fn parse(stream: &str) -> Vec<(String, String)> {
+    let mut out = Vec::new();
+    let (mut name, mut data) = (String::new(), String::new());
+    for line in stream.replace("\r\n", "\n").split(['\n', '\r']) {
+        if line.is_empty() {
+            if !data.is_empty() {
+                data.pop();
+                out.push((std::mem::take(&mut name), std::mem::take(&mut data)));
+            }
+            name.clear();
+            continue;
+        }
+        let (field, value) = line.split_once(':').unwrap_or((line, ""));
+        let value = value.strip_prefix(' ').unwrap_or(value);
+        match field {
+            "event" => value.clone_into(&mut name),
+            "data" => {
+                data.push_str(value);
+                data.push('\n');
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
+#[test]
+fn json_payloads_stand_verbatim_in_their_envelope() {
+    let text = encode(&event(br#" {"a":1.50,"b":"\u00e4","a":2} "#, Envelope::Json, None), Form::Routed);
+    assert_eq!(
+        text,
+        "data: {\"subject\":\"orders.eu\",\"time\":\"1970-01-01T00:00:01.000000Z\",\"data\":{\"a\":1.50,\"b\":\"\\u00e4\",\"a\":2}}\n\n"
+    );
+}
+
+#[test]
+fn printed_json_keeps_its_meaning_over_several_data_lines() {
+    for ends in ["\n", "\r\n", "\r"] {
+        let payload = format!("{{{ends}  \"a\": [1,{ends}2]{ends}}}");
+        let got = parse(&encode(&event(payload.as_bytes(), Envelope::Json, None), Form::Routed));
+        let value: serde_json::Value = serde_json::from_str(&got[0].1).unwrap();
+        assert_eq!(value["data"], serde_json::json!({"a": [1, 2]}));
+    }
+}
+
+#[test]
+fn text_becomes_a_string_and_other_bytes_base64() {
+    for (payload, key, expected) in [
+        (&b""[..], "data", ""),
+        (b"hello", "data", "hello"),
+        (b"a\r\nb\0\"\\", "data", "a\r\nb\0\"\\"),
+        (b"{broken", "data", "{broken"),
+        (b"NaN", "data", "NaN"),
+        (b"\xff\x00", "data_base64", "/wA="),
+        (b"\"\xff\"", "data_base64", "Iv8i"),
+    ] {
+        let got = parse(&encode(&event(payload, Envelope::Json, None), Form::Routed));
+        let value: serde_json::Value = serde_json::from_str(&got[0].1).unwrap();
+        assert_eq!(value[key], expected, "{payload:?}");
+    }
+}
+
+#[test]
+fn raw_text_goes_line_by_line_and_raw_bytes_fall_back_to_json() {
+    assert_eq!(encode(&event(b" a\r\nb\rc\n", Envelope::Raw, Some("x")), Form::Routed), "event: x\ndata:  a\ndata: b\ndata: c\ndata: \n\n");
+    assert_eq!(encode(&event(b"", Envelope::Raw, None), Form::Routed), "data: \n\n");
+    assert!(encode(&event(b"\xff", Envelope::Raw, None), Form::Routed).contains("data_base64"));
+}
+
+#[test]
+fn the_json_form_carries_the_name_inside() {
+    let got = parse(&encode(&event(b"1", Envelope::Raw, Some("made")), Form::Json));
+    assert_eq!(got[0].0, "");
+    let value: serde_json::Value = serde_json::from_str(&got[0].1).unwrap();
+    assert_eq!(value["event"], "made");
+    assert_eq!(value["data"], 1);
+}
+
+#[test]
+fn cloudevents_have_the_required_attributes() {
+    for (payload, content_type) in [(&b"{}"[..], "application/json"), (b"x", "text/plain"), (b"\xff", "application/octet-stream")] {
+        let got = parse(&encode(&event(payload, Envelope::CloudEvents, Some("made")), Form::Routed));
+        let value: serde_json::Value = serde_json::from_str(&got[0].1).unwrap();
+        assert_eq!(value["specversion"], "1.0");
+        assert_eq!(value["id"], "00000007-9");
+        assert_eq!(value["source"], "/brokercast/orders");
+        assert_eq!(value["type"], "made");
+        assert_eq!(value["subject"], "orders.eu");
+        assert_eq!(value["datacontenttype"], content_type);
+        assert_eq!(got[0].0, "made");
+    }
+}
+
+#[test]
+fn control_events_are_typed_json() {
+    let mut out = Vec::new();
+    gap(&mut out, "orders", &Gap { reason: GapReason::Retention, from: Some(3), to: None, position: None });
+    closing(&mut out, Closing::Draining);
+    let got = parse(std::str::from_utf8(&out).unwrap());
+    assert_eq!(got[0], (GAP.to_owned(), r#"{"source":"orders","reason":"retention","from":"3","to":null}"#.to_owned()));
+    assert_eq!(got[1], (CLOSING.to_owned(), r#"{"reason":"draining"}"#.to_owned()));
+}
+
+#[test]
+fn chunk_heads_are_hexadecimal() {
+    for n in [0, 1, 15, 16, 255, 4096, usize::MAX] {
+        let mut out = Vec::new();
+        chunk_head(&mut out, n);
+        assert_eq!(out, format!("{n:x}\r\n").into_bytes());
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_payload_one_event_with_that_payload_comes_out(payload in prop::collection::vec(any::<u8>(), 0..60), name in prop::option::of("[a-z]{1,5}")) {
+        for envelope in [Envelope::Json, Envelope::Raw, Envelope::CloudEvents] {
+            let event = event(&payload, envelope, name.as_deref());
+            for form in [Form::Routed, Form::Json] {
+                let got = parse(&encode(&event, form));
+                prop_assert_eq!(got.len(), 1);
+                let text = std::str::from_utf8(&payload).ok();
+                if envelope == Envelope::Raw && form == Form::Routed && text.is_some() {
+                    let text = text.unwrap().replace("\r\n", "\n").replace('\r', "\n");
+                    prop_assert_eq!(&got[0].1, &text);
+                } else {
+                    let value: serde_json::Value = serde_json::from_str(&got[0].1).unwrap();
+                    let expected = match (serde_json::from_slice::<serde_json::Value>(&payload), text) {
+                        (Ok(json), _) => ("data", json),
+                        (_, Some(text)) => ("data", text.into()),
+                        _ => ("data_base64", STANDARD.encode(&payload).into()),
+                    };
+                    prop_assert_eq!(&value[expected.0], &expected.1);
+                }
+            }
+        }
+    }
+}
