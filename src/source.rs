@@ -4,12 +4,23 @@
 //! backoff, acknowledging, metrics and readiness live once, in [`supervisor`]. A source knows neither the hub
 //! nor HTTP: it hands [`Item`]s to whoever calls.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+use crate::config::Problems;
 use crate::cursor::Position;
-use crate::event::{Gap, Message, Timestamp};
+use crate::event::{Gap, GapReason, Message, SourceName, Timestamp};
+use crate::subject::{Pattern, SubjectError};
+
+pub mod http;
+pub mod nats;
+pub mod status;
+pub mod ticker;
+
+pub use status::{Counters, Handle, State, Status, StatusCell};
 
 /// What a connection yields, in the source's order.
 #[derive(Debug, Clone)]
@@ -78,8 +89,14 @@ pub trait Adapter: Send + Sync + 'static {
         false
     }
 
+    /// Whether messages may be lost while it is not connected: then every connection but the first begins with a
+    /// `reconnect` gap. True of whatever the broker keeps nothing for.
+    fn loses_while_away(&self) -> bool {
+        !self.durable()
+    }
+
     /// Patterns that together hold every subject this source can produce, before routing.
-    fn reach(&self) -> Vec<crate::subject::Pattern>;
+    fn reach(&self) -> Vec<Pattern>;
 
     /// Connects and sets up what it reads from. Dropping the future gives up; nothing stays behind.
     fn connect(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>>;
@@ -88,6 +105,18 @@ pub trait Adapter: Send + Sync + 'static {
     /// tail as long as it is kept, so that the caller decides where history meets the window.
     fn history(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
         self.connect(start)
+    }
+
+    /// Publishes to the broker with this source's settings, on a connection of its own, and returns when the broker
+    /// has it. What `brokercast publish` does.
+    fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {
+        let (_, _) = (subject, payload);
+        Box::pin(async { Err(SourceError::new(format!("a source of kind `{}` cannot be published to", self.kind()))) })
+    }
+
+    /// Where this process hands messages in, for a source that takes them from HTTP.
+    fn inbox(&self) -> Option<http::Handle> {
+        None
     }
 }
 
@@ -111,6 +140,85 @@ pub trait Connection: Send {
     fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
 }
 
-/// The adapter's part of a source's configuration; each adapter adds its own.
-#[derive(Debug)]
-pub enum AdapterConfig {}
+/// Where the supervisor hands batches: routing and the hub, behind a wall.
+pub trait Intake: Send + Sync {
+    /// Routes and publishes `items` in their order, empties the `Vec`, and returns the cursor that stands after the
+    /// last of them. May wait: that is back-pressure.
+    fn take<'a>(&'a self, source: usize, items: &'a mut Vec<Item>) -> BoxFuture<'a, String>;
+}
+
+/// Puts an `oversized` gap in the place of each message whose payload has more than `max` bytes, and returns how many
+/// those were. The supervisor does so for live batches; whoever reads a history does so for its own.
+pub fn drop_oversized(items: &mut [Item], max: usize) -> usize {
+    let mut dropped = 0;
+    for item in items {
+        if let Item::Message(message) = item
+            && message.payload.len() > max
+        {
+            let seq = message.position.map(|p| p.seq);
+            *item = Item::Gap(Gap {
+                reason: GapReason::Oversized,
+                from: seq.and_then(|s| s.checked_sub(1)),
+                to: seq.and_then(|s| s.checked_add(1)),
+                position: message.position,
+            });
+            dropped += 1;
+        }
+    }
+    dropped
+}
+
+/// Reads a list of patterns that may not be empty, and notes every problem; `path` is the list's key path.
+pub(crate) fn validate_patterns(texts: &[String], path: &str, problems: &mut Problems) -> Option<Vec<Pattern>> {
+    if texts.is_empty() {
+        problems.add(path, "must list at least one subject such as orders.>");
+        return None;
+    }
+    let read = |(n, text): (usize, &String)| {
+        text.parse()
+            .map_err(|e: SubjectError| problems.add(format!("{path}[{n}]"), format!("{e}; must be a subject such as orders.>")))
+            .ok()
+    };
+    let patterns: Vec<_> = texts.iter().enumerate().map(read).collect();
+    patterns.into_iter().collect()
+}
+
+/// What stands beside the adapter's tag in a source's configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Common {
+    /// Bytes of one message's payload.
+    pub max_payload: usize,
+}
+
+/// The adapter's part of a source's configuration: the list of adapters.
+#[derive(Debug, Clone)]
+pub enum AdapterConfig {
+    /// `ticker`
+    Ticker(ticker::Config),
+    /// `http`
+    Http(http::Config),
+    /// `nats`
+    Nats(nats::Config),
+}
+
+impl AdapterConfig {
+    /// Makes the adapter; connects nothing.
+    #[must_use]
+    pub fn build(self, name: &SourceName, common: Common) -> Arc<dyn Adapter> {
+        match self {
+            Self::Ticker(config) => Arc::new(ticker::Ticker::new(config)),
+            Self::Http(config) => Arc::new(http::Http::new(config)),
+            Self::Nats(config) => config.build(name, common),
+        }
+    }
+
+    /// Whether each replica of brokercast gets only its own part of the messages; `check` says so.
+    #[must_use]
+    pub fn splits(&self) -> bool {
+        match self {
+            Self::Ticker(_) => false,
+            Self::Http(_) => true,
+            Self::Nats(config) => config.splits(),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! What is known of a source from outside: its state for `/readyz` and `/sources`, its counters for the metrics.
+//!
+//! Written by the supervisor, read without a lock. Knows neither HTTP nor a metrics library.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use serde::Serialize;
+
+use crate::event::{GapReason, SourceName, Timestamp};
+
+/// What a source is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It was never connected and has not failed yet.
+    Connecting,
+    /// It is connected and reads the log's recent past into the window.
+    Warming,
+    /// It is connected.
+    Up,
+    /// It could not connect, or its connection is gone; it tries again and again.
+    Down,
+}
+
+impl State {
+    /// All of them, for metrics.
+    pub const ALL: [Self; 4] = [Self::Connecting, Self::Warming, Self::Up, Self::Down];
+
+    /// The word in `/readyz`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Warming => "warming",
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// A state, and since when.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// What it is doing.
+    pub state: State,
+    /// Since when.
+    #[serde(serialize_with = "as_text")]
+    pub since: Timestamp,
+    /// Why it is down: the whole chain of causes; names no secret.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Whether readiness waits for it.
+    pub required: bool,
+}
+
+fn as_text<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(time)
+}
+
+/// A [`Status`] that anybody may read at any time.
+#[derive(Debug)]
+pub struct StatusCell {
+    now: ArcSwap<Status>,
+    was_up: AtomicBool,
+}
+
+impl StatusCell {
+    /// Of a source that has not been started.
+    #[must_use]
+    pub fn new(required: bool) -> Self {
+        let status = Status { state: State::Connecting, since: Timestamp::now(), error: None, required };
+        Self { now: ArcSwap::from_pointee(status), was_up: AtomicBool::new(false) }
+    }
+
+    /// What it is doing now.
+    #[must_use]
+    pub fn read(&self) -> Arc<Status> {
+        self.now.load_full()
+    }
+
+    /// Whether it was up at any time: what readiness waits for.
+    #[must_use]
+    pub fn was_up(&self) -> bool {
+        self.was_up.load(Ordering::Acquire)
+    }
+
+    /// Notes a state; `since` stays where only the error is another.
+    pub(in crate::source) fn set(&self, state: State, error: Option<String>) {
+        let old = self.now.load();
+        let since = if old.state == state { old.since } else { Timestamp::now() };
+        self.now.store(Arc::new(Status { state, since, error, required: old.required }));
+        if state == State::Up {
+            self.was_up.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// What a source has counted since the start of the process. They only grow.
+#[derive(Debug, Default)]
+pub struct Counters {
+    messages: AtomicU64,
+    bytes: AtomicU64,
+    gaps: [AtomicU64; GapReason::ALL.len()],
+    connects: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Counters {
+    /// Messages that went into the window.
+    #[must_use]
+    pub fn messages(&self) -> u64 {
+        self.messages.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of their payloads.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Gaps that the source itself told of.
+    #[must_use]
+    pub fn gaps(&self, reason: GapReason) -> u64 {
+        self.gaps[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// Connections after the first.
+    #[must_use]
+    pub fn reconnects(&self) -> u64 {
+        self.connects.load(Ordering::Relaxed).saturating_sub(1)
+    }
+
+    /// Failed attempts to connect and lost connections.
+    #[must_use]
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    pub(in crate::source) fn count_messages(&self, messages: u64, bytes: u64) {
+        self.messages.fetch_add(messages, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(in crate::source) fn count_gap(&self, reason: GapReason) {
+        self.gaps[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(in crate::source) fn count_connect(&self) {
+        self.connects.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(in crate::source) fn count_error(&self) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A source as the rest of the process sees it.
+#[derive(Debug)]
+pub struct Handle {
+    /// Its name in the configuration.
+    pub name: SourceName,
+    /// The adapter's tag: `nats`, `amqp`, …
+    pub kind: &'static str,
+    /// Whether its broker keeps a log.
+    pub durable: bool,
+    /// What it is doing.
+    pub status: StatusCell,
+    /// What it has counted.
+    pub counters: Counters,
+}
+
+impl Handle {
+    /// Of a source that has not been started.
+    #[must_use]
+    pub fn new(name: SourceName, adapter: &dyn super::Adapter, required: bool) -> Self {
+        let (kind, durable) = (adapter.kind(), adapter.durable());
+        Self { name, kind, durable, status: StatusCell::new(required), counters: Counters::default() }
+    }
+}
