@@ -515,7 +515,8 @@ function state(name, text) {
   $("resume").hidden = on || lastId === "";
 }
 
-function refuse(title, detail) {
+function refuse(title, detail, probed = false) {
+  $("refusal-why").hidden = !probed;
   $("refusal-title").textContent = title;
   $("refusal-detail").textContent = detail;
   $("refusal").hidden = title === "";
@@ -620,8 +621,8 @@ async function explain(url) {
   const status = answer?.status ?? 0;
   if (status >= 400 && status < 500 && status !== 408 && status !== 425 && status !== 429) {
     const title = `${status} ${problem.title ?? answer.statusText}`.trim();
-    const hint = status === 401 ? "Put a valid token into the field above and connect." : status === 403 ? "What the token may see does not cover what was asked for." : "";
-    refuse(title, [problem.detail, hint].filter(Boolean).join(" "));
+    const hint = status === 401 ? "Put a valid token into the field above and connect." : status === 403 && !problem.detail ? "What was asked for is not covered by the token." : "";
+    refuse(title, [problem.detail, hint].filter(Boolean).map((t) => (/[.!?]$/.test(t) ? t : `${t}.`)).join(" "), true);
     line("fault", "Refused", `${title}${problem.detail ? `: ${problem.detail}` : ""}`);
     state("refused", `refused: ${status}`);
     return;
