@@ -18,6 +18,9 @@ use crate::subject::{Pattern, SubjectError};
 pub mod http;
 pub mod nats;
 pub mod status;
+pub mod supervisor;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod ticker;
 
 pub use status::{Counters, Handle, State, Status, StatusCell};

@@ -1,0 +1,349 @@
+//! What keeps a source going: connecting, backing off, handing batches in, acknowledging, cancelling; its status, its
+//! counters, its logs. Once, for all adapters.
+//!
+//! Knows an adapter only by the contract, and what takes the batches only as [`Intake`].
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use rand::Rng as _;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::{Adapter, Connection, Handle, Intake, Item, SourceError, Start, State, drop_oversized};
+use crate::cursor::Position;
+use crate::event::{Gap, GapReason};
+
+#[cfg(test)]
+mod tests;
+
+/// Items of one batch.
+const BATCH: usize = 512;
+/// For a connection to stand; adapters have closer limits with better words.
+const CONNECT: Duration = Duration::from_secs(30);
+/// For the broker to take an acknowledgement.
+const ACKNOWLEDGE: Duration = Duration::from_secs(10);
+/// For what is in hand, when the end has come.
+const LEAVE: Duration = Duration::from_secs(1);
+/// A connection that held so long forgets the failures before it.
+const HEALTHY: Duration = Duration::from_secs(30);
+
+/// Runs one source.
+pub struct Supervisor {
+    /// Its number, for the intake.
+    pub index: usize,
+    /// What connects.
+    pub adapter: Arc<dyn Adapter>,
+    /// Where batches go.
+    pub intake: Arc<dyn Intake>,
+    /// Status and counters.
+    pub handle: Arc<Handle>,
+    /// Where the first connection of a durable source starts: [`Start::Recent`] with the window's bounds.
+    pub warm_up: Start,
+    /// Bytes of one message's payload; what is larger becomes a gap.
+    pub max_payload: usize,
+}
+
+/// Why a connection ended.
+enum End {
+    Cancelled,
+    Failed(Failure),
+}
+
+enum Failure {
+    Source(SourceError),
+    Panic,
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl Supervisor {
+    /// Runs the source until it is cancelled; then what is in hand is finished and the connection closed, within two
+    /// seconds. A panic of the adapter is a lost connection.
+    pub async fn run(self, cancel: CancellationToken) {
+        let mut run = Run {
+            last: None,
+            log_was_empty: false,
+            warm: !self.adapter.durable(),
+            connected_at: None,
+            was_connected: false,
+            told: Vec::new(),
+            batch: Vec::with_capacity(BATCH),
+            cancel,
+            its: self,
+        };
+        let mut backoff = Backoff::default();
+        loop {
+            let end = run.connection().await;
+            let held = run.connected_at.take().map(|at| at.elapsed());
+            match end {
+                End::Cancelled => break,
+                End::Failed(failure) => run.tell_failure(&failure),
+            }
+            let delay = backoff.next(held);
+            if run.cancel.run_until_cancelled(sleep(delay)).await.is_none() {
+                break;
+            }
+        }
+        debug!(source = %run.its.handle.name, "source has ended");
+    }
+}
+
+struct Run {
+    its: Supervisor,
+    cancel: CancellationToken,
+    /// The last place in the log that was handed in.
+    last: Option<Position>,
+    /// The tail was told, and there was nothing.
+    log_was_empty: bool,
+    warm: bool,
+    connected_at: Option<Instant>,
+    was_connected: bool,
+    /// The failures of this outage that were logged.
+    told: Vec<String>,
+    batch: Vec<Item>,
+}
+
+impl Run {
+    async fn connection(&mut self) -> End {
+        let adapter = self.its.adapter.clone();
+        let connecting = guarded(within(CONNECT, "the broker did not answer in time", async { adapter.connect(self.start()).await }));
+        let mut connection = match self.cancel.run_until_cancelled(connecting).await {
+            None => return End::Cancelled,
+            Some(Err(failure)) => return failure.into(),
+            Some(Ok(connection)) => connection,
+        };
+        self.batch.clear();
+        self.tell_connected();
+        match self.read(&mut connection).await {
+            Ok(()) => {
+                if timeout(LEAVE, guarded(async { Ok(connection.close().await) })).await.is_err() {
+                    debug!(source = %self.its.handle.name, "source did not close in time");
+                }
+                End::Cancelled
+            }
+            Err(failure) => failure.into(),
+        }
+    }
+
+    fn start(&self) -> Start {
+        match self.last {
+            _ if !self.its.adapter.durable() => Start::Now,
+            Some(position) => Start::After(position),
+            // Whatever stands in the log by now came after the tail that was told.
+            None if self.log_was_empty => Start::Earliest,
+            None => self.its.warm_up,
+        }
+    }
+
+    /// Reads until cancelled.
+    async fn read(&mut self, connection: &mut Box<dyn Connection>) -> Result<(), Failure> {
+        if std::mem::replace(&mut self.was_connected, true) && self.its.adapter.loses_while_away() {
+            self.batch.push(Item::Gap(Gap { reason: GapReason::Reconnect, from: None, to: None, position: None }));
+            let Some(id) = self.hand_in().await else { return Ok(()) };
+            self.acknowledge(connection, &id).await?;
+        }
+        if self.warm {
+            self.its.handle.status.set(State::Up, None);
+        } else {
+            self.its.handle.status.set(State::Warming, None);
+        }
+        let cancel = self.cancel.clone();
+        let mut cancelled = pin!(cancel.cancelled());
+        loop {
+            let read = tokio::select! {
+                biased;
+                () = &mut cancelled => None,
+                read = guarded(async { connection.next(&mut self.batch, BATCH).await }) => Some(read),
+            };
+            if !self.batch.is_empty() {
+                let Some(id) = self.hand_in().await else { return Ok(()) };
+                // What a lost connection had handed out is in the window; there is nobody to tell.
+                if !matches!(read, Some(Err(_))) {
+                    self.acknowledge(connection, &id).await?;
+                }
+            }
+            match read {
+                None => return Ok(()),
+                Some(read) => read?,
+            }
+        }
+    }
+
+    async fn acknowledge(&self, connection: &mut Box<dyn Connection>, id: &str) -> Result<(), Failure> {
+        let acknowledging = async { connection.acknowledge(id).await };
+        let acknowledging = guarded(within(ACKNOWLEDGE, "the broker did not take an acknowledgement", acknowledging));
+        self.until_the_end(acknowledging).await.unwrap_or(Ok(()))
+    }
+
+    /// Counts the batch and hands it in; `None` when it was not taken before the end.
+    async fn hand_in(&mut self) -> Option<String> {
+        let handle = self.its.handle.clone();
+        let oversized = drop_oversized(&mut self.batch, self.its.max_payload);
+        if oversized > 0 {
+            warn!(source = %handle.name, messages = oversized, max_payload = self.its.max_payload, "dropped messages larger than max_payload");
+        }
+        let (mut messages, mut bytes, mut last, mut tail) = (0, 0, self.last, None);
+        for item in &self.batch {
+            match item {
+                Item::Message(message) => {
+                    messages += 1;
+                    bytes += message.payload.len() as u64;
+                    last = message.position.or(last);
+                }
+                Item::Gap(gap) => {
+                    handle.counters.count_gap(gap.reason);
+                    last = gap.position.or(last);
+                    if gap.reason != GapReason::Oversized {
+                        warn!(source = %handle.name, reason = gap.reason.as_str(), from = gap.from, to = gap.to, "messages may be missing");
+                    }
+                }
+                Item::Tail(position) => {
+                    last = position.or(last);
+                    tail = Some(last.is_none());
+                }
+            }
+        }
+        let id = match self.take().await? {
+            Ok(id) => id,
+            Err(lost) => {
+                // What became of the rest of this batch nobody knows; the others go on.
+                error!(source = %handle.name, "taking messages in panicked, they are dropped");
+                handle.counters.count_error();
+                self.batch.clear();
+                let seq = |position: Option<Position>| position.map(|p| p.seq);
+                let hole = Gap { reason: GapReason::Overflow, from: seq(self.last), to: seq(last), position: last };
+                handle.counters.count_gap(hole.reason);
+                self.batch.push(Item::Gap(hole));
+                self.batch.extend(lost);
+                self.take().await?.unwrap_or_default()
+            }
+        };
+        self.batch.clear();
+        handle.counters.count_messages(messages, bytes);
+        self.last = last;
+        if let Some(empty) = tail {
+            self.log_was_empty = empty;
+            if !std::mem::replace(&mut self.warm, true) {
+                handle.status.set(State::Up, None);
+                info!(source = %handle.name, "source has warmed up");
+            }
+        }
+        Some(id)
+    }
+
+    /// `None` when it was not taken before the end; `Err` with the tail of the batch when that panicked.
+    async fn take(&mut self) -> Option<Result<String, Option<Item>>> {
+        let tail = self.batch.iter().rfind(|item| matches!(item, Item::Tail(_))).cloned();
+        let (intake, index) = (self.its.intake.clone(), self.its.index);
+        let mut batch = std::mem::take(&mut self.batch);
+        let taken = self.until_the_end(guarded(async { Ok(intake.take(index, &mut batch).await) })).await;
+        self.batch = batch;
+        Some(taken?.map_err(|_| tail))
+    }
+
+    /// `None` when it takes longer than the end allows.
+    async fn until_the_end<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let end = async {
+            self.cancel.cancelled().await;
+            sleep(LEAVE).await;
+        };
+        tokio::select! {
+            biased;
+            done = future => Some(done),
+            () = end => None,
+        }
+    }
+
+    fn tell_connected(&mut self) {
+        let handle = &self.its.handle;
+        handle.counters.count_connect();
+        self.connected_at = Some(Instant::now());
+        self.told.clear();
+        info!(source = %handle.name, kind = handle.kind, "source is connected");
+    }
+
+    fn tell_failure(&mut self, failure: &Failure) {
+        let handle = &self.its.handle;
+        handle.counters.count_error();
+        let text = match failure {
+            Failure::Source(error) => chain(error),
+            Failure::Panic => "the adapter panicked".to_owned(),
+        };
+        if matches!(failure, Failure::Panic) {
+            error!(source = %handle.name, kind = handle.kind, "source panicked, it is started again");
+        } else if self.told.len() < 4 && !self.told.contains(&text) {
+            warn!(source = %handle.name, kind = handle.kind, error = %text, "source is down, trying again");
+            self.told.push(text.clone());
+        } else {
+            debug!(source = %handle.name, kind = handle.kind, error = %text, "source is still down");
+        }
+        handle.status.set(State::Down, Some(text));
+    }
+}
+
+async fn within<T>(limit: Duration, what: &str, future: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
+    timeout(limit, future).await.unwrap_or_else(|_| Err(SourceError::new(what)))
+}
+
+/// What the future panics with stays in it: whatever it borrowed is thrown away or reset by the caller.
+async fn guarded<T>(future: impl Future<Output = Result<T, SourceError>>) -> Result<T, Failure> {
+    match AssertUnwindSafe(future).catch_unwind().await {
+        Ok(result) => result.map_err(Failure::Source),
+        Err(_) => Err(Failure::Panic),
+    }
+}
+
+/// An error and its causes, in one line. A cause that repeats what was said is left out.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Full jitter below a ceiling that doubles from 250 ms to 15 s. The first retry after a connection that stood is
+/// quick; the ceiling comes down with the time that connections hold, to the bottom after [`HEALTHY`].
+#[derive(Default)]
+struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    const QUICK: Duration = Duration::from_millis(100);
+    const FIRST: Duration = Duration::from_millis(250);
+    const LAST: Duration = Duration::from_secs(15);
+
+    /// `held` is how long the connection that failed had stood.
+    fn next(&mut self, held: Option<Duration>) -> Duration {
+        rand::rng().random_range(Duration::ZERO..=self.ceiling(held))
+    }
+
+    fn ceiling(&mut self, held: Option<Duration>) -> Duration {
+        let stood = held.is_some_and(|held| held >= Duration::from_secs(1));
+        if let Some(held) = held {
+            let forgiven = if held >= HEALTHY { u32::MAX } else { u32::try_from(held.as_secs() / 5).unwrap_or(u32::MAX) };
+            self.failures = self.failures.saturating_sub(forgiven);
+        }
+        let doubled = Self::FIRST.saturating_mul(1u32.checked_shl(self.failures.saturating_sub(1)).unwrap_or(u32::MAX));
+        let ceiling = if self.failures == 0 || stood { Self::QUICK } else { doubled.min(Self::LAST) };
+        self.failures = (self.failures + 1).min(20);
+        ceiling
+    }
+}
