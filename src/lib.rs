@@ -8,5 +8,6 @@ pub mod config;
 pub mod cursor;
 pub mod event;
 pub mod frame;
+pub mod route;
 pub mod source;
 pub mod subject;

@@ -1,0 +1,164 @@
+//! Routing: what becomes of a source's message. First match wins; what no route matches passes unchanged.
+//!
+//! Pure. Knows messages, events and rules; not where messages come from or who gets the events.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::config::{RouteAction, RouteRule};
+use crate::event::{Envelope, Event, Message, SourceName};
+use crate::subject::{Pattern, Subject};
+
+mod reach;
+mod template;
+#[cfg(test)]
+mod tests;
+
+pub use template::TemplateError;
+use template::{NameTemplate, SubjectTemplate};
+
+/// What control events are called; no route may give such a name.
+pub const RESERVED: &str = "brokercast.";
+
+/// Why a rule cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    /// `subject` is no template of a subject.
+    #[error("`subject` {0}")]
+    Subject(TemplateError),
+    /// `event` is no template of an event name.
+    #[error("`event` {0}")]
+    Event(TemplateError),
+}
+
+/// Says whether a rule's templates fit its pattern; what the configuration asks of each rule.
+///
+/// # Errors
+/// When one of them does not.
+pub fn check(rule: &RouteRule) -> Result<(), RouteError> {
+    Action::new(rule).map(drop)
+}
+
+/// All rules, ready to be applied.
+#[derive(Debug)]
+pub struct Router {
+    sources: Box<[Rules]>,
+    shortened: AtomicU64,
+    reserved: AtomicU64,
+}
+
+/// What can happen to one source's messages.
+#[derive(Debug)]
+struct Rules {
+    /// Those that can match, in order.
+    rules: Box<[Rule]>,
+    /// The subjects that its events can have.
+    outputs: Box<[reach::Output]>,
+}
+
+#[derive(Debug, Clone)]
+struct Rule {
+    matches: Pattern,
+    action: Action,
+}
+
+#[derive(Debug, Clone)]
+enum Action {
+    Drop,
+    Pass { subject: Option<Arc<SubjectTemplate>>, name: Option<Arc<NameTemplate>>, envelope: Envelope },
+}
+
+impl Action {
+    fn new(rule: &RouteRule) -> Result<Self, RouteError> {
+        let RouteAction::Pass { subject, event, envelope } = &rule.action else { return Ok(Self::Drop) };
+        let subject = subject.as_deref().map(|text| SubjectTemplate::new(text, &rule.matches)).transpose().map_err(RouteError::Subject)?;
+        let name = event.as_deref().map(|text| NameTemplate::new(text, &rule.matches)).transpose().map_err(RouteError::Event)?;
+        Ok(Self::Pass { subject: subject.map(Arc::new), name: name.map(Arc::new), envelope: *envelope })
+    }
+}
+
+impl Router {
+    /// Compiles `rules` for `sources`, each with the patterns that hold all it can produce. A source is known
+    /// by its index from here on.
+    ///
+    /// # Errors
+    /// When a rule's templates don't fit its pattern ([`check`] says the same).
+    pub fn new(rules: &[RouteRule], sources: &[(SourceName, Vec<Pattern>)]) -> Result<Self, RouteError> {
+        let compiled = rules
+            .iter()
+            .map(|rule| Ok((rule.source.as_ref(), Rule { matches: rule.matches.clone(), action: Action::new(rule)? })))
+            .collect::<Result<Vec<_>, RouteError>>()?;
+        let sources = sources
+            .iter()
+            .map(|(name, reach)| {
+                let mut before: Vec<Pattern> = Vec::new();
+                let mut applicable = Vec::new();
+                for (of, rule) in &compiled {
+                    if of.is_some_and(|of| of != name) || !reach::left(reach, &rule.matches, &before) {
+                        continue;
+                    }
+                    before.push(rule.matches.clone());
+                    applicable.push(rule.clone());
+                }
+                Rules { outputs: reach::outputs(reach, &applicable).into(), rules: applicable.into() }
+            })
+            .collect();
+        Ok(Self { sources, shortened: AtomicU64::new(0), reserved: AtomicU64::new(0) })
+    }
+
+    /// What becomes of a message of the source with this index; `None`: a route dropped it.
+    #[must_use]
+    pub fn route(&self, source: usize, message: Message) -> Option<Event> {
+        let rules = self.sources.get(source).map_or(&[][..], |of| &of.rules);
+        let subject = message.subject.as_str();
+        let Some(rule) = rules.iter().find(|rule| rule.matches.matches(subject)) else {
+            return Some(event(message, None, None, Envelope::default()));
+        };
+        match &rule.action {
+            Action::Drop => None,
+            Action::Pass { subject: to, name, envelope } => {
+                let name = name.as_ref().and_then(|name| {
+                    let made = name.apply(subject);
+                    self.reserved.fetch_add(u64::from(made.is_none()), Relaxed);
+                    made
+                });
+                let renamed = to.as_ref().map(|to| {
+                    let (renamed, shortened) = to.apply(&message.subject);
+                    self.shortened.fetch_add(u64::from(shortened), Relaxed);
+                    renamed
+                });
+                Some(event(message, renamed, name, *envelope))
+            }
+        }
+    }
+
+    /// Patterns that together hold every subject that this source's events can have after routing: at times more, as
+    /// a pattern cannot say "all but". [`Router::concerns`] is exact there.
+    #[must_use]
+    pub fn reach(&self, source: usize) -> Vec<Pattern> {
+        self.sources.get(source).map_or_else(Vec::new, |of| reach::patterns(&of.outputs))
+    }
+
+    /// Whether events of this source can, after routing, match one of `patterns`: whom a gap in it concerns.
+    #[must_use]
+    pub fn concerns(&self, source: usize, patterns: &[Pattern]) -> bool {
+        self.sources.get(source).is_some_and(|of| reach::concerns(&of.outputs, &of.rules, patterns))
+    }
+
+    /// How many renamed subjects had to be shortened to be no longer than a subject may be.
+    #[must_use]
+    pub fn shortened(&self) -> u64 {
+        self.shortened.load(Relaxed)
+    }
+
+    /// How many events lost their name because a capture made it one of the [`RESERVED`].
+    #[must_use]
+    pub fn reserved_names(&self) -> u64 {
+        self.reserved.load(Relaxed)
+    }
+}
+
+fn event(message: Message, renamed: Option<Subject>, name: Option<Arc<str>>, envelope: Envelope) -> Event {
+    let Message { subject, payload, time, position } = message;
+    Event { subject: renamed.unwrap_or(subject), payload, time, position, name, envelope }
+}

@@ -1,0 +1,127 @@
+//! Which subjects a source's events can have after routing.
+//!
+//! Pure. Sets of subjects are patterns; the intersection of two is one pattern, a difference is none, so what routes
+//! take away is kept as a list beside.
+
+use super::template::{Part, SubjectTemplate};
+use super::{Action, Rule};
+use crate::subject::Pattern;
+
+/// The subjects in both sets.
+fn intersection(a: &Pattern, b: &Pattern) -> Option<Pattern> {
+    if !a.intersects(b) {
+        return None;
+    }
+    let (mut left, mut right) = (a.tokens(), b.tokens());
+    let mut out: Vec<&str> = Vec::new();
+    loop {
+        match (left.next(), right.next()) {
+            (Some(">"), Some(token)) => {
+                out.push(token);
+                out.extend(right);
+                break;
+            }
+            (Some(token), Some(">")) => {
+                out.push(token);
+                out.extend(left);
+                break;
+            }
+            (Some("*"), Some(token)) | (Some(token), Some(_)) => out.push(token),
+            _ => break,
+        }
+    }
+    // Not longer than both together; where that is too long for a pattern, one of the two holds it as well.
+    Some(out.join(".").parse().unwrap_or_else(|_| a.clone()))
+}
+
+/// Whether messages of `reach` that no pattern of `before` takes can match `pattern`.
+pub(super) fn left(reach: &[Pattern], pattern: &Pattern, before: &[Pattern]) -> bool {
+    reach.iter().filter_map(|of| intersection(of, pattern)).any(|both| !both.covered_by(before))
+}
+
+/// What a template makes of all subjects of a pattern.
+fn rename(template: &SubjectTemplate, of: &Pattern) -> Pattern {
+    let tokens: Vec<&str> = of.tokens().collect();
+    let mut out = vec![String::new()];
+    for part in &template.parts {
+        let (pieces, tail): (Vec<&str>, bool) = match part {
+            Part::Literal(text) => (text.split('.').collect(), false),
+            Part::Token(number) => (vec![tokens.get(*number).copied().unwrap_or("*")], false),
+            Part::Tail(number) => {
+                let tail = tokens.get(*number..).unwrap_or(&[">"]);
+                (tail.to_vec(), tail.last() == Some(&">"))
+            }
+        };
+        for (i, piece) in pieces.iter().enumerate() {
+            if i > 0 {
+                out.push(String::new());
+            }
+            let Some(last) = out.last_mut() else { continue };
+            // A token that is part text, part wildcard can be said only as `*`.
+            if *piece == "*" || last == "*" {
+                "*".clone_into(last);
+            } else {
+                last.push_str(piece);
+            }
+        }
+        if tail {
+            // What follows stands somewhere behind.
+            if let Some(last) = out.last_mut() {
+                ">".clone_into(last);
+            }
+            break;
+        }
+    }
+    out.join(".").parse().unwrap_or_else(|_| Pattern::all())
+}
+
+/// Some of the subjects that a source's events can have.
+#[derive(Debug)]
+pub(super) struct Output {
+    pattern: Pattern,
+    /// How many rules, counted from the first, took theirs away before.
+    taken: usize,
+}
+
+/// What each rule, and no rule, makes of the source's messages.
+pub(super) fn outputs(reach: &[Pattern], rules: &[Rule]) -> Vec<Output> {
+    let matches: Vec<Pattern> = rules.iter().map(|rule| rule.matches.clone()).collect();
+    let mut out = Vec::new();
+    for (number, rule) in rules.iter().enumerate() {
+        let Action::Pass { subject, .. } = &rule.action else { continue };
+        for both in reach.iter().filter_map(|of| intersection(of, &rule.matches)) {
+            if both.covered_by(&matches[..number]) {
+                continue;
+            }
+            out.push(match subject {
+                Some(template) => Output { pattern: rename(template, &both), taken: 0 },
+                None => Output { pattern: both, taken: number },
+            });
+        }
+    }
+    let unchanged = reach.iter().filter(|of| !of.covered_by(&matches));
+    out.extend(unchanged.map(|of| Output { pattern: of.clone(), taken: rules.len() }));
+    out
+}
+
+/// The outputs as patterns, none within another.
+pub(super) fn patterns(outputs: &[Output]) -> Vec<Pattern> {
+    let mut out: Vec<Pattern> = Vec::new();
+    for Output { pattern, .. } in outputs {
+        if !pattern.covered_by(&out) {
+            out.retain(|other| !other.covered_by(std::slice::from_ref(pattern)));
+            out.push(pattern.clone());
+        }
+    }
+    out
+}
+
+/// Whether an event can have a subject that is asked for.
+pub(super) fn concerns(outputs: &[Output], rules: &[Rule], asked: &[Pattern]) -> bool {
+    outputs.iter().any(|Output { pattern, taken }| {
+        asked.iter().filter_map(|asked| intersection(pattern, asked)).any(|both| {
+            let taken: Vec<Pattern> = rules[..*taken].iter().map(|rule| rule.matches.clone()).collect();
+            !both.covered_by(&taken)
+        })
+    })
+}

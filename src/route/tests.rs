@@ -1,0 +1,292 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::event::Timestamp;
+use crate::subject::MAX_SUBJECT;
+
+fn pattern(text: &str) -> Pattern {
+    text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
+}
+
+fn patterns(texts: &[&str]) -> Vec<Pattern> {
+    texts.iter().map(|text| pattern(text)).collect()
+}
+
+fn pass(matches: &str, subject: Option<&str>, event: Option<&str>) -> RouteRule {
+    RouteRule {
+        source: None,
+        matches: pattern(matches),
+        action: RouteAction::Pass { subject: subject.map(str::to_owned), event: event.map(str::to_owned), envelope: Envelope::CloudEvents },
+    }
+}
+
+fn dropping(matches: &str) -> RouteRule {
+    RouteRule { source: None, matches: pattern(matches), action: RouteAction::Drop }
+}
+
+fn message(subject: &str) -> Message {
+    Message {
+        subject: subject.parse().unwrap_or_else(|e| panic!("{subject}: {e}")),
+        payload: b"payload".as_slice().into(),
+        time: Timestamp::from_micros(7),
+        position: None,
+    }
+}
+
+fn router(rules: &[RouteRule], reach: &[&str]) -> Router {
+    Router::new(rules, &[("orders".parse().expect("a name"), patterns(reach))]).expect("rules that fit")
+}
+
+fn routed(rules: &[RouteRule], subject: &str) -> Option<(String, Option<String>)> {
+    router(rules, &[">"]).route(0, message(subject)).map(|e| (e.subject.as_str().to_owned(), e.name.map(|n| n.to_string())))
+}
+
+#[test]
+fn what_no_route_matches_passes_unchanged() {
+    for rules in [&[][..], &[dropping("b.>")]] {
+        let event = router(rules, &[">"]).route(0, message("a.b")).expect("an event");
+        assert_eq!((event.subject.as_str(), event.name, event.envelope), ("a.b", None, Envelope::Json));
+        assert_eq!((&event.payload[..], event.time), (&b"payload"[..], Timestamp::from_micros(7)));
+    }
+}
+
+#[test]
+fn the_first_match_wins() {
+    let rules = [pass("a.b", Some("first"), None), dropping("a.*"), pass(">", Some("last"), Some("n"))];
+    assert_eq!(routed(&rules, "a.b"), Some(("first".into(), None)));
+    assert_eq!(routed(&rules, "a.c"), None);
+    assert_eq!(routed(&rules, "b"), Some(("last".into(), Some("n".into()))));
+}
+
+#[test]
+fn captures_are_what_the_wildcards_took() {
+    for (matches, template, subject, expected) in [
+        ("orders.*.created", "shop.{1}.created", "orders.eu.created", "shop.eu.created"),
+        ("*.*.>", "{>}.{2}.{1}", "a.b.c.d", "c.d.b.a"),
+        (">", "all.{>}", "x", "all.x"),
+        (">", "x-{>}-y", "a.b", "x-a.b-y"),
+        ("a.*.>", "{1}{1}", "a.ä.c", "ää"),
+        ("*", "{{{1}}}", "q", "{q}"),
+        ("a.*.b", "fixed", "a.1.b", "fixed"),
+    ] {
+        assert_eq!(routed(&[pass(matches, Some(template), None)], subject), Some((expected.into(), None)), "{matches} {template}");
+    }
+    assert_eq!(routed(&[pass("a.*.>", None, Some("{1} did {>}"))], "a.bob.x.y"), Some(("a.bob.x.y".into(), Some("bob did x.y".into()))));
+}
+
+#[test]
+fn a_rule_of_one_source_leaves_the_others_alone() {
+    let mut rule = dropping(">");
+    rule.source = Some("b".parse().expect("a name"));
+    let sources = ["a", "b"].map(|name| (name.parse().expect("a name"), patterns(&[">"])));
+    let router = Router::new(&[rule], &sources).expect("rules that fit");
+    assert!(router.route(0, message("x")).is_some());
+    assert!(router.route(1, message("x")).is_none());
+    assert!(router.route(99, message("x")).is_some());
+    assert_eq!((router.reach(0), router.reach(1), router.reach(99)), (patterns(&[">"]), vec![], vec![]));
+}
+
+#[test]
+fn templates_that_do_not_fit_are_refused_without_echoing_them() {
+    use TemplateError as E;
+    for (matches, template, why) in [
+        ("a.*", "{2}", E::NoStar { asked: 2, stars: 1 }),
+        ("a.*", "{99999999999999999999}", E::Placeholder),
+        ("a.*", "{0}", E::Placeholder),
+        ("a.*", "{01}", E::Placeholder),
+        ("a.*", "{+1}", E::Placeholder),
+        ("a.*", "{}", E::Placeholder),
+        ("a.*", "{name}", E::Placeholder),
+        ("a.*", "{1", E::Placeholder),
+        ("a.*", "1}", E::Placeholder),
+        ("a.*", "{>}", E::NoTail),
+        ("a.*", "", E::Empty),
+        ("a.*", "x..{1}", E::Subject(crate::subject::SubjectError::EmptyToken)),
+        ("a.*", "x.{1}.", E::Subject(crate::subject::SubjectError::EmptyToken)),
+        ("a.*", "x y", E::Subject(crate::subject::SubjectError::Character)),
+        ("a.*", "x.*", E::Subject(crate::subject::SubjectError::Wildcard)),
+    ] {
+        let rule = pass(matches, Some(template), None);
+        assert_eq!(check(&rule), Err(RouteError::Subject(why.clone())), "{template}");
+        assert!(Router::new(&[rule], &[]).is_err());
+    }
+    for (template, why) in
+        [("brokercast.gap", E::Reserved), ("brokercast.{1}", E::Reserved), ("a\nb", E::Control), ("a\0{1}", E::Control), ("", E::Empty)]
+    {
+        assert_eq!(check(&pass("a.*", None, Some(template))), Err(RouteError::Event(why)), "{template:?}");
+    }
+    let long = "x".repeat(MAX_SUBJECT);
+    assert_eq!(check(&pass("a.*", Some(&long), None)), Err(RouteError::Subject(E::TooLong)));
+    let many = "{1}".repeat(2700);
+    assert_eq!(check(&pass("a.*", Some(&many), None)), Err(RouteError::Subject(E::TooLong)));
+    assert_eq!(check(&dropping("a.*")), Ok(()));
+    let told = check(&pass("a.*", Some("{geheim}"), None)).expect_err("no placeholder").to_string();
+    assert!(!told.contains("geheim") && told.contains("`{1}`") && told.contains("`{{`"), "{told}");
+}
+
+#[test]
+fn a_capture_cannot_forge_a_control_event() {
+    let rules = [pass(">", None, Some("{>}"))];
+    let router = router(&rules, &[">"]);
+    let event = router.route(0, message("brokercast.gap")).expect("an event");
+    assert_eq!((event.subject.as_str(), event.name), ("brokercast.gap", None));
+    assert_eq!(router.reserved_names(), 1);
+    assert_eq!(router.route(0, message("brokercast")).and_then(|e| e.name).as_deref(), Some("brokercast"));
+    assert_eq!(routed(&[pass("*.*", None, Some("{1}.{2}"))], "brokercast.closing"), Some(("brokercast.closing".into(), None)));
+}
+
+#[test]
+fn a_subject_that_grows_too_long_is_shortened_and_keeps_its_shape() {
+    let rules = [pass("*.>", Some("a.{1}.{>}.{1}.z"), None)];
+    let router = router(&rules, &[">"]);
+    for (first, rest) in [("x", "b.".repeat(MAX_SUBJECT / 2 - 2) + "b"), ("ä", "ö.".repeat(5000) + "ö"), (&*"ß".repeat(6000), "c".into())]
+    {
+        let before = router.shortened();
+        let event = router.route(0, message(&format!("{first}.{rest}")));
+        let subject = event.expect("an event").subject;
+        assert!(subject.as_str().len() <= MAX_SUBJECT);
+        assert!(subject.as_str().starts_with("a.") && subject.as_str().ends_with(".z"));
+        assert!(router.reach(0)[0].matches(subject.as_str()));
+        let longer = rest.len() + 2 * first.len() + 6 > MAX_SUBJECT;
+        assert_eq!(router.shortened() - before, u64::from(longer));
+    }
+    assert!(router.shortened() > 0);
+}
+
+#[test]
+fn reach_says_which_subjects_a_source_can_produce_after_routing() {
+    let shop = pass("orders.*.created", Some("shop.{1}.created"), None);
+    for (rules, reach, expected) in [
+        (vec![], &["b", "a.>"][..], &["b", "a.>"][..]),
+        (vec![shop.clone()], &["orders.>"], &["shop.*.created", "orders.>"]),
+        (vec![shop.clone()], &["orders.eu.*"], &["shop.eu.created", "orders.eu.*"]),
+        (vec![shop.clone()], &["orders.*.created"], &["shop.*.created"]),
+        (vec![shop], &["other.>"], &["other.>"]),
+        (vec![dropping("a.>")], &["a.b", "a.c.>", "c"], &["c"]),
+        (vec![dropping("a.>"), pass(">", Some("x.{>}"), None)], &["a.>", "b.*"], &["x.b.*"]),
+        (vec![pass("a.*", Some("x-{1}.y"), None)], &["a.*"], &["*.y"]),
+        (vec![pass("a.*", Some("x-{1}.y"), None)], &["a.b"], &["x-b.y"]),
+        (vec![pass("a.>", Some("x-{>}.y"), None)], &["a.>"], &[">"]),
+        (vec![pass("a.>", Some("q.{>}.y"), None)], &["a.b.*"], &["q.b.*.y"]),
+        (vec![pass("a.>", Some("q.x-{>}-y.z"), None)], &["a.*.b.*"], &["q.*.b.*.z"]),
+        (vec![pass(">", Some("a"), None)], &["b", "c"], &["a"]),
+        (vec![pass("*", None, None), pass("*.>", None, None)], &[">"], &["*", "*.>"]),
+    ] {
+        let mut found = router(&rules, reach).reach(0);
+        let mut expected = patterns(expected);
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected, "{rules:?} {reach:?}");
+    }
+}
+
+#[test]
+fn a_gap_concerns_only_whom_the_source_can_reach() {
+    let rules = [dropping("internal.>"), pass("orders.*.created", Some("shop.{1}"), None)];
+    let router = router(&rules, &[">"]);
+    for (asked, concerned) in [
+        (&["a"][..], true),
+        (&["internal.x"], false),
+        (&["internal.>"], false),
+        (&["internal"], true),
+        (&["*.x"], true),
+        (&["orders.eu.created", "internal.q"], false),
+        (&["orders.*.created"], false),
+        (&["orders.*.*"], true),
+        (&["shop.eu"], true),
+        (&[], false),
+    ] {
+        assert_eq!(router.concerns(0, &patterns(asked)), concerned, "{asked:?}");
+    }
+    assert!(!router.concerns(1, &patterns(&[">"])));
+}
+
+/// Matching and capturing written without cleverness: the captures of each `*`, then of `>`.
+fn naive_match(pattern: &[&str], subject: &[&str]) -> Option<(Vec<String>, Option<String>)> {
+    match (pattern, subject) {
+        ([], []) => Some((vec![], None)),
+        ([">"], [_, ..]) => Some((vec![], Some(subject.join(".")))),
+        ([p, ps @ ..], [s, ss @ ..]) if *p == "*" || p == s => {
+            let (mut stars, tail) = naive_match(ps, ss)?;
+            if *p == "*" {
+                stars.insert(0, (*s).to_owned());
+            }
+            Some((stars, tail))
+        }
+        _ => None,
+    }
+}
+
+fn naive_route(rules: &[RouteRule], subject: &str) -> Option<(String, Option<String>)> {
+    for rule in rules {
+        let parts: Vec<&str> = rule.matches.as_str().split('.').collect();
+        let Some((stars, tail)) = naive_match(&parts, &subject.split('.').collect::<Vec<_>>()) else { continue };
+        let fill = |template: &String| {
+            let mut text = template.clone();
+            for (i, star) in stars.iter().enumerate() {
+                text = text.replace(&format!("{{{}}}", i + 1), star);
+            }
+            tail.iter().fold(text, |text, tail| text.replace("{>}", tail))
+        };
+        return match &rule.action {
+            RouteAction::Drop => None,
+            RouteAction::Pass { subject: to, event, .. } => {
+                let name = event.as_ref().map(fill).filter(|name| !name.starts_with(RESERVED));
+                Some((to.as_ref().map_or(subject.to_owned(), fill), name))
+            }
+        };
+    }
+    Some((subject.to_owned(), None))
+}
+
+fn any_pattern() -> impl Strategy<Value = String> {
+    let token = prop_oneof![4 => "[ab]", 2 => Just("*".to_owned()), 1 => Just("brokercast".to_owned())];
+    (prop::collection::vec(token, 0..4), any::<bool>()).prop_map(|(mut tokens, tail)| {
+        if tail || tokens.is_empty() {
+            tokens.push(">".to_owned());
+        }
+        tokens.join(".")
+    })
+}
+
+fn any_rule() -> impl Strategy<Value = RouteRule> {
+    let part = prop_oneof!["[abx]", Just("{1}".to_owned()), Just("{2}".to_owned()), Just("{>}".to_owned()), Just(".".to_owned())];
+    let template = prop::option::of(prop::collection::vec(part, 1..6).prop_map(|parts| parts.concat()));
+    (any_pattern(), template.clone(), template, 0..5)
+        .prop_map(
+            |(matches, subject, event, kind)| {
+                if kind == 0 { dropping(&matches) } else { pass(&matches, subject.as_deref(), event.as_deref()) }
+            },
+        )
+        .prop_filter("templates that fit", |rule| check(rule).is_ok())
+}
+
+proptest! {
+    #[test]
+    fn routing_agrees_with_a_naive_reference(
+        rules in prop::collection::vec(any_rule(), 0..6),
+        reach in prop::collection::vec(any_pattern(), 1..3),
+        asked in any_pattern(),
+        subjects in prop::collection::vec(prop::collection::vec("a|b|c|brokercast", 1..5), 20),
+    ) {
+        let reach: Vec<&str> = reach.iter().map(String::as_str).collect();
+        let router = router(&rules, &reach);
+        let asked = pattern(&asked);
+        let after = router.reach(0);
+        for subject in subjects {
+            let subject = subject.join(".");
+            if !reach.iter().any(|of| pattern(of).matches(&subject)) {
+                continue;
+            }
+            let event = router.route(0, message(&subject));
+            let found = event.as_ref().map(|e| (e.subject.as_str().to_owned(), e.name.as_deref().map(str::to_owned)));
+            prop_assert_eq!(&found, &naive_route(&rules, &subject));
+            if let Some((subject, _)) = found {
+                prop_assert!(after.iter().any(|of| of.matches(&subject)), "{} outside {:?}", subject, after);
+                if asked.matches(&subject) {
+                    prop_assert!(router.concerns(0, std::slice::from_ref(&asked)));
+                }
+            }
+        }
+    }
+}
