@@ -8,6 +8,7 @@ pub mod config;
 pub mod cursor;
 pub mod event;
 pub mod frame;
+pub mod hub;
 pub mod route;
 pub mod source;
 pub mod subject;

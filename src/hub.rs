@@ -1,0 +1,578 @@
+//! The hub: one order of all events, a window for each source, and the channels through which subscribers read.
+//!
+//! Sync; takes time as an argument; knows neither sources' adapters, configuration files nor HTTP. Two locks, always
+//! taken in this order: `publisher` gives events their sequence and encodes them, `state` is what readers see
+//! and is held only to hand finished entries over; nobody is woken under it.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use hashbrown::HashMap;
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use slab::Slab;
+use tokio::sync::Notify;
+
+use crate::cursor::{Cursor, Point, Position, Tag};
+use crate::event::{Event, Gap, GapReason, SourceName, Timestamp};
+use crate::frame::{self, Form};
+use crate::subject::Pattern;
+use crate::subject::index::Index;
+
+pub mod channel;
+#[cfg(test)]
+mod tests;
+pub mod window;
+
+pub use channel::{Channel, Filter, Listener, Take, WakerSeat, Wire};
+pub use window::{Encoded, Entry, Kind, Limits, Place, Window};
+
+/// How the hub numbers its sources.
+pub type SourceId = usize;
+
+/// What the hub has to know of a source.
+#[derive(Debug, Clone)]
+pub struct SourceSpec {
+    /// Its name.
+    pub name: SourceName,
+    /// Whether it has a log of its own: its positions then stand in every cursor.
+    pub durable: bool,
+    /// What it can produce, after routing.
+    pub reach: Vec<Pattern>,
+}
+
+/// What is published of a source, in its order.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// An event.
+    Event(Event),
+    /// The log goes on to here without an event: the message was dropped by a route.
+    Skip(Position),
+    /// Events may be missing here.
+    Gap(Gap),
+    /// What was there at the start has been read: from here on it is live.
+    Tail(Option<Position>),
+}
+
+/// Bytes of all channels' logs together, above which the oldest entries are dropped.
+const LOGS: usize = 32 << 20;
+/// What an entry of a channel's log costs beside its bytes.
+const LOG_ENTRY: usize = 64;
+
+/// A source as readers see it.
+#[derive(Debug)]
+pub struct Source {
+    spec: SourceSpec,
+    tag: Option<Tag>,
+    window: Window,
+    /// Whether it is live; a durable source first fills its window.
+    warm: bool,
+    /// Where it began to be.
+    start: Option<Began>,
+}
+
+/// Where a durable source began to be live.
+#[derive(Debug, Clone, Copy)]
+pub struct Began {
+    /// The sequence up to which its window was filled before.
+    pub seq: u64,
+    /// Where its log stood; `None`: it was empty and knew no position.
+    pub position: Option<Position>,
+    /// Whether the log was empty, so that the window holds all of it until something is dropped.
+    pub empty: bool,
+}
+
+impl Source {
+    /// What it was made of.
+    #[must_use]
+    pub fn spec(&self) -> &SourceSpec {
+        &self.spec
+    }
+
+    /// What cursors call it, if it is durable.
+    #[must_use]
+    pub fn tag(&self) -> Option<Tag> {
+        self.tag
+    }
+
+    /// Its window.
+    #[must_use]
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// Whether it is live.
+    #[must_use]
+    pub fn warm(&self) -> bool {
+        self.warm
+    }
+
+    /// Where a durable source began to be live.
+    #[must_use]
+    pub fn began(&self) -> Option<Began> {
+        self.start
+    }
+}
+
+/// What readers see, under one lock.
+pub struct State {
+    /// Of whatever was published last, and so the version of `id`.
+    seq: u64,
+    batch: u64,
+    id: Arc<str>,
+    sources: Vec<Source>,
+    index: Index<u32>,
+    channels: Slab<Slot>,
+    filters: HashMap<Arc<Filter>, u32>,
+    serial: u64,
+    /// Which channel got an entry, oldest first, and what that entry costs.
+    order: std::collections::VecDeque<Logged>,
+    logged: usize,
+}
+
+struct Logged {
+    key: u32,
+    serial: u64,
+    cost: u32,
+}
+
+struct Slot {
+    channel: Arc<Channel>,
+    members: usize,
+    /// The sequence of the last entry that was appended: one that matches twice is appended once, and a heartbeat
+    /// knows whether the cursor has moved since.
+    told: u64,
+    /// The last batch in which something was appended.
+    batch: u64,
+}
+
+impl State {
+    /// The sequence of the last entry.
+    #[must_use]
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// The id of whoever has everything.
+    #[must_use]
+    pub fn id(&self) -> &Arc<str> {
+        &self.id
+    }
+
+    /// All sources, by [`SourceId`].
+    #[must_use]
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+}
+
+struct Publisher {
+    cursor: Cursor,
+    /// For each source its place in `cursor.durable`, once it has one.
+    places: Vec<Option<usize>>,
+    tags: Vec<Option<Tag>>,
+    names: Vec<SourceName>,
+    warm: Vec<bool>,
+    seq: u64,
+    scratch: Vec<u8>,
+    id: Vec<u8>,
+    bodies: [Vec<u8>; 2],
+    entries: Vec<Pushed>,
+    found: Vec<u32>,
+    dirty: Vec<Arc<Channel>>,
+}
+
+enum Pushed {
+    Entry(Entry, bool),
+    Skip(Position),
+    /// The log was made anew.
+    Clear(Entry, bool),
+    Warm(u64, Option<Position>),
+}
+
+/// See the module.
+pub struct Hub {
+    epoch: u32,
+    limits: Limits,
+    publisher: Mutex<Publisher>,
+    state: Mutex<State>,
+    listeners: RwLock<Arc<[Arc<dyn Listener>]>>,
+    changed: Notify,
+}
+
+impl Hub {
+    /// Of these sources; `epoch` tells this process's sequence from another's.
+    #[must_use]
+    pub fn new(sources: Vec<SourceSpec>, limits: Limits, epoch: u32) -> Arc<Self> {
+        let tags: Vec<_> = sources.iter().map(|s| s.durable.then(|| Tag::of(s.name.as_str()))).collect();
+        let cursor = Cursor { epoch, volatile: Point::At(Position::unverified(0)), durable: Vec::new() };
+        let id: Arc<str> = cursor.to_id().into();
+        let publisher = Publisher {
+            places: vec![None; sources.len()],
+            names: sources.iter().map(|s| s.name.clone()).collect(),
+            warm: sources.iter().map(|s| !s.durable).collect(),
+            tags: tags.clone(),
+            cursor,
+            seq: 0,
+            scratch: Vec::new(),
+            id: Vec::new(),
+            bodies: Default::default(),
+            entries: Vec::new(),
+            found: Vec::new(),
+            dirty: Vec::new(),
+        };
+        let sources = sources.into_iter().zip(tags).map(|(spec, tag)| Source {
+            warm: !spec.durable,
+            spec,
+            tag,
+            window: Window::default(),
+            start: None,
+        });
+        let state = State {
+            seq: 0,
+            batch: 0,
+            id,
+            sources: sources.collect(),
+            index: Index::default(),
+            channels: Slab::new(),
+            filters: HashMap::new(),
+            serial: 0,
+            order: std::collections::VecDeque::new(),
+            logged: 0,
+        };
+        Arc::new(Self {
+            epoch,
+            limits,
+            publisher: Mutex::new(publisher),
+            state: Mutex::new(state),
+            listeners: RwLock::new(Arc::new([])),
+            changed: Notify::new(),
+        })
+    }
+
+    /// What tells this process's sequence from another's.
+    #[must_use]
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// What readers see. Not to be held for long: publishing waits.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Told after every publishing, for those who follow the windows.
+    #[must_use]
+    pub fn changed(&self) -> &Notify {
+        &self.changed
+    }
+
+    /// Adds whoever wants to be told of channels with something new. Returns its number; at most 64.
+    pub fn listen(&self, listener: Arc<dyn Listener>) -> usize {
+        let mut listeners = self.listeners.write();
+        let mut all = listeners.to_vec();
+        all.push(listener);
+        let number = all.len() - 1;
+        *listeners = all.into();
+        number
+    }
+
+    /// Publishes a batch of one source, leaving `inputs` empty: encodes each event once, puts it into the source's window
+    /// and into the log of each channel that wants it, then tells whoever waits. Returns the id after it.
+    pub fn publish(&self, source: SourceId, inputs: &mut Vec<Input>, now: Timestamp) -> Arc<str> {
+        let mut publisher = self.publisher.lock();
+        let p = &mut *publisher;
+        for input in inputs.drain(..) {
+            p.prepare(source, input, now);
+        }
+        p.encode_id();
+        let mut wakers = Vec::new();
+        let id;
+        {
+            let mut state = self.state.lock();
+            let s = &mut *state;
+            if s.seq != p.seq {
+                s.seq = p.seq;
+                s.id = String::from_utf8_lossy(&p.id).into();
+            }
+            s.batch += 1;
+            id = s.id.clone();
+            for pushed in p.entries.drain(..) {
+                s.take(source, pushed, &mut p.found, &mut p.dirty, now);
+            }
+            s.sources[source].window.trim(self.limits, now);
+            s.trim_logs();
+            for channel in &p.dirty {
+                channel.lock().waiting(&mut wakers);
+            }
+        }
+        self.tell(&mut p.dirty, wakers);
+        self.changed.notify_waiters();
+        id
+    }
+
+    /// Lets time pass: drops what is too old, and lets the channels of this `part` of `parts` beat their hearts, so
+    /// that over `parts` calls each beats once.
+    pub fn beat(&self, part: u64, parts: u64, now: Timestamp) {
+        let mut dirty = Vec::new();
+        let mut wakers = Vec::new();
+        {
+            let mut state = self.state.lock();
+            let s = &mut *state;
+            for source in &mut s.sources {
+                source.window.trim(self.limits, now);
+            }
+            let beat = |id: Option<&[u8]>| {
+                let mut plain = Vec::new();
+                frame::heartbeat(&mut plain, id);
+                let mut out = Vec::with_capacity(plain.len() + 8);
+                frame::chunk_head(&mut out, plain.len());
+                out.extend_from_slice(&plain);
+                out.extend_from_slice(frame::CHUNK_END);
+                Bytes::from(out)
+            };
+            let (moved, still) = (beat(Some(s.id.as_bytes())), beat(None));
+            for (key, slot) in &mut s.channels {
+                if slot.channel.serial() % parts != part % parts {
+                    continue;
+                }
+                let frame = if slot.told == s.seq { &still } else { &moved };
+                slot.told = s.seq;
+                slot.channel.lock().append(frame.clone());
+                s.order.push_back(Logged { key: key as u32, serial: slot.channel.serial(), cost: LOG_ENTRY as u32 });
+                s.logged += LOG_ENTRY;
+                dirty.push(slot.channel.clone());
+            }
+            s.trim_logs();
+            for channel in &dirty {
+                channel.lock().waiting(&mut wakers);
+            }
+        }
+        self.tell(&mut dirty, wakers);
+    }
+
+    fn tell(&self, dirty: &mut Vec<Arc<Channel>>, wakers: Vec<std::task::Waker>) {
+        let listeners = self.listeners.read().clone();
+        for channel in dirty.drain(..) {
+            channel.tell(&listeners);
+        }
+        wakers.into_iter().for_each(std::task::Waker::wake);
+    }
+
+    /// Takes a seat in the channel of a filter, at its end: what was published before has to come from the windows,
+    /// read under the same lock.
+    pub fn join(self: &Arc<Self>, state: &mut State, filter: &Arc<Filter>) -> (Seat, u64) {
+        let key = match state.filters.get(filter) {
+            Some(key) => *key,
+            None => state.open(filter.clone()),
+        };
+        let slot = &mut state.channels[key as usize];
+        slot.members += 1;
+        let channel = slot.channel.clone();
+        let end = channel.lock().end();
+        (Seat { hub: self.clone(), channel }, end)
+    }
+
+    fn leave(&self, channel: &Arc<Channel>) {
+        let mut state = self.state.lock();
+        let Some(slot) = state.channels.get_mut(channel.key as usize) else { return };
+        slot.members -= 1;
+        if slot.members == 0 {
+            state.channels.remove(channel.key as usize);
+            state.filters.remove(channel.filter());
+            for pattern in channel.filter().patterns() {
+                state.index.remove(pattern, channel.key);
+            }
+        }
+    }
+
+    /// Channels that have subscribers.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        self.state.lock().channels.len()
+    }
+}
+
+impl State {
+    fn open(&mut self, filter: Arc<Filter>) -> u32 {
+        let entry = self.channels.vacant_entry();
+        let key = entry.key() as u32;
+        self.serial += 1;
+        let channel = Arc::new(Channel::new(key, self.serial, filter.clone()));
+        entry.insert(Slot { channel, members: 0, told: self.seq, batch: 0 });
+        for pattern in filter.patterns() {
+            self.index.insert(pattern, key);
+        }
+        self.filters.insert(filter, key);
+        key
+    }
+
+    fn take(&mut self, source: SourceId, pushed: Pushed, found: &mut Vec<u32>, dirty: &mut Vec<Arc<Channel>>, now: Timestamp) {
+        let of = &mut self.sources[source];
+        let (entry, live) = match pushed {
+            Pushed::Skip(position) => return of.window.skip(position),
+            Pushed::Warm(seq, position) => {
+                if let Some(position) = position {
+                    of.window.skip(position);
+                }
+                if !of.warm {
+                    of.warm = true;
+                    let empty = of.window.is_empty() && of.window.floor() == 0 && position.is_none_or(|p| p.seq == 0);
+                    of.start = Some(Began { seq, position, empty });
+                }
+                return;
+            }
+            Pushed::Clear(entry, live) => {
+                of.window.clear(entry.seq.saturating_sub(1), now);
+                (entry, live)
+            }
+            Pushed::Entry(entry, live) => (entry, live),
+        };
+        if live {
+            match entry.kind {
+                Kind::Event => self.index.find(entry.encoded.subject(), found),
+                Kind::Gap => {
+                    let concerned = self.channels.iter().filter(|(_, slot)| slot.channel.filter().meets(&of.spec.reach));
+                    found.extend(concerned.map(|(key, _)| key as u32));
+                }
+            }
+            let mut bytes = entry.encoded.len();
+            for key in found.drain(..) {
+                let Some(slot) = self.channels.get_mut(key as usize) else { continue };
+                if std::mem::replace(&mut slot.told, entry.seq) == entry.seq {
+                    continue;
+                }
+                // The bytes are shared: they count once.
+                let cost = LOG_ENTRY + std::mem::take(&mut bytes);
+                self.logged += cost;
+                self.order.push_back(Logged { key, serial: slot.channel.serial(), cost: cost as u32 });
+                slot.channel.lock().append(entry.encoded.frame(slot.channel.filter().form()));
+                if std::mem::replace(&mut slot.batch, self.batch) != self.batch {
+                    dirty.push(slot.channel.clone());
+                }
+            }
+        }
+        of.window.push(entry);
+    }
+
+    fn trim_logs(&mut self) {
+        while self.logged > LOGS {
+            let Some(oldest) = self.order.pop_front() else { return };
+            self.logged -= oldest.cost as usize;
+            if let Some(slot) = self.channels.get(oldest.key as usize).filter(|s| s.channel.serial() == oldest.serial) {
+                slot.channel.lock().drop_first();
+            }
+        }
+    }
+}
+
+impl Publisher {
+    /// Gives an input its sequence, moves the cursor and encodes it.
+    fn prepare(&mut self, source: SourceId, input: Input, now: Timestamp) {
+        self.seq += 1;
+        self.cursor.volatile = Point::At(Position::unverified(self.seq));
+        match input {
+            Input::Skip(position) => {
+                self.stand(source, Some(position));
+                self.entries.push(Pushed::Skip(position));
+            }
+            Input::Tail(position) => {
+                self.warm[source] = true;
+                self.stand(source, position);
+                self.entries.push(Pushed::Warm(self.seq, position));
+            }
+            Input::Gap(gap) => {
+                self.stand(source, gap.position);
+                self.bodies[0].clear();
+                frame::gap(&mut self.bodies[0], self.names[source].as_str(), &gap);
+                let entry = self.entry(None, gap.position, now, false);
+                let live = self.warm[source];
+                // What stood before has positions of another log.
+                let anew = gap.reason == GapReason::Reset && self.tags[source].is_some();
+                self.entries.push(if anew { Pushed::Clear(entry, live) } else { Pushed::Entry(entry, live) });
+            }
+            Input::Event(event) => {
+                if event.position.is_some() {
+                    self.stand(source, event.position);
+                }
+                let origin = frame::Origin { source: self.names[source].as_str(), epoch: self.cursor.epoch, seq: self.seq };
+                let both = frame::forms_differ(&event);
+                for (form, body) in [Form::Routed, Form::Json].into_iter().zip(&mut self.bodies).take(1 + usize::from(both)) {
+                    body.clear();
+                    frame::body(body, &event, form, origin);
+                }
+                let entry = self.entry(Some(event.subject.as_str()), event.position, event.time, both);
+                self.entries.push(Pushed::Entry(entry, self.warm[source]));
+            }
+        }
+    }
+
+    /// Moves the cursor of a durable source that is live.
+    fn stand(&mut self, source: SourceId, position: Option<Position>) {
+        let (Some(tag), true) = (self.tags[source], self.warm[source]) else { return };
+        let place = *self.places[source].get_or_insert_with(|| {
+            self.cursor.durable.push((tag, Point::Earliest));
+            self.cursor.durable.len() - 1
+        });
+        // A log that knows no position yet is at its very beginning.
+        self.cursor.durable[place].1 = position.map_or(Point::Earliest, Point::At);
+    }
+
+    fn encode_id(&mut self) {
+        self.id.clear();
+        self.cursor.encode(&mut self.scratch, &mut self.id);
+    }
+
+    fn entry(&mut self, subject: Option<&str>, position: Option<Position>, time: Timestamp, both: bool) -> Entry {
+        self.encode_id();
+        let subject = subject.unwrap_or_default();
+        let id_line = b"id: \n".len() + self.id.len();
+        let mut bodies = [0, 0];
+        let mut split = 0;
+        let length: usize = self.bodies.iter().take(1 + usize::from(both)).map(|b| b.len() + id_line + 32).sum();
+        // Each event has memory of its own: in a shared block one that somebody keeps would keep its neighbours too.
+        let mut block = BytesMut::with_capacity(subject.len() + length);
+        block.extend_from_slice(subject.as_bytes());
+        for (form, body) in self.bodies.iter().take(1 + usize::from(both)).enumerate() {
+            frame::chunk_head(&mut block, id_line + body.len());
+            block.extend_from_slice(b"id: ");
+            block.extend_from_slice(&self.id);
+            block.put_u8(b'\n');
+            bodies[form] = block.len() as u32;
+            block.extend_from_slice(body);
+            block.extend_from_slice(frame::CHUNK_END);
+            if form == 0 {
+                split = block.len() as u32;
+            }
+        }
+        let encoded =
+            Encoded { bytes: block.split().freeze(), subject: subject.len() as u16, body: bodies[0], split, json_body: bodies[1] };
+        Entry { seq: self.seq, position, time, kind: if subject.is_empty() { Kind::Gap } else { Kind::Event }, encoded }
+    }
+}
+
+/// A subscriber's seat in a channel: dropping it is the only way out.
+#[derive(Debug)]
+pub struct Seat {
+    hub: Arc<Hub>,
+    channel: Arc<Channel>,
+}
+
+impl Seat {
+    /// The channel.
+    #[must_use]
+    pub fn channel(&self) -> &Arc<Channel> {
+        &self.channel
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.hub.leave(&self.channel);
+    }
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,253 @@
+//! A source's window: its latest events, kept in memory for whoever comes back.
+//!
+//! Knows what it keeps and what it has dropped; nothing of channels or subscribers.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::cursor::Position;
+use crate::event::Timestamp;
+use crate::frame::Form;
+
+/// An event, encoded once: its subject, then its frame in each form. A frame is one HTTP/1.1 chunk with the `id`
+/// line that is true for those who are live; the body behind that line is for those who get an id of their own.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    pub(super) bytes: Bytes,
+    /// Where the subject ends and the routed frame begins.
+    pub(super) subject: u16,
+    /// Where the routed frame's body begins.
+    pub(super) body: u32,
+    /// Where the routed frame ends and, if the forms differ, the json frame begins.
+    pub(super) split: u32,
+    /// Where the json frame's body begins.
+    pub(super) json_body: u32,
+}
+
+impl Encoded {
+    /// Its subject.
+    #[must_use]
+    pub fn subject(&self) -> &str {
+        // Made of a `Subject`.
+        std::str::from_utf8(&self.bytes[..usize::from(self.subject)]).unwrap_or_default()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn has_json(&self) -> bool {
+        self.bytes.len() > self.split as usize
+    }
+
+    /// As it goes on the wire to those who are live.
+    pub(super) fn frame(&self, form: Form) -> Bytes {
+        match form {
+            Form::Json if self.has_json() => self.bytes.slice(self.split as usize..),
+            _ => self.bytes.slice(usize::from(self.subject)..self.split as usize),
+        }
+    }
+
+    /// All but the `id` line, without chunk framing.
+    #[must_use]
+    pub fn body(&self, form: Form) -> &[u8] {
+        let end = crate::frame::CHUNK_END.len();
+        match form {
+            Form::Json if self.has_json() => &self.bytes[self.json_body as usize..self.bytes.len() - end],
+            _ => &self.bytes[self.body as usize..self.split as usize - end],
+        }
+    }
+}
+
+/// What stands in a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// An event.
+    Event,
+    /// A control event: events may be missing here.
+    Gap,
+}
+
+/// One place of a window.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The bridge's sequence.
+    pub seq: u64,
+    /// Where the source's log stands after it.
+    pub position: Option<Position>,
+    /// The event's time.
+    pub time: Timestamp,
+    /// What it is.
+    pub kind: Kind,
+    /// The bytes; a gap has no subject.
+    pub encoded: Encoded,
+}
+
+/// What an entry costs beside its bytes, roughly.
+const OVERHEAD: usize = size_of::<Entry>() + 16;
+
+impl Entry {
+    fn cost(&self) -> usize {
+        OVERHEAD + self.encoded.bytes.len()
+    }
+}
+
+/// Bounds of a window.
+pub use crate::config::Window as Limits;
+
+/// The latest events of one source.
+#[derive(Debug)]
+pub struct Window {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    /// The sequence of the last entry that was dropped.
+    floor: u64,
+    /// Its time.
+    floor_time: Timestamp,
+    /// Where the source's log stands before the first entry, where that is known.
+    base: Option<Position>,
+    /// Where the source's log stands at the end.
+    head: Option<Position>,
+}
+
+/// Where a position is, seen from a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Inside: what follows has a sequence greater than this.
+    After(u64),
+    /// The log stood otherwise there.
+    Other,
+    /// Older than the window, or newer.
+    Outside,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self { entries: VecDeque::new(), bytes: 0, floor: 0, floor_time: Timestamp::default(), base: None, head: None }
+    }
+}
+
+impl Window {
+    pub(super) fn push(&mut self, entry: Entry) {
+        if entry.position.is_some() {
+            self.head = entry.position;
+        }
+        self.bytes += entry.cost();
+        self.entries.push_back(entry);
+    }
+
+    /// The log goes on to `position` without anything for this window.
+    pub(super) fn skip(&mut self, position: Position) {
+        self.head = Some(position);
+    }
+
+    /// Drops all: the log's positions mean something else from here on.
+    pub(super) fn clear(&mut self, seq: u64, now: Timestamp) {
+        self.entries.clear();
+        self.bytes = 0;
+        self.floor = seq;
+        self.floor_time = now;
+        self.base = None;
+        self.head = None;
+    }
+
+    /// Drops what is too much or too old. Returns whether anything was.
+    pub(super) fn trim(&mut self, limits: Limits, now: Timestamp) -> bool {
+        let oldest = now.before(limits.age);
+        let before = self.entries.len();
+        while let Some(first) = self.entries.front() {
+            if self.bytes <= limits.bytes && first.time >= oldest {
+                break;
+            }
+            self.bytes -= first.cost();
+            self.floor = first.seq;
+            self.floor_time = self.floor_time.max(first.time);
+            if first.position.is_some() {
+                self.base = first.position;
+            }
+            self.entries.pop_front();
+        }
+        if self.entries.len() * 4 < self.entries.capacity() && self.entries.capacity() > 1024 {
+            self.entries.shrink_to(self.entries.len() * 2);
+        }
+        before != self.entries.len()
+    }
+
+    /// Events and gaps in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether it holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Bytes it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The sequence of the last entry that was dropped; 0 if none was.
+    #[must_use]
+    pub fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    /// The time of the newest entry that was dropped.
+    #[must_use]
+    pub fn floor_time(&self) -> Timestamp {
+        self.floor_time
+    }
+
+    /// Where the source's log stands at the end.
+    #[must_use]
+    pub fn head(&self) -> Option<Position> {
+        self.head
+    }
+
+    /// What follows a sequence, oldest first.
+    pub fn after(&self, seq: u64) -> impl Iterator<Item = &Entry> {
+        let at = self.entries.partition_point(|e| e.seq <= seq);
+        self.entries.range(at..)
+    }
+
+    /// What precedes a sequence, newest first.
+    pub fn before(&self, seq: u64) -> impl Iterator<Item = &Entry> {
+        let at = self.entries.partition_point(|e| e.seq < seq);
+        self.entries.range(..at).rev()
+    }
+
+    /// Where the log's `position` is.
+    #[must_use]
+    pub fn find(&self, position: Position) -> Place {
+        let Some(head) = self.head else { return Place::Outside };
+        if position.seq > head.seq {
+            return Place::Outside;
+        }
+        // Entries without a position (none in a durable source but by a gap at its start) stand before all.
+        let at = self.entries.partition_point(|e| e.position.is_none_or(|p| p.seq <= position.seq));
+        let before = at.checked_sub(1).and_then(|at| self.entries.get(at));
+        let (seq, known) = match (before, self.base) {
+            (Some(entry), _) if entry.position.is_some() => (entry.seq, entry.position),
+            (_, Some(base)) if base.seq <= position.seq => (self.floor, Some(base)),
+            // Nothing was dropped and nothing is in it: only the head is known.
+            _ if self.entries.is_empty() && head.seq == position.seq => (self.floor, Some(head)),
+            _ => return Place::Outside,
+        };
+        let disagrees = |p: Position| p.seq == position.seq && !p.agrees(&position);
+        if known.is_some_and(disagrees) || disagrees(head) { Place::Other } else { Place::After(seq) }
+    }
+
+    /// The sequence before the first entry at or after `time`, if the window holds all since then.
+    #[must_use]
+    pub fn since(&self, time: Timestamp) -> Option<u64> {
+        let first = self.entries.iter().find(|e| e.time >= time);
+        let reaches = self.entries.front().is_some_and(|e| e.time < time);
+        reaches.then(|| first.map_or(u64::MAX, |e| e.seq - 1))
+    }
+}
