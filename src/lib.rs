@@ -9,6 +9,7 @@ pub mod cursor;
 pub mod event;
 pub mod frame;
 pub mod hub;
+pub mod pool;
 pub mod route;
 pub mod source;
 pub mod subject;

@@ -1,0 +1,306 @@
+//! The capped pool of subscribers: in total, of each identity, of each client address.
+//!
+//! Owns counts and the queue of those who wait for a slot. Knows nothing of tokens, HTTP status codes or streams:
+//! whoever holds a [`Permit`] has a slot, and dropping it is the only way to give it back.
+
+use std::collections::VecDeque;
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use slab::Slab;
+use tokio::sync::oneshot;
+
+use crate::config::Subscribers;
+
+mod address;
+#[cfg(test)]
+mod tests;
+
+pub use address::client_address;
+
+/// Why there is no slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Refusal {
+    /// All slots are taken, and the waiting room too, or waiting took too long.
+    #[error("all subscriber slots are taken")]
+    Full,
+    /// This token's `sub` has all that it may have.
+    #[error("this identity has as many subscriptions as it may")]
+    Identity,
+    /// This client address has all that it may have.
+    #[error("this address has as many subscriptions as it may")]
+    Address,
+}
+
+impl Refusal {
+    /// All of them, for metrics.
+    pub const ALL: [Self; 3] = [Self::Full, Self::Identity, Self::Address];
+
+    /// The metrics' label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Identity => "identity",
+            Self::Address => "address",
+        }
+    }
+}
+
+/// The pool; its clones are the same pool.
+#[derive(Debug, Clone)]
+pub struct Pool(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    max: usize,
+    max_per_identity: Option<usize>,
+    max_per_address: Option<usize>,
+    wait: Duration,
+    waiting: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Slots that are taken. Below `max` only while nobody waits: a slot that comes free goes to the first in the queue.
+    taken: usize,
+    /// Those who wait are counted as well, so that no one fills the waiting room alone.
+    identities: Counter<Arc<str>>,
+    addresses: Counter<IpAddr>,
+    queue: VecDeque<Waiter>,
+    next_ticket: u64,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    ticket: u64,
+    slot: oneshot::Sender<()>,
+}
+
+/// How many there are of each key; a key with none is forgotten.
+#[derive(Debug)]
+struct Counter<K> {
+    by_key: HashMap<K, u32>,
+    counts: Slab<(K, usize)>,
+}
+
+impl<K> Default for Counter<K> {
+    fn default() -> Self {
+        Self { by_key: HashMap::new(), counts: Slab::new() }
+    }
+}
+
+/// The place of nothing: what is not capped is not counted.
+const NONE: u32 = u32::MAX;
+
+impl<K: Hash + Eq + Clone> Counter<K> {
+    /// Counts one more, unless there are `max` already.
+    fn add(&mut self, key: &K, max: usize) -> Option<u32> {
+        if let Some(&at) = self.by_key.get(key) {
+            let (_, count) = self.counts.get_mut(at as usize)?;
+            if *count >= max {
+                return None;
+            }
+            *count += 1;
+            return Some(at);
+        }
+        if max == 0 {
+            return None;
+        }
+        let at = u32::try_from(self.counts.vacant_key()).ok().filter(|at| *at != NONE)?;
+        self.counts.insert((key.clone(), 1));
+        self.by_key.insert(key.clone(), at);
+        Some(at)
+    }
+
+    fn remove(&mut self, at: u32) {
+        let Some((_, count)) = self.counts.get_mut(at as usize) else { return };
+        *count -= 1;
+        if *count == 0 {
+            let (key, _) = self.counts.remove(at as usize);
+            self.by_key.remove(&key);
+            // What a crowd needed is given back when it has gone.
+            if self.by_key.capacity() > 1024 && self.by_key.len() < self.by_key.capacity() / 8 {
+                self.by_key.shrink_to(self.by_key.len() * 2);
+            }
+            if self.counts.is_empty() {
+                self.counts.shrink_to_fit();
+            }
+        }
+    }
+}
+
+impl State {
+    /// Takes a slot back and hands it on to whoever has waited longest.
+    fn release_slot(&mut self) {
+        while let Some(waiter) = self.queue.pop_front() {
+            // Fails when the waiter has just left: then it is the next one's.
+            if waiter.slot.send(()).is_ok() {
+                return;
+            }
+        }
+        self.taken -= 1;
+    }
+}
+
+/// A slot, or while waiting the right to one: as long as it lives it is counted.
+#[derive(Debug)]
+#[must_use = "dropping a permit gives its slot back"]
+pub struct Permit {
+    pool: Arc<Shared>,
+    identity: u32,
+    address: u32,
+    has_slot: bool,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut state = self.pool.state.lock();
+        if self.identity != NONE {
+            state.identities.remove(self.identity);
+        }
+        if self.address != NONE {
+            state.addresses.remove(self.address);
+        }
+        if self.has_slot {
+            state.release_slot();
+        }
+    }
+}
+
+/// One who waits. Leaving (timeout, or the client went away) takes it out of the queue; a slot that had been handed
+/// over just then goes back through the permit.
+struct Waiting {
+    /// Taken out once it has its slot.
+    permit: Option<Permit>,
+    slot: oneshot::Receiver<()>,
+    ticket: u64,
+}
+
+impl Waiting {
+    /// The permit, if a slot was handed over; after this none can be any more.
+    fn settle(&mut self) -> Option<Permit> {
+        self.slot.close();
+        let handed_over = self.slot.try_recv().is_ok();
+        let permit = self.permit.take_if(|permit| permit.has_slot || handed_over);
+        permit.map(|mut permit| {
+            permit.has_slot = true;
+            permit
+        })
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        drop(self.settle());
+        if let Some(permit) = &self.permit {
+            permit.pool.state.lock().queue.retain(|waiter| waiter.ticket != self.ticket);
+        }
+    }
+}
+
+impl Pool {
+    /// With all slots free.
+    #[must_use]
+    pub fn new(config: &Subscribers) -> Self {
+        Self(Arc::new(Shared {
+            max: config.max,
+            max_per_identity: config.max_per_identity,
+            max_per_address: config.max_per_address,
+            wait: config.wait,
+            waiting: config.waiting,
+            state: Mutex::default(),
+        }))
+    }
+
+    /// Takes a slot for a token's `sub` and a client's address (see [`client_address`]), waiting for one where the
+    /// configuration says so: first come, first served. The caps of one's own are not waited for. Cancel safe:
+    /// who drops the future has never been there.
+    ///
+    /// # Errors
+    /// When a cap is reached.
+    pub async fn acquire(&self, identity: Option<&Arc<str>>, address: IpAddr) -> Result<Permit, Refusal> {
+        let mut waiting = match self.enter(identity, address)? {
+            Entered::Slot(permit) => return Ok(permit),
+            Entered::Queue(waiting) => waiting,
+        };
+        if let (Ok(Ok(())), Some(permit)) = (tokio::time::timeout(self.0.wait, &mut waiting.slot).await, &mut waiting.permit) {
+            permit.has_slot = true;
+        }
+        // It may have come in the moment in which the time was up.
+        waiting.settle().ok_or(Refusal::Full)
+    }
+
+    fn enter(&self, identity: Option<&Arc<str>>, address: IpAddr) -> Result<Entered, Refusal> {
+        let shared = &self.0;
+        let mut state = shared.state.lock();
+        let full = state.taken >= shared.max;
+        if full && (shared.wait.is_zero() || state.queue.len() >= shared.waiting) {
+            // Own caps come first: they say more to the client, and waiting elsewhere would not help.
+            return Err(self.own_refusal(&state, identity, address).unwrap_or(Refusal::Full));
+        }
+        let identity_at = match (identity, shared.max_per_identity) {
+            (Some(identity), Some(max)) => state.identities.add(identity, max).ok_or(Refusal::Identity)?,
+            _ => NONE,
+        };
+        let address_at = match shared.max_per_address.map(|max| state.addresses.add(&address::counted(address), max)) {
+            Some(Some(at)) => at,
+            Some(None) => {
+                if identity_at != NONE {
+                    state.identities.remove(identity_at);
+                }
+                return Err(Refusal::Address);
+            }
+            None => NONE,
+        };
+        let permit = Permit { pool: Arc::clone(shared), identity: identity_at, address: address_at, has_slot: !full };
+        if !full {
+            state.taken += 1;
+            return Ok(Entered::Slot(permit));
+        }
+        let (sender, slot) = oneshot::channel();
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        state.queue.push_back(Waiter { ticket, slot: sender });
+        Ok(Entered::Queue(Waiting { permit: Some(permit), slot, ticket }))
+    }
+
+    fn own_refusal(&self, state: &State, identity: Option<&Arc<str>>, address: IpAddr) -> Option<Refusal> {
+        fn full<K: Hash + Eq>(counter: &Counter<K>, key: &K, max: Option<usize>) -> bool {
+            let count = counter.by_key.get(key).and_then(|at| counter.counts.get(*at as usize)).map_or(0, |(_, count)| *count);
+            max.is_some_and(|max| count >= max)
+        }
+        if identity.is_some_and(|identity| full(&state.identities, identity, self.0.max_per_identity)) {
+            return Some(Refusal::Identity);
+        }
+        full(&state.addresses, &address::counted(address), self.0.max_per_address).then_some(Refusal::Address)
+    }
+
+    /// How many slots are taken.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.0.state.lock().taken
+    }
+
+    /// How many slots there are.
+    #[must_use]
+    pub fn max(&self) -> usize {
+        self.0.max
+    }
+
+    /// How many wait for a slot.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.0.state.lock().queue.len()
+    }
+}
+
+enum Entered {
+    Slot(Permit),
+    Queue(Waiting),
+}
