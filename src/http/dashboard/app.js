@@ -180,7 +180,8 @@ function readEnvelope(text, id) {
 // The list. Events gather in `waiting`; once a frame they are drawn together, unless the list is held still: by the
 // button, by an opened row, or because the reader has scrolled.
 
-let waiting = [];
+let waiting = []; // newest last
+let waitingSize = 0;
 let paused = false;
 let frame = 0;
 let missed = 0; // events since the list was held
@@ -194,8 +195,16 @@ const opened = () => list.querySelector("details[open]") !== null;
 
 function add(entry) {
   waiting.push(entry);
+  waitingSize += entry.size ?? 0;
   if (entry.kind === "event") missed++;
-  if (waiting.length > 2 * ROWS) waiting = waiting.slice(-ROWS);
+  if (waiting.length > 2 * ROWS || waitingSize > 2 * BYTES) {
+    // No frames while the tab is hidden, no drawing while the list is held: what could not stay in the list anyway goes.
+    let from = waiting.length;
+    let size = 0;
+    while (from > 0 && waiting.length - from < ROWS && size < BYTES) size += waiting[--from].size ?? 0;
+    waiting = waiting.slice(from);
+    waitingSize = size;
+  }
   frame ||= requestAnimationFrame(draw);
 }
 
@@ -204,8 +213,8 @@ function draw() {
   const why = paused ? "Paused" : opened() ? "Held while an event is open" : scrolled() ? "Held while you read further down" : "";
   $("held").hidden = why === "";
   if (why) {
-    const text = `${why}: ${missed.toLocaleString("en")} new`;
-    if ($("held-text").textContent !== text) $("held-text").textContent = text;
+    if ($("held-text").textContent !== why) $("held-text").textContent = why;
+    $("held-count").textContent = missed > 0 ? `${missed.toLocaleString("en")} new` : "";
     return;
   }
   missed = 0;
@@ -213,6 +222,7 @@ function draw() {
   const fresh = document.createDocumentFragment();
   for (const entry of waiting.slice(-ROWS).reverse()) fresh.append(entry.kind === "event" ? eventRow(entry) : lineRow(entry));
   waiting = [];
+  waitingSize = 0;
   list.prepend(fresh);
   while (list.childElementCount > ROWS || (kept > BYTES && list.childElementCount > 1)) {
     kept -= entries.get(list.lastElementChild)?.size ?? 0;
@@ -340,7 +350,7 @@ $("release").addEventListener("click", () => {
 $("clear").addEventListener("click", () => {
   list.replaceChildren();
   waiting = [];
-  kept = missed = total = gaps = 0;
+  waitingSize = kept = missed = total = gaps = 0;
   subjects.clear();
   seconds.fill(0);
   $("events-empty").hidden = false;
