@@ -192,6 +192,8 @@ enum Pushed {
 /// See the module.
 pub struct Hub {
     epoch: u32,
+    names: Vec<SourceName>,
+    tags: Vec<Option<Tag>>,
     limits: Limits,
     publisher: Mutex<Publisher>,
     state: Mutex<State>,
@@ -241,6 +243,8 @@ impl Hub {
         };
         Arc::new(Self {
             epoch,
+            names: publisher.names.clone(),
+            tags: publisher.tags.clone(),
             limits,
             publisher: Mutex::new(publisher),
             state: Mutex::new(state),
@@ -253,6 +257,18 @@ impl Hub {
     #[must_use]
     pub fn epoch(&self) -> u32 {
         self.epoch
+    }
+
+    /// A source's name.
+    #[must_use]
+    pub fn name(&self, source: SourceId) -> &SourceName {
+        &self.names[source]
+    }
+
+    /// What cursors call a source, if it is durable.
+    #[must_use]
+    pub fn tag(&self, source: SourceId) -> Option<Tag> {
+        self.tags.get(source).copied().flatten()
     }
 
     /// What readers see. Not to be held for long: publishing waits.

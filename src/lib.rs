@@ -10,6 +10,7 @@ pub mod event;
 pub mod frame;
 pub mod hub;
 pub mod pool;
+pub mod replay;
 pub mod route;
 pub mod source;
 pub mod subject;

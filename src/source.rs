@@ -92,6 +92,11 @@ pub trait Adapter: Send + Sync + 'static {
         false
     }
 
+    /// Whether the broker can say the newest message of each subject ([`Start::LastPerSubject`]).
+    fn keeps_last(&self) -> bool {
+        false
+    }
+
     /// Whether messages may be lost while it is not connected: then every connection but the first begins with a
     /// `reconnect` gap. True of whatever the broker keeps nothing for.
     fn loses_while_away(&self) -> bool {

@@ -12,7 +12,7 @@ use crate::frame::Form;
 
 /// An event, encoded once: its subject, then its frame in each form. A frame is one HTTP/1.1 chunk with the `id`
 /// line that is true for those who are live; the body behind that line is for those who get an id of their own.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Encoded {
     pub(super) bytes: Bytes,
     /// Where the subject ends and the routed frame begins.
@@ -55,7 +55,7 @@ impl Encoded {
         let end = crate::frame::CHUNK_END.len();
         match form {
             Form::Json if self.has_json() => &self.bytes[self.json_body as usize..self.bytes.len() - end],
-            _ => &self.bytes[self.body as usize..self.split as usize - end],
+            _ => &self.bytes[self.body as usize..(self.split as usize).saturating_sub(end)],
         }
     }
 }
@@ -97,7 +97,7 @@ impl Entry {
 pub use crate::config::Window as Limits;
 
 /// The latest events of one source.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Window {
     entries: VecDeque<Entry>,
     bytes: usize,
@@ -120,12 +120,6 @@ pub enum Place {
     Other,
     /// Older than the window, or newer.
     Outside,
-}
-
-impl Default for Window {
-    fn default() -> Self {
-        Self { entries: VecDeque::new(), bytes: 0, floor: 0, floor_time: Timestamp::default(), base: None, head: None }
-    }
 }
 
 impl Window {

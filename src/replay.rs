@@ -1,0 +1,361 @@
+//! A client's stream, from the first comment to the closing: history, then the window, then live, without seam.
+//!
+//! Knows the hub, the routes and the adapters' histories; nothing of HTTP but the shape of a body.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::Frame;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::cursor::Cursor;
+use crate::event::Timestamp;
+use crate::frame::{self, Closing};
+use crate::hub::{Filter, Hub, Seat, Take, WakerSeat, Wire};
+use crate::route::Router;
+use crate::source::Adapter;
+
+mod catch_up;
+mod history;
+#[cfg(test)]
+mod tests;
+
+use catch_up::{CatchUp, Step};
+
+/// Where a client wants to begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum From {
+    /// With what comes.
+    Now,
+    /// Behind its last id.
+    Cursor(Cursor),
+    /// It has an id that cannot be read: told as a gap, then as `Now`.
+    Unreadable,
+    /// With all that is left.
+    Earliest,
+    /// With the newest event of each subject.
+    Last,
+    /// With what came at or after this time.
+    Since(Timestamp),
+}
+
+/// A client that may come in.
+pub struct Request {
+    /// What it wants, within its grant.
+    pub filter: Arc<Filter>,
+    /// Where it begins.
+    pub from: From,
+    /// When its token would be refused.
+    pub expires: Option<Timestamp>,
+    /// Its place in the pool, given back when the stream ends.
+    pub permit: Box<dyn Send + Sync>,
+}
+
+/// What all streams have in common.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Time between heartbeats.
+    pub heartbeat: Duration,
+    /// The reconnection time told to clients, before jitter.
+    pub retry: Duration,
+    /// Readers of brokers' histories at a time.
+    pub readers: usize,
+}
+
+/// One of the hub's sources, as its history is read.
+#[derive(Clone)]
+pub struct Log {
+    /// Where it comes from.
+    pub adapter: Arc<dyn Adapter>,
+    /// Larger payloads become gaps.
+    pub max_payload: usize,
+}
+
+/// Makes streams.
+pub struct Streams {
+    hub: Arc<Hub>,
+    router: Arc<Router>,
+    logs: Vec<Log>,
+    settings: Settings,
+    readers: Arc<Semaphore>,
+    draining: CancellationToken,
+    /// Milliseconds over which streams end when draining.
+    drain: AtomicU64,
+    open: AtomicUsize,
+    closed: [AtomicU64; Closing::ALL.len()],
+}
+
+impl fmt::Debug for Streams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Streams").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Streams {
+    /// Over a hub whose sources are `logs`, in the hub's order.
+    #[must_use]
+    pub fn new(hub: Arc<Hub>, router: Arc<Router>, logs: Vec<Log>, settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            readers: Arc::new(Semaphore::new(settings.readers)),
+            hub,
+            router,
+            logs,
+            settings,
+            draining: CancellationToken::new(),
+            drain: AtomicU64::new(0),
+            open: AtomicUsize::new(0),
+            closed: Default::default(),
+        })
+    }
+
+    /// The hub.
+    #[must_use]
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// Opens a stream. Whatever the client asks for, the answer is in the stream.
+    #[must_use]
+    pub fn open(self: &Arc<Self>, request: Request) -> Subscription {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        let mut catch_up = Box::new(CatchUp::new(self.clone(), request.filter.clone(), request.from));
+        let mut last_id = Vec::new();
+        let (phase, first) = match catch_up.try_next(&mut last_id) {
+            Some(Step::Live(seat, place, bytes)) => (Phase::live(seat, place), bytes),
+            Some(Step::Bytes(bytes)) => (Phase::catch_up(catch_up), bytes),
+            None => (Phase::catch_up(catch_up), Bytes::new()),
+        };
+        Subscription {
+            phase,
+            first,
+            last_id,
+            filter: request.filter,
+            end: self.clone().end(request.expires),
+            _open: Open(self.clone(), request.permit),
+        }
+    }
+
+    /// Ends all streams, those that are open and those that come, at random times within this span.
+    pub fn drain(&self, within: Duration) {
+        self.drain.store(u64::try_from(within.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.draining.cancel();
+    }
+
+    /// Streams that are open.
+    #[must_use]
+    pub fn opened(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Streams that were ended on purpose, by reason.
+    #[must_use]
+    pub fn closed(&self, reason: Closing) -> u64 {
+        self.closed[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// Readers of brokers' histories at this moment.
+    #[must_use]
+    pub fn reading(&self) -> usize {
+        self.settings.readers - self.readers.available_permits()
+    }
+
+    /// The reconnection time for one client: jittered, so that clients that lost the same server do not come back at
+    /// the same moment.
+    #[must_use]
+    pub fn retry(&self) -> Duration {
+        self.settings.retry.mul_f64(rand::random_range(0.75..1.25))
+    }
+
+    /// Resolves when a stream has to end, with why.
+    fn end(self: Arc<Self>, expires: Option<Timestamp>) -> Pin<Box<dyn Future<Output = Closing> + Send + Sync>> {
+        Box::pin(async move {
+            let expired = async {
+                match expires {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let drained = async {
+                self.draining.cancelled().await;
+                let within = self.drain.load(Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(rand::random_range(0..=within))).await;
+            };
+            tokio::select! {
+                () = expired => Closing::Expired,
+                () = drained => Closing::Draining,
+            }
+        })
+    }
+}
+
+/// Sleeps until the system's clock says so: a monotonic timer alone would miss that clock being set.
+async fn sleep_until(at: Timestamp) {
+    loop {
+        let left = at.as_micros().saturating_sub(Timestamp::now().as_micros());
+        if left == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_micros(left).min(Duration::from_secs(60))).await;
+    }
+}
+
+/// Counts an open stream and holds its place in the pool.
+struct Open(Arc<Streams>, #[allow(dead_code, reason = "held for its Drop")] Box<dyn Send + Sync>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+type CatchingUp = Pin<Box<dyn Future<Output = (Box<CatchUp>, Step)> + Send>>;
+
+enum Phase {
+    CatchUp(CatchingUp),
+    Live { seat: Seat, place: u64, waker: WakerSeat },
+    Done,
+}
+
+impl Phase {
+    fn live(seat: Seat, place: u64) -> Self {
+        Self::Live { seat, place, waker: WakerSeat::default() }
+    }
+
+    fn catch_up(mut catch_up: Box<CatchUp>) -> Self {
+        Self::CatchUp(Box::pin(async move {
+            let step = catch_up.next().await;
+            (catch_up, step)
+        }))
+    }
+}
+
+/// One client's stream: the bytes of `text/event-stream`, without framing.
+pub struct Subscription {
+    phase: Phase,
+    first: Bytes,
+    last_id: Vec<u8>,
+    filter: Arc<Filter>,
+    end: Pin<Box<dyn Future<Output = Closing> + Send + Sync>>,
+    _open: Open,
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription").field("filter", &self.filter).finish_non_exhaustive()
+    }
+}
+
+impl Subscription {
+    /// What comes next; `None` once the server has ended the stream.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if matches!(self.phase, Phase::Done) {
+            return Poll::Ready(None);
+        }
+        if !self.first.is_empty() {
+            return Poll::Ready(Some(std::mem::take(&mut self.first)));
+        }
+        if let Poll::Ready(reason) = self.end.as_mut().poll(cx) {
+            return Poll::Ready(Some(self.close(reason)));
+        }
+        loop {
+            match &mut self.phase {
+                Phase::Done => return Poll::Ready(None),
+                Phase::CatchUp(next) => {
+                    let (catch_up, step) = std::task::ready!(next.as_mut().poll(cx));
+                    catch_up.told(&mut self.last_id);
+                    match step {
+                        Step::Bytes(bytes) => {
+                            self.phase = Phase::catch_up(catch_up);
+                            return Poll::Ready(Some(bytes));
+                        }
+                        Step::Live(seat, place, bytes) => {
+                            self.phase = Phase::live(seat, place);
+                            if !bytes.is_empty() {
+                                return Poll::Ready(Some(bytes));
+                            }
+                        }
+                    }
+                }
+                Phase::Live { seat, place, waker } => match seat.channel().poll_take(*place, Wire::Plain, waker, cx.waker()) {
+                    Take::Bytes(bytes, next) => {
+                        *place = next;
+                        if let Some(id) = seat.channel().id_before(next) {
+                            self.last_id.clear();
+                            self.last_id.extend_from_slice(&id);
+                        }
+                        return Poll::Ready(Some(bytes));
+                    }
+                    Take::Empty => return Poll::Pending,
+                    // A slow reader is somebody resuming.
+                    Take::Lagged => self.resume(),
+                },
+            }
+        }
+    }
+
+    fn resume(&mut self) {
+        let streams = self._open.0.clone();
+        let from = match std::str::from_utf8(&self.last_id).ok().and_then(|id| Cursor::from_id(id).ok()) {
+            Some(cursor) => From::Cursor(cursor),
+            None => From::Unreadable,
+        };
+        self.leave();
+        self.phase = Phase::catch_up(Box::new(CatchUp::resumed(streams, self.filter.clone(), from)));
+    }
+
+    fn leave(&mut self) {
+        if let Phase::Live { seat, waker, .. } = &mut self.phase {
+            seat.channel().leave(waker);
+        }
+        self.phase = Phase::Done;
+    }
+
+    /// The last bytes: what a live client has not got yet, unless it may not have it any more, and the reason.
+    fn close(&mut self, reason: Closing) -> Bytes {
+        let streams = &self._open.0;
+        streams.closed[reason as usize].fetch_add(1, Ordering::Relaxed);
+        let mut out = Vec::new();
+        if let (Phase::Live { seat, place, .. }, Closing::Draining) = (&mut self.phase, reason) {
+            while let Take::Bytes(bytes, next) = seat.channel().take(*place, Wire::Plain) {
+                out.extend_from_slice(&bytes);
+                *place = next;
+                if let Some(id) = seat.channel().id_before(next) {
+                    self.last_id = id.to_vec();
+                }
+            }
+            let state = streams.hub.state();
+            if let Take::Empty = seat.channel().take(*place, Wire::Plain) {
+                self.last_id = state.id().as_bytes().to_vec();
+            }
+        }
+        if !self.last_id.is_empty() {
+            frame::id_line(&mut out, &self.last_id);
+        }
+        frame::closing(&mut out, reason);
+        self.leave();
+        out.into()
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl http_body::Body for Subscription {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.poll_next(cx).map(|bytes| bytes.map(|b| Ok(Frame::data(b))))
+    }
+}

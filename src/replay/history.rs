@@ -1,0 +1,95 @@
+//! Reading a broker's own log for one client that is behind the window.
+//!
+//! Bounded in number by the permits of [`super::Streams`] and in rate by the client itself: nothing is read that
+//! its socket has not asked for, and never more than a batch ahead.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::Log;
+use crate::cursor::Point;
+use crate::event::Timestamp;
+use crate::source::{Connection, Item, SourceError, Start, drop_oversized};
+
+/// Messages read at a time.
+const BATCH: usize = 256;
+
+/// A reader of one source's log.
+pub(super) struct History {
+    /// Which source.
+    pub(super) source: usize,
+    log: Log,
+    readers: Arc<Semaphore>,
+    stage: Stage,
+    failures: u32,
+}
+
+type Opening = BoxFuture<'static, Result<(OwnedSemaphorePermit, Box<dyn Connection>), SourceError>>;
+
+enum Stage {
+    Opening(Opening),
+    Reading(#[allow(dead_code, reason = "held for its Drop")] OwnedSemaphorePermit, Box<dyn Connection>),
+    Waiting(BoxFuture<'static, ()>),
+}
+
+impl History {
+    /// Of one source.
+    pub(super) fn new(source: usize, log: Log, readers: Arc<Semaphore>) -> Self {
+        Self { source, stage: Stage::Waiting(Box::pin(std::future::ready(()))), log, readers, failures: 0 }
+    }
+
+    /// Waits for what follows `at`, where the client stands; `Point::Last` only where the broker keeps the last of each
+    /// subject. Cancel safe. A broker that is away is waited for.
+    pub(super) async fn next(&mut self, items: &mut Vec<Item>, at: Point) {
+        loop {
+            match &mut self.stage {
+                Stage::Waiting(wait) => {
+                    wait.await;
+                    self.stage = Stage::Opening(open(self.log.clone(), self.readers.clone(), start(at)));
+                }
+                Stage::Opening(opening) => match opening.await {
+                    Ok((permit, connection)) => self.stage = Stage::Reading(permit, connection),
+                    Err(error) => self.failed(&error),
+                },
+                Stage::Reading(_, connection) => {
+                    let result = connection.next(items, BATCH).await;
+                    drop_oversized(items, self.log.max_payload);
+                    match result {
+                        Ok(()) => self.failures = 0,
+                        Err(error) => self.failed(&error),
+                    }
+                    if !items.is_empty() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn failed(&mut self, error: &SourceError) {
+        self.failures = (self.failures + 1).min(6);
+        let most = Duration::from_millis(100) * 2u32.pow(self.failures);
+        tracing::debug!(error = error as &dyn std::error::Error, "a history cannot be read now");
+        self.stage = Stage::Waiting(Box::pin(tokio::time::sleep(most.mul_f64(rand::random_range(0.5..1.0)))));
+    }
+}
+
+fn start(at: Point) -> Start {
+    match at {
+        Point::At(position) => Start::After(position),
+        Point::Earliest => Start::Earliest,
+        Point::Since(millis) => Start::Since(Timestamp::from_micros(millis.saturating_mul(1000))),
+        Point::Last => Start::LastPerSubject,
+    }
+}
+
+fn open(log: Log, readers: Arc<Semaphore>, start: Start) -> Opening {
+    Box::pin(async move {
+        let permit = readers.acquire_owned().await.map_err(|e| SourceError::with("no more histories are read", e))?;
+        let connection = log.adapter.history(start).await?;
+        Ok((permit, connection))
+    })
+}
