@@ -206,7 +206,7 @@ pub enum AdapterConfig {
     /// `http`
     Http(http::Config),
     /// `nats`
-    Nats(nats::Config),
+    Nats(Box<nats::Config>),
 }
 
 impl AdapterConfig {

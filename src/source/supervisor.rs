@@ -126,7 +126,16 @@ impl Run {
         self.tell_connected();
         match self.read(&mut connection).await {
             Ok(()) => {
-                if timeout(LEAVE, guarded(async { Ok(connection.close().await) })).await.is_err() {
+                if timeout(
+                    LEAVE,
+                    guarded(async {
+                        connection.close().await;
+                        Ok(())
+                    }),
+                )
+                .await
+                .is_err()
+                {
                     debug!(source = %self.its.handle.name, "source did not close in time");
                 }
                 End::Cancelled

@@ -1,0 +1,446 @@
+//! Against real servers, each a process of its test with a port and a folder of its own.
+
+use std::collections::BTreeSet;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tokio::time::{Instant, sleep};
+
+use super::*;
+use crate::config::Problems;
+use crate::event::GapReason;
+use crate::source::tests::{Rig, Running, conformance, eventually};
+use crate::source::{AdapterConfig, State};
+
+/// A server of one test.
+pub(crate) struct Server {
+    child: Option<Child>,
+    pub(crate) port: u16,
+    pub(crate) folder: tempfile::TempDir,
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        Self::configured("").await
+    }
+
+    /// With more lines of its configuration, in which `$DIR` is its folder.
+    pub(crate) async fn configured(lines: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number").port();
+        let dir = folder.path().display().to_string();
+        let lines = lines.replace("$DIR", &dir);
+        let text = format!("listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{dir}/js\" }}\n{lines}\n");
+        std::fs::write(folder.path().join("nats.conf"), text).expect("writes");
+        let mut server = Self { child: None, port, folder };
+        server.revive().await;
+        server
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("kills");
+            child.wait().expect("ends");
+        }
+    }
+
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let id = self.child.as_ref().expect("runs").id();
+        let id = rustix::process::Pid::from_raw(i32::try_from(id).expect("an id")).expect("an id");
+        rustix::process::kill_process(id, signal).expect("signals");
+    }
+
+    pub(crate) async fn terminate(&mut self) {
+        self.signal(rustix::process::Signal::TERM);
+        if let Some(mut child) = self.child.take() {
+            eventually("the server's end", async || child.try_wait().expect("asks").map(|_| ()).ok_or("runs".into())).await;
+        }
+    }
+
+    pub(crate) async fn revive(&mut self) {
+        let log = self.folder.path().join("log");
+        let child = Command::new("nats-server")
+            .arg("-c")
+            .arg(self.folder.path().join("nats.conf"))
+            .arg("-l")
+            .arg(&log)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        self.child = Some(child.expect("nats-server must be installed: apt-get install nats-server"));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !std::fs::read_to_string(&log).unwrap_or_default().lines().any(|line| line.contains("Server is ready")) {
+            assert!(Instant::now() < deadline, "nats-server did not start: {:?}", std::fs::read_to_string(&log));
+            sleep(Duration::from_millis(10)).await;
+        }
+        std::fs::remove_file(&log).expect("its log");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+pub(crate) fn config(json: serde_json::Value) -> Result<Config, Vec<crate::config::Problem>> {
+    let raw: Raw = serde_json::from_value(json).expect("reads");
+    let mut problems = Problems::default();
+    raw.validate("sources.s.nats", &mut problems).ok_or(problems.0)
+}
+
+pub(crate) fn adapter(json: serde_json::Value) -> Arc<dyn Adapter> {
+    let config = AdapterConfig::Nats(Box::new(config(json).expect("valid")));
+    config.build(&"s".parse().expect("a name"), Common { max_payload: 1 << 20 })
+}
+
+struct CoreRig {
+    server: Server,
+    client: Option<async_nats::Client>,
+}
+
+impl Rig for CoreRig {
+    fn adapter(&self) -> Arc<dyn Adapter> {
+        adapter(serde_json::json!({"servers": [self.server.url()], "subjects": ["a.>"]}))
+    }
+    fn publish<'a>(&'a mut self, body: &'a str) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            if self.client.is_none() {
+                self.client = Some(async_nats::connect(self.server.url()).await.expect("connects"));
+            }
+            let client = self.client.as_ref().expect("just made");
+            client.publish("a.b", body.to_owned().into()).await.expect("publishes");
+            client.flush().await.expect("flushes");
+        })
+    }
+    fn kill(&mut self) -> BoxFuture<'_, bool> {
+        self.client = None;
+        self.server.kill();
+        Box::pin(async { true })
+    }
+    fn revive(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(self.server.revive())
+    }
+}
+
+#[tokio::test]
+async fn core_nats_conforms() {
+    conformance(&mut CoreRig { server: Server::start().await, client: None }).await;
+}
+
+#[tokio::test]
+async fn several_subscriptions_keep_one_order_and_deliver_once() {
+    let server = Server::start().await;
+    let subjects = ["a.>", "a.b", "x.*.1", "x.y.*", "z"];
+    let running = Running::start(adapter(serde_json::json!({"servers": [server.url()], "subjects": subjects})));
+    running.until_state(State::Up).await;
+    let client = async_nats::connect(server.url()).await.expect("connects");
+    let mut expected = Vec::new();
+    for n in 0..2000 {
+        let subject = ["a.b", "x.y.1", "z", "x.w.1", "x.y.2", "a.b.c"][n % 6];
+        client.publish(subject, n.to_string().into()).await.expect("publishes");
+        expected.push(n.to_string());
+        client.publish("other", "never".into()).await.expect("publishes");
+    }
+    client.flush().await.expect("flushes");
+    running.until_messages(2000).await;
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(running.bodies(), expected);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_queue_group_shares_messages() {
+    let server = Server::start().await;
+    let json = serde_json::json!({"servers": [server.url()], "subjects": ["a.>"], "queue_group": "g"});
+    let (one, two) = (Running::start(adapter(json.clone())), Running::start(adapter(json)));
+    one.until_state(State::Up).await;
+    two.until_state(State::Up).await;
+    let client = async_nats::connect(server.url()).await.expect("connects");
+    for n in 0..200 {
+        client.publish("a.b", n.to_string().into()).await.expect("publishes");
+    }
+    eventually("200 in all", async || {
+        let (a, b) = (one.bodies().len(), two.bodies().len());
+        if a + b == 200 { Ok(()) } else { Err(format!("{a} + {b}")) }
+    })
+    .await;
+    assert!(!one.bodies().is_empty() && !two.bodies().is_empty());
+}
+
+#[tokio::test]
+async fn whatever_a_publisher_sends_arrives_under_a_valid_subject() {
+    let server = Server::start().await;
+    let running = Running::start(adapter(serde_json::json!({"servers": [server.url()], "subjects": [">"]})));
+    running.until_state(State::Up).await;
+    // By hand: a client library would refuse some.
+    let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", server.port)).await.expect("connects");
+    let mut bytes = b"CONNECT {\"verbose\":false,\"headers\":true}\r\n".to_vec();
+    bytes.extend_from_slice(
+        b"PUB a%b 2\r\n\xff\x00\r\nPUB caf\xe9.x 0\r\n\r\nHPUB with.head 18 20\r\nNATS/1.0\r\nA: b\r\n\r\nhi\r\nPUB last 1\r\n1\r\n",
+    );
+    tokio::io::AsyncWriteExt::write_all(&mut socket, &bytes).await.expect("writes");
+    running.until_messages(4).await;
+    let items = running.recorder.items.lock().clone();
+    let name = |item: &Item| if let Item::Message(m) = item { (m.subject.to_string(), m.payload.clone()) } else { panic!("{item:?}") };
+    let names: Vec<_> = items.iter().map(name).collect();
+    let expected: [(&str, &[u8]); 4] = [("a%25b", b"\xff\x00"), ("caf%E9.x", b""), ("with.head", b"hi"), ("last", b"1")];
+    for ((subject, payload), (s, p)) in names.iter().zip(expected) {
+        assert_eq!((&**subject, &payload[..]), (s, p));
+    }
+}
+
+#[tokio::test]
+async fn each_way_to_say_who_we_are_works_and_a_wrong_one_is_told_without_its_secret() {
+    let pair = nkeys::KeyPair::new_user();
+    let seed = pair.seed().expect("a seed");
+    let ways = [
+        ("authorization { user: u, password: \"s3cret pw\" }".to_owned(), serde_json::json!({"user": "u", "password": "s3cret pw"})),
+        ("authorization { token: s3cret-token }".to_owned(), serde_json::json!({"token": "s3cret-token"})),
+        (format!("authorization {{ users: [ {{ nkey: {} }} ] }}", pair.public_key()), serde_json::json!({"nkey": seed})),
+    ];
+    for (lines, way) in ways {
+        let server = Server::configured(&lines).await;
+        let base = serde_json::json!({"servers": [server.url()], "subjects": ["a"]});
+        let merged = |way: &serde_json::Value| {
+            let mut json = base.clone();
+            json.as_object_mut().expect("a map").extend(way.as_object().expect("a map").clone());
+            json
+        };
+        adapter(merged(&way)).connect(Start::Now).await.map(|_| ()).expect("is let in");
+        adapter(merged(&way)).publish("a", "1".into()).await.expect("publishes");
+        let wrong = serde_json::json!({"user": "u", "password": "s3cret wrong"});
+        for bad in [&wrong, &serde_json::json!({})] {
+            let error = adapter(merged(bad)).connect(Start::Now).await.err().expect("is refused");
+            let text = crate::source::supervisor::chain(&error);
+            assert!(text.contains("Authorization Violation"), "{text}");
+            assert!(!text.contains("s3cret"), "{text}");
+        }
+    }
+    let server = Server::configured("authorization { user: u, password: \"p@ss\" }").await;
+    let url = format!("nats://u:p%40ss@127.0.0.1:{}", server.port);
+    let source = adapter(serde_json::json!({"servers": [url], "subjects": ["a"]}));
+    source.connect(Start::Now).await.map(|_| ()).expect("is let in by the address");
+}
+
+#[tokio::test]
+async fn a_subject_that_is_not_allowed_and_a_server_that_is_none_are_told() {
+    let lines = "authorization { users: [ { user: u, password: p, permissions: { subscribe: \"a.>\", publish: \"a.>\" } } ] }";
+    let server = Server::configured(lines).await;
+    let json = |subject: &str| serde_json::json!({"servers": [server.url()], "subjects": [subject], "user": "u", "password": "p"});
+    adapter(json("a.b")).connect(Start::Now).await.map(|_| ()).expect("is allowed");
+    let error = adapter(json("b.b")).connect(Start::Now).await.err().expect("is not allowed").to_string();
+    assert!(error.contains("Permissions Violation for Subscription to"), "{error}");
+    let error = adapter(json("a.b")).publish("b.b", "1".into()).await.expect_err("is not allowed").to_string();
+    assert!(error.contains("Permissions Violation for Publish"), "{error}");
+
+    let other = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listens");
+    let url = format!("nats://{}", other.local_addr().expect("an address"));
+    let source = adapter(serde_json::json!({"servers": [url], "subjects": ["a"]}));
+    let (error, ()) = tokio::join!(source.connect(Start::Now), async {
+        let (mut socket, _) = other.accept().await.expect("a client");
+        tokio::io::AsyncWriteExt::write_all(&mut socket, b"SSH-2.0-OpenSSH_9.2\r\n").await.expect("writes");
+        sleep(Duration::from_millis(100)).await;
+    });
+    let text = crate::source::supervisor::chain(&error.err().expect("is none"));
+    assert!(text.contains("does not speak the NATS protocol"), "{text}");
+}
+
+#[tokio::test]
+async fn tls_with_an_own_authority_and_a_client_certificate() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path();
+    let ca_key = rcgen::KeyPair::generate().expect("a key");
+    let mut params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca = params.self_signed(&ca_key).expect("an authority");
+    let issuer = rcgen::Issuer::new(params, ca_key);
+    std::fs::write(dir.join("ca.pem"), ca.pem()).expect("writes");
+    for (file, names) in [("server", vec!["127.0.0.1".to_owned()]), ("client", vec!["me".to_owned()])] {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let cert = rcgen::CertificateParams::new(names).expect("parameters").signed_by(&key, &issuer).expect("a certificate");
+        std::fs::write(dir.join(format!("{file}.pem")), cert.pem()).expect("writes");
+        std::fs::write(dir.join(format!("{file}.key")), key.serialize_pem()).expect("writes");
+    }
+    let d = dir.display();
+    let server = Server::configured(&format!(
+        "tls {{ cert_file: \"{d}/server.pem\", key_file: \"{d}/server.key\", ca_file: \"{d}/ca.pem\", verify: true }}"
+    ))
+    .await;
+    let url = format!("tls://127.0.0.1:{}", server.port);
+    let file = |name: &str| dir.join(name).display().to_string();
+    let good = serde_json::json!({"servers": [url], "subjects": ["a"],
+        "tls": {"ca": file("ca.pem"), "certificate": file("client.pem"), "private_key": file("client.key")}});
+    let running = Running::start(adapter(good.clone()));
+    running.until_state(State::Up).await;
+    adapter(good).publish("a", "by TLS".into()).await.expect("publishes");
+    running.until_messages(1).await;
+    assert_eq!(running.bodies(), ["by TLS"]);
+
+    let strange = serde_json::json!({"servers": [url], "subjects": ["a"]});
+    let error = adapter(strange).connect(Start::Now).await.err().expect("an unknown authority");
+    let text = crate::source::supervisor::chain(&error);
+    assert!(text.contains("TLS"), "{text}");
+    let plain = Server::start().await;
+    let wants = serde_json::json!({"servers": [plain.url()], "subjects": ["a"], "tls": {"ca": file("ca.pem")}});
+    let error = adapter(wants).connect(Start::Now).await.err().expect("never in the clear");
+    assert!(crate::source::supervisor::chain(&error).contains("the server offers no TLS"));
+}
+
+#[tokio::test]
+async fn a_reader_that_stalls_loses_nothing_or_tells_a_gap() {
+    let server = Server::configured("max_pending: 1MB\nwrite_deadline: \"1s\"").await;
+    let running = Running::start(adapter(serde_json::json!({"servers": [server.url()], "subjects": ["a"]})));
+    running.until_state(State::Up).await;
+    running.recorder.stalled.store(true, Ordering::SeqCst);
+    let client = async_nats::connect(server.url()).await.expect("connects");
+    let body = "x".repeat(1000);
+    for n in 0..40_000 {
+        client.publish("a", format!("{n} {body}").into()).await.expect("publishes");
+    }
+    client.flush().await.expect("flushes");
+    sleep(Duration::from_secs(2)).await;
+    running.recorder.stalled.store(false, Ordering::SeqCst);
+    running.until_gap(GapReason::Reconnect).await;
+    for n in 40_000..40_100 {
+        client.publish("a", format!("{n} {body}").into()).await.expect("publishes");
+    }
+    eventually("the last", async || running.bodies().last().is_some_and(|b| b.starts_with("40099 ")).then_some(()).ok_or(String::new()))
+        .await;
+    // Whatever is missing is missing at a gap.
+    let (mut next, mut holes, mut in_gap) = (0, 0, false);
+    for item in &*running.recorder.items.lock() {
+        match item {
+            Item::Message(message) => {
+                let text = String::from_utf8_lossy(&message.payload);
+                let n: u64 = text.split(' ').next().expect("a number").parse().expect("a number");
+                assert!(n == next || (in_gap && n > next), "{n} came where {next} was expected");
+                holes += u64::from(n != next);
+                (next, in_gap) = (n + 1, false);
+            }
+            Item::Gap(_) => in_gap = true,
+            Item::Tail(_) => panic!("no log"),
+        }
+    }
+    assert!(holes > 0, "the server cut nobody");
+}
+
+#[tokio::test]
+async fn a_server_that_is_dead_without_a_word_is_noticed_and_left_for_another() {
+    let (first, second) = (Server::start().await, Server::start().await);
+    first.signal(rustix::process::Signal::STOP);
+    let source = serde_json::json!({"servers": [first.url(), second.url()], "subjects": ["a"]});
+    let running = Running::start(adapter(source));
+    running.until_state(State::Up).await;
+    first.signal(rustix::process::Signal::CONT);
+    second.signal(rustix::process::Signal::STOP);
+    let at = Instant::now();
+    running.until_gap(GapReason::Reconnect).await;
+    assert!(at.elapsed() < Duration::from_secs(15), "took {:?}", at.elapsed());
+    adapter(serde_json::json!({"servers": [first.url()], "subjects": ["a"]})).publish("a", "1".into()).await.expect("publishes");
+    running.until_messages(1).await;
+    second.signal(rustix::process::Signal::CONT);
+}
+
+#[test]
+fn settings_are_checked_all_at_once_and_no_value_is_echoed() {
+    let bad = serde_json::json!({
+        "servers": ["http://h", "nats://h:99999", "ok:4222"], "subjects": ["a..b"], "queue_group": "a b",
+        "user": "u", "token": "s3cret", "nkey": "s3cret", "tls": {"certificate": "c"},
+        "jetstream": {"stream": "a.b", "create": {"replicas": 9, "max_bytes": 0}}
+    });
+    let problems = config(bad).expect_err("is refused");
+    let paths: BTreeSet<_> = problems.iter().map(|p| p.path.trim_start_matches("sources.s.nats")).collect();
+    let expected = [
+        ".servers[0]",
+        ".servers[1]",
+        ".subjects[0]",
+        ".queue_group",
+        ".password",
+        ".nkey",
+        ".tls.private_key",
+        ".jetstream.stream",
+        ".jetstream.create.replicas",
+        ".jetstream.create.max_bytes",
+    ];
+    assert_eq!(paths, BTreeSet::from(expected));
+    assert!(!format!("{problems:?}").contains("s3cret"));
+    let good = config(serde_json::json!({"servers": ["nats://me:s3cret@h"], "subjects": ["a"], "token": "s3cret"})).expect("valid");
+    assert!(!format!("{good:?}").contains("s3cret"), "{good:?}");
+    assert_eq!(good.servers[0].to_string(), "nats://h:4222");
+}
+
+#[test]
+fn overlapping_patterns_become_few_and_disjoint_by_order() {
+    let of = |texts: &[&str]| {
+        let patterns: Vec<Pattern> = texts.iter().map(|t| t.parse().expect("a pattern")).collect();
+        let text = |p: &Pattern| p.to_string();
+        without_overlap(&patterns).iter().map(|(p, earlier)| (text(p), earlier.iter().map(text).collect())).collect::<Vec<(_, Vec<_>)>>()
+    };
+    let pair = |a: &str, b: &[&str]| (a.to_owned(), b.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>());
+    assert_eq!(of(&["a.b", "a.>", "a.>"]), [pair("a.>", &[])]);
+    assert_eq!(of(&["a", "a"]), [pair("a", &[])]);
+    assert_eq!(of(&["x.*.1", "x.y.*", "z"]), [pair("x.*.1", &[]), pair("x.y.*", &["x.*.1"]), pair("z", &[])]);
+}
+
+#[test]
+fn credentials_files_hold_a_token_and_a_seed() {
+    let file = "-----BEGIN NATS USER JWT-----\r\neyJ0.e30.c2ln\r\n------END NATS USER JWT------\r\n\r\n\
+        ************************* IMPORTANT *************************\nkeep it\n\n\
+        -----BEGIN USER NKEY SEED-----\n SUAB \n------END USER NKEY SEED------\n";
+    assert_eq!(wire::credentials(file), Some(("eyJ0.e30.c2ln", "SUAB")));
+    assert_eq!(wire::credentials("-----BEGIN NATS USER JWT-----\nx\n"), None);
+    assert_eq!(wire::credentials(""), None);
+}
+
+fn parse_all(mut input: bytes::BytesMut, chunks: &[usize]) -> Vec<Op> {
+    let (mut given, mut ops) = (bytes::BytesMut::new(), Vec::new());
+    for size in chunks.iter().copied().chain([usize::MAX]) {
+        let n = size.min(input.len());
+        given.extend_from_slice(&input.split_to(n));
+        while let Some(op) = parse::parse(&mut given).expect("the protocol") {
+            ops.push(op);
+        }
+    }
+    assert!(given.is_empty());
+    ops
+}
+
+proptest! {
+    #[test]
+    fn operations_are_read_however_they_are_cut(bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 1..20), chunks in prop::collection::vec(1usize..50, 0..40)) {
+        let mut input = bytes::BytesMut::new();
+        let mut expected = Vec::new();
+        for (n, body) in bodies.iter().enumerate() {
+            let (head, reply) = (n % 3 == 0, if n % 2 == 0 { "_R.x " } else { "" });
+            let headers: &[u8] = if head { b"NATS/1.0\r\n\r\n" } else { b"" };
+            let sizes = if head { format!("{} {}", headers.len(), headers.len() + body.len()) } else { body.len().to_string() };
+            input.extend_from_slice(format!("{} a.{n} {n} {reply}{sizes}\r\n", if head { "HMSG" } else { "msg" }).as_bytes());
+            input.extend_from_slice(headers);
+            input.extend_from_slice(body);
+            input.extend_from_slice(b"\r\nPING\r\n");
+            let subject = format!("a.{n}").into();
+            let (headers, payload) = (Bytes::copy_from_slice(headers), Bytes::copy_from_slice(body));
+            expected.push(Op::Message(Delivery { sid: n as u64, subject, headers, payload }));
+            expected.push(Op::Ping);
+        }
+        prop_assert_eq!(parse_all(input, &chunks), expected);
+    }
+
+    #[test]
+    fn whatever_comes_is_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), start in prop::sample::select(vec!["", "MSG ", "HMSG a 1 ", "MSG a 1 18446744073709551616\r\n", "INFO ", "-ERR "])) {
+        let mut input = bytes::BytesMut::from(start.as_bytes());
+        input.extend_from_slice(&bytes);
+        let mut before = usize::MAX;
+        while let Ok(Some(_)) = parse::parse(&mut input) {
+            prop_assert!(input.len() < before);
+            before = input.len();
+        }
+    }
+}
