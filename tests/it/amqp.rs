@@ -1,0 +1,238 @@
+//! RabbitMQ by AMQP 0-9-1, with real nodes. A node takes its time to start: the checks share them.
+
+use std::time::Duration;
+
+use lapin::ExchangeKind;
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions};
+use lapin::types::FieldTable;
+use serde_json::json;
+
+use crate::support::bridge::numbers;
+use crate::support::certs::Certs;
+use crate::support::rabbit::Amqp;
+use crate::support::{Bridge, Rabbit, eventually};
+
+async fn declare_queue(client: &Amqp, name: &str) {
+    let options = QueueDeclareOptions { durable: true, ..Default::default() };
+    client.channel.queue_declare(name.into(), options, FieldTable::default()).await.unwrap();
+}
+
+/// Messages in a queue that wait for a consumer.
+async fn waiting(client: &Amqp, name: &str) -> u32 {
+    let options = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
+    client.channel.queue_declare(name.into(), options, FieldTable::default()).await.unwrap().message_count()
+}
+
+async fn publish_numbers(client: &Amqp, exchange: &str, key: &str, numbers: impl IntoIterator<Item = u64>) {
+    for n in numbers {
+        client.publish(exchange, key, format!("{{\"n\":{n}}}").as_bytes()).await;
+    }
+}
+
+#[tokio::test]
+async fn exchanges_and_queues_of_a_rabbitmq_node_reach_the_browser() {
+    let certs = Certs::new();
+    let file = |name: &str| certs.path(name).display().to_string();
+    let rabbit = Rabbit::with(&format!(
+        "listeners.ssl.1 = {{tls}}\nssl_options.cacertfile = {}\nssl_options.certfile = {}\nssl_options.keyfile = {}\n\
+         ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true",
+        file("ca.crt"),
+        file("server.crt"),
+        file("server.key")
+    ))
+    .await;
+    let url = rabbit.url();
+    let tls_url = format!("amqps://127.0.0.1:{}/%2f", rabbit.tls_port());
+    let config = format!(
+        r#"
+auth: {{ anonymous: {{ subscribe: [">"], publish: [">"] }} }}
+server: {{ heartbeat: 1s }}
+sources:
+  trades: {{ max_payload: 4KiB, amqp: {{ url: "{url}", exchange: trades, binding_keys: ["#"] }} }}
+  bound: {{ amqp: {{ url: "{url}", exchange: trades, binding_keys: ["eu.*", "us.#"] }} }}
+  jobs: {{ required: false, amqp: {{ url: "{url}", queue: jobs.done }} }}
+  own: {{ amqp: {{ url: "{url}", queue: own.queue, declare: true }} }}
+  safe: {{ amqp: {{ url: "{tls_url}", exchange: trades, binding_keys: ["safe.#"],
+           tls: {{ ca: "{}", certificate: "{}", private_key: "{}" }} }} }}
+routes:
+  - {{ match: {{ source: bound, subject: ">" }}, subject: "bound.{{>}}" }}
+  - {{ match: {{ source: safe, subject: ">" }}, subject: "over-tls.{{>}}" }}
+  - {{ match: {{ source: jobs, subject: ">" }}, subject: "from-jobs" }}
+  - {{ match: {{ source: own, subject: ">" }}, subject: "from-own" }}
+  - {{ match: {{ source: trades, subject: "safe.>" }}, drop: true }}
+"#,
+        file("ca.crt"),
+        file("client.crt"),
+        file("client.key")
+    );
+    let bridge = Bridge::start(&config).await;
+    let client = rabbit.client().await;
+    exchange_is_declared_and_bindings_choose(&bridge, &client).await;
+    routing_keys_of_any_kind_become_subjects(&bridge, &client).await;
+    too_large_message_is_a_gap(&bridge, &client).await;
+    tls_source_delivers(&bridge, &client).await;
+    missing_queue_is_waited_for(&bridge, &client).await;
+    deleted_queue_is_set_up_again(&bridge, &client).await;
+    queue_is_emptied_only_into_the_window(bridge, &client).await;
+}
+
+async fn exchange_is_declared_and_bindings_choose(bridge: &Bridge, client: &Amqp) {
+    // It exists, durable and of the topic kind: declaring it alike succeeds.
+    let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    client.channel.exchange_declare("trades".into(), ExchangeKind::Topic, options, FieldTable::default()).await.unwrap();
+    let mut bound = bridge.subscribe("subject=bound.>").await;
+    let mut all = bridge.subscribe("subject=eu.>&subject=us.>&subject=asia.>&subject=us").await;
+    for (n, key) in ["eu.a", "eu.a.b", "asia.a", "us", "us.a.b", "eu.c"].iter().enumerate() {
+        publish_numbers(client, "trades", key, [n as u64]).await;
+    }
+    assert_eq!(numbers(&bound.events(4).await), [0, 3, 4, 5]);
+    assert_eq!(numbers(&all.events(6).await), [0, 1, 2, 3, 4, 5]);
+}
+
+async fn routing_keys_of_any_kind_become_subjects(bridge: &Bridge, client: &Amqp) {
+    let mut sse = bridge.subscribe("").await;
+    let long = "k".repeat(255);
+    for (key, subject) in [
+        ("", "trades"),
+        ("a..b", "a.%2Eb"),
+        ("a b", "a%20b"),
+        ("a.*.b", "a.%2A.b"),
+        (">", "%3E"),
+        ("50%", "50%25"),
+        ("zürich.ü", "zürich.ü"),
+        ("line\nbreak", "line%0Abreak"),
+        ("tab\t\u{1}", "tab%09%01"),
+        (&long, &long),
+    ] {
+        client.publish("trades", key, b"1").await;
+        let event = sse.event().await;
+        assert_eq!(event.subject(), subject, "{key:?}");
+    }
+    client.publish("trades", "bytes", &[0xff]).await;
+    assert_eq!(sse.event().await.json()["data_base64"], "/w==");
+}
+
+async fn too_large_message_is_a_gap(bridge: &Bridge, client: &Amqp) {
+    let mut sse = bridge.subscribe("subject=big").await;
+    client.publish("trades", "big", &[b'x'; 4097]).await;
+    client.publish("trades", "big", b"\"after\"").await;
+    let gap = sse.event().await;
+    assert_eq!((gap.reason().as_str(), gap.json()["source"].as_str()), ("oversized", Some("trades")));
+    assert_eq!(sse.event().await.payload(), json!("after"));
+}
+
+async fn tls_source_delivers(bridge: &Bridge, client: &Amqp) {
+    let mut sse = bridge.subscribe("subject=over-tls.>").await;
+    publish_numbers(client, "trades", "safe.a", [1, 2]).await;
+    assert_eq!(numbers(&sse.events(2).await), [1, 2]);
+}
+
+async fn missing_queue_is_waited_for(bridge: &Bridge, client: &Amqp) {
+    let (_, body) = bridge.readyz().await;
+    assert_ne!(body["sources"]["jobs"]["state"], "up", "{body}");
+    declare_queue(client, "jobs.done").await;
+    publish_numbers(client, "", "jobs.done", 0..3).await;
+    let mut sse = bridge.subscribe("subject=from-jobs&since=all").await;
+    assert_eq!(numbers(&sse.events(3).await), [0, 1, 2]);
+    eventually("all to be acknowledged", async || (waiting(client, "jobs.done").await == 0).then_some(())).await;
+}
+
+async fn deleted_queue_is_set_up_again(bridge: &Bridge, client: &Amqp) {
+    let mut own = bridge.subscribe("subject=from-own").await;
+    publish_numbers(client, "", "own.queue", [1]).await;
+    assert_eq!(numbers(&own.events(1).await), [1]);
+    for queue in ["own.queue", "jobs.done"] {
+        client.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+    }
+    // What brokercast declared is declared again; somebody's is waited for.
+    eventually("the queue to be there again", async || {
+        let connection = client.connection.create_channel().await.unwrap();
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        connection.queue_declare("own.queue".into(), options, FieldTable::default()).await.ok()
+    })
+    .await;
+    bridge.source_is("own", "up").await;
+    publish_numbers(client, "", "own.queue", [2]).await;
+    let event = own.event_where(|e| !e.is_control()).await;
+    assert_eq!(numbers(&[event]), [2]);
+    eventually("the loss of the queue to be noticed", async || {
+        (bridge.readyz().await.1["sources"]["jobs"]["state"] != "up").then_some(())
+    })
+    .await;
+    declare_queue(client, "jobs.done").await;
+    bridge.source_is("jobs", "up").await;
+    let mut jobs = bridge.subscribe("subject=from-jobs").await;
+    publish_numbers(client, "", "jobs.done", [9]).await;
+    assert_eq!(numbers(&[jobs.event_where(|e| !e.is_control()).await]), [9]);
+}
+
+async fn queue_is_emptied_only_into_the_window(mut bridge: Bridge, client: &Amqp) {
+    let mut sse = bridge.subscribe("subject=from-jobs").await;
+    publish_numbers(client, "", "jobs.done", 100..150).await;
+    let mut seen = numbers(&sse.events(50).await);
+    eventually("all to be acknowledged", async || (waiting(client, "jobs.done").await == 0).then_some(())).await;
+    // Frozen, it takes messages into its sockets and acknowledges none; killed, it has lost them, and the broker has not.
+    bridge.signal(rustix::process::Signal::STOP);
+    publish_numbers(client, "", "jobs.done", 150..200).await;
+    bridge.kill();
+    eventually("the messages to be back in the queue", async || (waiting(client, "jobs.done").await == 50).then_some(())).await;
+    bridge.restart().await;
+    bridge.source_is("jobs", "up").await;
+    let mut sse = bridge.subscribe("subject=from-jobs&since=all").await;
+    seen.extend(numbers(&sse.events(50).await));
+    assert_eq!(seen, (100..200).collect::<Vec<_>>());
+    // Ended in good order, nothing is left half acknowledged.
+    publish_numbers(client, "", "jobs.done", 200..250).await;
+    assert_eq!(numbers(&sse.events(50).await), (200..250).collect::<Vec<_>>());
+    assert_eq!(bridge.terminate().await.code(), Some(0));
+    eventually("the consumer to be gone", async || {
+        let options = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
+        let queue = client.channel.queue_declare("jobs.done".into(), options, FieldTable::default()).await.unwrap();
+        (queue.consumer_count() == 0).then_some(())
+    })
+    .await;
+    assert_eq!(waiting(client, "jobs.done").await, 0);
+    client.channel.queue_purge("jobs.done".into(), QueuePurgeOptions::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn rabbitmq_that_comes_late_dies_and_comes_back_is_taken_up() {
+    let mut rabbit = Rabbit::absent("");
+    let config = format!(
+        r#"
+auth: {{ anonymous: {{ subscribe: [">"], publish: [">"] }} }}
+sources:
+  inbox: {{ http: {{ subjects: ["demo.>"] }} }}
+  trades: {{ amqp: {{ url: "{}", exchange: trades, binding_keys: ["#"] }} }}
+"#,
+        rabbit.url()
+    );
+    let bridge = Bridge::builder(&config).spawn().await;
+    assert_eq!(bridge.readyz().await.0, 503);
+    rabbit.restart().await;
+    bridge.source_is("trades", "up").await;
+    let mut trades = bridge.subscribe("subject=trades.>").await;
+    let mut demo = bridge.subscribe("subject=demo.>").await;
+    let client = rabbit.client().await;
+    publish_numbers(&client, "trades", "trades.a", [1]).await;
+    assert_eq!(numbers(&trades.events(1).await), [1]);
+    rabbit.kill();
+    eventually("the loss to be noticed", async || (bridge.readyz().await.1["sources"]["trades"]["state"] != "up").then_some(())).await;
+    bridge.publish_numbers("demo.a", [1]).await;
+    assert_eq!(numbers(&demo.events(1).await), [1]);
+    rabbit.restart().await;
+    bridge.source_is("trades", "up").await;
+    let client = rabbit.client().await;
+    publish_numbers(&client, "trades", "trades.a", [2]).await;
+    let gap = trades.event().await;
+    assert_eq!((gap.name.as_str(), gap.reason().as_str()), ("brokercast.gap", "reconnect"));
+    assert_eq!(numbers(&trades.events(1).await), [2]);
+    demo.stays_quiet(Duration::from_millis(200)).await;
+    // Frozen, it says nothing more: noticed without its word.
+    let start = std::time::Instant::now();
+    rabbit.freeze();
+    eventually("the silence to be noticed", async || (bridge.readyz().await.1["sources"]["trades"]["state"] != "up").then_some(())).await;
+    assert!(start.elapsed() < Duration::from_secs(17), "{:?}", start.elapsed());
+    rabbit.thaw();
+    bridge.source_is("trades", "up").await;
+}

@@ -1,0 +1,20 @@
+//! The real program against real brokers and real clients, one module per topic.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "this whole crate is tests")]
+#![allow(unreachable_pub, reason = "the support is shared by two test programs")]
+
+mod admin;
+mod amqp;
+mod browser;
+mod caps;
+mod cors;
+mod default_run;
+mod nats;
+mod refusals;
+mod resume;
+mod routes;
+mod shutdown;
+mod slow;
+mod sse_bytes;
+mod support;
+mod tokens;
+mod transports;

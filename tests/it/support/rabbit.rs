@@ -1,0 +1,161 @@
+//! A private RabbitMQ node.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::port::Port;
+use super::process::Process;
+use super::wait::within;
+
+const INSTALL: &str = "apt-get install rabbitmq-server";
+
+/// A RabbitMQ node with its own port mapper, ports, cookie and data. Its start takes 5 to 15 seconds.
+#[derive(Debug)]
+pub struct Rabbit {
+    process: Option<Process>,
+    _epmd: Process,
+    port: Port,
+    tls: Port,
+    dist: Port,
+    mapper: Port,
+    folder: TempDir,
+}
+
+impl Rabbit {
+    /// Starts one.
+    pub async fn start() -> Self {
+        Self::with("").await
+    }
+
+    /// Starts one with more lines in `rabbitmq.conf`; `{tls}` in them is a second free port.
+    pub async fn with(config: &str) -> Self {
+        let mut rabbit = Self::absent(config);
+        rabbit.restart().await;
+        rabbit
+    }
+
+    /// One that is not started yet: its port is known, nobody listens.
+    pub fn absent(config: &str) -> Self {
+        let (port, tls, dist, mapper) = (Port::take(), Port::take(), Port::take(), Port::take());
+        let folder = TempDir::with_prefix("brokercast-rabbit-").unwrap();
+        for name in ["home", "mnesia", "log", "generated"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        std::fs::write(folder.path().join("plugins"), "[].\n").unwrap();
+        let text = format!(
+            "listeners.tcp.1 = {}\nloopback_users = none\nlog.console = false\nheartbeat = 10\n{}\n",
+            port.address(),
+            config.replace("{tls}", &tls.address())
+        );
+        std::fs::write(folder.path().join("rabbit.conf"), text).unwrap();
+        let mut command = Command::new("epmd");
+        command.args(["-address", "127.0.0.1", "-port", &mapper.number().to_string()]);
+        let epmd = Process::spawn("epmd", &folder.path().join("epmd.log"), INSTALL, &mut command);
+        Self { process: None, _epmd: epmd, port, tls, dist, mapper, folder }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
+    pub fn tls_port(&self) -> u16 {
+        self.tls.number()
+    }
+
+    pub fn url(&self) -> String {
+        format!("amqp://{}/%2f", self.port.address())
+    }
+
+    /// SIGKILL to the Erlang machine.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// SIGSTOP: alive to the kernel, dead to its peers.
+    pub fn freeze(&self) {
+        self.process.as_ref().unwrap().signal(Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) {
+        self.process.as_ref().unwrap().signal(Signal::CONT);
+    }
+
+    /// Starts it (again), with its data, on the same port.
+    pub async fn restart(&mut self) {
+        self.launch();
+        self.ready().await;
+    }
+
+    /// Starts it (again) without waiting for it.
+    pub fn launch(&mut self) {
+        self.kill();
+        let known = ["/usr/lib/rabbitmq/bin/rabbitmq-server", "/opt/rabbitmq/sbin/rabbitmq-server"];
+        let program = known.into_iter().find(|p| Path::new(p).exists()).unwrap_or("rabbitmq-server");
+        let at = |name: &str| self.folder.path().join(name);
+        let mut command = Command::new(program);
+        command
+            .env("HOME", at("home"))
+            .env("RABBITMQ_NODENAME", format!("brokercast{}@localhost", self.port.number()))
+            .env("RABBITMQ_NODE_PORT", self.port.number().to_string())
+            .env("RABBITMQ_DIST_PORT", self.dist.number().to_string())
+            .env("ERL_EPMD_PORT", self.mapper.number().to_string())
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_MNESIA_BASE", at("mnesia"))
+            .env("RABBITMQ_LOG_BASE", at("log"))
+            .env("RABBITMQ_GENERATED_CONFIG_DIR", at("generated"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", at("plugins"))
+            .env("RABBITMQ_CONFIG_FILE", at("rabbit.conf"))
+            .env("RABBITMQ_CONF_ENV_FILE", at("none"))
+            .env("RABBITMQ_PID_FILE", at("pid"))
+            // Its schedulers would spin while idle; the shell shall become the Erlang machine, so that a signal meets it.
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+sbwt none +sbwtdcpu none +sbwtdio none")
+            .env("RUNNING_UNDER_SYSTEMD", "true")
+            .env_remove("NOTIFY_SOCKET");
+        self.process = Some(Process::spawn("rabbitmq-server", &at("log/console"), INSTALL, &mut command));
+    }
+
+    /// Waits until a login succeeds.
+    pub async fn ready(&mut self) {
+        let url = self.url();
+        let process = self.process.as_mut().unwrap();
+        within(Duration::from_secs(90), "RabbitMQ to accept a login", async || {
+            assert!(process.ended().is_none(), "RabbitMQ ended: {}", process.output());
+            let connecting = Connection::connect(&url, ConnectionProperties::default());
+            tokio::time::timeout(Duration::from_secs(5), connecting).await.ok()?.ok()
+        })
+        .await;
+    }
+
+    /// A connection of the test's own with one channel that confirms publishing.
+    pub async fn client(&self) -> Amqp {
+        let connection = Connection::connect(&self.url(), ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        Amqp { connection, channel }
+    }
+}
+
+/// A client of the test's own.
+#[derive(Debug)]
+pub struct Amqp {
+    pub connection: Connection,
+    pub channel: Channel,
+}
+
+impl Amqp {
+    /// Publishes persistently and waits for the confirmation.
+    pub async fn publish(&self, exchange: &str, key: &str, payload: &[u8]) {
+        let properties = BasicProperties::default().with_delivery_mode(2);
+        let sending = self.channel.basic_publish(exchange.into(), key.into(), BasicPublishOptions::default(), payload, properties);
+        sending.await.unwrap().await.unwrap();
+    }
+}

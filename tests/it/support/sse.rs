@@ -1,0 +1,292 @@
+//! A client of Server-Sent Events, written from the WHATWG standard alone: it shares nothing with the server.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::wait::PATIENCE;
+
+/// What a stream is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    /// `: text`
+    Comment(String),
+    /// `retry: milliseconds`
+    Retry(u64),
+    /// A block without data that moved the id.
+    Id(String),
+    /// What a browser dispatches.
+    Event(Event),
+}
+
+/// What a browser dispatches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// The last event id at that moment.
+    pub id: String,
+    /// `message` where the stream names none.
+    pub name: String,
+    pub data: String,
+}
+
+impl Event {
+    /// The data, parsed.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.data).unwrap_or_else(|e| panic!("{e} in the data of {self:?}"))
+    }
+
+    /// `data` inside the json envelope.
+    pub fn payload(&self) -> Value {
+        self.json()["data"].clone()
+    }
+
+    pub fn subject(&self) -> String {
+        self.json()["subject"].as_str().unwrap_or_else(|| panic!("no subject in {self:?}")).to_owned()
+    }
+
+    pub fn is_control(&self) -> bool {
+        self.name.starts_with("brokercast.")
+    }
+
+    /// The reason of a control event.
+    pub fn reason(&self) -> String {
+        assert!(self.is_control(), "{self:?} is no control event");
+        self.json()["reason"].as_str().unwrap().to_owned()
+    }
+}
+
+/// The standard's parser (section 9.2.6), fed in pieces of any size.
+#[derive(Debug, Default)]
+pub struct Parser {
+    line: Vec<u8>,
+    after_cr: bool,
+    begun: bool,
+    data: String,
+    has_data: bool,
+    name: String,
+    id_seen: bool,
+    pub last_id: String,
+    pub items: VecDeque<Item>,
+}
+
+impl Parser {
+    pub fn feed(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            let after_cr = std::mem::take(&mut self.after_cr);
+            match byte {
+                b'\n' if after_cr => {}
+                b'\n' | b'\r' => {
+                    self.after_cr = byte == b'\r';
+                    let line = std::mem::take(&mut self.line);
+                    self.line(&line);
+                }
+                _ => self.line.push(byte),
+            }
+        }
+    }
+
+    /// Whether a block has begun and not ended.
+    pub fn in_block(&self) -> bool {
+        !self.line.is_empty() || self.has_data || !self.name.is_empty() || self.id_seen
+    }
+
+    fn line(&mut self, line: &[u8]) {
+        let mut line = std::str::from_utf8(line).unwrap_or_else(|_| panic!("a line that is no UTF-8: {line:?}"));
+        if !std::mem::replace(&mut self.begun, true) {
+            line = line.strip_prefix('\u{feff}').unwrap_or(line);
+        }
+        if line.is_empty() {
+            return self.dispatch();
+        }
+        let (field, value) = line.split_once(':').unwrap_or((line, ""));
+        let value = value.strip_prefix(' ').unwrap_or(value);
+        match field {
+            "" => self.items.push_back(Item::Comment(value.to_owned())),
+            "data" => {
+                self.has_data = true;
+                self.data.push_str(value);
+                self.data.push('\n');
+            }
+            "event" => value.clone_into(&mut self.name),
+            "id" if !value.contains('\0') => {
+                self.id_seen = true;
+                value.clone_into(&mut self.last_id);
+            }
+            "retry" if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) => {
+                self.items.push_back(Item::Retry(value.parse().unwrap()));
+            }
+            _ => panic!("a line that the standard ignores: {line:?}"),
+        }
+    }
+
+    fn dispatch(&mut self) {
+        let id_seen = std::mem::take(&mut self.id_seen);
+        let name = std::mem::take(&mut self.name);
+        if !std::mem::take(&mut self.has_data) {
+            if id_seen {
+                self.items.push_back(Item::Id(self.last_id.clone()));
+            }
+            return;
+        }
+        let mut data = std::mem::take(&mut self.data);
+        data.pop();
+        let name = if name.is_empty() { "message".to_owned() } else { name };
+        self.items.push_back(Item::Event(Event { id: self.last_id.clone(), name, data }));
+    }
+}
+
+/// An open stream.
+#[derive(Debug)]
+pub struct Sse {
+    response: reqwest::Response,
+    parser: Parser,
+}
+
+impl Sse {
+    /// Sends the request and takes the stream.
+    ///
+    /// # Panics
+    /// When the answer is none.
+    pub async fn open(request: reqwest::RequestBuilder) -> Self {
+        let response = tokio::time::timeout(PATIENCE, request.send()).await.expect("an answer in time").unwrap();
+        if response.status() != 200 {
+            panic!("no stream but {}: {}", response.status(), response.text().await.unwrap_or_default());
+        }
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        Self { response, parser: Parser::default() }
+    }
+
+    pub fn headers(&self) -> &reqwest::header::HeaderMap {
+        self.response.headers()
+    }
+
+    /// The id that a browser would send when it connects again.
+    pub fn last_id(&self) -> &str {
+        &self.parser.last_id
+    }
+
+    /// The next item; `None` at the end of the stream.
+    pub async fn next(&mut self) -> Option<Item> {
+        self.next_within(PATIENCE).await.unwrap_or_else(|| panic!("nothing came within {PATIENCE:?}"))
+    }
+
+    /// The next item (`Some(None)`: the end of the stream), or `None` when nothing comes in time.
+    pub async fn next_within(&mut self, limit: Duration) -> Option<Option<Item>> {
+        let until = tokio::time::Instant::now() + limit;
+        loop {
+            if let Some(item) = self.parser.items.pop_front() {
+                return Some(Some(item));
+            }
+            match tokio::time::timeout_at(until, self.response.chunk()).await {
+                Err(_) => return None,
+                // A stream that is cut ends for a browser too.
+                Ok(Err(_) | Ok(None)) => return Some(None),
+                Ok(Ok(Some(bytes))) => self.parser.feed(&bytes),
+            }
+        }
+    }
+
+    /// The next event, control events included.
+    pub async fn event(&mut self) -> Event {
+        loop {
+            match self.next().await {
+                Some(Item::Event(event)) => return event,
+                Some(_) => {}
+                None => panic!("the stream ended before an event came"),
+            }
+        }
+    }
+
+    /// The next `count` events, control events included.
+    pub async fn events(&mut self, count: usize) -> Vec<Event> {
+        let mut events = Vec::with_capacity(count);
+        while events.len() < count {
+            events.push(self.event().await);
+        }
+        events
+    }
+
+    /// The payloads of the next events, none of which may be a control event.
+    pub async fn payloads(&mut self, count: usize) -> Vec<Value> {
+        let events = self.events(count).await;
+        events
+            .iter()
+            .map(|e| {
+                assert!(!e.is_control(), "{e:?}");
+                e.payload()
+            })
+            .collect()
+    }
+
+    /// Reads on until an event fits.
+    pub async fn event_where(&mut self, fits: impl Fn(&Event) -> bool) -> Event {
+        loop {
+            let event = self.event().await;
+            if fits(&event) {
+                return event;
+            }
+        }
+    }
+
+    /// Waits for an id that stands without an event: the one at the start, or a heartbeat's.
+    pub async fn id(&mut self) -> String {
+        loop {
+            match self.next().await {
+                Some(Item::Id(id)) => return id,
+                Some(Item::Event(event)) => panic!("an event before an id: {event:?}"),
+                Some(_) => {}
+                None => panic!("the stream ended before an id came"),
+            }
+        }
+    }
+
+    /// All that comes until the stream ends.
+    pub async fn rest(&mut self) -> Vec<Item> {
+        let mut items = Vec::new();
+        while let Some(item) = self.next().await {
+            items.push(item);
+        }
+        items
+    }
+
+    /// The events that come until the stream ends.
+    pub async fn rest_events(&mut self) -> Vec<Event> {
+        self.rest().await.into_iter().filter_map(|i| if let Item::Event(e) = i { Some(e) } else { None }).collect()
+    }
+
+    /// Asserts that no event comes for a while.
+    pub async fn stays_quiet(&mut self, span: Duration) {
+        let until = tokio::time::Instant::now() + span;
+        while let Some(item) = self.next_within(until.saturating_duration_since(tokio::time::Instant::now())).await {
+            match item {
+                Some(Item::Event(event)) => panic!("an event where none may be: {event:?}"),
+                Some(_) => {}
+                None => panic!("the stream ended"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parser_follows_the_standard_however_the_bytes_are_cut() {
+        let text = ": hi\nretry: 10\n\nid: a\n\ndata: x\r\ndata:  y\rdata\n\nevent: e\ndata: z\nid: b\n\nevent: lost\n\n";
+        let event = |id: &str, name: &str, data: &str| Item::Event(Event { id: id.into(), name: name.into(), data: data.into() });
+        let expected = vec![
+            Item::Comment("hi".into()),
+            Item::Retry(10),
+            Item::Id("a".into()),
+            event("a", "message", "x\n y\n"),
+            event("b", "e", "z"),
+        ];
+        for size in 1..text.len() {
+            let mut parser = Parser::default();
+            text.as_bytes().chunks(size).for_each(|piece| parser.feed(piece));
+            assert_eq!(Vec::from(parser.items), expected, "in pieces of {size}");
+        }
+    }
+}
