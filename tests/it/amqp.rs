@@ -44,7 +44,7 @@ async fn exchanges_and_queues_of_a_rabbitmq_node_reach_the_browser() {
     let url = rabbit.url();
     let tls_url = format!("amqps://127.0.0.1:{}/%2f", rabbit.tls_port());
     let config = format!(
-        r#"
+        r##"
 auth: {{ anonymous: {{ subscribe: [">"], publish: [">"] }} }}
 server: {{ heartbeat: 1s }}
 sources:
@@ -60,7 +60,7 @@ routes:
   - {{ match: {{ source: jobs, subject: ">" }}, subject: "from-jobs" }}
   - {{ match: {{ source: own, subject: ">" }}, subject: "from-own" }}
   - {{ match: {{ source: trades, subject: "safe.>" }}, drop: true }}
-"#,
+"##,
         file("ca.crt"),
         file("client.crt"),
         file("client.key")
@@ -155,10 +155,8 @@ async fn deleted_queue_is_set_up_again(bridge: &Bridge, client: &Amqp) {
     publish_numbers(client, "", "own.queue", [2]).await;
     let event = own.event_where(|e| !e.is_control()).await;
     assert_eq!(numbers(&[event]), [2]);
-    eventually("the loss of the queue to be noticed", async || {
-        (bridge.readyz().await.1["sources"]["jobs"]["state"] != "up").then_some(())
-    })
-    .await;
+    eventually("the loss of the queue to be noticed", async || (bridge.readyz().await.1["sources"]["jobs"]["state"] != "up").then_some(()))
+        .await;
     declare_queue(client, "jobs.done").await;
     bridge.source_is("jobs", "up").await;
     let mut jobs = bridge.subscribe("subject=from-jobs").await;
@@ -199,12 +197,12 @@ async fn queue_is_emptied_only_into_the_window(mut bridge: Bridge, client: &Amqp
 async fn rabbitmq_that_comes_late_dies_and_comes_back_is_taken_up() {
     let mut rabbit = Rabbit::absent("");
     let config = format!(
-        r#"
+        r##"
 auth: {{ anonymous: {{ subscribe: [">"], publish: [">"] }} }}
 sources:
   inbox: {{ http: {{ subjects: ["demo.>"] }} }}
   trades: {{ amqp: {{ url: "{}", exchange: trades, binding_keys: ["#"] }} }}
-"#,
+"##,
         rabbit.url()
     );
     let bridge = Bridge::builder(&config).spawn().await;

@@ -66,7 +66,9 @@ async fn dashboard_takes_a_token_and_shows_refusals() {
     let browser = Chromium::start().await;
     browser.open(&bridge.url("/")).await;
     browser.run("document.querySelector('#connect').click()").await;
-    browser.until("the refusal to be shown", "const r = document.querySelector('#refusal'); return !r.hidden && r.textContent.length > 5").await;
+    browser
+        .until("the refusal to be shown", "const r = document.querySelector('#refusal'); return !r.hidden && r.textContent.length > 5")
+        .await;
     let token = mint(json!({"subjects": ["demo.>"], "publish": ["demo.>"]}));
     let connect = format!(
         "const t = document.querySelector('#token'); t.value = '{token}'; t.dispatchEvent(new Event('input', {{bubbles: true}}));\

@@ -25,7 +25,9 @@ async fn listed_origin_reads_answers_and_errors_and_others_do_not() {
         let vary = answer.headers().get_all("vary").iter().map(|v| v.to_str().unwrap().to_lowercase()).collect::<Vec<_>>().join(",");
         assert!(vary.contains("origin"), "{vary}");
     }
-    for origin in ["https://evil.example.com", "null", "https://dash.example.com.evil.com", "http://dash.example.com", "https://dash.example.com:444"] {
+    for origin in
+        ["https://evil.example.com", "null", "https://dash.example.com.evil.com", "http://dash.example.com", "https://dash.example.com:444"]
+    {
         let answer = bridge.events("").header("Origin", origin).send().await.unwrap();
         assert!(!answer.headers().contains_key("access-control-allow-origin"), "{origin}");
     }
@@ -88,7 +90,8 @@ async fn cookie_reads_but_never_publishes() {
 
 #[tokio::test]
 async fn public_url_says_what_the_same_origin_is_behind_a_proxy() {
-    let bridge = Bridge::start(&format!("{}\n", config().replace("server: {", "server: { public_url: \"https://live.example.com\","))).await;
+    let bridge =
+        Bridge::start(&format!("{}\n", config().replace("server: {", "server: { public_url: \"https://live.example.com\","))).await;
     let post = || bridge.http.post(bridge.url("/publish/public.a")).body("1");
     assert_eq!(post().header("Origin", "https://live.example.com").send().await.unwrap().status(), 202);
     assert_eq!(post().header("Origin", bridge.url("")).send().await.unwrap().status(), 403);

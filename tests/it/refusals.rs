@@ -85,12 +85,12 @@ async fn pattern_beyond_the_grant_is_403_and_named() {
     let bridge = Bridge::start(&closed()).await;
     let token = mint(json!({"subjects": ["demo.mine.>", "demo.*.shared"]}));
     for covered in ["demo.mine.>", "demo.mine.a", "demo.mine.*", "demo.*.shared", "demo.x.shared"] {
-        let answer = bridge.events("").query(&[("subject", covered)]).bearer_auth(&token).send().await.unwrap();
+        let answer = bridge.events_with(&[("subject", covered)]).bearer_auth(&token).send().await.unwrap();
         assert_eq!(answer.status(), 200, "{covered}");
     }
     for beyond in [">", "demo.>", "demo.mine", "demo.*.*", "other"] {
         let query = [("subject", "demo.mine.a"), ("subject", beyond)];
-        let answer = bridge.events("").query(&query).bearer_auth(&token).send().await.unwrap();
+        let answer = bridge.events_with(&query).bearer_auth(&token).send().await.unwrap();
         let body = problem(answer, 403).await;
         assert!(body["detail"].as_str().unwrap().contains(beyond), "{body}");
     }
@@ -123,7 +123,8 @@ async fn paths_methods_and_bodies_that_do_not_fit_are_refused() {
     raw.send(format!("GET /events HTTP/1.1\r\nHost: {}\r\nContent-Length: 5\r\n\r\nhello", bridge.address())).await;
     assert_eq!(raw.head().await.status, 400);
     let mut raw = Raw::connect(&bridge.address()).await;
-    raw.send(format!("GET /events HTTP/1.1\r\nHost: {}\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", bridge.address())).await;
+    raw.send(format!("GET /events HTTP/1.1\r\nHost: {}\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", bridge.address()))
+        .await;
     assert_eq!(raw.head().await.status, 400);
 }
 

@@ -45,7 +45,10 @@ async fn first_match_renames_drops_names_and_wraps() {
     assert_eq!(body["data"], json!({"id": 7}));
     body["time"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
     for name in body.as_object().unwrap().keys() {
-        assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) || name == "data_base64", "{name} is no attribute's name");
+        assert!(
+            name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) || name == "data_base64",
+            "{name} is no attribute's name"
+        );
     }
 
     bridge.publish("orders.a.b.c.d", "2").await;
@@ -79,7 +82,20 @@ async fn patterns_and_grants_see_only_the_routed_subject() {
 async fn raw_envelope_sends_text_as_it_is_and_falls_back_for_bytes() {
     let bridge = Bridge::start(CONFIG).await;
     let mut sse = bridge.subscribe("subject=demo.raw.>").await;
-    for text in ["plain", "", "{\"json\": [1, 2]}", "two\nlines", "\nleading", "trailing\n", "id: x", ": comment", " space", "ünï 🦀", "\n\n\n", "data:"] {
+    for text in [
+        "plain",
+        "",
+        "{\"json\": [1, 2]}",
+        "two\nlines",
+        "\nleading",
+        "trailing\n",
+        "id: x",
+        ": comment",
+        " space",
+        "ünï 🦀",
+        "\n\n\n",
+        "data:",
+    ] {
         bridge.publish("demo.raw.a", text).await;
         let event = sse.event().await;
         assert_eq!((event.data.as_str(), event.name.as_str()), (text, "message"));

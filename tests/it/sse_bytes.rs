@@ -96,7 +96,20 @@ async fn payloads_of_every_kind_arrive_as_the_contract_says() {
         let event = sse.event().await;
         assert!(event.data.contains(&format!(":{text}")), "{event:?}");
     }
-    for text in ["plain", "", "line\nline", "a\r\nb\rc\n", "{not json", "data: x\n\nid: evil", "\u{feff}bom", "nul\0nul", "01", "{\"a\":1} x", "NaN", "tab\t\u{7f}"] {
+    for text in [
+        "plain",
+        "",
+        "line\nline",
+        "a\r\nb\rc\n",
+        "{not json",
+        "data: x\n\nid: evil",
+        "\u{feff}bom",
+        "nul\0nul",
+        "01",
+        "{\"a\":1} x",
+        "NaN",
+        "tab\t\u{7f}",
+    ] {
         bridge.publish("demo.text", text).await;
         assert_eq!(sse.event().await.payload(), json!(text));
     }

@@ -256,6 +256,11 @@ impl Bridge {
         self.get(&format!("/events?{query}"))
     }
 
+    /// A request for `/events` with these parameters.
+    pub fn events_with(&self, parameters: &[(&str, &str)]) -> reqwest::RequestBuilder {
+        self.http.get(reqwest::Url::parse_with_params(&self.url("/events"), parameters).unwrap())
+    }
+
     /// An open stream that has told its first id: what is published from now on reaches it.
     pub async fn subscribe(&self, query: &str) -> Sse {
         let mut sse = Sse::open(self.events(query)).await;

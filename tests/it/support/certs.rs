@@ -40,11 +40,6 @@ impl Certs {
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         std::fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
         std::fs::write(self.path(&format!("{name}.crt")), certificate.pem()).unwrap();
-        // A broker that runs as another user must be able to read them.
-        for folder in [self.folder.path()] {
-            use std::os::unix::fs::PermissionsExt as _;
-            std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
-        }
     }
 
     pub fn folder(&self) -> &Path {

@@ -276,13 +276,8 @@ mod tests {
     fn parser_follows_the_standard_however_the_bytes_are_cut() {
         let text = ": hi\nretry: 10\n\nid: a\n\ndata: x\r\ndata:  y\rdata\n\nevent: e\ndata: z\nid: b\n\nevent: lost\n\n";
         let event = |id: &str, name: &str, data: &str| Item::Event(Event { id: id.into(), name: name.into(), data: data.into() });
-        let expected = vec![
-            Item::Comment("hi".into()),
-            Item::Retry(10),
-            Item::Id("a".into()),
-            event("a", "message", "x\n y\n"),
-            event("b", "e", "z"),
-        ];
+        let expected =
+            vec![Item::Comment("hi".into()), Item::Retry(10), Item::Id("a".into()), event("a", "message", "x\n y\n"), event("b", "e", "z")];
         for size in 1..text.len() {
             let mut parser = Parser::default();
             text.as_bytes().chunks(size).for_each(|piece| parser.feed(piece));
