@@ -15,6 +15,7 @@ use crate::cursor::Position;
 use crate::event::{Gap, GapReason, Message, SourceName, Timestamp};
 use crate::subject::{Pattern, SubjectError};
 
+pub mod amqp;
 pub mod http;
 pub mod nats;
 pub mod status;
@@ -207,6 +208,8 @@ pub enum AdapterConfig {
     Http(http::Config),
     /// `nats`
     Nats(Box<nats::Config>),
+    /// `amqp`
+    Amqp(Box<amqp::Config>),
 }
 
 impl AdapterConfig {
@@ -217,6 +220,7 @@ impl AdapterConfig {
             Self::Ticker(config) => Arc::new(ticker::Ticker::new(config)),
             Self::Http(config) => Arc::new(http::Http::new(config)),
             Self::Nats(config) => config.build(name, common),
+            Self::Amqp(config) => config.build(name, common),
         }
     }
 
@@ -227,6 +231,7 @@ impl AdapterConfig {
             Self::Ticker(_) => false,
             Self::Http(_) => true,
             Self::Nats(config) => config.splits(),
+            Self::Amqp(config) => config.splits(),
         }
     }
 }

@@ -1,0 +1,89 @@
+//! RabbitMQ, by AMQP 0-9-1: queues, and streams in [`super::amqp_stream`].
+//!
+//! A message's subject is its routing key. Its time is the broker's where that notes one, else that of its receipt.
+//! The library's own recovery stays off: a lost connection is the supervisor's affair.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+use super::{Adapter, Common, Connection, SourceError, Start};
+use crate::event::SourceName;
+use crate::subject::{Pattern, Subject};
+
+mod acks;
+mod config;
+mod link;
+mod publish;
+mod queue;
+mod reach;
+mod scrub;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+pub use config::{Binding, Broker, Config, Declare, ExchangeType, Origin, QueueType, Raw, Tls};
+
+/// A source that reads a queue.
+pub(super) struct Amqp {
+    config: Config,
+    name: SourceName,
+    names: Arc<Names>,
+}
+
+/// What messages are called.
+struct Names {
+    /// What the binding can yield.
+    reach: Vec<Pattern>,
+    /// Whether a queue may hold what its present binding does not ask for: an older one's.
+    strict: bool,
+    /// What an empty routing key becomes.
+    empty: Subject,
+}
+
+impl Names {
+    fn new(config: &Config, source: &SourceName) -> Self {
+        let empty = Subject::new(source.as_str()).expect("a source's name is one clean token");
+        let reach = config.binding().map_or_else(|| vec![Pattern::all()], |binding| reach::of(binding, &empty));
+        let strict = matches!(config.origin, Origin::Named { .. }) && reach != [Pattern::all()];
+        Self { reach, strict, empty }
+    }
+
+    /// The subject of a routing key; `None` where the binding does not ask for it.
+    fn subject(&self, key: &[u8]) -> Option<Subject> {
+        let subject = Subject::from_broker(key, &self.empty);
+        (!self.strict || self.reach.iter().any(|pattern| pattern.matches(subject.as_str()))).then_some(subject)
+    }
+}
+
+impl Config {
+    /// Makes the adapter; connects nothing.
+    #[must_use]
+    pub fn build(self, name: &SourceName, _: Common) -> Arc<dyn Adapter> {
+        let names = Arc::new(Names::new(&self, name));
+        Arc::new(Amqp { config: self, name: name.clone(), names })
+    }
+}
+
+impl Adapter for Amqp {
+    fn kind(&self) -> &'static str {
+        "amqp"
+    }
+
+    fn loses_while_away(&self) -> bool {
+        matches!(self.config.origin, Origin::Exclusive(_))
+    }
+
+    fn reach(&self) -> Vec<Pattern> {
+        self.names.reach.clone()
+    }
+
+    fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
+        Box::pin(async move { Ok(Box::new(queue::Reader::open(self).await?) as Box<dyn Connection>) })
+    }
+
+    fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {
+        Box::pin(publish::publish(self, subject, payload))
+    }
+}

@@ -1,0 +1,51 @@
+//! Publishing with a source's settings: what `brokercast publish` does.
+
+use bytes::Bytes;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Confirmation};
+
+use super::Amqp;
+use super::link::{Link, answer, declare_exchange};
+use crate::source::SourceError;
+
+const PERSISTENT: u8 = 2;
+
+/// Publishes one message and returns when the broker has it.
+///
+/// # Errors
+/// Also where the source reads an existing queue and `key` is not its name: what is published to a queue itself arrives
+/// under the queue's name.
+pub(super) async fn publish(source: &Amqp, key: &str, payload: Bytes) -> Result<(), SourceError> {
+    let routing_key =
+        ShortString::try_new(key).map_err(|e| SourceError::with("the subject is too long for a routing key of RabbitMQ", e))?;
+    if let (None, Some(queue)) = (source.config.binding(), source.config.queue(&source.name))
+        && key != queue
+    {
+        return Err(SourceError::new(format!("this source reads queue `{queue}`, to which only subject `{queue}` can be published")));
+    }
+    let link = Link::open(&source.config.broker, &source.name).await?;
+    let mut channel = link.channel().await?;
+    let (exchange, options) = match source.config.binding() {
+        Some(binding) => {
+            channel = declare_exchange(&link, channel, binding).await?;
+            (ShortString::try_new(&*binding.exchange).unwrap_or_default(), BasicPublishOptions::default())
+        }
+        // A queue that is not there must not swallow it.
+        None => (ShortString::default(), BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() }),
+    };
+    let failed = |e| SourceError::with("the broker did not take the message", e);
+    answer("asking for confirmations", channel.confirm_select(ConfirmSelectOptions::default())).await?.map_err(failed)?;
+    let properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    let published = channel.basic_publish(exchange, routing_key, options, &payload, properties);
+    let confirm = answer("publishing", published).await?.map_err(failed)?;
+    let confirmation = answer("publishing", confirm).await?.map_err(failed)?;
+    link.close().await;
+    match confirmation {
+        Confirmation::Ack(None) => Ok(()),
+        Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
+            Err(SourceError::new(format!("the broker gave the message back: {}", returned.reply_text)))
+        }
+        Confirmation::Nack(None) | Confirmation::NotRequested => Err(SourceError::new("the broker did not take the message")),
+    }
+}

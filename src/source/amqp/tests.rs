@@ -1,0 +1,198 @@
+//! Configuration, reach and frames; what needs a broker is in `tests/amqp`.
+
+use bytes::BytesMut;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::config::{Binding, ExchangeType, Origin, Raw};
+use super::scrub::{OddKeys, Scrub};
+use super::*;
+use crate::config::Problems;
+
+fn check(value: serde_json::Value) -> Result<Config, Vec<String>> {
+    let raw: Raw = serde_json::from_value(value).map_err(|e| vec![e.to_string()])?;
+    let mut problems = Problems::default();
+    let config = raw.validate("s.amqp", &mut problems);
+    let paths: Vec<String> = problems.0.iter().map(|problem| problem.path.clone()).collect();
+    for problem in &problems.0 {
+        assert!(!problem.expected.contains("hush"), "{problem:?}");
+    }
+    assert_eq!(config.is_none(), !paths.is_empty());
+    config.ok_or(paths)
+}
+
+#[test]
+fn addresses_are_read_as_the_amqp_uri_specification_says() {
+    for (url, host, port, vhost, user) in [
+        ("amqp://rabbitmq:5672/%2f", "rabbitmq", 5672, "/", "guest"),
+        ("amqp://rabbitmq", "rabbitmq", 5672, "/", "guest"),
+        ("amqp://rabbitmq/", "rabbitmq", 5672, "/", "guest"),
+        ("amqps://a%40b:hush%3F@h.example/prod%2feu", "h.example", 5671, "prod/eu", "a@b"),
+        ("amqp://[::1]:5673/v", "::1", 5673, "v", "guest"),
+        ("amqp://127.0.0.1:1/v?heartbeat=9", "127.0.0.1", 1, "v", "guest"),
+    ] {
+        let uri = check(json!({ "url": url, "exchange": "x" })).expect(url).broker.uri;
+        assert_eq!((&*uri.authority.host, uri.authority.port, &*uri.vhost), (host, port, vhost), "{url}");
+        assert_eq!(uri.authority.userinfo.username, user, "{url}");
+        assert_eq!(uri.query.heartbeat, Some(if url.contains("heartbeat") { 9 } else { 5 }));
+    }
+    let config = check(json!({ "url": "amqp://u:hush@h", "user": "me", "password": "hush2", "exchange": "x" })).expect("valid");
+    assert_eq!(config.broker.uri.authority.userinfo.password, "hush2");
+    assert!(!format!("{config:?} {}", config.broker).contains("hush"));
+}
+
+#[test]
+fn what_cannot_work_is_refused_with_its_key_and_without_its_value() {
+    let with = |extra: serde_json::Value| {
+        let mut value = json!({ "url": "amqp://u:hush@h" });
+        value.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
+        check(value).expect_err("refused")
+    };
+    for url in ["hush", "http://u:hush@h", "amqp:hush", "amqp://u:hush@h/a/b", "amqp://u:hush@h?x=1", "amqp:///hush"] {
+        assert_eq!(check(json!({ "url": url, "queue": "q" })).expect_err(url), ["s.amqp.url"], "{url}");
+    }
+    assert_eq!(check(json!({ "queue": "q" })).expect_err("no url"), ["s.amqp.url"]);
+    assert_eq!(with(json!({})), ["s.amqp"]);
+    assert_eq!(with(json!({ "queue": "q", "exchange": "x" })), ["s.amqp.queue"]);
+    assert_eq!(with(json!({ "exchange": "" })), ["s.amqp.exchange"]);
+    assert_eq!(with(json!({ "exchange": "x", "queue_type": "quorum" })), ["s.amqp.queue_type"]);
+    assert_eq!(with(json!({ "exchange": "x", "declare": true })), ["s.amqp.declare"]);
+    assert_eq!(with(json!({ "exchange": "x", "binding_keys": [] })), ["s.amqp.binding_keys"]);
+    assert_eq!(with(json!({ "queue": "q", "binding_keys": ["a"], "exchange_type": "direct" })).len(), 2);
+    assert_eq!(with(json!({ "queue": "q", "queue_type": "stream", "max_age": "1h" })), ["s.amqp.max_age"]);
+    assert_eq!(with(json!({ "exchange": "x", "max_bytes": "1MiB" })), ["s.amqp.max_bytes"]);
+    assert_eq!(with(json!({ "queue": "q", "prefetch": 0, "heartbeat": "90s", "user": "x" })).len(), 3);
+    assert_eq!(with(json!({ "queue": "q", "tls": { "certificate": "c" } })), ["s.amqp.tls", "s.amqp.tls.private_key"]);
+    assert!(with(json!({ "queue": "q", "que": 1 }))[0].contains("unknown field"));
+}
+
+#[test]
+fn an_exchange_has_an_exclusive_queue_or_a_stream_of_its_own_name() {
+    let name: SourceName = "trades".parse().expect("a name");
+    let config = check(json!({ "url": "amqp://h", "exchange": "x" })).expect("valid");
+    assert!(matches!(config.origin, Origin::Exclusive(_)) && !config.stream && !config.splits());
+    let config = check(json!({ "url": "amqp://h", "exchange": "x", "queue_type": "stream" })).expect("valid");
+    assert_eq!(config.queue(&name).as_deref(), Some("brokercast.trades"));
+    assert!(config.stream && !config.splits());
+    let config = check(json!({ "url": "amqp://h", "queue": "jobs" })).expect("valid");
+    assert_eq!(config.queue(&name).as_deref(), Some("jobs"));
+    assert!(matches!(config.origin, Origin::Named { declare: None, .. }) && config.splits());
+}
+
+fn reach_of(kind: ExchangeType, keys: &[&str]) -> Vec<String> {
+    let keys = keys.iter().map(|key| (*key).to_owned()).collect();
+    let binding = Binding { exchange: "x".into(), kind, keys };
+    let patterns = reach::of(&binding, &"source".parse().expect("a subject"));
+    patterns.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn binding_keys_are_translated_to_patterns() {
+    use ExchangeType::{Direct, Fanout, Headers, Topic};
+    assert_eq!(reach_of(Topic, &["#"]), [">"]);
+    assert_eq!(reach_of(Topic, &["a.#"]), ["a", "a%2E", "a.>"]);
+    assert_eq!(reach_of(Topic, &["orders.*.created"]), ["orders.%2Ecreated", "orders.*.created"]);
+    assert_eq!(reach_of(Topic, &["a.#.z"]), ["a%2E", "a.>"]);
+    assert_eq!(reach_of(Topic, &["a.b", "a.b", ""]), ["a.b", "source"]);
+    assert_eq!(reach_of(Direct, &["a.*", "", "b..c"]), ["a.%2A", "b.%2Ec", "source"]);
+    assert_eq!(reach_of(Fanout, &["a"]), [">"]);
+    assert_eq!(reach_of(Headers, &["a"]), [">"]);
+}
+
+/// RabbitMQ's rule, word by word; an empty key has no words.
+fn selects(key: &[&str], words: &[&str]) -> bool {
+    match (key.split_first(), words.split_first()) {
+        (None, None) => true,
+        (Some((&"#", rest)), _) => selects(rest, words) || !words.is_empty() && selects(key, &words[1..]),
+        (Some((k, key)), Some((w, words))) => (*k == "*" || k == w) && selects(key, words),
+        _ => false,
+    }
+}
+
+fn words(key: &str) -> Vec<&str> {
+    if key.is_empty() { Vec::new() } else { key.split('.').collect() }
+}
+
+proptest! {
+    #[test]
+    fn whatever_a_binding_key_selects_is_within_reach(
+        binding in "([ab*#]|aa|%|)(\\.([ab*#]||\\*)){0,5}",
+        picks in prop::collection::vec(0_usize..5, 1..20),
+    ) {
+        let mut picks = picks.into_iter().cycle();
+        let mut pick = || ["a", "b", "", "c%", ">"][picks.next().unwrap_or_default()];
+        let mut key = Vec::new();
+        for word in words(&binding) {
+            match word {
+                "*" => key.push(pick()),
+                "#" => (0..pick().len() + pick().len()).for_each(|_| key.push(pick())),
+                word => key.push(word),
+            }
+        }
+        let key = key.join(".");
+        // One empty word alone is no word at all.
+        prop_assume!(selects(&words(&binding), &words(&key)));
+        let empty: Subject = "source".parse().expect("a subject");
+        let subject = Subject::from_broker(key.as_bytes(), &empty);
+        let patterns = reach_of(ExchangeType::Topic, &[&binding]);
+        let held = patterns.iter().any(|pattern| pattern.parse::<Pattern>().expect("a pattern").matches(subject.as_str()));
+        prop_assert!(held, "{binding} selects {key} ({subject}), but reaches {patterns:?}");
+    }
+
+    #[test]
+    fn frames_pass_unchanged_however_they_are_cut(bytes in prop::collection::vec(any::<u8>(), 0..200), kinds in prop::collection::vec(3_u8..4, 1..4), cut in 1_usize..50) {
+        let mut wire = Vec::new();
+        for kind in kinds {
+            wire.extend(frame(kind, 1, &bytes));
+            wire.extend(frame(8, 0, b""));
+        }
+        wire.extend(deliver(b"a.b", 1));
+        prop_assert_eq!(&scrubbed(&wire, cut, &OddKeys::default()), &wire);
+    }
+
+    #[test]
+    fn nothing_that_comes_in_stops_the_scrubbing(bytes in prop::collection::vec(any::<u8>(), 0..300), cut in 1_usize..50) {
+        let headers: Vec<u8> = [frame(2, 1, &bytes), frame(1, 1, &[&[0, 60, 0, 60][..], &bytes].concat()), deliver(b"\xff", 9)].concat();
+        let odd = OddKeys::default();
+        prop_assert_eq!(scrubbed(&headers, cut, &odd).len(), headers.len());
+        prop_assert_eq!(odd.take(1, 9), Some(b"\xff"[..].into()));
+    }
+}
+
+fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(payload.len()).expect("short");
+    [&[kind][..], &channel.to_be_bytes(), &size.to_be_bytes(), payload, &[0xce]].concat()
+}
+
+fn deliver(key: &[u8], tag: u64) -> Vec<u8> {
+    let length = u8::try_from(key.len()).expect("short");
+    let rest = [&[0, 60, 0, 60, 1, b't'][..], &tag.to_be_bytes(), &[0, 1, b'x', length], key].concat();
+    frame(1, 1, &rest)
+}
+
+fn scrubbed(bytes: &[u8], cut: usize, odd: &OddKeys) -> Vec<u8> {
+    let (mut scrub, mut buffer, mut out) = (Scrub::default(), BytesMut::new(), Vec::new());
+    for piece in bytes.chunks(cut) {
+        buffer.extend_from_slice(piece);
+        scrub.advance(&mut buffer, odd);
+        let ready = scrub.ready();
+        out.extend_from_slice(&buffer.split_to(ready));
+        scrub.took(ready);
+    }
+    out
+}
+
+#[test]
+fn a_key_that_is_no_text_is_kept_aside_until_its_message_is_taken() {
+    let odd = OddKeys::default();
+    let clean = scrubbed(&[deliver(b"caf\xe9", 7), deliver(b"ok", 8)].concat(), 3, &odd);
+    assert_eq!(clean, [deliver(b"????", 7), deliver(b"ok", 8)].concat());
+    assert_eq!(odd.take(2, 7), None);
+    assert_eq!(odd.take(1, 8), None);
+    assert_eq!(odd.take(1, 7).as_deref(), Some(&b"caf\xe9"[..]));
+    assert_eq!(odd.take(1, 7), None);
+    // Its number used anew, a channel has no keys of the old one.
+    let open_ok = frame(1, 1, &[0, 20, 0, 11, 0, 0, 0, 0]);
+    scrubbed(&[deliver(b"\xe9", 7), open_ok].concat(), 100, &odd);
+    assert_eq!(odd.take(1, 7), None);
+}

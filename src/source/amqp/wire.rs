@@ -1,0 +1,226 @@
+//! The socket under the library: connecting with a deadline, TLS, an end that always comes, and clean frames.
+//!
+//! The library has a thread for each connection, which waits for its socket without bound, also when whoever asked has
+//! gone. So the socket is ours: it fails as soon as its [`CancellationToken`] is cancelled.
+
+use std::fmt;
+use std::future::Future as _;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use async_rs::Tokio;
+use async_rs::traits::Reactor;
+use bytes::{Buf as _, BytesMut};
+use futures_io::{AsyncRead, AsyncWrite};
+use lapin::uri::AMQPScheme;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::config::{Broker, Tls};
+use super::scrub::{OddKeys, Scrub};
+use crate::source::SourceError;
+
+/// For one address of a host.
+const CONNECT: Duration = Duration::from_secs(5);
+const READ: usize = 64 * 1024;
+
+enum Io {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// A connected socket.
+pub(super) struct Wire {
+    io: Io,
+    end: Pin<Box<WaitForCancellationFutureOwned>>,
+    buffer: BytesMut,
+    scrub: Scrub,
+    odd: Arc<OddKeys>,
+}
+
+impl Wire {
+    /// Connects. The wire fails once `end` is cancelled.
+    pub(super) async fn connect(broker: &Broker, end: CancellationToken, odd: Arc<OddKeys>) -> Result<Self, SourceError> {
+        let authority = &broker.uri.authority;
+        let failed = |e: io::Error| SourceError::with(format!("cannot connect to {broker}"), e);
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        let mut connected = None;
+        for address in tokio::net::lookup_host((authority.host.as_str(), authority.port)).await.map_err(failed)? {
+            match tokio::time::timeout(CONNECT, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    connected = Some(stream);
+                    break;
+                }
+                Ok(Err(e)) => last = e,
+                Err(_) => last = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        let stream = match connected {
+            Some(stream) => stream,
+            None => return Err(failed(last)),
+        };
+        stream.set_nodelay(true).map_err(failed)?;
+        let io = match broker.uri.scheme {
+            AMQPScheme::AMQP => Io::Plain(stream),
+            AMQPScheme::AMQPS => {
+                let name = ServerName::try_from(authority.host.clone())
+                    .map_err(|e| SourceError::with(format!("the host of {broker} cannot be in a certificate"), e))?;
+                let stream = connector(&broker.tls)?.connect(name, stream).await;
+                Io::Tls(Box::new(stream.map_err(|e| SourceError::with(format!("no TLS connection to {broker}"), e))?))
+            }
+        };
+        Ok(Self { io, end: Box::pin(end.cancelled_owned()), buffer: BytesMut::new(), scrub: Scrub::default(), odd })
+    }
+
+    fn ended(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.end.as_mut().poll(cx).is_ready() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.buffer.reserve(READ);
+        let mut space = [0_u8; READ];
+        let mut space = ReadBuf::new(&mut space);
+        ready!(match &mut self.io {
+            Io::Plain(io) => Pin::new(io).poll_read(cx, &mut space),
+            Io::Tls(io) => Pin::new(io).poll_read(cx, &mut space),
+        })?;
+        self.buffer.extend_from_slice(space.filled());
+        Poll::Ready(Ok(space.filled().len()))
+    }
+}
+
+fn connector(tls: &Tls) -> Result<TlsConnector, SourceError> {
+    let mut roots = rustls::RootCertStore::empty();
+    let unreadable = |what: &str, path: &std::path::Path, e: rustls::pki_types::pem::Error| {
+        SourceError::with(format!("cannot read {what} from `{}`", path.display()), e)
+    };
+    match &tls.ca {
+        Some(path) => {
+            for certificate in CertificateDer::pem_file_iter(path).map_err(|e| unreadable("`tls.ca`", path, e))? {
+                let certificate = certificate.map_err(|e| unreadable("`tls.ca`", path, e))?;
+                roots.add(certificate).map_err(|e| SourceError::with("`tls.ca` holds what is no certificate authority", e))?;
+            }
+            if roots.is_empty() {
+                return Err(SourceError::new(format!("there is no certificate in `{}` (`tls.ca`)", path.display())));
+            }
+        }
+        None => {
+            // Single bad ones among the system's are skipped.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| SourceError::with("no TLS version to speak", e))?
+        .with_root_certificates(roots);
+    let config = match &tls.identity {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let chain = CertificateDer::pem_file_iter(certificate)
+                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+                .map_err(|e| unreadable("`tls.certificate`", certificate, e))?;
+            let key = PrivateKeyDer::from_pem_file(key).map_err(|e| unreadable("`tls.private_key`", key, e))?;
+            builder
+                .with_client_auth_cert(chain, key)
+                .map_err(|e| SourceError::with("`tls.certificate` and `tls.private_key` do not go together", e))?
+        }
+    };
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.ended(cx)?;
+        while this.scrub.ready() == 0 {
+            if ready!(this.poll_fill(cx))? == 0 {
+                return Poll::Ready(Ok(0));
+            }
+            this.scrub.advance(&mut this.buffer, &this.odd);
+        }
+        let n = this.scrub.ready().min(out.len());
+        this.buffer.copy_to_slice(&mut out[..n]);
+        this.scrub.took(n);
+        Poll::Ready(Ok(n))
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.ended(cx)?;
+        match &mut this.io {
+            Io::Plain(io) => Pin::new(io).poll_write(cx, bytes),
+            Io::Tls(io) => Pin::new(io).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.ended(cx)?;
+        match &mut this.io {
+            Io::Plain(io) => Pin::new(io).poll_flush(cx),
+            Io::Tls(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.ended(cx)?;
+        match &mut this.io {
+            Io::Plain(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}
+
+/// The library's runtime: tokio, with our socket. It never connects by itself.
+#[derive(Clone, Debug)]
+pub(super) struct Ours(Tokio);
+
+impl Ours {
+    pub(super) fn current() -> Self {
+        Self(Tokio::current())
+    }
+}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wire").finish_non_exhaustive()
+    }
+}
+
+impl Reactor for Ours {
+    type TcpStream = Wire;
+    type Sleep = <Tokio as Reactor>::Sleep;
+
+    fn register<H: io::Read + io::Write + AsFd + AsRawFd + Send + 'static>(
+        &self,
+        socket: H,
+    ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
+        self.0.register(socket)
+    }
+
+    fn sleep(&self, span: Duration) -> Self::Sleep {
+        self.0.sleep(span)
+    }
+
+    fn interval(&self, span: Duration) -> impl futures_util::Stream<Item = Instant> + Send + 'static {
+        self.0.interval(span)
+    }
+
+    fn tcp_connect_addr(&self, _: SocketAddr) -> impl Future<Output = io::Result<Wire>> + Send + 'static {
+        std::future::ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+}
