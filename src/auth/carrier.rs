@@ -1,0 +1,130 @@
+//! Where a request carries its token: header, cookie, query, in this order.
+//!
+//! Pure. Knows no key and no claim.
+
+use std::borrow::Cow;
+
+use http::HeaderMap;
+use http::header::{AUTHORIZATION, COOKIE};
+use percent_encoding::percent_decode_str;
+
+use super::token::Refused;
+use crate::config::Carriers;
+
+/// Which carrier brought a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Carrier {
+    Header,
+    Cookie,
+    Query,
+}
+
+impl Carrier {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Header => "header",
+            Self::Cookie => "cookie",
+            Self::Query => "query",
+        }
+    }
+}
+
+/// Why what a request carries can't even be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unreadable {
+    /// The request is ambiguous or too large: its sender's fault, and nothing to do with a key.
+    Request(&'static str),
+    /// A token that is refused as any other.
+    Token(Refused),
+}
+
+/// The first carrier that has something, and the token. `header_only`: what a cross-site form could bring is not looked at.
+pub(super) fn find<'a>(
+    carriers: &Carriers,
+    header_only: bool,
+    headers: &'a HeaderMap,
+    query: Option<&'a str>,
+) -> Result<Option<(Carrier, Cow<'a, str>)>, Unreadable> {
+    if carriers.header
+        && let Some(token) = in_header(headers)?
+    {
+        return Ok(Some((Carrier::Header, token.into())));
+    }
+    if header_only {
+        return Ok(None);
+    }
+    if let Some(name) = &carriers.cookie
+        && let Some(token) = in_cookie(headers, name)?
+    {
+        return Ok(Some((Carrier::Cookie, token.into())));
+    }
+    if let Some(name) = &carriers.query
+        && let Some(token) = in_query(query.unwrap_or_default(), name)?
+    {
+        return Ok(Some((Carrier::Query, token)));
+    }
+    Ok(None)
+}
+
+/// RFC 6750 section 2.1. Another scheme (a proxy's Basic, say) is none of ours, as if it were not there.
+fn in_header(headers: &HeaderMap) -> Result<Option<&str>, Unreadable> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Unreadable::Request("there is more than one `Authorization` header"));
+    }
+    let bytes = value.as_bytes();
+    let scheme_ends = bytes.iter().position(|byte| byte.is_ascii_whitespace()).unwrap_or(bytes.len());
+    if !bytes[..scheme_ends].eq_ignore_ascii_case(b"bearer") {
+        return Ok(None);
+    }
+    let token = std::str::from_utf8(&bytes[scheme_ends..]).map_err(|_| Unreadable::Token(Refused::Malformed))?;
+    Ok(Some(token.trim_matches(' ')))
+}
+
+/// RFC 6265 section 5.4. An empty cookie is one that was cleared.
+fn in_cookie<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Unreadable> {
+    let mut found = None;
+    for line in headers.get_all(COOKIE) {
+        for pair in line.as_bytes().split(|byte| *byte == b';') {
+            let pair = pair.trim_ascii();
+            let Some(value) = pair.strip_prefix(name.as_bytes()).and_then(|rest| rest.trim_ascii_start().strip_prefix(b"=")) else {
+                continue;
+            };
+            let value = value.trim_ascii();
+            let value = value.strip_prefix(b"\"").and_then(|inner| inner.strip_suffix(b"\"")).unwrap_or(value);
+            if value.is_empty() {
+                continue;
+            }
+            let value = std::str::from_utf8(value).map_err(|_| Unreadable::Token(Refused::Malformed))?;
+            // A neighbouring host or another path may have planted the second one: neither is believed.
+            if found.replace(value).is_some_and(|other| other != value) {
+                return Err(Unreadable::Token(Refused::TwoCookies));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// RFC 6750 section 2.3. An empty parameter is a form field that was left empty.
+fn in_query<'a>(query: &'a str, name: &str) -> Result<Option<Cow<'a, str>>, Unreadable> {
+    let mut found = None;
+    for pair in query.split('&') {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if key != name && decoded(key).as_deref() != Some(name) || value.is_empty() {
+            continue;
+        }
+        if found.is_some() {
+            return Err(Unreadable::Request("the token stands in the query more than once"));
+        }
+        found = Some(decoded(value).ok_or(Unreadable::Token(Refused::Malformed))?);
+    }
+    Ok(found)
+}
+
+fn decoded(text: &str) -> Option<Cow<'_, str>> {
+    if text.contains('+') {
+        return percent_decode_str(&text.replace('+', " ")).decode_utf8().ok().map(|text| Cow::Owned(text.into_owned()));
+    }
+    percent_decode_str(text).decode_utf8().ok()
+}

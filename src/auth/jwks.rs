@@ -1,0 +1,202 @@
+//! JWK sets behind a URL: fetched within bounds, the last good one kept, fetched again on a key that is not known.
+//!
+//! Owns fetching and when to fetch. What is in a set is `keys`' affair; knows no token and no request.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rand::Rng as _;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::keys::{self, Key, KeyError};
+use crate::config::Algorithm;
+
+/// A set is fetched again so often, so that a key that was withdrawn is not believed for long.
+const REFRESH: Duration = Duration::from_secs(300);
+/// And on a key that is not known, but not more often than this: anybody can make up keys.
+pub(super) const COOLDOWN: Duration = Duration::from_secs(30);
+/// The first pause after a failure; doubled for each further one.
+const BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+/// For everything from connecting to the last byte.
+const TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_BYTES: usize = 1 << 20;
+
+/// Why a set could not be fetched. Without the URL: it may hold a password.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FetchError {
+    /// No connection, no answer in time, or one that breaks off.
+    #[error("the key set could not be fetched")]
+    Http(#[source] reqwest::Error),
+    /// Another status than 200.
+    #[error("the key set's server answered {0}")]
+    Status(u16),
+    /// More than a megabyte.
+    #[error("the key set is larger than {MAX_BYTES} bytes")]
+    TooLarge,
+    /// Not UTF-8.
+    #[error("the key set is no text")]
+    Text,
+    /// Fetched, but not usable.
+    #[error("the key set cannot be used")]
+    Set(#[source] KeyError),
+}
+
+/// One `jwks_url`.
+#[derive(Debug)]
+pub(super) struct Remote {
+    url: reqwest::Url,
+    id: Option<String>,
+    algorithms: Vec<Algorithm>,
+    state: Mutex<State>,
+    wanted: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The text of the last good set, to know whether a new one differs.
+    body: Option<String>,
+    fetching: bool,
+    failed: bool,
+    /// When the last fetch began.
+    began: Option<Instant>,
+}
+
+/// Whether waiting may bring a key that is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hope {
+    /// A fetch is under way, has just been asked for, or failed last time.
+    Waiting,
+    /// The set was fetched lately: the key isn't there.
+    None,
+}
+
+impl Remote {
+    pub(super) fn new(url: &str, id: Option<String>, algorithms: Vec<Algorithm>) -> Option<Self> {
+        let url: reqwest::Url = url.parse().ok()?;
+        matches!(url.scheme(), "http" | "https").then(|| Self { url, id, algorithms, state: Mutex::default(), wanted: Notify::new() })
+    }
+
+    pub(super) fn serves(&self, algorithm: Algorithm) -> bool {
+        self.algorithms.contains(&algorithm)
+    }
+
+    pub(super) fn loaded(&self) -> bool {
+        self.state.lock().body.is_some()
+    }
+
+    /// Asks for another fetch because of a key that is not known.
+    pub(super) fn miss(&self) -> Hope {
+        let mut state = self.state.lock();
+        if state.fetching || state.failed || state.began.is_none() {
+            return Hope::Waiting;
+        }
+        if state.began.is_some_and(|began| began.elapsed() < COOLDOWN) {
+            return Hope::None;
+        }
+        // Asked for once: what is said from here on until its end waits for the same fetch.
+        state.fetching = true;
+        self.wanted.notify_one();
+        Hope::Waiting
+    }
+
+    fn client(&self) -> Result<reqwest::Client, FetchError> {
+        let secure = self.url.scheme() == "https";
+        let builder = reqwest::Client::builder()
+            .user_agent(concat!("brokercast/", env!("CARGO_PKG_VERSION")))
+            .timeout(TIMEOUT)
+            .https_only(secure)
+            .redirect(reqwest::redirect::Policy::limited(3));
+        // Without TLS no roots are needed, and a machine without any must not fail for want of them.
+        let builder = if secure { builder } else { builder.tls_certs_only([]) };
+        builder.build().map_err(|e| FetchError::Http(e.without_url()))
+    }
+
+    async fn fetch(&self, client: &reqwest::Client) -> Result<String, FetchError> {
+        let http = |e: reqwest::Error| FetchError::Http(e.without_url());
+        let request = client.get(self.url.clone()).header(http::header::ACCEPT, "application/jwk-set+json, application/json");
+        let mut response = request.send().await.map_err(http)?;
+        if response.status() != http::StatusCode::OK {
+            return Err(FetchError::Status(response.status().as_u16()));
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(http)? {
+            if body.len() + chunk.len() > MAX_BYTES {
+                return Err(FetchError::TooLarge);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        String::from_utf8(body).map_err(|_| FetchError::Text)
+    }
+
+    /// One attempt: the keys, if there are others than before.
+    async fn attempt(&self, client: &mut Option<reqwest::Client>) -> Result<Option<(String, Arc<[Key]>)>, FetchError> {
+        let client = match client {
+            Some(client) => client,
+            None => client.insert(self.client()?),
+        };
+        let body = self.fetch(client).await?;
+        if self.state.lock().body.as_ref() == Some(&body) {
+            return Ok(None);
+        }
+        let keys = keys::from_set(&body, self.id.as_deref(), &self.algorithms).map_err(FetchError::Set)?;
+        Ok(Some((body, keys.into())))
+    }
+
+    /// Fetches for ever. `changed` gets each new set before anybody can learn that it is there; `done` is called after
+    /// each attempt.
+    pub(super) async fn run(&self, mut changed: impl FnMut(Arc<[Key]>), mut done: impl FnMut()) {
+        let host = self.url.host_str().unwrap_or_default();
+        let mut client = None;
+        let mut failures = 0_u32;
+        loop {
+            {
+                let mut state = self.state.lock();
+                state.fetching = true;
+                state.began = Some(Instant::now());
+            }
+            let attempt = self.attempt(&mut client).await;
+            let failed = attempt.is_err();
+            let pause = match &attempt {
+                Ok(_) => REFRESH,
+                Err(_) => BACKOFF.saturating_mul(1 << failures.min(6)).min(MAX_BACKOFF),
+            };
+            let body = match attempt {
+                Ok(Some((body, keys))) => {
+                    tracing::info!(host, keys = keys.len(), "signing keys loaded");
+                    changed(keys);
+                    Some(body)
+                }
+                Ok(None) => None,
+                Err(error) => {
+                    // Once for each spell, not for each attempt.
+                    if failures == 0 {
+                        let error: &dyn std::error::Error = &error;
+                        tracing::warn!(host, error, kept = self.loaded(), "signing keys cannot be loaded");
+                    }
+                    None
+                }
+            };
+            if !failed && failures > 0 {
+                tracing::info!(host, "signing keys can be loaded again");
+            }
+            failures = if failed { failures.saturating_add(1) } else { 0 };
+            {
+                let mut state = self.state.lock();
+                state.fetching = false;
+                state.failed = failed;
+                if body.is_some() {
+                    state.body = body;
+                }
+            }
+            done();
+            let pause = pause.mul_f64(rand::rng().random_range(0.8..1.2));
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.wanted.notified() => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What a token's claims permit: claims that are patterns, and templates such as `user.{sub}.>`.
+//!
+//! Pure. What a claim says is never more than it is: a value put into a template is one clean token, a value that is no
+//! pattern permits nothing.
+
+use serde_json::{Map, Value};
+
+use crate::subject::{Pattern, SubjectError};
+
+/// Why a text is no template of a grant. Never echoes the text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TemplateError {
+    /// `{`, `}` or `{}`.
+    #[error("has braces that hold no claim: write `{{sub}}` or `{{path.to.claim}}` (and `{{{{`, `}}}}` for braces themselves)")]
+    Placeholder,
+    /// What it gives is no pattern.
+    #[error("gives no pattern: it {0}")]
+    Pattern(SubjectError),
+}
+
+/// What stands at a claim's path: the path as one name first (names may have dots, as URLs do), then step by step, where a
+/// step may be a name with dots too.
+pub(super) fn claim<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
+    if let Some(value) = claims.get(path) {
+        return Some(value);
+    }
+    path.match_indices('.').rev().find_map(|(dot, _)| claim(claims.get(&path[..dot])?.as_object()?, &path[dot + 1..]))
+}
+
+/// The patterns of a claim that is a list of them or one, and how many of its values are none.
+pub(super) fn patterns(value: Option<&Value>) -> (Vec<Pattern>, usize) {
+    let values = match value {
+        None | Some(Value::Null) => &[][..],
+        Some(Value::Array(values)) => values,
+        Some(value) => std::slice::from_ref(value),
+    };
+    let good: Vec<Pattern> = values.iter().filter_map(|value| value.as_str()?.parse().ok()).collect();
+    let bad = values.len() - good.len();
+    (good, bad)
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Literal(Box<str>),
+    Claim(Box<str>),
+}
+
+/// One of `auth.grants`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template(Vec<Part>);
+
+/// How many patterns one template may give: lists in several claims multiply.
+const MAX_PATTERNS: usize = 256;
+
+impl std::str::FromStr for Template {
+    type Err = TemplateError;
+    fn from_str(text: &str) -> Result<Self, TemplateError> {
+        let (mut parts, mut literal, mut rest) = (Vec::new(), String::new(), text);
+        while let Some(at) = rest.find(['{', '}']) {
+            literal.push_str(&rest[..at]);
+            let brace = &rest[at..];
+            if brace.starts_with("{{") || brace.starts_with("}}") {
+                literal.push_str(&brace[..1]);
+                rest = &brace[2..];
+                continue;
+            }
+            let (path, after) = brace.strip_prefix('{').and_then(|inner| inner.split_once('}')).ok_or(TemplateError::Placeholder)?;
+            if path.is_empty() || path.contains('{') {
+                return Err(TemplateError::Placeholder);
+            }
+            parts.push(Part::Literal(std::mem::take(&mut literal).into()));
+            parts.push(Part::Claim(path.into()));
+            rest = after;
+        }
+        literal.push_str(rest);
+        parts.push(Part::Literal(literal.into()));
+        let sample: String = parts.iter().map(|part| if let Part::Literal(text) = part { text } else { "x" }).collect();
+        sample.parse::<Pattern>().map_err(TemplateError::Pattern)?;
+        Ok(Self(parts))
+    }
+}
+
+impl Template {
+    /// The patterns that the claims make of it: none where a claim is missing or no clean token; of a list, one for each
+    /// of its values.
+    pub(super) fn fill(&self, claims: &Map<String, Value>) -> Vec<Pattern> {
+        let mut texts = vec![String::new()];
+        for part in &self.0 {
+            match part {
+                Part::Literal(text) => texts.iter_mut().for_each(|out| out.push_str(text)),
+                Part::Claim(path) => {
+                    let tokens = tokens(claim(claims, path));
+                    texts =
+                        texts.iter().flat_map(|out| tokens.iter().map(move |token| format!("{out}{token}"))).take(MAX_PATTERNS).collect();
+                }
+            }
+        }
+        texts.into_iter().filter_map(|text| text.parse().ok()).collect()
+    }
+}
+
+/// A claim's values as they may stand in a subject.
+fn tokens(value: Option<&Value>) -> Vec<String> {
+    let values = match value {
+        None => &[][..],
+        Some(Value::Array(values)) => values,
+        Some(value) => std::slice::from_ref(value),
+    };
+    values.iter().filter_map(token).collect()
+}
+
+/// One token: whoever chooses a claim's value (a user name, say) must not choose how far a grant reaches.
+fn token(value: &Value) -> Option<String> {
+    let text = match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) if number.is_i64() || number.is_u64() => number.to_string(),
+        _ => return None,
+    };
+    let unclean = |c: char| matches!(c, '.' | '*' | '>') || c.is_whitespace() || c.is_control();
+    (!text.is_empty() && !text.contains(unclean)).then_some(text)
+}

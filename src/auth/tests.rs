@@ -1,0 +1,161 @@
+use http::header::AUTHORIZATION;
+use serde_json::json;
+
+use super::*;
+use crate::config::{Algorithm, Anonymous, Carriers, Claims, Grants, Jwt, KeySource, Secret};
+
+const SECRET: &[u8] = b"a secret of sixty-four bytes, which is what HS512 wants to have.";
+const LEEWAY: u64 = 30;
+
+fn limits() -> config::Limits {
+    config::Limits {
+        patterns: 64,
+        pattern_bytes: 256,
+        pattern_tokens: 16,
+        header_bytes: 16 << 10,
+        token_bytes: 8 << 10,
+        handshake_timeout: Duration::from_secs(10),
+        header_timeout: Duration::from_secs(10),
+    }
+}
+
+fn key(algorithms: &[Algorithm], id: Option<&str>, key: KeyMaterial) -> KeySource {
+    KeySource { algorithms: algorithms.to_vec(), id: id.map(str::to_owned), key }
+}
+
+fn secret() -> KeySource {
+    key(&[Algorithm::HS256], None, KeyMaterial::Secret(Secret::new(SECRET)))
+}
+
+fn config(keys: Vec<KeySource>) -> config::Auth {
+    let claims = Claims { subscribe: vec!["subjects".into()], publish: vec!["publish".into()] };
+    config::Auth {
+        jwt: Some(Jwt { issuer: None, audience: None, leeway: Duration::from_secs(LEEWAY), keys, claims }),
+        carriers: Carriers { header: true, cookie: Some("brokercast".into()), query: Some("access_token".into()) },
+        grants: Grants::default(),
+        anonymous: Anonymous::default(),
+    }
+}
+
+fn authenticator(keys: Vec<KeySource>) -> Authenticator {
+    Authenticator::new(&config(keys), &limits()).expect("keys that can be used")
+}
+
+fn now() -> u64 {
+    Timestamp::now().as_millis() / 1000
+}
+
+/// Claims that are good, with these beside or instead.
+fn claims(more: Value) -> Value {
+    let mut claims = json!({ "exp": now() + 3600, "sub": "alice", "subjects": ["a.>"] });
+    let (Value::Object(claims_map), Value::Object(more)) = (&mut claims, more) else { panic!("objects") };
+    claims_map.extend(more);
+    claims
+}
+
+fn hs256(claims: &Value) -> String {
+    mint(&Secret::new(SECRET), Algorithm::HS256, claims, None).expect("a token")
+}
+
+fn bearer(token: &str) -> HeaderMap {
+    HeaderMap::from_iter([(AUTHORIZATION, format!("Bearer {token}").parse().expect("a header value"))])
+}
+
+fn ask(authenticator: &Authenticator, token: &str) -> Result<Grant, AuthError> {
+    authenticator.authenticate(&bearer(token), None)
+}
+
+fn patterns(list: &[Pattern]) -> Vec<&str> {
+    list.iter().map(Pattern::as_str).collect()
+}
+
+#[test]
+fn a_good_token_becomes_a_grant() {
+    let grant = ask(&authenticator(vec![secret()]), &hs256(&claims(json!({ "publish": "b.*", "exp": 4_000_000_000_u64 }))));
+    let grant = grant.expect("a grant");
+    assert_eq!((patterns(&grant.subscribe), patterns(&grant.publish)), (vec!["a.>"], vec!["b.*"]));
+    assert_eq!(grant.identity.as_deref(), Some("alice"));
+    assert_eq!(grant.expires, Some(Timestamp::from_micros((4_000_000_000 + LEEWAY) * 1_000_000)));
+    let may = |pattern: &str| grant.permits_subscribe(&pattern.parse().expect("a pattern"));
+    assert_eq!(
+        [may("a.b"), may("a.*.c"), may("a.>"), may("a"), may("b.c"), may(">"), may("*.x")],
+        [true, true, true, false, false, false, false]
+    );
+    let may = |subject: &str| grant.permits_publish(&subject.parse().expect("a subject"));
+    assert_eq!([may("b.x"), may("b"), may("a.x"), may("b.x.y")], [true, false, false, false]);
+}
+
+#[test]
+fn the_challenge_tells_no_more_than_the_status() {
+    let text = |error: AuthError| error.challenge().map(|value| value.to_str().expect("ASCII").to_owned());
+    assert_eq!(text(AuthError::Missing).as_deref(), Some(r#"Bearer realm="brokercast""#));
+    let invalid = [Refused::Expired, Refused::Signature, Refused::UnknownKey].map(|why| text(AuthError::Invalid(why)));
+    assert_eq!(invalid[0].as_deref(), Some(r#"Bearer realm="brokercast", error="invalid_token""#));
+    assert!(invalid.iter().all(|one| *one == invalid[0]));
+    assert_eq!(text(AuthError::Malformed("x")).as_deref(), Some(r#"Bearer realm="brokercast", error="invalid_request""#));
+    assert_eq!(text(AuthError::KeysNotLoaded), None);
+    assert_eq!(AuthError::Invalid(Refused::Expired).to_string(), AuthError::Invalid(Refused::Signature).to_string());
+}
+
+#[test]
+fn equal_tokens_and_equal_grants_share_their_lists() {
+    let authenticator = authenticator(vec![secret()]);
+    let (one, other) = (hs256(&claims(json!({ "jti": "1" }))), hs256(&claims(json!({ "jti": "2" }))));
+    let first = ask(&authenticator, &one).expect("a grant");
+    let again = ask(&authenticator, &one).expect("a grant");
+    let second = ask(&authenticator, &other).expect("a grant");
+    assert!(Arc::ptr_eq(&first.subscribe, &again.subscribe) && Arc::ptr_eq(&first.subscribe, &second.subscribe));
+    assert_eq!(first.identity.as_ref().map(Arc::as_ptr), again.identity.as_ref().map(Arc::as_ptr));
+    assert_eq!(authenticator.jwt.as_ref().expect("tokens").cache.len(), 2);
+}
+
+#[test]
+fn a_token_that_was_verified_before_still_expires() {
+    let authenticator = authenticator(vec![secret()]);
+    let expires = now() + 100;
+    let headers = bearer(&hs256(&claims(json!({ "exp": expires }))));
+    let at = |seconds: u64| authenticator.at(&headers, None, false, Timestamp::from_micros(seconds * 1_000_000));
+    assert!(at(expires - 50).is_ok());
+    assert!(at(expires + LEEWAY - 1).is_ok());
+    assert_eq!(at(expires + LEEWAY).expect_err("expired"), AuthError::Invalid(Refused::Expired));
+}
+
+#[test]
+fn the_memory_of_verified_tokens_is_bounded() {
+    let cache = Cache::default();
+    let grant = |i: u64| Grant {
+        subscribe: [format!("u.{i}").parse().expect("a pattern")].into(),
+        publish: [].into(),
+        identity: None,
+        expires: Some(Timestamp::from_micros(u64::MAX)),
+    };
+    let kept = cache.fingerprint("kept");
+    for i in 0..50_000 {
+        cache.insert(cache.fingerprint(&i.to_string()), grant(i), 0);
+        if i == 0 {
+            cache.insert(kept, grant(0), 0);
+        }
+        assert!(cache.get(kept, Timestamp::now()).is_some(), "what is used stays ({i})");
+    }
+    assert!(cache.len() <= 2 * 8192);
+    assert!(cache.get(cache.fingerprint("1"), Timestamp::now()).is_none());
+    assert!(cache.lists() <= 4 * 8192);
+    cache.clear(1);
+    assert!(cache.get(kept, Timestamp::now()).is_none());
+    // What was verified with the keys of before is not taken in.
+    cache.insert(kept, grant(0), 0);
+    assert!(cache.get(kept, Timestamp::now()).is_none());
+}
+
+#[test]
+fn without_keys_no_token_is_good() {
+    let open = config::Auth { jwt: None, anonymous: open(), ..config(vec![]) };
+    let authenticator = Authenticator::new(&open, &limits()).expect("no keys");
+    assert!(authenticator.authenticate(&HeaderMap::new(), None).is_ok());
+    assert_eq!(ask(&authenticator, &hs256(&claims(json!({})))).expect_err("no keys"), AuthError::Invalid(Refused::NoKeys));
+    assert!(authenticator.keys_loaded());
+}
+
+fn open() -> Anonymous {
+    Anonymous { subscribe: vec!["public.>".parse().expect("a pattern")], publish: vec![], beyond_loopback: false }
+}

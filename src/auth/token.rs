@@ -1,0 +1,269 @@
+//! Tokens: signature first, then what they say (RFC 7515, RFC 7519, RFC 8725).
+//!
+//! Pure but for the keys' arithmetic: takes `now`. Knows no request and no grant.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::EncodingKey;
+use serde::Deserializer;
+use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::keys::{self, Key, KeyError};
+use crate::config::Algorithm;
+use crate::event::Timestamp;
+
+/// Why a token is refused: for the log, never for the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refused {
+    /// Not three parts of base64url, or not JSON inside, or a name twice.
+    #[error("it is no signed JWT")]
+    Malformed,
+    /// `none`, or one that is unknown.
+    #[error("its `alg` is not supported")]
+    Algorithm,
+    /// An ID token's or another kind's.
+    #[error("its `typ` is neither `JWT` nor `at+jwt`")]
+    Type,
+    /// RFC 7515 section 4.1.11: what is critical must be understood.
+    #[error("it has a `crit` header")]
+    Critical,
+    /// No key for its `kid` and `alg`.
+    #[error("no configured key has its `kid` and `alg`")]
+    UnknownKey,
+    /// The signature is not that of any key that suits.
+    #[error("its signature is wrong")]
+    Signature,
+    /// A registered claim of the wrong type.
+    #[error("its claim `{0}` is of the wrong type")]
+    ClaimType(&'static str),
+    /// A claim that must be there.
+    #[error("it lacks the claim `{0}`")]
+    ClaimMissing(&'static str),
+    /// Past `exp` and leeway.
+    #[error("it has expired")]
+    Expired,
+    /// Before `nbf` less leeway.
+    #[error("it is not valid yet")]
+    NotYet,
+    /// Not the configured `iss`.
+    #[error("its `iss` is not the configured one")]
+    Issuer,
+    /// Not the configured `aud`.
+    #[error("its `aud` is not the configured one")]
+    Audience,
+    /// RFC 7519 section 4.1.3: who is no audience must refuse.
+    #[error("it has an `aud`, but `auth.jwt.audience` is not set")]
+    UnexpectedAudience,
+    /// No `auth.jwt`.
+    #[error("no keys are configured")]
+    NoKeys,
+    /// Two cookies of the same name: one of them may be a stranger's.
+    #[error("it comes in two cookies of the same name")]
+    TwoCookies,
+}
+
+/// A token taken apart, nothing of it believed yet.
+pub(super) struct Parsed<'a> {
+    pub(super) algorithm: Algorithm,
+    pub(super) id: Option<String>,
+    message: &'a str,
+    payload: &'a str,
+    signature: &'a str,
+}
+
+/// How many keys are tried for a token that doesn't name its key.
+const MAX_TRIES: usize = 8;
+
+impl<'a> Parsed<'a> {
+    pub(super) fn new(token: &'a str) -> Result<Self, Refused> {
+        let (message, signature) = token.rsplit_once('.').ok_or(Refused::Malformed)?;
+        let (header, payload) = message.split_once('.').ok_or(Refused::Malformed)?;
+        if payload.contains('.') {
+            return Err(Refused::Malformed);
+        }
+        let header = object(header)?;
+        let text = |name| match header.get(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.as_str())),
+            Some(_) => Err(Refused::Malformed),
+        };
+        if header.contains_key("crit") {
+            return Err(Refused::Critical);
+        }
+        if let Some(kind) = text("typ")? {
+            // RFC 7515 section 4.1.9: `application/` may stand before it.
+            let kind = kind.to_ascii_lowercase();
+            if !matches!(kind.strip_prefix("application/").unwrap_or(&kind), "jwt" | "at+jwt") {
+                return Err(Refused::Type);
+            }
+        }
+        let algorithm = text("alg")?.and_then(keys::algorithm).ok_or(Refused::Algorithm)?;
+        // Never asked: `jku`, `jwk`, `x5u`, `x5c`: a token does not bring its own key.
+        Ok(Self { algorithm, id: text("kid")?.map(str::to_owned), message, payload, signature })
+    }
+
+    /// What the token says, if one of the keys signed it.
+    pub(super) fn verify<'k>(&self, keys: impl Iterator<Item = &'k Key>) -> Result<Map<String, Value>, Refused> {
+        let mut refused = Refused::UnknownKey;
+        for key in keys.filter(|key| key.suits(self.algorithm, self.id.as_deref())).take(MAX_TRIES) {
+            let algorithm = keys::library(self.algorithm);
+            if jsonwebtoken::crypto::verify(self.signature, self.message.as_bytes(), &key.decoding, algorithm).unwrap_or(false) {
+                return object(self.payload);
+            }
+            refused = Refused::Signature;
+        }
+        Err(refused)
+    }
+}
+
+/// What the registered claims must be.
+#[derive(Debug)]
+pub(super) struct Rules {
+    pub(super) issuer: Option<String>,
+    pub(super) audience: Option<String>,
+    pub(super) leeway: Duration,
+}
+
+/// Checks the registered claims. Says when the token will be refused for its age: `exp` plus leeway.
+pub(super) fn check(claims: &Map<String, Value>, rules: &Rules, now: Timestamp) -> Result<Timestamp, Refused> {
+    let until = later(numeric_date(claims, "exp")?.ok_or(Refused::ClaimMissing("exp"))?, rules.leeway);
+    if now >= until {
+        return Err(Refused::Expired);
+    }
+    if numeric_date(claims, "nbf")?.is_some_and(|from| later(now, rules.leeway) < from) {
+        return Err(Refused::NotYet);
+    }
+    if let Some(issuer) = &rules.issuer {
+        match claims.get("iss") {
+            None => return Err(Refused::ClaimMissing("iss")),
+            Some(Value::String(found)) if found == issuer => {}
+            Some(_) => return Err(Refused::Issuer),
+        }
+    }
+    match (&rules.audience, claims.get("aud")) {
+        (None, None) => {}
+        (None, Some(_)) => return Err(Refused::UnexpectedAudience),
+        (Some(_), None) => return Err(Refused::ClaimMissing("aud")),
+        (Some(audience), Some(Value::String(found))) if found == audience => {}
+        (Some(audience), Some(Value::Array(found))) if found.iter().any(|found| found == audience.as_str()) => {}
+        (Some(_), Some(_)) => return Err(Refused::Audience),
+    }
+    Ok(until)
+}
+
+fn later(time: Timestamp, by: Duration) -> Timestamp {
+    Timestamp::from_micros(time.as_micros().saturating_add(u64::try_from(by.as_micros()).unwrap_or(u64::MAX)))
+}
+
+/// RFC 7519 section 2: seconds since 1970, perhaps with a fraction.
+fn numeric_date(claims: &Map<String, Value>, name: &'static str) -> Result<Option<Timestamp>, Refused> {
+    match claims.get(name) {
+        None => Ok(None),
+        Some(Value::Number(number)) => {
+            // Whole numbers stay exact; what lies before 1970 is 1970, what is too far away is the end of time.
+            let micros = number
+                .as_u64()
+                .map(|seconds| seconds.saturating_mul(1_000_000))
+                .or_else(|| number.as_f64().map(|seconds| (seconds * 1e6) as u64))
+                .ok_or(Refused::ClaimType(name))?;
+            Ok(Some(Timestamp::from_micros(micros)))
+        }
+        Some(_) => Err(Refused::ClaimType(name)),
+    }
+}
+
+fn object(encoded: &str) -> Result<Map<String, Value>, Refused> {
+    let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| Refused::Malformed)?;
+    let mut reader = serde_json::Deserializer::from_slice(&bytes);
+    let value = Strict.deserialize(&mut reader).map_err(|_| Refused::Malformed)?;
+    reader.end().map_err(|_| Refused::Malformed)?;
+    match value {
+        Value::Object(map) => Ok(map),
+        _ => Err(Refused::Malformed),
+    }
+}
+
+/// JSON in which no object has a name twice: two readers might believe different ones (RFC 7519 section 4).
+struct Strict;
+
+impl<'de> DeserializeSeed<'de> for Strict {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict {
+    type Value = Value;
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JSON without duplicate names")
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_bool<E>(self, truth: bool) -> Result<Value, E> {
+        Ok(truth.into())
+    }
+    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
+        Ok(number.into())
+    }
+    fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
+        Ok(number.into())
+    }
+    fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
+        Ok(number.into())
+    }
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(text.into())
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+        let mut out = Vec::new();
+        while let Some(item) = list.next_element_seed(Strict)? {
+            out.push(item);
+        }
+        Ok(out.into())
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut out = Map::new();
+        while let Some(name) = map.next_key::<String>()? {
+            let value = map.next_value_seed(Strict)?;
+            if out.insert(name, value).is_some() {
+                return Err(A::Error::custom("a name stands twice"));
+            }
+        }
+        Ok(out.into())
+    }
+}
+
+/// Why no token can be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MintError {
+    /// Tokens are minted with an HMAC secret only; the others' private keys are not here.
+    #[error("only HS256, HS384 and HS512 tokens can be made, since only their key is known here")]
+    NotHmac,
+    /// As for verifying.
+    #[error("the secret cannot be used")]
+    Key(#[source] KeyError),
+    /// The library refused.
+    #[error("the token could not be signed")]
+    Sign(#[source] jsonwebtoken::errors::Error),
+}
+
+/// Makes a token of these claims.
+///
+/// # Errors
+/// When the algorithm is not HMAC, or the secret too short for it.
+pub fn mint(secret: &crate::config::Secret, algorithm: Algorithm, claims: &Value, id: Option<&str>) -> Result<String, MintError> {
+    if !keys::is_hmac(algorithm) {
+        return Err(MintError::NotHmac);
+    }
+    keys::from_secret(secret, None, &[algorithm]).map_err(MintError::Key)?;
+    let mut header = jsonwebtoken::Header::new(keys::library(algorithm));
+    header.kid = id.map(str::to_owned);
+    jsonwebtoken::encode(&header, claims, &EncodingKey::from_secret(secret.expose())).map_err(MintError::Sign)
+}
