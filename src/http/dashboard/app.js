@@ -517,7 +517,7 @@ function state(name, text) {
   was = name;
   $("state").dataset.state = name;
   if ($("state-text").textContent !== text) $("state-text").textContent = text;
-  document.title = name === "live" ? "brokercast" : `${text} · brokercast`;
+  document.title = name === "open" ? "brokercast" : `${text} · brokercast`;
   const on = source !== null || retryTimer !== 0 || probe !== null;
   $("connect").textContent = on ? "Apply" : "Connect";
   $("connect").classList.toggle("primary", !on);
@@ -568,7 +568,7 @@ function open(resumeFrom) {
     if (was === "waiting") line("closing", "Connected again.", "The stream goes on behind the last id.");
     attempt = 0;
     refuse("", "");
-    state("live", "live");
+    state("open", "live");
   };
   stream.onmessage = (event) => {
     sawId(event.lastEventId);
