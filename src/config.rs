@@ -9,10 +9,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::event::{Envelope, SourceName};
 use crate::subject::Pattern;
 
+pub mod load;
+mod node;
+mod raw;
+mod render;
+mod validate;
 pub mod value;
+
+pub use load::{ConfigError, Loaded, load};
 
 /// Everything, checked.
 #[derive(Debug)]
@@ -36,7 +45,7 @@ pub struct Config {
 }
 
 /// `server`
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Server {
     /// Default `127.0.0.1:8080`.
     pub listen: SocketAddr,
@@ -45,10 +54,13 @@ pub struct Server {
     /// Listed origins.
     pub cors: Cors,
     /// Time between heartbeats; default 15 s.
+    #[serde(serialize_with = "value::serialize_duration")]
     pub heartbeat: Duration,
     /// The reconnection time told to clients; default 3 s, jittered for each connection.
+    #[serde(serialize_with = "value::serialize_duration")]
     pub retry: Duration,
     /// How long a shutdown may take; default 10 s.
+    #[serde(serialize_with = "value::serialize_duration")]
     pub drain: Duration,
     /// Whether the built-in page stands at `/`; default true.
     pub dashboard: bool,
@@ -64,26 +76,31 @@ pub struct Server {
 }
 
 /// `server.limits`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Limits {
     /// Patterns in one request; default 64.
     pub patterns: usize,
     /// Bytes of one pattern; default 256.
+    #[serde(serialize_with = "value::serialize_size")]
     pub pattern_bytes: usize,
     /// Tokens of one pattern; default 16.
     pub pattern_tokens: usize,
     /// Bytes of a request's head; default 16 KiB, at least 8 KiB.
+    #[serde(serialize_with = "value::serialize_size")]
     pub header_bytes: usize,
     /// Bytes of a token; default 8 KiB.
+    #[serde(serialize_with = "value::serialize_size")]
     pub token_bytes: usize,
     /// For a TLS handshake; default 10 s.
+    #[serde(serialize_with = "value::serialize_duration")]
     pub handshake_timeout: Duration,
     /// For a request's head; default 10 s.
+    #[serde(serialize_with = "value::serialize_duration")]
     pub header_timeout: Duration,
 }
 
 /// `server.tls`: PEM files.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Tls {
     /// Certificate chain.
     pub certificate: PathBuf,
@@ -92,7 +109,7 @@ pub struct Tls {
 }
 
 /// `server.cors`
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Cors {
     /// Serialised origins, lower case; `*` alone is all (never with credentials).
     pub origins: Vec<String>,
@@ -101,7 +118,7 @@ pub struct Cors {
 }
 
 /// `admin`
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Admin {
     /// Default `127.0.0.1:8081`.
     pub listen: SocketAddr,
@@ -136,7 +153,7 @@ pub struct Jwt {
 }
 
 /// Signature algorithms of RFC 7518 section 3.1 and RFC 8037.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, Serialize)]
 #[allow(clippy::upper_case_acronyms)]
 pub enum Algorithm {
     HS256,
@@ -169,7 +186,7 @@ pub struct KeySource {
 pub enum KeyMaterial {
     /// HMAC, at least as long as the longest hash of its algorithms.
     Secret(Secret),
-    /// A public key (or certificate) in PEM.
+    /// A public key in PEM.
     Pem(String),
     /// A JWK set (RFC 7517), as read from a file.
     Jwks(String),
@@ -178,7 +195,7 @@ pub enum KeyMaterial {
 }
 
 /// `auth.jwt.claims`: paths whose steps are separated by dots.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Claims {
     /// Default `subjects`.
     pub subscribe: Vec<String>,
@@ -187,7 +204,7 @@ pub struct Claims {
 }
 
 /// `auth.carriers`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Carriers {
     /// `Authorization: Bearer`; default true.
     pub header: bool,
@@ -198,7 +215,7 @@ pub struct Carriers {
 }
 
 /// `auth.grants`: templates such as `user.{sub}.>`; `{a.b}` is a claim's path.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Grants {
     /// Beside the token's claim.
     pub subscribe: Vec<String>,
@@ -207,7 +224,7 @@ pub struct Grants {
 }
 
 /// `auth.anonymous`
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Anonymous {
     /// Patterns anybody may subscribe to.
     pub subscribe: Vec<Pattern>,
@@ -222,9 +239,9 @@ pub struct Anonymous {
 pub struct Subscribers {
     /// Default 10,000.
     pub max: usize,
-    /// Of one token's `sub`.
+    /// Of one token's `sub`; default 20.
     pub max_per_identity: Option<usize>,
-    /// Of one client address.
+    /// Of one client address; off by default.
     pub max_per_address: Option<usize>,
     /// Networks whose `X-Forwarded-For` is believed: `(address, prefix length)`.
     pub trusted_proxies: Vec<(std::net::IpAddr, u8)>,
@@ -237,16 +254,18 @@ pub struct Subscribers {
 }
 
 /// `window`
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize)]
 pub struct Window {
     /// Default 16 MiB.
+    #[serde(serialize_with = "value::serialize_size")]
     pub bytes: usize,
     /// Default 10 min.
+    #[serde(serialize_with = "value::serialize_duration")]
     pub age: Duration,
 }
 
 /// `log`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Log {
     /// Default `auto`.
     pub format: LogFormat,

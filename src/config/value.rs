@@ -5,10 +5,11 @@
 use std::fmt;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
-use serde::de::{Error, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::de::{Error, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serializer};
 
 use super::{Problems, Secret};
 
@@ -90,6 +91,85 @@ impl<'de> Deserialize<'de> for SizeText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(Text(parse_size, "a size such as 65536, 64KiB or 16MiB")).map(Self)
     }
+}
+
+/// A value that `false` switches off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Switch<T> {
+    /// Not at all.
+    Off,
+    /// With this value.
+    On(T),
+}
+
+impl<T> Switch<T> {
+    /// The value, unless switched off.
+    pub fn on(self) -> Option<T> {
+        match self {
+            Self::Off => None,
+            Self::On(value) => Some(value),
+        }
+    }
+}
+
+impl<'de, T: FromStr> Deserialize<'de> for Switch<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either<T>(std::marker::PhantomData<T>);
+        impl<T: FromStr> Visitor<'_> for Either<T> {
+            type Value = Switch<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(if std::any::type_name::<T>() == "usize" { "a whole number, or false" } else { "a text, or false" })
+            }
+            fn visit_bool<E: Error>(self, truth: bool) -> Result<Switch<T>, E> {
+                if truth { Err(E::invalid_type(Unexpected::Bool(true), &self)) } else { Ok(Switch::Off) }
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Switch<T>, E> {
+                text.parse().map(Switch::On).map_err(|_| E::invalid_type(Unexpected::Other("text"), &self))
+            }
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Switch<T>, E> {
+                self.visit_str(&number.to_string())
+            }
+        }
+        deserializer.deserialize_any(Either(std::marker::PhantomData))
+    }
+}
+
+/// Writes a duration as [`parse_duration`] reads it, in the largest unit that is exact.
+#[must_use]
+pub fn show_duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    let unit = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)].into_iter().find(|(_, unit)| millis.is_multiple_of(*unit));
+    match unit {
+        Some((_, _)) if millis == 0 => "0s".to_owned(),
+        Some((name, unit)) => format!("{}{name}", millis / unit),
+        None => format!("{millis}ms"),
+    }
+}
+
+/// Writes a size as [`parse_size`] reads it, in the largest binary unit that is exact.
+#[must_use]
+pub fn show_size(bytes: usize) -> String {
+    let unit = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)].into_iter().find(|(_, unit)| bytes.is_multiple_of(*unit));
+    match unit {
+        Some((name, unit)) if bytes > 0 => format!("{}{name}", bytes / unit),
+        _ => format!("{bytes}"),
+    }
+}
+
+/// [`show_duration`] for serde.
+///
+/// # Errors
+/// The serializer's own.
+pub fn serialize_duration<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&show_duration(*duration))
+}
+
+/// [`show_size`] for serde.
+///
+/// # Errors
+/// The serializer's own.
+pub fn serialize_size<S: Serializer>(bytes: &usize, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&show_size(*bytes))
 }
 
 /// The name by which [`Secret`] makes itself known to the configuration's own deserializer, which then keeps the value

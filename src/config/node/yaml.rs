@@ -1,0 +1,195 @@
+//! YAML text to [`Node`]s, by serde-saphyr: strict booleans, every duplicate key found, no text in an error.
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
+use serde_saphyr::{Location, Spanned};
+
+use super::{Kind, Node, Place};
+
+/// What is wrong with a text, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) place: Place,
+    /// The key path it is about, as far as there is one.
+    pub(crate) path: String,
+    pub(crate) expected: String,
+}
+
+/// Reads a document, which must be a map or empty. A key that stands twice is noted, and its first value taken.
+///
+/// # Errors
+/// When it is no YAML, more than one document, or no map.
+pub(crate) fn parse(source: &Arc<str>, text: &str, faults: &mut Vec<Fault>) -> Result<Node, Fault> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut options = serde_saphyr::Options::default();
+    options.with_snippet = false;
+    options.strict_booleans = true;
+    options.duplicate_keys = DuplicateKeyPolicy::PassThrough;
+    options.non_finite_float_policy = NonFiniteFloatPolicy::PassThrough;
+    options.reject_unsupported_tags = true;
+    let parsed: Parsed = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let place = error.location().map_or(Place { source: source.clone(), line: None }, |at| place(source, at));
+        Fault { place, path: String::new(), expected: describe(error.without_snippet()) }
+    })?;
+    let node = Builder { source, text, faults }.node(parsed.0, "");
+    match node.kind {
+        Kind::Map(_) => Ok(node),
+        Kind::Null => Ok(Node { kind: Kind::Map(Vec::new()), ..node }),
+        _ => Err(Fault { place: node.place, path: String::new(), expected: "must be a map of keys and values".to_owned() }),
+    }
+}
+
+fn describe(error: &serde_saphyr::Error) -> String {
+    use serde_saphyr::Error as E;
+    match error {
+        E::MultipleDocuments { .. } => "must be a single YAML document".to_owned(),
+        // The parser's own words: fixed texts, but for the one that quotes a character.
+        E::ExternalMessage { msg, .. } if !msg.contains('`') && !msg.contains("character") => format!("is no YAML: {msg}"),
+        E::ExternalMessage { .. } => "is no YAML: a character that must not stand here (a text with it needs quotes)".to_owned(),
+        E::UnknownAnchor { .. } => "is no YAML: an alias without its anchor".to_owned(),
+        E::Budget { .. } => "is too large or nests too deep".to_owned(),
+        E::InvalidUtf8Input => "must be UTF-8 text".to_owned(),
+        _ => "is YAML that a configuration cannot use (an unknown tag, a key that is no text, or a broken value)".to_owned(),
+    }
+}
+
+fn place(source: &Arc<str>, at: Location) -> Place {
+    let line = (at != Location::UNKNOWN).then(|| (at.line(), at.column()));
+    Place { source: source.clone(), line }
+}
+
+struct Parsed(Spanned<Shape>);
+
+enum Shape {
+    Null,
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Text(String),
+    List(Vec<Parsed>),
+    Map(Vec<(Spanned<String>, Parsed)>),
+}
+
+impl<'de> Deserialize<'de> for Parsed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Spanned::deserialize(deserializer).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Shape;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+            fn visit_unit<E>(self) -> Result<Shape, E> {
+                Ok(Shape::Null)
+            }
+            fn visit_none<E>(self) -> Result<Shape, E> {
+                Ok(Shape::Null)
+            }
+            fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Shape, D::Error> {
+                deserializer.deserialize_any(Any)
+            }
+            fn visit_bool<E>(self, truth: bool) -> Result<Shape, E> {
+                Ok(Shape::Bool(truth))
+            }
+            fn visit_i64<E>(self, number: i64) -> Result<Shape, E> {
+                Ok(Shape::Int(number.into()))
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<Shape, E> {
+                Ok(Shape::Int(number.into()))
+            }
+            fn visit_i128<E>(self, number: i128) -> Result<Shape, E> {
+                Ok(Shape::Int(number))
+            }
+            fn visit_u128<E: serde::de::Error>(self, number: u128) -> Result<Shape, E> {
+                i128::try_from(number).map(Shape::Int).map_err(|_| E::custom("a smaller number"))
+            }
+            fn visit_f64<E>(self, number: f64) -> Result<Shape, E> {
+                Ok(Shape::Float(number))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Shape, E> {
+                Ok(Shape::Text(text.to_owned()))
+            }
+            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Shape, E> {
+                std::str::from_utf8(bytes).map(|text| Shape::Text(text.to_owned())).map_err(|_| E::custom("a text"))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Shape, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = seq.next_element()? {
+                    items.push(item);
+                }
+                Ok(Shape::List(items))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Shape, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                    if entries.len() > 100_000 {
+                        return Err(A::Error::custom("fewer keys"));
+                    }
+                }
+                Ok(Shape::Map(entries))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+struct Builder<'a> {
+    source: &'a Arc<str>,
+    text: &'a str,
+    faults: &'a mut Vec<Fault>,
+}
+
+impl Builder<'_> {
+    fn node(&mut self, parsed: Spanned<Shape>, path: &str) -> Node {
+        let at = parsed.referenced;
+        // What a number or a truth value was written as, for whoever wants a text: `0123` is a fine password.
+        let written = || {
+            let span = parsed.defined.span();
+            let (from, len) = (usize::try_from(span.byte_offset()?).ok()?, usize::try_from(span.byte_len()?).ok()?);
+            let text = self.text.get(from..from.checked_add(len)?)?.trim();
+            (!text.is_empty() && !text.starts_with(['"', '\'', '!', '&', '*', '|', '>'])).then(|| Arc::from(text))
+        };
+        let (kind, text) = match parsed.value {
+            Shape::Null => (Kind::Null, None),
+            Shape::Bool(truth) => (Kind::Bool(truth), written().or_else(|| Some(truth.to_string().into()))),
+            Shape::Int(number) => (Kind::Int(number), written().or_else(|| Some(number.to_string().into()))),
+            Shape::Float(number) => (Kind::Float(number), written().or_else(|| Some(number.to_string().into()))),
+            Shape::Text(text) => (Kind::Text(text.into()), None),
+            Shape::List(items) => {
+                let child = |(index, item): (usize, Parsed)| (index, self.node(item.0, &format!("{path}[{index}]")));
+                (Kind::List(items.into_iter().enumerate().map(child).collect()), None)
+            }
+            Shape::Map(parsed) => (Kind::Map(self.entries(parsed, path)), None),
+        };
+        Node { kind, text, place: place(self.source, at), secret: Cell::new(false) }
+    }
+
+    fn entries(&mut self, parsed: Vec<(Spanned<String>, Parsed)>, path: &str) -> Vec<(String, Node)> {
+        let mut entries: Vec<(String, Node)> = Vec::with_capacity(parsed.len());
+        for (key, value) in parsed {
+            let path = crate::config::value::join(path, &key.value);
+            let mut node = self.node(value.0, &path);
+            // A key's line says more than its value's, which may begin further down.
+            node.place = place(self.source, key.referenced);
+            match entries.iter().find(|(k, _)| *k == key.value) {
+                Some((_, first)) => {
+                    let line = first.place.line.map(|(line, _)| format!(" (the first is on line {line})")).unwrap_or_default();
+                    self.faults.push(Fault { place: node.place, path, expected: format!("stands twice{line}") });
+                }
+                None => entries.push((key.value, node)),
+            }
+        }
+        entries
+    }
+}
