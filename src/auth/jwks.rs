@@ -2,6 +2,7 @@
 //!
 //! Owns fetching and when to fetch. What is in a set is `keys`' affair; knows no token and no request.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,13 +46,19 @@ pub(super) enum FetchError {
 }
 
 /// One `jwks_url`.
-#[derive(Debug)]
 pub(super) struct Remote {
     url: reqwest::Url,
     id: Option<String>,
     algorithms: Vec<Algorithm>,
     state: Mutex<State>,
     wanted: Notify,
+}
+
+impl fmt::Debug for Remote {
+    /// Without the URL, which may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Remote").field("host", &self.url.host_str()).field("algorithms", &self.algorithms).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +92,12 @@ impl Remote {
 
     pub(super) fn loaded(&self) -> bool {
         self.state.lock().body.is_some()
+    }
+
+    #[cfg(test)]
+    pub(super) fn failed(&self) -> bool {
+        let state = self.state.lock();
+        state.failed && !state.fetching
     }
 
     /// Asks for another fetch because of a key that is not known.
@@ -132,7 +145,7 @@ impl Remote {
     }
 
     /// One attempt: the keys, if there are others than before.
-    async fn attempt(&self, client: &mut Option<reqwest::Client>) -> Result<Option<(String, Arc<[Key]>)>, FetchError> {
+    pub(super) async fn attempt(&self, client: &mut Option<reqwest::Client>) -> Result<Option<(String, Arc<[Key]>)>, FetchError> {
         let client = match client {
             Some(client) => client,
             None => client.insert(self.client()?),

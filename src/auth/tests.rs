@@ -1,8 +1,14 @@
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, COOKIE};
 use serde_json::json;
 
 use super::*;
 use crate::config::{Algorithm, Anonymous, Carriers, Claims, Grants, Jwt, KeySource, Secret};
+
+mod attacks;
+mod carriers;
+mod grants;
+mod jwks;
+mod signatures;
 
 const SECRET: &[u8] = b"a secret of sixty-four bytes, which is what HS512 wants to have.";
 const LEEWAY: u64 = 30;

@@ -1,0 +1,189 @@
+//! Key sets behind a URL, from a server that can be told what to say.
+
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use super::signatures::{P256, RSA, jwk, sign};
+use super::*;
+
+/// An HTTP server that answers every request with what it was told last.
+struct Server {
+    url: String,
+    answer: Arc<Mutex<Vec<u8>>>,
+    requests: Arc<AtomicUsize>,
+    tasks: JoinSet<()>,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://user:geheim@{}/jwks.json", listener.local_addr().expect("an address"));
+        let (answer, requests) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+        let mut tasks = JoinSet::new();
+        let (said, counted) = (Arc::clone(&answer), Arc::clone(&requests));
+        tasks.spawn(async move {
+            loop {
+                let (mut socket, _) = listener.accept().await.expect("a connection");
+                let mut head = vec![0; 4096];
+                assert!(socket.read(&mut head).await.expect("a request") > 0);
+                counted.fetch_add(1, SeqCst);
+                let answer = said.lock().clone();
+                // Who has heard enough hangs up.
+                socket.write_all(&answer).await.unwrap_or_default();
+            }
+        });
+        Self { url, answer, requests, tasks }
+    }
+
+    fn say(&self, status: &str, body: &str) {
+        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+        *self.answer.lock() = (head + body).into_bytes();
+    }
+
+    fn keys(&self, keys: &[Value]) {
+        self.say("200 OK", &json!({ "keys": keys }).to_string());
+    }
+
+    fn requests(&self) -> usize {
+        self.requests.load(SeqCst)
+    }
+}
+
+/// With its refresher running.
+async fn start(server: &mut Server) -> Arc<Authenticator> {
+    let source = key(&[Algorithm::RS256, Algorithm::ES256], None, KeyMaterial::JwksUrl(server.url.clone()));
+    let authenticator = Arc::new(authenticator(vec![source, secret()]));
+    let refreshing = Arc::clone(&authenticator);
+    server.tasks.spawn(async move { refreshing.refresh_keys().await });
+    authenticator
+}
+
+fn rsa(id: &str) -> String {
+    sign(&RSA, Algorithm::RS256, Some(id), &claims(json!({})))
+}
+
+fn rsa_key(id: &str) -> Value {
+    jwk(&RSA, Algorithm::RS256, json!({ "kid": id }))
+}
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn patiently(authenticator: &Authenticator, token: &str) -> Result<Grant, AuthError> {
+    authenticator.authenticate_within(&bearer(token), None, PATIENCE).await
+}
+
+#[tokio::test]
+async fn before_the_first_set_a_token_is_asked_to_wait() {
+    let mut server = Server::start().await;
+    server.say("503 Service Unavailable", "");
+    let source = key(&[Algorithm::RS256], None, KeyMaterial::JwksUrl(server.url.clone()));
+    let alone = authenticator(vec![source, secret()]);
+    assert!(!alone.keys_loaded());
+    assert_eq!(ask(&alone, &rsa("one")).expect_err("not yet"), AuthError::KeysNotLoaded);
+    // What other keys sign doesn't wait, nor what no key could.
+    assert!(ask(&alone, &hs256(&claims(json!({})))).is_ok());
+    assert_eq!(
+        ask(&alone, &sign(&P256, Algorithm::ES256, None, &claims(json!({})))).expect_err("no key"),
+        AuthError::Invalid(Refused::UnknownKey)
+    );
+    let authenticator = start(&mut server).await;
+    let brief = authenticator.authenticate_within(&bearer(&rsa("one")), None, Duration::from_millis(200)).await;
+    assert_eq!(brief.expect_err("fails"), AuthError::KeysNotLoaded);
+    server.keys(&[rsa_key("one")]);
+    assert!(patiently(&authenticator, &rsa("one")).await.is_ok());
+    assert!(authenticator.keys_loaded());
+    assert!(server.requests() >= 2);
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_known_is_looked_for_once_in_a_while() {
+    let mut server = Server::start().await;
+    server.keys(&[rsa_key("one")]);
+    let authenticator = start(&mut server).await;
+    assert!(patiently(&authenticator, &rsa("one")).await.is_ok());
+    assert_eq!(server.requests(), 1);
+    // Lately fetched: what isn't there isn't there.
+    server.keys(&[rsa_key("two")]);
+    for _ in 0..50 {
+        assert_eq!(patiently(&authenticator, &rsa("two")).await.expect_err("unknown"), AuthError::Invalid(Refused::UnknownKey));
+    }
+    assert_eq!(server.requests(), 1);
+    tokio::time::pause();
+    tokio::time::advance(super::super::jwks::COOLDOWN).await;
+    tokio::time::resume();
+    // Now one that names a key that is here gains nothing by it, another one does.
+    let mut forged = rsa("one");
+    forged.replace_range(forged.len() - 20..forged.len() - 10, "AAAAAAAAAA");
+    assert_eq!(ask(&authenticator, &forged).expect_err("forged"), AuthError::Invalid(Refused::Signature));
+    assert_eq!(server.requests(), 1);
+    assert_eq!(ask(&authenticator, &rsa("two")).expect_err("asked for"), AuthError::KeysNotLoaded);
+    let (a, b, c) = (rsa("two"), rsa("two"), rsa("three"));
+    let (a, b, c) = tokio::join!(patiently(&authenticator, &a), patiently(&authenticator, &b), patiently(&authenticator, &c));
+    assert!(a.is_ok() && b.is_ok());
+    assert_eq!(c.expect_err("in no set"), AuthError::Invalid(Refused::UnknownKey));
+    assert_eq!(server.requests(), 2);
+    // The key that was withdrawn is worth nothing any more, remembered token or not.
+    assert_eq!(ask(&authenticator, &rsa("one")).expect_err("withdrawn"), AuthError::Invalid(Refused::UnknownKey));
+}
+
+#[tokio::test]
+async fn the_last_good_set_is_kept() {
+    let mut server = Server::start().await;
+    server.keys(&[rsa_key("one")]);
+    let authenticator = start(&mut server).await;
+    assert!(patiently(&authenticator, &rsa("one")).await.is_ok());
+    let huge = "x".repeat(3 << 20);
+    for (status, body) in [
+        ("500 Internal Server Error", "{}"),
+        ("200 OK", "rubbish"),
+        ("200 OK", r#"{"keys":[]}"#),
+        ("200 OK", huge.as_str()),
+        ("204 No Content", ""),
+        ("rubbish", ""),
+    ] {
+        server.say(status, body);
+        let before = server.requests();
+        tokio::time::pause();
+        // Past the cooldown, the pause after failures and the refresh.
+        tokio::time::advance(Duration::from_secs(400)).await;
+        tokio::time::resume();
+        let waiting = Instant::now();
+        while server.requests() == before || !settled(&authenticator) {
+            assert!(waiting.elapsed() < Duration::from_secs(20), "{status}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(ask(&authenticator, &rsa("one")).is_ok(), "{status}");
+        // A newer key may be in the set that could not be fetched.
+        assert_eq!(ask(&authenticator, &rsa("two")).expect_err("unknown"), AuthError::KeysNotLoaded, "{status}");
+    }
+}
+
+use std::time::Instant;
+
+fn settled(authenticator: &Authenticator) -> bool {
+    authenticator.jwt.as_ref().expect("tokens").remotes.iter().all(Remote::failed)
+}
+
+#[tokio::test]
+async fn without_remote_keys_there_is_nothing_to_refresh() {
+    authenticator(vec![secret()]).refresh_keys().await;
+    let none = config::Auth { jwt: None, ..config(vec![]) };
+    Authenticator::new(&none, &limits()).expect("no keys").refresh_keys().await;
+}
+
+#[tokio::test]
+async fn an_error_never_shows_the_password_in_a_url() {
+    let remote = Remote::new("http://user:geheim@127.0.0.1:1/x?key=geheim", None, vec![Algorithm::RS256]).expect("a URL");
+    let error = remote.attempt(&mut None).await.expect_err("nobody listens");
+    let mut shown = format!("{error} {error:?}");
+    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        shown += &inner.to_string();
+        cause = inner.source();
+    }
+    assert!(!shown.contains("geheim"), "{shown}");
+    assert!(!format!("{remote:?}").contains("geheim"));
+}
