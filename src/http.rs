@@ -1,0 +1,172 @@
+//! The public face: what may be asked, by whom, and how it is answered.
+//!
+//! Owns routing, refusals, CORS, the dashboard, TLS and connections. Knows grants and the pool; of streams only that
+//! they can be opened, and of sources only those that take messages from HTTP.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::any;
+use http::{HeaderValue, header};
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::Authenticator;
+use crate::config::{Config, Limits};
+use crate::event::Timestamp;
+use crate::metrics::{Metrics, Route};
+use crate::pool::{Permit, Pool};
+use crate::source::http::Handle;
+use crate::subject::Pattern;
+
+pub(crate) mod admin;
+mod body;
+pub(crate) mod connection;
+mod dashboard;
+mod events;
+mod files;
+pub(crate) mod listen;
+mod origin;
+mod problem;
+mod publish;
+mod query;
+mod stall;
+pub(crate) mod tls;
+
+pub use listen::ListenError;
+pub(crate) use query::Begin;
+pub use tls::TlsError;
+
+use connection::Peer;
+use files::Files;
+use origin::{Origin, Origins};
+use problem::Problem;
+
+/// A stream that has been granted.
+pub(crate) struct Opening {
+    /// What it may and wants to see.
+    pub(crate) patterns: Vec<Pattern>,
+    /// Everything in the json envelope.
+    pub(crate) json: bool,
+    /// Where it begins.
+    pub(crate) begin: Begin,
+    /// When its token would be refused.
+    pub(crate) expires: Option<Timestamp>,
+    /// Its slot.
+    pub(crate) permit: Permit,
+}
+
+/// A source that takes messages from HTTP.
+pub(crate) struct Inbox {
+    /// What it takes.
+    pub(crate) subjects: Vec<Pattern>,
+    /// Bytes of one payload.
+    pub(crate) max_payload: usize,
+    /// Where to hand it in.
+    pub(crate) handle: Handle,
+}
+
+/// What the handlers need of the others.
+pub(crate) struct Rooms {
+    pub(crate) auth: Arc<Authenticator>,
+    pub(crate) pool: Pool,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) inboxes: Vec<Inbox>,
+    /// Cancelled when no stream is to be opened any more.
+    pub(crate) draining: CancellationToken,
+    /// Opens a stream. Never waits.
+    pub(crate) open: Box<dyn Fn(Opening) -> Body + Send + Sync>,
+}
+
+/// What all handlers share.
+struct Shared {
+    rooms: Rooms,
+    origins: Origins,
+    limits: Limits,
+    trusted_proxies: Vec<(std::net::IpAddr, u8)>,
+    retry: Duration,
+    /// How long a publisher may take to send its message.
+    body_timeout: Duration,
+    dashboard: bool,
+    dashboards: Option<Files>,
+}
+
+/// The public listener's router.
+pub(crate) fn router(config: &Config, rooms: Rooms) -> Router {
+    let server = &config.server;
+    let shared = Arc::new(Shared {
+        rooms,
+        origins: Origins::new(server),
+        limits: server.limits.clone(),
+        trusted_proxies: config.subscribers.trusted_proxies.clone(),
+        retry: server.retry,
+        body_timeout: server.limits.header_timeout,
+        dashboard: server.dashboard,
+        dashboards: server.dashboards.clone().map(Files::new),
+    });
+    Router::new()
+        .route("/events", any(events::answer))
+        // What follows is read from the path itself: a subject may hold an escaped slash.
+        .route("/publish/", any(publish::answer))
+        .route("/publish/{*subject}", any(publish::answer))
+        .fallback(page)
+        .layer(middleware::from_fn_with_state(shared.clone(), guard))
+        .with_state(shared)
+}
+
+/// What holds for every request: the host's name before, the origin's and the browser's headers after, and a count.
+async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let route = route_of(parts.uri.path());
+    let tls = parts.extensions.get::<Peer>().is_some_and(|peer| peer.tls);
+    let origin = shared.origins.classify(&parts, tls);
+    let mut response = match shared.origins.host(&parts) {
+        Err(problem) => problem.into_response(),
+        Ok(()) => {
+            parts.extensions.insert(origin.clone());
+            next.run(Request::from_parts(parts, body)).await
+        }
+    };
+    let headers = response.headers_mut();
+    shared.origins.answer(&origin, headers);
+    if headers.get(header::CONTENT_TYPE).is_none_or(|kind| kind != events::CONTENT_TYPE) {
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    }
+    shared.rooms.metrics.requested(route, response.status().as_u16());
+    response
+}
+
+fn route_of(path: &str) -> Route {
+    match path {
+        "/events" => Route::Events,
+        _ if path.starts_with("/publish/") => Route::Publish,
+        _ if dashboard::PATHS.contains(&path) => Route::Dashboard,
+        _ if path.starts_with("/dashboards/") => Route::Dashboards,
+        _ => Route::Other,
+    }
+}
+
+/// Everything that is no API: the dashboard, own pages, nothing.
+async fn page(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let path = request.uri().path();
+    let answer = if shared.dashboard && dashboard::PATHS.contains(&path) {
+        dashboard::answer(request.method(), path)
+    } else if let Some(files) = shared.dashboards.as_ref().filter(|_| path == "/dashboards" || path.starts_with("/dashboards/")) {
+        match path.strip_prefix("/dashboards/") {
+            Some(rest) => files.answer(request.method(), rest, request.headers()).await,
+            None => Ok((http::StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, "/dashboards/")]).into_response()),
+        }
+    } else {
+        Err(Problem::not_found("there is nothing here"))
+    };
+    answer.unwrap_or_else(Problem::into_response)
+}
+
+/// Where a request comes from, as the guard found it.
+fn origin_of(parts: &http::request::Parts) -> Origin {
+    parts.extensions.get().cloned().unwrap_or(Origin::Absent)
+}

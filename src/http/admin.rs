@@ -1,0 +1,149 @@
+//! The admin listener: is it alive, is it ready, what does it count, how are its sources.
+//!
+//! Knows sources by their handles only. Read-only, and meant for the machine's own network: it asks for no token.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse as _, Response};
+use http::{HeaderValue, Method, StatusCode, header};
+use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::problem::Problem;
+use crate::metrics::{self, Metrics, Readings};
+use crate::source;
+use crate::subject::Pattern;
+
+/// What it needs of the others.
+pub(crate) struct Rooms {
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) sources: Vec<Source>,
+    pub(crate) readings: Arc<dyn Fn() -> Readings + Send + Sync>,
+    pub(crate) draining: CancellationToken,
+}
+
+/// A source, and which subjects its events have after routing.
+pub(crate) struct Source {
+    pub(crate) handle: Arc<source::Handle>,
+    pub(crate) reach: Vec<Pattern>,
+}
+
+/// `status` in `/readyz`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Readiness {
+    Starting,
+    Ready,
+    Degraded,
+    Draining,
+}
+
+impl Readiness {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Degraded => "degraded",
+            Self::Draining => "draining",
+        }
+    }
+
+    fn status(self) -> StatusCode {
+        match self {
+            Self::Starting | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Ready | Self::Degraded => StatusCode::OK,
+        }
+    }
+}
+
+/// The admin listener's router.
+pub(crate) fn router(rooms: Rooms) -> Router {
+    Router::new().fallback(answer).with_state(Arc::new(rooms))
+}
+
+async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
+    let known = ["/livez", "/readyz", "/metrics", "/sources"].contains(&request.uri().path());
+    if known && request.method() != Method::GET && request.method() != Method::HEAD {
+        return Problem::method("GET, HEAD").into_response();
+    }
+    let (status, kind, text) = match request.uri().path() {
+        "/livez" => (StatusCode::OK, "application/json", json!({ "status": "live" }).to_string() + "\n"),
+        "/readyz" => {
+            let readiness = rooms.readiness();
+            let sources: Map<_, _> = rooms.sources.iter().map(|s| (s.handle.name.to_string(), state(&s.handle))).collect();
+            let body = json!({ "status": readiness.as_str(), "sources": sources });
+            (readiness.status(), "application/json", body.to_string() + "\n")
+        }
+        "/sources" => (StatusCode::OK, "application/json", rooms.sources().to_string() + "\n"),
+        "/metrics" => match rooms.metrics.encode() {
+            Ok(text) => (StatusCode::OK, metrics::CONTENT_TYPE, text),
+            Err(_) => return Problem::internal().into_response(),
+        },
+        _ => return Problem::not_found("there are /livez, /readyz, /metrics and /sources").into_response(),
+    };
+    let length = text.len();
+    let mut response = Response::new(if request.method() == Method::HEAD { Body::empty() } else { Body::from(text) });
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CONTENT_LENGTH, length.into());
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn state(handle: &source::Handle) -> Value {
+    let status = handle.status.read();
+    serde_json::to_value(&*status).unwrap_or_default()
+}
+
+impl Rooms {
+    fn readiness(&self) -> Readiness {
+        let down = |s: &Source| {
+            let cell = &s.handle.status;
+            match cell.read().state {
+                source::State::Up => false,
+                source::State::Down => true,
+                // For the first time, which says nothing yet.
+                source::State::Connecting | source::State::Warming => cell.was_up(),
+            }
+        };
+        if self.draining.is_cancelled() {
+            Readiness::Draining
+        } else if self.sources.iter().any(|s| s.handle.status.read().required && !s.handle.status.was_up()) {
+            Readiness::Starting
+        } else if self.sources.iter().any(down) {
+            Readiness::Degraded
+        } else {
+            Readiness::Ready
+        }
+    }
+
+    fn sources(&self) -> Value {
+        let readings = (self.readings)();
+        let one = |source: &Source| {
+            let handle = &source.handle;
+            let mut all = state(handle);
+            if let Value::Object(object) = &mut all {
+                object.insert("kind".into(), handle.kind.into());
+                object.insert("durable".into(), handle.durable.into());
+                object.insert("subjects".into(), source.reach.iter().map(Pattern::as_str).collect());
+                if let Some(reading) = readings.sources.iter().find(|r| r.name == handle.name.as_str()) {
+                    let gaps: Map<_, _> = reading.gaps.iter().map(|(reason, n)| (reason.as_str().to_owned(), (*n).into())).collect();
+                    object.insert(
+                        "counters".into(),
+                        json!({
+                            "messages": reading.messages, "bytes": reading.bytes, "gaps": gaps,
+                            "reconnects": reading.reconnects, "errors": reading.errors,
+                        }),
+                    );
+                    object.insert("window".into(), json!({ "events": reading.window_events, "bytes": reading.window_bytes }));
+                }
+            }
+            (handle.name.to_string(), all)
+        };
+        json!({ "sources": self.sources.iter().map(one).collect::<Map<_, _>>() })
+    }
+}

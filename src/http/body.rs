@@ -1,0 +1,184 @@
+//! What becomes of a response's body on HTTP/2, where many share a connection: counted while it lasts, and dropped
+//! when its client takes nothing for too long.
+//!
+//! On HTTP/1.1 a client that takes nothing fills its socket, and [`super::stall`] ends that. On HTTP/2 it may keep the
+//! connection alive and just never open the window of one stream: hyper then never asks the body again.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use http_body::{Frame, SizeHint};
+use parking_lot::Mutex;
+
+/// The requests of one HTTP/2 connection.
+pub(crate) struct Streams {
+    born: Instant,
+    open: AtomicUsize,
+    seen: AtomicU64,
+    /// When the last one ended, in milliseconds since `born`.
+    idle_since: AtomicU64,
+    bodies: Mutex<Vec<Weak<Slot>>>,
+}
+
+impl Streams {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            born: Instant::now(),
+            open: AtomicUsize::new(0),
+            seen: AtomicU64::new(0),
+            idle_since: AtomicU64::new(0),
+            bodies: Mutex::default(),
+        })
+    }
+
+    /// Counts a request, until what is returned is dropped.
+    pub(crate) fn enter(self: &Arc<Self>) -> Entered {
+        self.open.fetch_add(1, Relaxed);
+        self.seen.fetch_add(1, Relaxed);
+        Entered(self.clone())
+    }
+
+    /// Keeps an eye on a response's body.
+    pub(crate) fn watch(&self, entered: Entered, body: Body) -> Body {
+        let slot = Arc::new(Slot { born: self.born, body: Mutex::new(Some(body)), due: AtomicU64::new(0), waker: AtomicWaker::new() });
+        let mut bodies = self.bodies.lock();
+        bodies.retain(|body| body.strong_count() > 0);
+        bodies.push(Arc::downgrade(&slot));
+        Body::new(Watched { slot, _entered: entered })
+    }
+
+    /// For how long no request was open, and whether there was any yet; `None` while one is.
+    pub(crate) fn idle(&self) -> Option<(Duration, bool)> {
+        if self.open.load(Relaxed) > 0 {
+            return None;
+        }
+        let since = Duration::from_millis(self.idle_since.load(Relaxed));
+        Some((self.born.elapsed().saturating_sub(since), self.seen.load(Relaxed) > 0))
+    }
+
+    /// Drops the bodies whose clients took nothing for `limit` although something waited.
+    pub(crate) fn drop_stalled(&self, limit: Duration) {
+        let now = millis(self.born);
+        let bodies: Vec<_> = self.bodies.lock().iter().filter_map(Weak::upgrade).collect();
+        for slot in bodies {
+            let due = slot.due.load(Relaxed);
+            if due > 0 && now.saturating_sub(due) >= u64::try_from(limit.as_millis()).unwrap_or(u64::MAX) {
+                // Dropped outside the lock: it may have much to do.
+                let body = slot.body.lock().take();
+                drop(body);
+            }
+        }
+    }
+}
+
+/// One request, while it lasts.
+pub(crate) struct Entered(Arc<Streams>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.idle_since.store(millis(self.0.born), Relaxed);
+        self.0.open.fetch_sub(1, Relaxed);
+    }
+}
+
+/// At least 1: 0 means none.
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+struct Slot {
+    born: Instant,
+    /// `None` once it was given up.
+    body: Mutex<Option<Body>>,
+    /// Since when something waits for the client; 0 while nothing does.
+    due: AtomicU64,
+    waker: AtomicWaker,
+}
+
+impl Slot {
+    fn note(&self) {
+        // Only the first counts: what follows waits no longer than it.
+        if self.due.load(Relaxed) == 0 {
+            self.due.store(millis(self.born), Relaxed);
+        }
+    }
+}
+
+/// The body wakes this, not hyper, so that it is known when something waits.
+impl Wake for Slot {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.note();
+        self.waker.wake();
+    }
+}
+
+struct Watched {
+    slot: Arc<Slot>,
+    _entered: Entered,
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let slot = &self.slot;
+        slot.waker.register(cx.waker());
+        slot.due.store(0, Relaxed);
+        let waker = Waker::from(slot.clone());
+        let mut body = slot.body.lock();
+        let Some(inner) = body.as_mut() else {
+            return Poll::Ready(Some(Err(axum::Error::new(std::io::Error::from(std::io::ErrorKind::TimedOut)))));
+        };
+        let polled = Pin::new(inner).poll_frame(&mut Context::from_waker(&waker));
+        if let Poll::Ready(Some(Ok(_))) = &polled {
+            slot.note();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.slot.body.lock().as_ref().is_some_and(http_body::Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.slot.body.lock().as_ref().map_or_else(SizeHint::default, http_body::Body::size_hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_whose_client_takes_nothing_is_dropped_and_an_idle_one_is_kept() {
+        let streams = Streams::new();
+        let (sender, mut receiver) = tokio::sync::mpsc::channel::<Result<Bytes, std::io::Error>>(1);
+        let mut body = streams.watch(streams.enter(), Body::from_stream(futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx))));
+        assert!(body.frame().now_or_never().is_none());
+        std::thread::sleep(Duration::from_millis(20));
+        streams.drop_stalled(Duration::from_millis(10));
+        assert!(!sender.is_closed(), "nothing waited");
+        sender.try_send(Ok(Bytes::from_static(b"x"))).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(streams.idle().is_none());
+        streams.drop_stalled(Duration::from_millis(10));
+        assert!(sender.is_closed(), "an event waited and nobody came");
+        assert!(body.frame().await.unwrap().is_err());
+        drop(body);
+        assert!(streams.idle().is_some_and(|(_, seen)| seen));
+    }
+}

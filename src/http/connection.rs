@@ -1,0 +1,248 @@
+//! One connection, from its first byte to its last: TLS or not, HTTP/2 or 1.1, and every way in which it can end.
+//!
+//! Knows hyper; what is answered is the router's.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower_service::Service as _;
+
+use super::body::Streams;
+use super::stall::Stall;
+use super::tls::Tls;
+
+/// An HTTP/2 connection without an open request is closed after this.
+const IDLE: Duration = Duration::from_secs(75);
+/// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4). No method of HTTP/1.1 begins so.
+const PREFACE: &[u8] = b"PRI ";
+
+/// Who is at the other end; stands in each request's extensions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer {
+    /// The socket's.
+    pub(crate) address: SocketAddr,
+    /// Whether TLS ends here.
+    pub(crate) tls: bool,
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Times {
+    pub(crate) handshake: Duration,
+    pub(crate) header: Duration,
+    pub(crate) stall: Duration,
+}
+
+/// When connections end.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ends {
+    /// No new ones.
+    pub(crate) accept: CancellationToken,
+    /// Those that have nothing open end, the others when they have.
+    pub(crate) close: CancellationToken,
+    /// All end.
+    pub(crate) cut: CancellationToken,
+}
+
+/// What all connections of a listener share.
+pub(crate) struct Server {
+    router: Router,
+    tls: Option<Tls>,
+    http1: http1::Builder,
+    http2: http2::Builder<Tracked>,
+    times: Times,
+    ends: Ends,
+    tasks: TaskTracker,
+}
+
+/// Where HTTP/2 runs its streams: in the same set of tasks as the connections.
+#[derive(Clone)]
+struct Tracked(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Tracked
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.0.spawn(future);
+    }
+}
+
+impl Server {
+    pub(crate) fn new(router: Router, tls: Option<Tls>, header_bytes: usize, times: Times, ends: Ends, tasks: TaskTracker) -> Arc<Self> {
+        let mut http1 = http1::Builder::new();
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(times.header)
+            .max_header_size(header_bytes)
+            .max_buf_size(header_bytes.max(64 << 10))
+            .pipeline_flush(false);
+        let mut http2 = http2::Builder::new(Tracked(tasks.clone()));
+        http2
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(256)
+            .max_pending_accept_reset_streams(32)
+            .max_local_error_reset_streams(128)
+            .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
+            .max_send_buf_size(64 << 10)
+            .keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(10));
+        Arc::new(Self { router, tls, http1, http2, times, ends, tasks })
+    }
+
+    /// Accepts until told otherwise; each connection is a task of the tracker.
+    pub(crate) async fn run(self: Arc<Self>, listener: TcpListener) {
+        let stop = self.ends.accept.clone();
+        super::listen::accept(listener, stop, |socket, peer| {
+            self.tasks.spawn(self.clone().serve(socket, peer));
+        })
+        .await;
+    }
+
+    async fn serve(self: Arc<Self>, socket: TcpStream, address: SocketAddr) {
+        let peer = Peer { address, tls: self.tls.is_some() };
+        match &self.tls {
+            None => {
+                let Some(Ok(Ok(h2))) = self.unless_closed(timeout(self.times.header, speaks_http2(&socket))).await else { return };
+                let io = Stall::new(socket, self.times.stall);
+                if h2 { self.serve_http2(io, peer).await } else { self.serve_http1(io, peer).await }
+            }
+            Some(tls) => {
+                let handshake = tls.acceptor().accept(Stall::new(socket, self.times.stall));
+                let Some(Ok(Ok(io))) = self.unless_closed(timeout(self.times.handshake, handshake)).await else { return };
+                if io.get_ref().1.alpn_protocol() == Some(b"h2") {
+                    self.serve_http2(io, peer).await;
+                } else {
+                    self.serve_http1(io, peer).await;
+                }
+            }
+        }
+    }
+
+    /// Before the first request there is nothing to wait for at the end.
+    async fn unless_closed<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            () = self.ends.close.cancelled() => None,
+            done = future => Some(done),
+        }
+    }
+
+    /// The one place where an HTTP/1.1 connection lives: whatever takes its socket over takes it here.
+    async fn serve_http1<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, io: I, peer: Peer) {
+        let service = Service { router: self.router.clone(), peer, streams: None };
+        let mut connection = std::pin::pin!(self.http1.serve_connection(TokioIo::new(io), service));
+        tokio::select! {
+            ended = connection.as_mut() => return note(ended),
+            () = self.ends.close.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        tokio::select! {
+            ended = connection.as_mut() => note(ended),
+            () = self.ends.cut.cancelled() => {}
+        }
+    }
+
+    async fn serve_http2<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, io: I, peer: Peer) {
+        let streams = Streams::new();
+        let service = Service { router: self.router.clone(), peer, streams: Some(streams.clone()) };
+        let mut connection = std::pin::pin!(self.http2.serve_connection(TokioIo::new(io), service));
+        let look = (self.times.stall.min(self.times.header) / 4).clamp(Duration::from_millis(100), Duration::from_secs(5));
+        let mut looks = tokio::time::interval(look);
+        let mut closing = false;
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => return note(ended),
+                () = self.ends.cut.cancelled() => return,
+                () = self.ends.close.cancelled(), if !closing => {
+                    closing = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                _ = looks.tick() => {
+                    streams.drop_stalled(self.times.stall);
+                    // Whoever was told to go, and does not, is not waited for.
+                    match streams.idle() {
+                        Some((idle, seen)) if idle >= if seen { IDLE } else { self.times.header } => {
+                            if closing || !seen {
+                                return;
+                            }
+                            closing = true;
+                            connection.as_mut().graceful_shutdown();
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn note(ended: hyper::Result<()>) {
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// Looks at the first bytes and leaves them where they are.
+async fn speaks_http2(socket: &TcpStream) -> std::io::Result<bool> {
+    let mut start = [0; PREFACE.len()];
+    loop {
+        let n = socket.peek(&mut start).await?;
+        if n == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        if start[..n] != PREFACE[..n] {
+            return Ok(false);
+        }
+        if n == PREFACE.len() {
+            return Ok(true);
+        }
+        // `P`, and the rest is on its way: the socket is readable all the time, so it cannot be waited for.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The router, as hyper asks it.
+struct Service {
+    router: Router,
+    peer: Peer,
+    streams: Option<Arc<Streams>>,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Service {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.peer);
+        let watch = self.streams.as_ref().map(|streams| (streams.clone(), streams.enter()));
+        let answer = self.router.clone().call(request.map(Body::new));
+        Box::pin(async move {
+            let response = answer.await?;
+            Ok(match watch {
+                Some((streams, entered)) => response.map(|body| streams.watch(entered, body)),
+                None => response,
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,313 @@
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::Poll;
+
+use axum::routing::get;
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::rt::TokioExecutor;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::Instant;
+
+use super::*;
+
+const TIMES: Times =
+    Times { handshake: Duration::from_millis(300), header: Duration::from_millis(300), stall: Duration::from_millis(400) };
+
+/// A listener that serves a greeting, an endless stream of large chunks, and one that waits.
+struct Served {
+    address: SocketAddr,
+    ends: Ends,
+    tasks: TaskTracker,
+    /// Bodies that live.
+    bodies: Arc<AtomicUsize>,
+}
+
+struct Living(Arc<AtomicUsize>);
+impl Drop for Living {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+impl Served {
+    async fn start(tls: Option<Tls>) -> Self {
+        let bodies = Arc::new(AtomicUsize::new(0));
+        let living = |bodies: &Arc<AtomicUsize>| {
+            bodies.fetch_add(1, SeqCst);
+            Living(bodies.clone())
+        };
+        let (torrent, quiet) = (bodies.clone(), bodies.clone());
+        let torrent = move || {
+            let chunks = stream::repeat(Bytes::from(vec![b'x'; 1 << 16]));
+            let living = living(&torrent);
+            async { Body::from_stream(futures_util::StreamExt::map(chunks, move |c| Ok::<_, Infallible>((c, &living).0))) }
+        };
+        let quiet = move || {
+            let living = living(&quiet);
+            let first = stream::once(async { Ok::<_, Infallible>(Bytes::from_static(b":\n\n")) });
+            let rest = stream::poll_fn(move |_| {
+                let _: &Living = &living;
+                Poll::Pending
+            });
+            async { Body::from_stream(futures_util::StreamExt::chain(first, rest)) }
+        };
+        let router = Router::new().route("/hello", get(|| async { "hello" })).route("/torrent", get(torrent)).route("/quiet", get(quiet));
+        let ends = Ends::default();
+        let tasks = TaskTracker::new();
+        let server = Server::new(router, tls, 16 << 10, TIMES, ends.clone(), tasks.clone());
+        let listener = super::super::listen::bind("server.listen", "127.0.0.1:0".parse().unwrap(), Duration::from_secs(60)).unwrap();
+        let address = listener.local_addr().unwrap();
+        tasks.spawn(server.run(listener));
+        Self { address, ends, tasks, bodies }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    /// Sends and reads until the server closes, or what is expected has come.
+    async fn talk(&self, parts: &[&str], until: &str) -> String {
+        let mut socket = self.connect().await;
+        for part in parts {
+            socket.write_all(part.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        read_until(&mut socket, until).await
+    }
+
+    async fn bodies_fall_to(&self, n: usize) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.bodies.load(SeqCst) != n {
+            assert!(Instant::now() < deadline, "{} bodies live", self.bodies.load(SeqCst));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.ends.accept.cancel();
+        self.ends.cut.cancel();
+    }
+}
+
+
+async fn read_until(socket: &mut (impl AsyncRead + Unpin), until: &str) -> String {
+    let mut text = String::new();
+    let mut buffer = [0; 4096];
+    while until.is_empty() || !text.contains(until) {
+        match timeout(Duration::from_secs(10), socket.read(&mut buffer)).await.expect("an answer or an end") {
+            Ok(0) | Err(_) => break,
+            Ok(n) => text.push_str(&String::from_utf8_lossy(&buffer[..n])),
+        }
+    }
+    text
+}
+
+type Sender = hyper::client::conn::http2::SendRequest<Empty<Bytes>>;
+
+async fn http2(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, tasks: &TaskTracker) -> Sender {
+    let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .handshake(TokioIo::new(io))
+        .await
+        .unwrap();
+    tasks.spawn(connection);
+    sender
+}
+
+fn ask(path: &str) -> http::Request<Empty<Bytes>> {
+    http::Request::get(format!("http://localhost{path}")).body(Empty::new()).unwrap()
+}
+
+async fn greeting(sender: &mut Sender) -> Bytes {
+    sender.send_request(ask("/hello")).await.unwrap().into_body().collect().await.unwrap().to_bytes()
+}
+
+#[tokio::test]
+async fn both_versions_are_told_by_their_first_bytes() {
+    let served = Served::start(None).await;
+    assert!(served.talk(&["GET /hello HTTP/1.1\r\nHost: a\r\n\r\n"], "hello").await.ends_with("hello"));
+    // What begins like the preface, but is none.
+    let split = served.talk(&["P", "OST /hello HTTP/1.1\r\nHost: a\r\n\r\n"], "\r\n\r\n").await;
+    assert!(split.starts_with("HTTP/1.1 405"), "{split}");
+    let mut sender = http2(served.connect().await, &served.tasks).await;
+    assert_eq!(greeting(&mut sender).await, "hello");
+}
+
+#[tokio::test]
+async fn a_preface_that_comes_byte_by_byte_is_understood() {
+    let served = Served::start(None).await;
+    let mut socket = served.connect().await;
+    socket.set_nodelay(true).unwrap();
+    for byte in b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0" {
+        socket.write_all(&[*byte]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let mut settings = [0; 9];
+    timeout(Duration::from_secs(5), socket.read_exact(&mut settings)).await.unwrap().unwrap();
+    assert_eq!(settings[3], 4, "a SETTINGS frame");
+}
+
+#[tokio::test]
+async fn whoever_sends_no_request_in_time_is_let_go() {
+    let served = Served::start(None).await;
+    let began = Instant::now();
+    let (silent, half, preface) =
+        tokio::join!(served.talk(&[], ""), served.talk(&["GET / HTTP/1.1\r\nHos"], ""), served.talk(&["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"], ""));
+    assert_eq!((silent.as_str(), half.as_str()), ("", ""));
+    assert!(!preface.contains("HTTP/1.1"));
+    assert!((TIMES.header..TIMES.header * 8).contains(&began.elapsed()), "{:?}", began.elapsed());
+    // One that keeps its connection open after a request as well.
+    assert!(served.talk(&["GET /hello HTTP/1.1\r\nHost: a\r\n\r\n"], "").await.ends_with("hello"));
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_431() {
+    let served = Served::start(None).await;
+    let large = format!("GET /hello HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(17 << 10));
+    let answer = served.talk(&[&large], "\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+    let fits = format!("GET /hello HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(15 << 10));
+    assert!(served.talk(&[&fits], "hello").await.ends_with("hello"));
+    let mut sender = http2(served.connect().await, &served.tasks).await;
+    let mut request = ask("/hello");
+    request.headers_mut().insert("x", "x".repeat(17 << 10).parse().unwrap());
+    assert_eq!(sender.send_request(request).await.unwrap().status(), 431);
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_nothing_is_cut_and_an_idle_one_is_kept() {
+    let served = Served::start(None).await;
+    let mut quiet = served.connect().await;
+    quiet.write_all(b"GET /quiet HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    read_until(&mut quiet, ":\n\n").await;
+    let mut stuck = served.connect().await;
+    stuck.write_all(b"GET /torrent HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    read_until(&mut stuck, "xxxx").await;
+    assert_eq!(served.bodies.load(SeqCst), 2);
+    served.bodies_fall_to(1).await;
+    tokio::time::sleep(TIMES.stall * 2).await;
+    assert_eq!(served.bodies.load(SeqCst), 1);
+    drop(quiet);
+    served.bodies_fall_to(0).await;
+}
+
+#[tokio::test]
+async fn a_stream_of_http2_whose_window_stays_shut_is_dropped_and_its_siblings_are_kept() {
+    let served = Served::start(None).await;
+    let mut sender = http2(served.connect().await, &served.tasks).await;
+    let mut quiet = sender.send_request(ask("/quiet")).await.unwrap();
+    quiet.frame().await.unwrap().unwrap();
+    let stuck = sender.send_request(ask("/torrent")).await.unwrap();
+    assert_eq!(served.bodies.load(SeqCst), 2);
+    served.bodies_fall_to(1).await;
+    assert_eq!(greeting(&mut sender).await, "hello");
+    drop((stuck, quiet));
+    served.bodies_fall_to(0).await;
+}
+
+#[tokio::test]
+async fn closing_waits_for_what_is_open_and_cutting_does_not() {
+    let served = Served::start(None).await;
+    let mut idle = served.connect().await;
+    idle.write_all(b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    read_until(&mut idle, "hello").await;
+    let mut open = served.connect().await;
+    open.write_all(b"GET /quiet HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    read_until(&mut open, ":\n\n").await;
+    let mut sender = http2(served.connect().await, &served.tasks).await;
+    let mut open2 = sender.send_request(ask("/quiet")).await.unwrap();
+    open2.frame().await.unwrap().unwrap();
+    served.ends.accept.cancel();
+    served.ends.close.cancel();
+    assert_eq!(read_until(&mut idle, "").await, "");
+    assert_eq!(served.bodies.load(SeqCst), 2);
+    served.ends.cut.cancel();
+    served.bodies_fall_to(0).await;
+    drop((open, open2, sender));
+    served.tasks.close();
+    timeout(Duration::from_secs(5), served.tasks.wait()).await.expect("every task ends");
+}
+
+mod tls {
+    use rustls::pki_types::ServerName;
+    use rustls::pki_types::pem::PemObject as _;
+
+    use super::*;
+
+    fn files(folder: &std::path::Path) -> (crate::config::Tls, rcgen::CertifiedKey<rcgen::KeyPair>) {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let files = crate::config::Tls { certificate: folder.join("tls.crt"), private_key: folder.join("tls.key") };
+        std::fs::write(&files.certificate, made.cert.pem()).unwrap();
+        std::fs::write(&files.private_key, made.signing_key.serialize_pem()).unwrap();
+        (files, made)
+    }
+
+    async fn client(served: &Served, made: &rcgen::CertifiedKey<rcgen::KeyPair>, alpn: &[&str]) -> tokio_rustls::client::TlsStream<TcpStream> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+        let name = ServerName::try_from("localhost").unwrap();
+        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, served.connect().await).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn alpn_chooses_the_version() {
+        let folder = tempfile::tempdir().unwrap();
+        let (files, made) = files(folder.path());
+        let served = Served::start(Some(Tls::load(&files).unwrap())).await;
+        let mut sender = http2(client(&served, &made, &["h2", "http/1.1"]).await, &served.tasks).await;
+        assert_eq!(greeting(&mut sender).await, "hello");
+        for alpn in [&["http/1.1"][..], &[]] {
+            let mut io = client(&served, &made, alpn).await;
+            io.write_all(b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            assert!(read_until(&mut io, "hello").await.ends_with("hello"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stuck_peer_is_cut_under_tls_and_a_silent_handshake_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let (files, made) = files(folder.path());
+        let served = Served::start(Some(Tls::load(&files).unwrap())).await;
+        let mut io = client(&served, &made, &["http/1.1"]).await;
+        io.write_all(b"GET /torrent HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        read_until(&mut io, "xxxx").await;
+        assert_eq!(served.bodies.load(SeqCst), 1);
+        served.bodies_fall_to(0).await;
+        let began = Instant::now();
+        served.talk(&[], "").await;
+        assert!((TIMES.handshake..TIMES.handshake * 8).contains(&began.elapsed()));
+        served.talk(&["GET / HTTP/1.1\r\nHost: a\r\n\r\n"], "").await;
+    }
+
+    #[test]
+    fn files_that_make_no_server_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let (files, _) = files(folder.path());
+        let (other, _) = {
+            let other = folder.path().join("other");
+            std::fs::create_dir(&other).unwrap();
+            super::tls::files(&other)
+        };
+        let wrong = |certificate: &std::path::Path, private_key: &std::path::Path| {
+            let tls = crate::config::Tls { certificate: certificate.to_owned(), private_key: private_key.to_owned() };
+            Tls::load(&tls).err().unwrap().to_string()
+        };
+        let missing = folder.path().join("none");
+        assert!(wrong(&missing, &files.private_key).contains("server.tls.certificate"));
+        assert!(wrong(&files.private_key, &files.private_key).contains("server.tls.certificate"));
+        assert!(wrong(&files.certificate, &missing).contains("server.tls.private_key"));
+        assert!(wrong(&files.certificate, &files.certificate).contains("server.tls.private_key"));
+        assert!(wrong(&files.certificate, &other.private_key).contains("server.tls"));
+        assert!(rustls::pki_types::CertificateDer::from_pem_file(&files.certificate).is_ok());
+    }
+}

@@ -1,0 +1,231 @@
+//! `/events`: from a request to a stream, or to the refusal that its client can make something of.
+//!
+//! Refusals come in a fixed order: what cannot be meant (400), who it is (401), what it may not see (403), and only
+//! then whether there is room.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use rand::Rng as _;
+
+use super::problem::Problem;
+use super::query::{Query, takes_only_streams};
+use super::{Opening, Peer, Shared, origin_of};
+use crate::auth::{AuthError, Grant};
+use crate::event::Timestamp;
+use crate::frame::{self, Closing};
+use crate::metrics::Refused;
+use crate::pool::{self, client_address};
+use crate::subject::Pattern;
+
+/// Without a charset: a widely used proxy breaks on one, and the standard has only UTF-8.
+pub(super) const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("text/event-stream");
+const ALLOW: &str = "GET, HEAD, OPTIONS";
+/// How long a request waits for keys that are on their way.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why there is no stream.
+enum Refusal {
+    /// Waiting does not mend it.
+    Problem(Problem, Refused),
+    /// Waiting does.
+    Later(Later),
+}
+
+/// What waiting mends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Later {
+    /// The pool is full.
+    Full,
+    /// The client has its share.
+    Own(&'static str),
+    /// The process is about to end.
+    Draining,
+    /// There are no keys yet to check a token with.
+    Unavailable,
+}
+
+pub(super) async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    match parts.method {
+        Method::GET | Method::HEAD => {}
+        Method::OPTIONS => return preflight(&shared, &parts, ALLOW),
+        _ => return Problem::method(ALLOW).into_response(),
+    }
+    let metrics = &shared.rooms.metrics;
+    match open(&shared, &parts, body).await {
+        Ok(response) => response,
+        Err(Refusal::Problem(problem, reason)) => {
+            metrics.refused.refused(reason);
+            problem.into_response()
+        }
+        Err(Refusal::Later(later)) => {
+            metrics.refused.refused(later.counted());
+            later.answer(&parts.headers, shared.retry)
+        }
+    }
+}
+
+async fn open(shared: &Shared, parts: &Parts, body: Body) -> Result<Response, Refusal> {
+    let invalid = |problem| Refusal::Problem(problem, Refused::Invalid);
+    let forbidden = |problem| Refusal::Problem(problem, Refused::Forbidden);
+    if !http_body::Body::is_end_stream(&body) {
+        // A stream has no end at which one could be read, and while one is owed hyper sees no disconnect.
+        return Err(invalid(Problem::unexpected_body()));
+    }
+    let query = Query::read(parts.uri.query(), &parts.headers, &shared.limits, Timestamp::now()).map_err(invalid)?;
+    let grant = shared.subscriber(parts).await?;
+    shared.origins.allow(&origin_of(parts), &parts.headers).map_err(forbidden)?;
+    let patterns = granted(query.patterns, &grant.subscribe).map_err(forbidden)?;
+    if parts.method == Method::HEAD {
+        return Ok(stream(Body::empty()));
+    }
+    if shared.rooms.draining.is_cancelled() {
+        return Err(Refusal::Later(Later::Draining));
+    }
+    let address = shared.client(parts);
+    let permit = shared.rooms.pool.acquire(grant.identity.as_ref(), address).await.map_err(|refusal| {
+        Refusal::Later(match refusal {
+            pool::Refusal::Full => Later::Full,
+            pool::Refusal::Identity => Later::Own("this identity has as many streams as it may"),
+            pool::Refusal::Address => Later::Own("this address has as many streams as it may"),
+        })
+    })?;
+    let opening = Opening { patterns, json: query.json, begin: query.begin, expires: grant.expires, permit };
+    Ok(stream((shared.rooms.open)(opening)))
+}
+
+/// What is wanted, as far as all of it is granted; where nothing is named, all that is.
+fn granted(wanted: Vec<Pattern>, grant: &[Pattern]) -> Result<Vec<Pattern>, Problem> {
+    if grant.is_empty() {
+        return Err(match wanted.first() {
+            Some(pattern) => Problem::not_granted("pattern", pattern.as_str()),
+            None => Problem::forbidden("the grant of this request covers no subject"),
+        });
+    }
+    if wanted.is_empty() {
+        return Ok(grant.to_vec());
+    }
+    match wanted.iter().find(|pattern| !pattern.covered_by(grant)) {
+        Some(pattern) => Err(Problem::not_granted("pattern", pattern.as_str())),
+        None => Ok(wanted),
+    }
+}
+
+fn stream(body: Body) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, CONTENT_TYPE);
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+/// `OPTIONS`, as a CORS preflight or on its own.
+pub(super) fn preflight(shared: &Shared, parts: &Parts, methods: &'static str) -> Response {
+    let mut response = (StatusCode::NO_CONTENT, [(header::ALLOW, methods)]).into_response();
+    shared.origins.preflight(&origin_of(parts), methods, response.headers_mut());
+    response
+}
+
+impl Later {
+    fn counted(self) -> Refused {
+        match self {
+            Self::Full => Refused::Busy,
+            Self::Own(_) => Refused::OwnCap,
+            Self::Draining => Refused::Draining,
+            Self::Unavailable => Refused::Unavailable,
+        }
+    }
+
+    /// A browser's EventSource gives up for good on any status but 200: what takes only streams is told by a stream
+    /// when to come back, everybody else by a status.
+    pub(super) fn answer(self, headers: &HeaderMap, retry: Duration) -> Response {
+        let wait = jittered(retry);
+        if takes_only_streams(headers) {
+            let mut text = Vec::new();
+            frame::opening(&mut text, wait, None);
+            frame::closing(&mut text, self.closing());
+            return stream(Body::from(text));
+        }
+        self.problem(wait).into_response()
+    }
+
+    /// The same for whoever has no stream to read.
+    pub(super) fn problem(self, wait: Duration) -> Problem {
+        match self {
+            Self::Full => Problem::unavailable("all subscriber slots are taken", wait),
+            Self::Own(detail) => Problem::too_many(detail, wait),
+            Self::Draining => Problem::unavailable("the server is about to stop", wait),
+            Self::Unavailable => Problem::unavailable("the keys that tokens are checked with are not loaded yet", wait),
+        }
+    }
+
+    fn closing(self) -> Closing {
+        match self {
+            Self::Full | Self::Own(_) => Closing::Busy,
+            Self::Draining => Closing::Draining,
+            Self::Unavailable => Closing::Unavailable,
+        }
+    }
+}
+
+/// Between one and two times the usual, so that those who were refused together don't come back together.
+pub(super) fn jittered(retry: Duration) -> Duration {
+    retry.mul_f64(rand::rng().random_range(1.0..2.0))
+}
+
+impl Shared {
+    /// What a token, wherever it may stand, grants.
+    async fn subscriber(&self, parts: &Parts) -> Result<Grant, Refusal> {
+        self.rooms.auth.authenticate_within(&parts.headers, parts.uri.query(), PATIENCE).await.map_err(|error| match error {
+            AuthError::KeysNotLoaded => Refusal::Later(Later::Unavailable),
+            AuthError::Malformed(_) => Refusal::Problem(Problem::denied(&error), Refused::Invalid),
+            AuthError::Missing | AuthError::Invalid(_) => Refusal::Problem(Problem::denied(&error), Refused::Unauthorized),
+        })
+    }
+
+    /// Whom the caps count.
+    fn client(&self, parts: &Parts) -> IpAddr {
+        let peer = parts.extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.address.ip());
+        client_address(peer, &parts.headers, &self.trusted_proxies)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn patterns(texts: &[&str]) -> Vec<Pattern> {
+        texts.iter().map(|t| t.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_is_wanted_must_be_granted_as_a_whole() {
+        let grant = patterns(&["orders.eu.>", "public.*"]);
+        assert_eq!(granted(patterns(&["orders.eu.*"]), &grant), Ok(patterns(&["orders.eu.*"])));
+        assert_eq!(granted(Vec::new(), &grant), Ok(grant.clone()));
+        assert_eq!(granted(patterns(&["public.a", "orders.>"]), &grant), Err(Problem::not_granted("pattern", "orders.>")));
+        assert!(granted(Vec::new(), &[]).is_err());
+    }
+
+    #[test]
+    fn a_client_of_streams_is_refused_by_a_stream_and_any_other_by_a_status() {
+        let retry = Duration::from_secs(3);
+        let eventsource = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("text/event-stream"))]);
+        for (later, status) in [(Later::Full, 503), (Later::Own("x"), 429), (Later::Draining, 503), (Later::Unavailable, 503)] {
+            let told = later.answer(&eventsource, retry);
+            assert_eq!((told.status(), &told.headers()[header::CONTENT_TYPE]), (StatusCode::OK, &CONTENT_TYPE));
+            let told = later.answer(&HeaderMap::new(), retry);
+            assert_eq!(told.status().as_u16(), status);
+            let seconds: u64 = told.headers()[header::RETRY_AFTER].to_str().unwrap().parse().unwrap();
+            assert!((3..=6).contains(&seconds), "{seconds}");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Whose page asks, and under which name: `Origin`, CORS (Fetch standard, section 3.3) and `Host`.
+//!
+//! Pure. Knows the listed origins, the public URL and the host names that are answered; no route and no token.
+
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, header};
+
+use super::problem::Problem;
+use crate::config::Server;
+
+/// What the configuration says of origins and names.
+#[derive(Debug)]
+pub(crate) struct Origins {
+    listed: Vec<String>,
+    any: bool,
+    credentials: bool,
+    /// What "same origin" is; `None`: the request's own scheme and host.
+    public: Option<String>,
+    hosts: Option<Vec<String>>,
+}
+
+/// Where a request comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// It does not say.
+    Absent,
+    /// From this server's own pages.
+    Same,
+    /// From a page that is listed.
+    Listed(HeaderValue),
+    /// From any other.
+    Foreign,
+}
+
+impl Origins {
+    pub(crate) fn new(server: &Server) -> Self {
+        let clean = |origin: &String| normal(origin.trim_end_matches('/'));
+        Self {
+            listed: server.cors.origins.iter().map(clean).collect(),
+            any: server.cors.origins.iter().any(|o| o == "*"),
+            credentials: server.cors.credentials,
+            public: server.public_url.as_ref().map(clean),
+            hosts: server.hosts.as_ref().map(|hosts| hosts.iter().map(|h| h.to_ascii_lowercase()).collect()),
+        }
+    }
+
+    /// Where this request comes from.
+    pub(crate) fn classify(&self, request: &Parts, tls: bool) -> Origin {
+        let Some(value) = request.headers.get(header::ORIGIN) else { return Origin::Absent };
+        let Ok(text) = value.to_str() else { return Origin::Foreign };
+        let origin = normal(text);
+        if self.any || self.listed.contains(&origin) {
+            return Origin::Listed(value.clone());
+        }
+        let same = match (&self.public, authority(request)) {
+            (Some(public), _) => *public == origin,
+            (None, Some(host)) => normal(&format!("{}://{host}", if tls { "https" } else { "http" })) == origin,
+            (None, None) => false,
+        };
+        if same { Origin::Same } else { Origin::Foreign }
+    }
+
+    /// Whether a page may have sent this request: the same or a listed origin, or none at all unless a browser says that
+    /// it sends a cookie along from elsewhere.
+    ///
+    /// # Errors
+    /// With 403.
+    pub(crate) fn allow(&self, origin: &Origin, headers: &HeaderMap) -> Result<(), Problem> {
+        match origin {
+            Origin::Same | Origin::Listed(_) => Ok(()),
+            Origin::Foreign => Err(Problem::forbidden(
+                "the `Origin` of this request is neither this server's own nor listed; see `server.cors.origins` and `server.public_url`",
+            )),
+            Origin::Absent => {
+                let cross_site = headers.get("sec-fetch-site").is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"cross-site"));
+                if cross_site && headers.contains_key(header::COOKIE) {
+                    return Err(Problem::forbidden("this request brings a cookie from another site, and no `Origin`"));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// What an answer tells the browser of this origin; on errors too.
+    pub(crate) fn answer(&self, origin: &Origin, headers: &mut HeaderMap) {
+        if self.listed.is_empty() {
+            return;
+        }
+        if !self.any {
+            headers.append(header::VARY, HeaderValue::from_static("Origin"));
+        }
+        let Origin::Listed(value) = origin else { return };
+        let value = if self.any { HeaderValue::from_static("*") } else { value.clone() };
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, value);
+        if self.credentials && !self.any {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+        }
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("retry-after, www-authenticate"));
+    }
+
+    /// What a preflight is told beyond [`Self::answer`].
+    pub(crate) fn preflight(&self, origin: &Origin, methods: &'static str, headers: &mut HeaderMap) {
+        if !matches!(origin, Origin::Listed(_)) {
+            return;
+        }
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(methods));
+        // `Cache-Control` and `X-Requested-With` are what EventSource polyfills send.
+        let allowed = "authorization, last-event-id, content-type, cache-control, x-requested-with";
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(allowed));
+        headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+    }
+
+    /// Whether the server answers to the name that the request calls it by.
+    ///
+    /// # Errors
+    /// With 400 where HTTP/1.1 names none or several (RFC 9112 section 3.2), else 421.
+    pub(crate) fn host(&self, request: &Parts) -> Result<(), Problem> {
+        let mut named = request.headers.get_all(header::HOST).iter();
+        let first = named.next();
+        if named.next().is_some() || (request.version == http::Version::HTTP_11 && first.is_none()) {
+            return Err(Problem::bad_request("a request has exactly one `Host`"));
+        }
+        let Some(hosts) = &self.hosts else { return Ok(()) };
+        let Some(authority) = authority(request) else { return Err(Problem::misdirected()) };
+        let authority = authority.to_ascii_lowercase();
+        let name = name(&authority);
+        if hosts.iter().any(|host| *host == authority || host.trim_end_matches('.') == name) {
+            return Ok(());
+        }
+        Err(Problem::misdirected())
+    }
+}
+
+/// `host[:port]` as the request has it: `:authority` or the absolute form before `Host`.
+fn authority(request: &Parts) -> Option<&str> {
+    match request.uri.authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => request.headers.get(header::HOST)?.to_str().ok(),
+    }
+    .map(|a| a.rsplit_once('@').map_or(a, |(_, host)| host))
+    .filter(|a| !a.is_empty())
+}
+
+/// Without the port and the root's dot; an IPv6 address keeps its brackets.
+fn name(authority: &str) -> &str {
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    host.trim_end_matches('.')
+}
+
+/// An origin in lower case and without its scheme's own port, which browsers leave out.
+fn normal(origin: &str) -> String {
+    let origin = origin.to_ascii_lowercase();
+    let own_port = if origin.starts_with("https://") { ":443" } else { ":80" };
+    origin.strip_suffix(own_port).map(str::to_owned).unwrap_or(origin)
+}
+
+#[cfg(test)]
+mod tests;

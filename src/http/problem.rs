@@ -1,0 +1,191 @@
+//! Every refusal of the HTTP layer, and the one place where it becomes a response (RFC 9457).
+//!
+//! Knows status codes and what stands beside them (`WWW-Authenticate`, `Allow`, `Retry-After`); not when to refuse.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+
+use crate::auth::{AuthError, INSUFFICIENT_SCOPE};
+
+/// A request that is not granted, as `application/problem+json`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Problem {
+    status: StatusCode,
+    detail: Cow<'static, str>,
+    /// What the refusal is about, as a member of its own: `("pattern", "orders.>")`.
+    about: Option<(&'static str, String)>,
+    extra: Extra,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Extra {
+    None,
+    Challenge(HeaderValue),
+    Allow(&'static str),
+    RetryAfter(Duration),
+    /// What follows the head is not read: the connection ends.
+    Close,
+}
+
+impl Problem {
+    fn new(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, detail: detail.into(), about: None, extra: Extra::None }
+    }
+
+    /// 400: the request cannot be understood.
+    pub(crate) fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    /// 400 about one parameter.
+    pub(crate) fn parameter(name: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { about: Some(("parameter", name.to_owned())), ..Self::bad_request(detail) }
+    }
+
+    /// 400, and the connection ends: a body stands where none may.
+    pub(crate) fn unexpected_body() -> Self {
+        Self { extra: Extra::Close, ..Self::bad_request("a request for events has no body") }
+    }
+
+    /// 401 with its challenge (RFC 6750 section 3), or 400 where no other token would do. All bodies of a 401 are alike: why
+    /// a token failed is nobody's business.
+    pub(crate) fn denied(error: &AuthError) -> Self {
+        let problem = match error {
+            AuthError::Malformed(why) => Self::bad_request(*why),
+            _ => Self::new(StatusCode::UNAUTHORIZED, "a valid token is needed here, and none was found in this request"),
+        };
+        Self { extra: error.challenge().map_or(Extra::None, Extra::Challenge), ..problem }
+    }
+
+    /// 403.
+    pub(crate) fn forbidden(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, detail)
+    }
+
+    /// 403 naming the pattern or subject that the grant does not cover.
+    pub(crate) fn not_granted(kind: &'static str, name: &str) -> Self {
+        Self {
+            about: Some((kind, name.to_owned())),
+            extra: Extra::Challenge(INSUFFICIENT_SCOPE),
+            ..Self::new(StatusCode::FORBIDDEN, format!("the grant of this request does not cover the {kind} `{name}`"))
+        }
+    }
+
+    /// 404.
+    pub(crate) fn not_found(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    /// 405 with what would be allowed.
+    pub(crate) fn method(allow: &'static str) -> Self {
+        Self { extra: Extra::Allow(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, format!("the methods here are {allow}")) }
+    }
+
+    /// 408: the body did not come in time.
+    pub(crate) fn timeout() -> Self {
+        Self { extra: Extra::Close, ..Self::new(StatusCode::REQUEST_TIMEOUT, "the request's body did not come in time") }
+    }
+
+    /// 413: the body is larger than `max` bytes.
+    pub(crate) fn too_large(max: usize) -> Self {
+        Self { extra: Extra::Close, ..Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a payload here has at most {max} bytes")) }
+    }
+
+    /// 421: this server does not answer to that name (RFC 9110 section 15.5.20).
+    pub(crate) fn misdirected() -> Self {
+        Self::new(StatusCode::MISDIRECTED_REQUEST, "this server does not answer to the host name of this request; see `server.hosts`")
+    }
+
+    /// 429: the client's own cap.
+    pub(crate) fn too_many(detail: impl Into<Cow<'static, str>>, retry: Duration) -> Self {
+        Self { extra: Extra::RetryAfter(retry), ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
+    }
+
+    /// 503: waiting mends it.
+    pub(crate) fn unavailable(detail: impl Into<Cow<'static, str>>, retry: Duration) -> Self {
+        Self { extra: Extra::RetryAfter(retry), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
+    }
+
+    /// 500: our own fault; the log says more.
+    pub(crate) fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "something went wrong here; the log says more")
+    }
+
+    /// The status it answers with.
+    #[cfg(test)]
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    fn body(&self) -> Vec<u8> {
+        let mut object = serde_json::Map::new();
+        object.insert("type".into(), "about:blank".into());
+        object.insert("title".into(), self.status.canonical_reason().unwrap_or("Error").into());
+        object.insert("status".into(), self.status.as_u16().into());
+        object.insert("detail".into(), self.detail.clone().into());
+        if let Some((key, value)) = &self.about {
+            object.insert((*key).into(), value.clone().into());
+        }
+        let mut body = serde_json::Value::Object(object).to_string().into_bytes();
+        body.push(b'\n');
+        body
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::from(self.body()));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        match self.extra {
+            Extra::None => {}
+            Extra::Challenge(challenge) => {
+                headers.insert(header::WWW_AUTHENTICATE, challenge);
+            }
+            Extra::Allow(methods) => {
+                headers.insert(header::ALLOW, HeaderValue::from_static(methods));
+            }
+            Extra::RetryAfter(wait) => {
+                headers.insert(header::RETRY_AFTER, seconds(wait).into());
+            }
+            Extra::Close => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+        }
+        response
+    }
+}
+
+/// Whole seconds, at least one: `Retry-After: 0` would be a loop.
+fn seconds(wait: Duration) -> u64 {
+    wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_the_pattern_that_is_not_covered() {
+        let body: serde_json::Value = serde_json::from_slice(&Problem::not_granted("pattern", "a.\"b").body()).unwrap();
+        assert_eq!(body["status"], 403);
+        assert_eq!(body["title"], "Forbidden");
+        assert_eq!(body["pattern"], "a.\"b");
+        assert!(body["detail"].as_str().unwrap().contains("a.\"b"));
+    }
+
+    #[test]
+    fn retry_after_is_whole_seconds_and_never_zero() {
+        for (wait, said) in [(0, "1"), (1, "1"), (1000, "1"), (1001, "2"), (3000, "3")] {
+            let response = Problem::unavailable("full", Duration::from_millis(wait)).into_response();
+            assert_eq!(response.headers()[header::RETRY_AFTER], said);
+            assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
+        }
+    }
+}

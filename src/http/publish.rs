@@ -1,0 +1,119 @@
+//! `/publish/{subject}`: a message by HTTP, into the source that takes its subject.
+//!
+//! The token stands in the header only: a cookie would let any page publish in its visitor's name.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use percent_encoding::percent_decode_str;
+
+use super::events::{Later, PATIENCE, jittered, preflight};
+use super::problem::Problem;
+use super::{Inbox, Shared, origin_of};
+use crate::auth::{AuthError, Grant};
+use crate::metrics::Published;
+use crate::source::http::PublishError;
+use crate::subject::Subject;
+
+const ALLOW: &str = "POST, OPTIONS";
+
+type Refusal = (Problem, Published);
+
+pub(super) async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    match parts.method {
+        Method::POST => {}
+        Method::OPTIONS => return preflight(&shared, &parts, ALLOW),
+        _ => return Problem::method(ALLOW).into_response(),
+    }
+    let (response, outcome) = match publish(&shared, &parts, body).await {
+        Ok(response) => (response, Published::Accepted),
+        Err((problem, outcome)) => (problem.into_response(), outcome),
+    };
+    shared.rooms.metrics.published.published(outcome);
+    response
+}
+
+async fn publish(shared: &Shared, parts: &http::request::Parts, body: Body) -> Result<Response, Refusal> {
+    let subject = subject(parts.uri.path()).map_err(|problem| (problem, Published::Invalid))?;
+    let grant = shared.publisher(parts).await?;
+    let denied = |problem| (problem, Published::Denied);
+    shared.origins.allow(&origin_of(parts), &parts.headers).map_err(denied)?;
+    if !grant.permits_publish(&subject) {
+        return Err(denied(Problem::not_granted("subject", subject.as_str())));
+    }
+    let takes = |inbox: &&Inbox| inbox.subjects.iter().any(|pattern| pattern.matches(subject.as_str()));
+    let Some(inbox) = shared.rooms.inboxes.iter().find(takes) else {
+        let detail = format!("no `http` source takes the subject `{subject}`");
+        return Err((Problem::not_found(detail), Published::Unknown));
+    };
+    let payload = read(shared, inbox.max_payload, &parts.headers, body).await?;
+    let id = inbox.handle.publish(subject, payload).await.map_err(|error| {
+        let wait = jittered(shared.retry);
+        let problem = match error {
+            PublishError::Overloaded => Problem::unavailable("more messages come in than can be taken", wait),
+            PublishError::Closed => Later::Draining.problem(wait),
+        };
+        (problem, Published::Unavailable)
+    })?;
+    let mut response = Response::new(Body::from(format!("{}\n", serde_json::json!({ "id": &*id }))));
+    *response.status_mut() = StatusCode::ACCEPTED;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+impl Shared {
+    /// What the token in the header grants.
+    async fn publisher(&self, parts: &http::request::Parts) -> Result<Grant, Refusal> {
+        self.rooms.auth.authenticate_publisher_within(&parts.headers, PATIENCE).await.map_err(|error| match error {
+            AuthError::KeysNotLoaded => (Later::Unavailable.problem(jittered(self.retry)), Published::Unavailable),
+            AuthError::Malformed(_) => (Problem::denied(&error), Published::Invalid),
+            AuthError::Missing | AuthError::Invalid(_) => (Problem::denied(&error), Published::Denied),
+        })
+    }
+}
+
+/// The one segment behind `/publish/`.
+fn subject(path: &str) -> Result<Subject, Problem> {
+    let segment = path.strip_prefix("/publish/").unwrap_or_default();
+    if segment.contains('/') {
+        return Err(Problem::bad_request("a subject is one segment of the path; its tokens are separated by dots"));
+    }
+    let text = percent_decode_str(segment).decode_utf8().map_err(|_| Problem::bad_request("the subject is no UTF-8"))?;
+    text.parse().map_err(|e| Problem::bad_request(format!("the subject `{}` {e}", text.escape_debug())))
+}
+
+async fn read(shared: &Shared, max: usize, headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
+    let too_large = || (Problem::too_large(max), Published::TooLarge);
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > max as u64) {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(shared.body_timeout, Limited::new(body, max).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err((Problem::bad_request("the request's body is broken"), Published::Invalid)),
+        Err(_) => Err((Problem::timeout(), Published::Timeout)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_is_one_decoded_segment() {
+        let text = |path: &str| subject(path).map(|s| s.to_string()).map_err(|p| p.status());
+        assert_eq!(text("/publish/demo.hello"), Ok("demo.hello".into()));
+        assert_eq!(text("/publish/demo.%C3%A4%2Fb"), Ok("demo.ä/b".into()));
+        for bad in ["/publish/", "/publish/a..b", "/publish/a/b", "/publish/a.*", "/publish/a%20b", "/publish/%ff", "/publish/a%00"] {
+            assert_eq!(text(bad), Err(StatusCode::BAD_REQUEST), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What a request for events asks for: its parameters and its `Last-Event-ID`, read and checked.
+//!
+//! Pure. Knows the limits; not what the request may see.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use http::HeaderMap;
+use percent_encoding::percent_decode_str;
+
+use super::problem::Problem;
+use crate::config::{Limits, value};
+use crate::cursor::Cursor;
+use crate::event::Timestamp;
+use crate::subject::Pattern;
+
+/// How far a client's clock may be ahead of ours.
+const CLOCK_SKEW: Duration = Duration::from_secs(60);
+
+/// Where the stream shall begin.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Begin {
+    /// With what comes from now on.
+    Now,
+    /// After what this cursor holds.
+    After(Cursor),
+    /// A cursor was sent that cannot be read.
+    Unreadable,
+    /// With all that is left.
+    Earliest,
+    /// With the newest event of each subject.
+    Last,
+    /// With what came then or later.
+    Since(Timestamp),
+}
+
+/// The parameters of `GET /events`.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Query {
+    /// Patterns wanted; empty: all that may be seen.
+    pub(crate) patterns: Vec<Pattern>,
+    /// Where to begin.
+    pub(crate) begin: Begin,
+    /// `envelope=json`: everything in one envelope, for one `onmessage`.
+    pub(crate) json: bool,
+}
+
+impl Query {
+    /// Reads the query and the header. Parameters that are not ours are left to others (caches are fooled with them).
+    ///
+    /// # Errors
+    /// With 400 for what cannot be meant.
+    pub(crate) fn read(query: Option<&str>, headers: &HeaderMap, limits: &Limits, now: Timestamp) -> Result<Self, Problem> {
+        let mut patterns = Vec::new();
+        let (mut since, mut envelope, mut cursor) = (None, None, None);
+        for (name, value) in pairs(query.unwrap_or_default()) {
+            match &*name {
+                "subject" => {
+                    let value = text("subject", value)?;
+                    let pattern = pattern(&value, limits)?;
+                    if !patterns.contains(&pattern) {
+                        if patterns.len() == limits.patterns {
+                            return Err(Problem::parameter("subject", format!("at most {} patterns in one request", limits.patterns)));
+                        }
+                        patterns.push(pattern);
+                    }
+                }
+                "since" => once("since", &mut since, text("since", value)?)?,
+                "envelope" => once("envelope", &mut envelope, text("envelope", value)?)?,
+                // A client that appends it to a URL that has one already means the later.
+                "last_event_id" | "lastEventId" => cursor = Some(value),
+                _ => {}
+            }
+        }
+        let since = since.as_deref().map(|s| parse_since(s, now)).transpose()?;
+        let json = match envelope.as_deref() {
+            None => false,
+            Some("json") => true,
+            Some(_) => return Err(Problem::parameter("envelope", "`envelope` is `json` or absent")),
+        };
+        // An empty id is what a client says that has none (HTML, "last event ID string").
+        let sent = headers.get("last-event-id").map(http::HeaderValue::as_bytes).filter(|id| !id.is_empty());
+        let sent = sent.map(Cow::Borrowed).or_else(|| cursor.filter(|id| !id.is_empty()));
+        let begin = match sent {
+            Some(id) => match std::str::from_utf8(&id).ok().and_then(|id| Cursor::from_id(id).ok()) {
+                Some(cursor) => Begin::After(cursor),
+                None => Begin::Unreadable,
+            },
+            None => since.unwrap_or(Begin::Now),
+        };
+        Ok(Self { patterns, begin, json })
+    }
+}
+
+/// Names and values as browsers write them (`application/x-www-form-urlencoded`).
+fn pairs(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, [u8]>)> {
+    query.split('&').filter(|part| !part.is_empty()).map(|part| {
+        let (name, value) = part.split_once('=').unwrap_or((part, ""));
+        (String::from_utf8_lossy(&decode(name)).into_owned().into(), decode(value))
+    })
+}
+
+fn decode(part: &str) -> Cow<'_, [u8]> {
+    if part.contains('+') {
+        let spaced = part.replace('+', " ");
+        Cow::Owned(percent_decode_str(&spaced).collect())
+    } else {
+        percent_decode_str(part).into()
+    }
+}
+
+fn text(name: &'static str, value: Cow<'_, [u8]>) -> Result<String, Problem> {
+    String::from_utf8(value.into_owned()).map_err(|_| Problem::parameter(name, format!("`{name}` is no UTF-8")))
+}
+
+fn once(name: &'static str, slot: &mut Option<String>, value: String) -> Result<(), Problem> {
+    if slot.replace(value).is_some() {
+        return Err(Problem::parameter(name, format!("`{name}` stands more than once")));
+    }
+    Ok(())
+}
+
+fn pattern(text: &str, limits: &Limits) -> Result<Pattern, Problem> {
+    if text.len() > limits.pattern_bytes {
+        return Err(Problem::parameter("subject", format!("a pattern has at most {} bytes", limits.pattern_bytes)));
+    }
+    let pattern: Pattern = text.parse().map_err(|e| Problem::parameter("subject", format!("the pattern `{}` {e}", text.escape_debug())))?;
+    if pattern.tokens().count() > limits.pattern_tokens {
+        return Err(Problem::parameter("subject", format!("a pattern has at most {} tokens", limits.pattern_tokens)));
+    }
+    Ok(pattern)
+}
+
+fn parse_since(text: &str, now: Timestamp) -> Result<Begin, Problem> {
+    match text {
+        "now" => return Ok(Begin::Now),
+        "all" => return Ok(Begin::Earliest),
+        "last" => return Ok(Begin::Last),
+        _ => {}
+    }
+    if let Some(span) = value::parse_duration(text) {
+        return Ok(Begin::Since(now.before(span)));
+    }
+    let time = parse_time(text).ok_or_else(|| {
+        Problem::parameter("since", "`since` is `now`, `all`, `last`, a duration such as `10m`, or an RFC 3339 time such as `2026-01-31T12:00:00Z`")
+    })?;
+    if time.before(CLOCK_SKEW) > now {
+        return Err(Problem::parameter("since", "`since` lies in the future"));
+    }
+    Ok(Begin::Since(time))
+}
+
+/// An RFC 3339 time. A `+` that nobody escaped has become a space by now: the last one is read as what it was.
+fn parse_time(text: &str) -> Option<Timestamp> {
+    let time: jiff::Timestamp = text.parse().ok().or_else(|| {
+        let (time, offset) = text.rsplit_once(' ')?;
+        format!("{time}+{offset}").parse().ok()
+    })?;
+    // What came before 1970 is before everything.
+    Some(Timestamp::from_micros(u64::try_from(time.as_microsecond()).unwrap_or(0)))
+}
+
+/// Whether a client takes nothing but an event stream, so that only a stream can tell it something: no other range
+/// with `q` above 0 (RFC 9110 section 12.5.1). No `Accept` is any.
+pub(crate) fn takes_only_streams(headers: &HeaderMap) -> bool {
+    let mut stream = false;
+    for value in headers.get_all(http::header::ACCEPT) {
+        let Ok(value) = value.to_str() else { return false };
+        for range in value.split(',') {
+            let mut parts = range.split(';').map(str::trim);
+            let Some(kind) = parts.next().filter(|kind| !kind.is_empty()) else { continue };
+            let quality = parts.filter_map(|p| p.split_once('=')).find(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
+            if quality.is_some_and(|(_, q)| q.trim().parse() == Ok(0.0_f32)) {
+                continue;
+            }
+            if !kind.eq_ignore_ascii_case("text/event-stream") {
+                return false;
+            }
+            stream = true;
+        }
+    }
+    stream
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+//! A socket whose peer may be slow, but not dead: a write that is taken by nobody for too long is an error.
+//!
+//! Lies below TLS and HTTP, so that it holds for both versions of it. Knows bytes only. That a socket is called writable
+//! soon after its peer has taken something is [`super::listen`]'s doing.
+
+use std::future::Future as _;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+/// A socket with a deadline for writes that wait.
+pub(crate) struct Stall {
+    socket: TcpStream,
+    limit: Duration,
+    /// Set while the socket is full; made only then, as most never are.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stall {
+    /// A write that the peer takes nothing of for `limit` fails.
+    pub(crate) fn new(socket: TcpStream, limit: Duration) -> Self {
+        Self { socket, limit, deadline: None }
+    }
+
+    fn written(&mut self, result: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(result) = result {
+            self.deadline = None;
+            return Poll::Ready(result);
+        }
+        let limit = self.limit;
+        ready!(self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit))).as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing")))
+    }
+}
+
+impl AsyncRead for Stall {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Stall {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.socket).poll_write(cx, buf);
+        self.written(result, cx)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
+        self.written(result, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    async fn pair(limit: Duration) -> (Stall, TcpStream) {
+        let listener = super::super::listen::bind("server.listen", "127.0.0.1:0".parse().unwrap(), limit).unwrap();
+        let (client, server) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (Stall::new(server.unwrap().0, limit), client.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_is_given_up_at_the_deadline() {
+        let (mut server, _client) = pair(Duration::from_millis(200)).await;
+        let chunk = vec![7; 1 << 16];
+        let error = loop {
+            if let Err(e) = server.write(&chunk).await {
+                break e;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_reads_now_and_then_is_kept() {
+        let (mut server, mut client) = pair(Duration::from_millis(400)).await;
+        let reader = async {
+            let mut buffer = vec![0; 1 << 20];
+            let mut total = 0;
+            while total < 40 << 20 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                total += client.read(&mut buffer).await.unwrap();
+            }
+        };
+        let chunk = vec![7; 1 << 16];
+        let writer = async {
+            loop {
+                server.write_all(&chunk).await.unwrap();
+            }
+        };
+        tokio::select! { () = reader => {}, () = writer => {} }
+    }
+}
