@@ -283,9 +283,10 @@ impl Collector for Read {
         let by = |value: fn(&SourceReading) -> u64| all.sources.iter().map(move |s| (vec![("source", s.name.clone())], value(s)));
         counter(e, "source_messages", "Messages taken from the source", by(|s| s.messages))?;
         counter(e, "source_payload_bytes", "Bytes of their payloads", by(|s| s.bytes))?;
-        let gaps = all.sources.iter().flat_map(|s| {
-            s.gaps.iter().map(|(reason, n)| (vec![("source", s.name.clone()), ("reason", reason.as_str().to_owned())], *n))
-        });
+        let gaps = all
+            .sources
+            .iter()
+            .flat_map(|s| s.gaps.iter().map(|(reason, n)| (vec![("source", s.name.clone()), ("reason", reason.as_str().to_owned())], *n)));
         counter(e, "source_gaps", "Gaps that the source told of, by reason", gaps)?;
         counter(e, "source_reconnects", "Connections after the first", by(|s| s.reconnects))?;
         counter(e, "source_errors", "Failed attempts to connect and lost connections", by(|s| s.errors))?;

@@ -25,7 +25,11 @@ pub(crate) struct Files {
 }
 
 enum Found {
-    File { path: PathBuf, length: u64, modified: Option<SystemTime> },
+    File {
+        path: PathBuf,
+        length: u64,
+        modified: Option<SystemTime>,
+    },
     /// A folder that was asked for as if it were a file.
     Folder,
 }
@@ -185,7 +189,8 @@ mod tests {
         std::fs::create_dir_all(root.join("sub/empty")).unwrap();
         std::fs::create_dir_all(root.join(".git")).unwrap();
         std::fs::write(outer.path().join("secret.txt"), "secret").unwrap();
-        for (name, text) in [("a.html", "a"), ("sub/index.html", "sub"), ("with space.txt", "w"), (".hidden", "h"), (".git/config", "g"), ("big.txt", "")]
+        for (name, text) in
+            [("a.html", "a"), ("sub/index.html", "sub"), ("with space.txt", "w"), (".hidden", "h"), (".git/config", "g"), ("big.txt", "")]
         {
             std::fs::write(root.join(name), text).unwrap();
         }
@@ -200,8 +205,26 @@ mod tests {
         }
         assert_eq!(get(&files, "sub").await.0, 308);
         for path in [
-            "", "nothing", "sub/empty", "sub/empty/", "../secret.txt", "%2e%2e/secret.txt", "..%2fsecret.txt", "sub/../a.html", "out.txt", "up/secret.txt",
-            ".hidden", ".git/config", "/etc/passwd", "//etc/passwd", "a.html/", "a.html/x", "%00", "sub%5c..", "%ff", "/",
+            "",
+            "nothing",
+            "sub/empty",
+            "sub/empty/",
+            "../secret.txt",
+            "%2e%2e/secret.txt",
+            "..%2fsecret.txt",
+            "sub/../a.html",
+            "out.txt",
+            "up/secret.txt",
+            ".hidden",
+            ".git/config",
+            "/etc/passwd",
+            "//etc/passwd",
+            "a.html/",
+            "a.html/x",
+            "%00",
+            "sub%5c..",
+            "%ff",
+            "/",
         ] {
             assert_eq!(get(&files, path).await.0, 404, "{path}");
         }

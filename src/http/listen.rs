@@ -75,7 +75,8 @@ pub(crate) async fn accept(listener: TcpListener, stop: CancellationToken, mut t
         match accepted {
             Ok((socket, peer)) => take(socket, peer),
             // The client was gone before we came.
-            Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted) => {}
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted) => {}
             Err(error) => {
                 if said.is_none_or(|at| at.elapsed() > SAID) {
                     said = Some(Instant::now());

@@ -142,7 +142,10 @@ fn parse_since(text: &str, now: Timestamp) -> Result<Begin, Problem> {
         return Ok(Begin::Since(now.before(span)));
     }
     let time = parse_time(text).ok_or_else(|| {
-        Problem::parameter("since", "`since` is `now`, `all`, `last`, a duration such as `10m`, or an RFC 3339 time such as `2026-01-31T12:00:00Z`")
+        Problem::parameter(
+            "since",
+            "`since` is `now`, `all`, `last`, a duration such as `10m`, or an RFC 3339 time such as `2026-01-31T12:00:00Z`",
+        )
     })?;
     if time.before(CLOCK_SKEW) > now {
         return Err(Problem::parameter("since", "`since` lies in the future"));

@@ -11,8 +11,7 @@ use tokio::time::Instant;
 
 use super::*;
 
-const TIMES: Times =
-    Times { handshake: Duration::from_millis(300), header: Duration::from_millis(300), stall: Duration::from_millis(400) };
+const TIMES: Times = Times { handshake: Duration::from_millis(300), header: Duration::from_millis(300), stall: Duration::from_millis(400) };
 
 /// A listener that serves a greeting, an endless stream of large chunks, and one that waits.
 struct Served {
@@ -92,7 +91,6 @@ impl Drop for Served {
     }
 }
 
-
 async fn read_until(socket: &mut (impl AsyncRead + Unpin), until: &str) -> String {
     let mut text = String::new();
     let mut buffer = [0; 4096];
@@ -108,11 +106,8 @@ async fn read_until(socket: &mut (impl AsyncRead + Unpin), until: &str) -> Strin
 type Sender = hyper::client::conn::http2::SendRequest<Empty<Bytes>>;
 
 async fn http2(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, tasks: &TaskTracker) -> Sender {
-    let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .handshake(TokioIo::new(io))
-        .await
-        .unwrap();
+    let (sender, connection) =
+        hyper::client::conn::http2::Builder::new(TokioExecutor::new()).timer(TokioTimer::new()).handshake(TokioIo::new(io)).await.unwrap();
     tasks.spawn(connection);
     sender
 }
@@ -154,8 +149,11 @@ async fn a_preface_that_comes_byte_by_byte_is_understood() {
 async fn whoever_sends_no_request_in_time_is_let_go() {
     let served = Served::start(None).await;
     let began = Instant::now();
-    let (silent, half, preface) =
-        tokio::join!(served.talk(&[], ""), served.talk(&["GET / HTTP/1.1\r\nHos"], ""), served.talk(&["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"], ""));
+    let (silent, half, preface) = tokio::join!(
+        served.talk(&[], ""),
+        served.talk(&["GET / HTTP/1.1\r\nHos"], ""),
+        served.talk(&["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"], "")
+    );
     assert_eq!((silent.as_str(), half.as_str()), ("", ""));
     assert!(!preface.contains("HTTP/1.1"));
     assert!((TIMES.header..TIMES.header * 8).contains(&began.elapsed()), "{:?}", began.elapsed());
@@ -245,7 +243,11 @@ mod tls {
         (files, made)
     }
 
-    async fn client(served: &Served, made: &rcgen::CertifiedKey<rcgen::KeyPair>, alpn: &[&str]) -> tokio_rustls::client::TlsStream<TcpStream> {
+    async fn client(
+        served: &Served,
+        made: &rcgen::CertifiedKey<rcgen::KeyPair>,
+        alpn: &[&str],
+    ) -> tokio_rustls::client::TlsStream<TcpStream> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(made.cert.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

@@ -39,8 +39,16 @@ fn patterns_are_decoded_gathered_and_told_once() {
 
 #[test]
 fn what_is_no_pattern_or_too_much_of_it_is_refused() {
-    for bad in ["subject=", "subject", "subject=a..b", "subject=a+b", "subject=%FF", "subject=a>", "subject=a.b.c.d.e", "subject=aaaaaaaaaaaaaaaaaaaaa"]
-    {
+    for bad in [
+        "subject=",
+        "subject",
+        "subject=a..b",
+        "subject=a+b",
+        "subject=%FF",
+        "subject=a>",
+        "subject=a.b.c.d.e",
+        "subject=aaaaaaaaaaaaaaaaaaaaa",
+    ] {
         assert_eq!(read(bad), Err(StatusCode::BAD_REQUEST), "{bad}");
     }
     assert!(read("subject=a&subject=b&subject=c&subject=a").is_ok());
