@@ -690,7 +690,7 @@ function remember() {
   const query = new URLSearchParams();
   for (const pattern of $("subject").value.split(/\s+/).filter(Boolean)) query.append("subject", pattern);
   if (sinceValue() && sinceValue() !== "now") query.set("since", sinceValue());
-  const text = query.toString().replaceAll("%3E", ">");
+  const text = query.toString();
   history.replaceState(null, "", text ? `?${text}` : location.pathname);
 }
 
