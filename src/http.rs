@@ -29,6 +29,7 @@ pub(crate) mod connection;
 mod dashboard;
 mod events;
 mod files;
+mod lenient;
 pub(crate) mod listen;
 mod origin;
 mod problem;

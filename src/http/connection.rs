@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 
 use super::body::Streams;
+use super::lenient::Lenient;
 use super::stall::Stall;
 use super::tls::Tls;
 
@@ -148,7 +149,7 @@ impl Server {
     /// The one place where an HTTP/1.1 connection lives: whatever takes its socket over takes it here.
     async fn serve_http1<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, io: I, peer: Peer) {
         let service = Service { router: self.router.clone(), peer, streams: None };
-        let mut connection = std::pin::pin!(self.http1.serve_connection(TokioIo::new(io), service));
+        let mut connection = std::pin::pin!(self.http1.serve_connection(TokioIo::new(Lenient::new(io)), service));
         tokio::select! {
             ended = connection.as_mut() => return note(ended),
             () = self.ends.close.cancelled() => connection.as_mut().graceful_shutdown(),

@@ -3,6 +3,7 @@
 //! Refusals come in a fixed order: what cannot be meant (400), who it is (401), what it may not see (403), and only
 //! then whether there is room.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use rand::Rng as _;
@@ -84,7 +86,8 @@ async fn open(shared: &Shared, parts: &Parts, body: Body) -> Result<Response, Re
     shared.origins.allow(&origin_of(parts), &parts.headers).map_err(forbidden)?;
     let patterns = granted(query.patterns, &grant.subscribe).map_err(forbidden)?;
     if parts.method == Method::HEAD {
-        return Ok(stream(Body::empty()));
+        // Of a length that nobody knows, as that of the stream would be.
+        return Ok(stream(Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>())));
     }
     if shared.rooms.draining.is_cancelled() {
         return Err(Refusal::Later(Later::Draining));

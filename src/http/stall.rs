@@ -5,6 +5,7 @@
 
 use std::future::Future as _;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -13,18 +14,24 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+/// What a peer still sends while we close is read for so long, and thrown away: a socket that is closed with bytes unread
+/// resets the connection, and the peer may lose the very answer that says why (RFC 9112 section 9.6).
+const LINGER: Duration = Duration::from_secs(1);
+
 /// A socket with a deadline for writes that wait.
 pub(crate) struct Stall {
     socket: TcpStream,
     limit: Duration,
     /// Set while the socket is full; made only then, as most never are.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Set once our side has said all that it has to say.
+    leaving: Option<Pin<Box<Sleep>>>,
 }
 
 impl Stall {
     /// A write that the peer takes nothing of for `limit` fails.
     pub(crate) fn new(socket: TcpStream, limit: Duration) -> Self {
-        Self { socket, limit, deadline: None }
+        Self { socket, limit, deadline: None, leaving: None }
     }
 
     fn written(&mut self, result: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -64,7 +71,20 @@ impl AsyncWrite for Stall {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+        let this = &mut *self;
+        if this.leaving.is_none() {
+            ready!(Pin::new(&mut this.socket).poll_shutdown(cx))?;
+        }
+        let leaving = this.leaving.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        let mut scratch = [MaybeUninit::uninit(); 4096];
+        while leaving.as_mut().poll(cx).is_pending() {
+            let mut buf = ReadBuf::uninit(&mut scratch);
+            match ready!(Pin::new(&mut this.socket).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => {}
+                _ => break,
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -90,6 +110,29 @@ mod tests {
             }
         };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn an_answer_reaches_a_peer_that_is_still_sending() {
+        let (mut server, mut client) = pair(Duration::from_secs(5)).await;
+        let chunk = vec![7; 1 << 16];
+        client.write_all(&chunk).await.unwrap();
+        server.write_all(b"too much").await.unwrap();
+        let leaving = async {
+            server.shutdown().await.unwrap();
+            drop(server);
+        };
+        let sending = async {
+            for _ in 0..8 {
+                client.write_all(&chunk).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            drop(client);
+            answer
+        };
+        assert_eq!(tokio::join!(leaving, sending).1, "too much");
     }
 
     #[tokio::test]
