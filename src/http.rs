@@ -36,6 +36,8 @@ mod problem;
 mod publish;
 mod query;
 mod stall;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tls;
 
 pub use listen::ListenError;

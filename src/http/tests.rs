@@ -1,0 +1,330 @@
+use std::time::SystemTime;
+
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use super::*;
+use crate::config::{Algorithm, Secret};
+use crate::source::http::Http;
+use crate::source::{Adapter as _, Connection, Item, Start};
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+/// The router over rooms of which only the streams are made up.
+struct Face {
+    router: Router,
+    /// What was opened; a slot is taken for as long as it stands here.
+    opened: Arc<Mutex<Vec<Opening>>>,
+    draining: CancellationToken,
+    pool: Pool,
+    metrics: Arc<Metrics>,
+    inbox: Http,
+    _folder: tempfile::TempDir,
+}
+
+const OPEN: &str = "auth: { anonymous: { subscribe: ['>'], publish: ['demo.>', 'other.>'] } }";
+
+impl Face {
+    fn new(yaml: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.yaml");
+        let sources = "sources: { inbox: { http: { subjects: ['demo.>'] }, max_payload: 64 } }";
+        std::fs::write(&file, format!("{sources}\n{}", yaml.replace("FOLDER", folder.path().to_str().unwrap()))).unwrap();
+        let config = crate::config::load(&[file]).unwrap().config;
+        let opened = Arc::new(Mutex::new(Vec::new()));
+        let draining = CancellationToken::new();
+        let pool = Pool::new(&config.subscribers);
+        let metrics = crate::metrics::unread();
+        let inbox = Http::new(crate::source::http::Config { subjects: vec!["demo.>".parse().unwrap()] });
+        let open = opened.clone();
+        let rooms = Rooms {
+            auth: Arc::new(Authenticator::new(&config.auth, &config.server.limits).unwrap()),
+            pool: pool.clone(),
+            metrics: metrics.clone(),
+            inboxes: vec![Inbox { subjects: inbox.reach(), max_payload: 64, handle: inbox.inbox().unwrap() }],
+            draining: draining.clone(),
+            open: Box::new(move |opening| {
+                open.lock().push(opening);
+                Body::from_stream(futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>())
+            }),
+        };
+        Self { router: router(&config, rooms), opened, draining, pool, metrics, inbox, _folder: folder }
+    }
+
+    async fn raw(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &'static str) -> http::Response<Body> {
+        let mut request = Request::builder().method(method).uri(path).header("host", "localhost:8080");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut request = request.body(if body.is_empty() { Body::empty() } else { Body::from(body) }).unwrap();
+        request.extensions_mut().insert(Peer { address: "127.0.0.1:4711".parse().unwrap(), tls: false });
+        self.router.clone().oneshot(request).await.unwrap()
+    }
+
+    async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> (StatusCode, HeaderMap) {
+        let response = self.raw(method, path, headers, "").await;
+        (response.status(), response.headers().clone())
+    }
+
+    async fn status(&self, path: &str, headers: &[(&str, &str)]) -> u16 {
+        self.ask("GET", path, headers).await.0.as_u16()
+    }
+
+    /// Status and problem.
+    async fn problem(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &'static str) -> (u16, Value) {
+        let response = self.raw(method, path, headers, body).await;
+        assert_eq!(response.headers()["content-type"], "application/problem+json", "{method} {path}");
+        let status = response.status().as_u16();
+        let value: Value = serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
+        assert_eq!(value["status"], status);
+        (status, value)
+    }
+
+    fn last(&self) -> Opening {
+        self.opened.lock().pop().expect("a stream was opened")
+    }
+}
+
+fn tokens() -> String {
+    format!("auth: {{ jwt: {{ keys: [{{ algorithms: [HS256], secret: {SECRET} }}] }} }}\nsubscribers: {{ max: 2, max_per_identity: 1 }}")
+}
+
+fn bearer(claims: &Value) -> String {
+    let mut claims = claims.clone();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    claims["exp"] = (now + 600).into();
+    let token = crate::auth::mint(&Secret::new(SECRET), Algorithm::HS256, &claims, None).unwrap();
+    format!("Bearer {token}")
+}
+
+const EVENT_STREAM: (&str, &str) = ("accept", "text/event-stream");
+
+#[tokio::test]
+async fn a_stream_has_exactly_these_headers_and_what_was_asked_for() {
+    let face = Face::new(OPEN);
+    let (status, headers) = face.ask("GET", "/events?subject=a.%3E&subject=b&since=10m&envelope=json&x=1", &[]).await;
+    assert_eq!(status, 200);
+    assert_eq!(headers["content-type"], "text/event-stream");
+    assert_eq!(headers["cache-control"], "no-store, no-transform");
+    assert_eq!(headers["x-accel-buffering"], "no");
+    assert_eq!(headers.len(), 3, "{headers:?}");
+    let opening = face.last();
+    assert_eq!(opening.patterns.iter().map(Pattern::as_str).collect::<Vec<_>>(), ["a.>", "b"]);
+    assert!(opening.json && matches!(opening.begin, Begin::Since(_)) && opening.expires.is_none());
+    assert_eq!(face.pool.taken(), 1);
+    drop(opening);
+    assert_eq!(face.pool.taken(), 0);
+}
+
+#[tokio::test]
+async fn head_and_options_take_no_slot_and_other_methods_are_405() {
+    let face = Face::new(OPEN);
+    let get = face.ask("GET", "/events", &[]).await;
+    drop(face.last());
+    assert_eq!(face.ask("HEAD", "/events", &[]).await, get);
+    assert_eq!(face.ask("HEAD", "/events?subject=..", &[]).await.0, 400);
+    let (status, headers) = face.ask("OPTIONS", "/events", &[]).await;
+    assert_eq!((status.as_u16(), headers["allow"].to_str().unwrap()), (204, "GET, HEAD, OPTIONS"));
+    for method in ["POST", "PUT", "DELETE", "PATCH", "TRACE", "QUERY"] {
+        assert_eq!(face.problem(method, "/events", &[], "").await.0, 405, "{method}");
+    }
+    assert!(face.opened.lock().is_empty());
+    assert_eq!(face.ask("DELETE", "/publish/demo.a", &[]).await.1["allow"], "POST, OPTIONS");
+    assert_eq!(face.ask("POST", "/", &[]).await.1["allow"], "GET, HEAD");
+    assert_eq!(face.problem("GET", "/nothing", &[], "").await.0, 404);
+    assert_eq!(face.problem("GET", "/events/", &[], "").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_body_where_none_may_be_is_refused_and_ends_the_connection() {
+    let face = Face::new(OPEN);
+    let response = face.raw("GET", "/events", &[], "body").await;
+    assert_eq!((response.status().as_u16(), response.headers()["connection"].to_str().unwrap()), (400, "close"));
+    assert!(face.opened.lock().is_empty());
+}
+
+#[tokio::test]
+async fn refusals_come_in_their_order() {
+    let face = Face::new(&tokens());
+    let narrow = bearer(&json!({ "sub": "u", "subjects": ["orders.eu.>"] }));
+    let auth = ("authorization", narrow.as_str());
+    let foreign = ("origin", "https://evil.example");
+    assert_eq!(face.problem("GET", "/events?subject=a..b", &[foreign], "").await.0, 400);
+    let (status, first) = face.problem("GET", "/events?subject=x", &[foreign], "").await;
+    assert_eq!(status, 401);
+    let (status, second) = face.problem("GET", "/events", &[("authorization", "Bearer nonsense")], "").await;
+    assert_eq!((status, second), (401, first), "all bodies of a 401 are alike");
+    assert_eq!(face.ask("GET", "/events", &[]).await.1["www-authenticate"], r#"Bearer realm="brokercast""#);
+    let (_, headers) = face.ask("GET", "/events", &[("authorization", "Bearer nonsense")]).await;
+    assert!(headers["www-authenticate"].to_str().unwrap().contains("invalid_token"));
+    assert_eq!(face.problem("GET", "/events", &[auth, foreign], "").await.0, 403);
+    let (status, problem) = face.problem("GET", "/events?subject=orders.eu.a&subject=orders.%3E", &[auth], "").await;
+    assert_eq!((status, problem["pattern"].as_str()), (403, Some("orders.>")));
+    assert_eq!(face.status("/events", &[auth]).await, 200);
+    assert_eq!(face.opened.lock()[0].patterns, ["orders.eu.>".parse().unwrap()]);
+    assert!(face.opened.lock()[0].expires.is_some());
+    // The cap is reached only by who may see something.
+    assert_eq!(face.problem("GET", "/events?subject=orders.us", &[auth], "").await.0, 403);
+    assert_eq!(face.problem("GET", "/events", &[auth], "").await.0, 429);
+}
+
+#[tokio::test]
+async fn caps_are_refused_as_the_client_can_bear_it() {
+    let face = Face::new(&tokens());
+    let of = |sub: &str| bearer(&json!({ "sub": sub, "subjects": [">"] }));
+    let (a, b, c) = (of("a"), of("b"), of("c"));
+    assert_eq!(face.status("/events", &[("authorization", &a)]).await, 200);
+    let own = face.ask("GET", "/events", &[("authorization", &a)]).await;
+    assert_eq!(own.0, 429);
+    assert!(own.1["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
+    assert_eq!(face.status("/events", &[("authorization", &b)]).await, 200);
+    assert_eq!(face.status("/events", &[("authorization", &c)]).await, 503);
+    let response = face.raw("GET", "/events", &[("authorization", &c), EVENT_STREAM], "").await;
+    assert_eq!((response.status().as_u16(), response.headers()["content-type"].to_str().unwrap()), (200, "text/event-stream"));
+    let text = String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    assert!(text.contains("retry: ") && text.contains("event: brokercast.closing\ndata: {\"reason\":\"busy\"}\n\n"), "{text}");
+    assert!(!text.contains("id:"), "{text}");
+    // HEAD looks at no cap.
+    assert_eq!(face.ask("HEAD", "/events", &[("authorization", &c)]).await.0, 200);
+    assert_eq!(face.opened.lock().len(), 2);
+    face.opened.lock().clear();
+    assert_eq!(face.status("/events", &[("authorization", &c)]).await, 200);
+    assert!(face.metrics.encode().unwrap().contains("brokercast_refused_subscribers_total{reason=\"busy\"} 2"));
+}
+
+#[tokio::test]
+async fn whoever_comes_while_draining_is_told_to_come_back() {
+    let face = Face::new(OPEN);
+    face.draining.cancel();
+    assert_eq!(face.problem("GET", "/events", &[], "").await.0, 503);
+    let response = face.raw("GET", "/events", &[EVENT_STREAM], "").await;
+    assert_eq!(response.status(), 200);
+    let text = response.into_body().collect().await.unwrap().to_bytes();
+    assert!(String::from_utf8_lossy(&text).contains("{\"reason\":\"draining\"}"));
+    assert_eq!(face.status("/events?subject=..", &[EVENT_STREAM]).await, 400);
+}
+
+#[tokio::test]
+async fn listed_origins_are_answered_on_errors_too_and_in_the_preflight() {
+    let face = Face::new(&format!("{OPEN}\nserver: {{ cors: {{ origins: ['https://dash.example.com'], credentials: true }} }}"));
+    let listed = ("origin", "https://dash.example.com");
+    for (path, status) in [("/events", 200), ("/events?subject=..", 400), ("/nothing", 404)] {
+        let (got, headers) = face.ask("GET", path, &[listed]).await;
+        assert_eq!(got.as_u16(), status);
+        assert_eq!(headers["access-control-allow-origin"], "https://dash.example.com", "{path}");
+        assert_eq!(headers["access-control-allow-credentials"], "true");
+        assert_eq!(headers["vary"], "Origin");
+    }
+    let preflight = [listed, ("access-control-request-method", "GET"), ("access-control-request-headers", "authorization,last-event-id")];
+    let (status, headers) = face.ask("OPTIONS", "/events", &preflight).await;
+    assert_eq!(status, 204);
+    let allowed = headers["access-control-allow-headers"].to_str().unwrap();
+    assert!(allowed.contains("authorization") && allowed.contains("last-event-id"), "{allowed}");
+    assert!(headers["access-control-allow-methods"].to_str().unwrap().contains("GET"));
+    assert!(face.ask("OPTIONS", "/publish/demo.a", &preflight).await.1["access-control-allow-methods"].to_str().unwrap().contains("POST"));
+    let (status, headers) = face.ask("OPTIONS", "/events", &[("origin", "https://evil.example")]).await;
+    assert_eq!(status, 204);
+    assert!(!headers.contains_key("access-control-allow-origin") && !headers.contains_key("access-control-allow-headers"));
+    assert_eq!(face.status("/events", &[("origin", "https://evil.example")]).await, 403);
+    assert_eq!(face.status("/events", &[("origin", "http://localhost:8080")]).await, 200);
+}
+
+#[tokio::test]
+async fn only_own_names_are_answered() {
+    let face = Face::new(OPEN);
+    let with_host = |host: &'static str| {
+        let request = Request::builder().uri("/events").header("host", host).body(Body::empty()).unwrap();
+        let router = face.router.clone();
+        async move { router.oneshot(request).await.unwrap().status().as_u16() }
+    };
+    assert_eq!(with_host("localhost:8080").await, 200);
+    assert_eq!(with_host("127.0.0.1").await, 200);
+    assert_eq!(with_host("evil.example:8080").await, 421);
+}
+
+/// Takes in what is published, and answers with this id.
+async fn take(inbox: &Http, id: &str) -> Vec<(String, Vec<u8>)> {
+    let mut connection: Box<dyn Connection> = inbox.connect(Start::Now).await.unwrap();
+    let mut batch = Vec::new();
+    connection.next(&mut batch, 16).await.unwrap();
+    connection.acknowledge(id).await.unwrap();
+    let message = |item| match item {
+        Item::Message(m) => (m.subject.to_string(), m.payload.to_vec()),
+        other => panic!("{other:?}"),
+    };
+    batch.into_iter().map(message).collect()
+}
+
+#[tokio::test]
+async fn what_is_published_is_answered_with_its_id() {
+    let face = Face::new(OPEN);
+    let (response, taken) = tokio::join!(face.raw("POST", "/publish/demo.%C3%A4", &[], "{\"a\":1}"), take(&face.inbox, "the-id"));
+    assert_eq!(response.status(), 202);
+    assert_eq!(response.headers()["content-type"], "application/json");
+    let body: Value = serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
+    assert_eq!(body, json!({ "id": "the-id" }));
+    assert_eq!(taken, [("demo.ä".to_owned(), b"{\"a\":1}".to_vec())]);
+    let (response, taken) = tokio::join!(face.raw("POST", "/publish/demo.empty", &[], ""), take(&face.inbox, "x"));
+    assert_eq!((response.status().as_u16(), taken), (202, vec![("demo.empty".to_owned(), Vec::new())]));
+}
+
+#[tokio::test]
+async fn what_may_not_be_published_is_refused() {
+    let face = Face::new(OPEN);
+    let large = "x".repeat(65).leak();
+    assert_eq!(face.problem("POST", "/publish/demo..a", &[], "x").await.0, 400);
+    assert_eq!(face.problem("POST", "/publish/demo.a/b", &[], "x").await.0, 400);
+    assert_eq!(face.problem("POST", "/publish/", &[], "x").await.0, 400);
+    assert_eq!(face.problem("POST", "/publish/secret.a", &[], "x").await.0, 403);
+    assert_eq!(face.problem("POST", "/publish/other.a", &[], "x").await.0, 404);
+    assert_eq!(face.problem("POST", "/publish/demo.a", &[], large).await.0, 413);
+    assert_eq!(face.problem("POST", "/publish/demo.a", &[("content-length", "65")], "x").await.0, 413);
+    assert_eq!(face.problem("POST", "/publish/demo.a", &[("origin", "https://evil.example")], "x").await.0, 403);
+    let cross = [("sec-fetch-site", "cross-site"), ("cookie", "brokercast=x")];
+    assert_eq!(face.problem("POST", "/publish/demo.a", &cross, "x").await.0, 403);
+    assert!(face.metrics.encode().unwrap().contains("brokercast_published_messages_total{outcome=\"too_large\"} 2"));
+}
+
+#[tokio::test]
+async fn a_cookie_never_publishes() {
+    let face = Face::new(&tokens());
+    let token = bearer(&json!({ "publish": ["demo.>"], "subjects": ["demo.>"] }));
+    let cookie = format!("brokercast={}", token.strip_prefix("Bearer ").unwrap());
+    assert_eq!(face.problem("POST", "/publish/demo.a", &[("cookie", &cookie)], "x").await.0, 401);
+    assert_eq!(face.status("/events", &[("cookie", &cookie)]).await, 200);
+    let authorization = [("authorization", token.as_str())];
+    let (response, _) = tokio::join!(face.raw("POST", "/publish/demo.a", &authorization, "x"), take(&face.inbox, "id"));
+    assert_eq!(response.status(), 202);
+}
+
+#[tokio::test]
+async fn a_message_that_comes_too_slowly_is_408() {
+    let face = Face::new(&format!("{OPEN}\nserver: {{ limits: {{ header_timeout: 100ms }} }}"));
+    let body = Body::from_stream(futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+    let request = Request::post("/publish/demo.a").header("host", "localhost").body(body).unwrap();
+    assert_eq!(face.router.clone().oneshot(request).await.unwrap().status(), 408);
+}
+
+#[tokio::test]
+async fn the_dashboard_and_own_pages_are_served_safely() {
+    let face = Face::new(&format!("{OPEN}\nserver: {{ dashboards: FOLDER }}"));
+    for path in ["/", "/dashboard.js", "/dashboard.css"] {
+        let (status, headers) = face.ask("GET", path, &[]).await;
+        assert_eq!(status, 200);
+        assert_eq!(headers["x-content-type-options"], "nosniff");
+        assert!(headers["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'"));
+    }
+    std::fs::write(face._folder.path().join("a.html"), "a").unwrap();
+    let (status, headers) = face.ask("GET", "/dashboards/a.html", &[]).await;
+    assert_eq!((status.as_u16(), headers["content-type"].to_str().unwrap()), (200, "text/html; charset=utf-8"));
+    assert_eq!(headers["x-content-type-options"], "nosniff");
+    assert_eq!(face.ask("GET", "/dashboards", &[]).await.1["location"], "/dashboards/");
+    assert_eq!(face.problem("GET", "/dashboards/%2e%2e/x", &[], "").await.0, 404);
+    let off = Face::new(&format!("{OPEN}\nserver: {{ dashboard: false }}"));
+    for path in ["/", "/dashboard.js", "/dashboards/a.html"] {
+        assert_eq!(off.problem("GET", path, &[], "").await.0, 404, "{path}");
+    }
+}
