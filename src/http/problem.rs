@@ -95,6 +95,11 @@ impl Problem {
         Self { extra: Extra::Close, ..Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a payload here has at most {max} bytes")) }
     }
 
+    /// 415: the body is packed in a way that is not unpacked here (RFC 9110 section 15.5.16).
+    pub(crate) fn content_coding() -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "a payload is taken as it is: send it without `Content-Encoding`")
+    }
+
     /// 421: this server does not answer to that name (RFC 9110 section 15.5.20).
     pub(crate) fn misdirected() -> Self {
         Self::new(StatusCode::MISDIRECTED_REQUEST, "this server does not answer to the host name of this request; see `server.hosts`")

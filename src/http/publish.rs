@@ -91,6 +91,10 @@ fn subject(path: &str) -> Result<Subject, Problem> {
 
 async fn read(shared: &Shared, max: usize, headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
     let too_large = || (Problem::too_large(max), Published::TooLarge);
+    // Passed on as it is, a packed payload would reach browsers as bytes that nobody unpacks.
+    if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err((Problem::content_coding(), Published::Invalid));
+    }
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
     if declared.is_some_and(|length| length > max as u64) {
         return Err(too_large());

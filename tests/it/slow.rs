@@ -23,7 +23,7 @@ async fn stuck_reader_delays_nobody_costs_no_memory_and_is_closed_after_max_stal
     }
     let mut reader = bridge.subscribe("").await;
     let before = bridge.process().memory();
-    let count = 500;
+    let count = 1500;
     let writer = async {
         for n in 0..count {
             bridge.publish("demo.a", filler(n, 64 * 1024)).await;
@@ -33,7 +33,7 @@ async fn stuck_reader_delays_nobody_costs_no_memory_and_is_closed_after_max_stal
     let ((), events) = tokio::join!(writer, reader.events(count as usize));
     assert_eq!(numbers(&events), (0..count).collect::<Vec<_>>());
     let grown = bridge.process().memory().saturating_sub(before);
-    assert!(grown < 64 << 20, "32 MB published, memory grew by {grown} bytes");
+    assert!(grown < 72 << 20, "98 MB published, memory grew by {grown} bytes");
     eventually("the stuck readers to be closed", async || (bridge.metric("brokercast_subscribers", &[]).await == 1.0).then_some(())).await;
     assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
     for mut raw in stuck {
@@ -50,8 +50,6 @@ async fn slow_reader_that_comes_back_reads_on_without_loss() {
     let mut slow = Raw::connect_narrow(&bridge.address()).await;
     slow.send(format!("GET /events HTTP/1.1\r\nHost: {}\r\n\r\n", bridge.address())).await;
     slow.head().await;
-    slow.read_until("\n\n").await;
-    slow.read_until("\r\n").await;
     let count = 300;
     for n in 0..count {
         bridge.publish("demo.a", filler(n, 64 * 1024)).await;
@@ -79,9 +77,7 @@ async fn reader_that_fell_behind_the_window_meets_a_gap_and_reads_on() {
     let mut slow = Raw::connect_narrow(&bridge.address()).await;
     slow.send(format!("GET /events HTTP/1.1\r\nHost: {}\r\n\r\n", bridge.address())).await;
     slow.head().await;
-    slow.read_until("\n\n").await;
-    slow.read_until("\r\n").await;
-    let count = 400;
+    let count = 1000;
     for n in 0..count {
         bridge.publish("demo.a", filler(n, 64 * 1024)).await;
     }

@@ -1,7 +1,7 @@
 //! What the tests stand on: processes, brokers, clients, tokens, waiting.
 //!
 //! Shared by the test programs. Knows brokercast only from outside: its binary, its ports, its contract.
-#![allow(dead_code, reason = "each test program uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test program uses its own part")]
 
 #[path = "support/bridge.rs"]
 pub mod bridge;
