@@ -16,6 +16,7 @@ use crate::event::{Gap, GapReason, Message, SourceName, Timestamp};
 use crate::subject::{Pattern, SubjectError};
 
 pub mod amqp;
+mod amqp_stream;
 pub mod http;
 pub mod nats;
 pub mod status;

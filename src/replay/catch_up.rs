@@ -594,8 +594,11 @@ impl CatchUp {
                     }
                 }
                 Item::Gap(gap) => {
-                    if let Some(position) = gap.position {
-                        self.stand(source, Point::At(position));
+                    match gap.position {
+                        Some(position) => self.stand(source, Point::At(position)),
+                        // Made anew, and still without a position: at its very beginning.
+                        None if gap.reason == GapReason::Reset => self.stand(source, Point::Earliest),
+                        None => {}
                     }
                     if self.filter.meets(&self.streams.router.reach(source)) {
                         self.write_id(&mut out);

@@ -8,17 +8,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+use super::amqp_stream::Stream;
 use super::{Adapter, Common, Connection, SourceError, Start};
 use crate::event::SourceName;
 use crate::subject::{Pattern, Subject};
 
-mod acks;
+pub(in crate::source) mod acks;
 mod config;
-mod link;
-mod publish;
-mod queue;
+pub(in crate::source) mod link;
+pub(in crate::source) mod publish;
+pub(in crate::source) mod queue;
 mod reach;
-mod scrub;
+pub(in crate::source) mod scrub;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -26,16 +27,16 @@ mod wire;
 pub use config::{Binding, Broker, Config, Declare, ExchangeType, Origin, QueueType, Raw, Tls};
 
 /// A source that reads a queue.
-pub(super) struct Amqp {
-    config: Config,
-    name: SourceName,
-    names: Arc<Names>,
+pub(in crate::source) struct Amqp {
+    pub(in crate::source) config: Config,
+    pub(in crate::source) name: SourceName,
+    pub(in crate::source) names: Arc<Names>,
 }
 
 /// What messages are called.
-struct Names {
+pub(in crate::source) struct Names {
     /// What the binding can yield.
-    reach: Vec<Pattern>,
+    pub(in crate::source) reach: Vec<Pattern>,
     /// Whether a queue may hold what its present binding does not ask for: an older one's.
     strict: bool,
     /// What an empty routing key becomes.
@@ -51,7 +52,7 @@ impl Names {
     }
 
     /// The subject of a routing key; `None` where the binding does not ask for it.
-    fn subject(&self, key: &[u8]) -> Option<Subject> {
+    pub(in crate::source) fn subject(&self, key: &[u8]) -> Option<Subject> {
         let subject = Subject::from_broker(key, &self.empty);
         (!self.strict || self.reach.iter().any(|pattern| pattern.matches(subject.as_str()))).then_some(subject)
     }
@@ -61,8 +62,10 @@ impl Config {
     /// Makes the adapter; connects nothing.
     #[must_use]
     pub fn build(self, name: &SourceName, _: Common) -> Arc<dyn Adapter> {
+        let stream = self.stream;
         let names = Arc::new(Names::new(&self, name));
-        Arc::new(Amqp { config: self, name: name.clone(), names })
+        let amqp = Amqp { config: self, name: name.clone(), names };
+        if stream { Arc::new(Stream::new(amqp)) } else { Arc::new(amqp) }
     }
 }
 

@@ -211,7 +211,9 @@ impl Run {
                 }
                 Item::Gap(gap) => {
                     handle.counters.count_gap(gap.reason);
-                    last = gap.position.or(last);
+                    // A log that was made anew and knows no position stands at its very beginning.
+                    let anew = gap.reason == GapReason::Reset && gap.position.is_none();
+                    last = if anew { None } else { gap.position.or(last) };
                     if gap.reason != GapReason::Oversized {
                         warn!(source = %handle.name, reason = gap.reason.as_str(), from = gap.from, to = gap.to, "messages may be missing");
                     }

@@ -19,7 +19,7 @@ const BATCH: u64 = 100;
 const LEAVE: Duration = Duration::from_millis(300);
 
 /// What of a channel has been acknowledged.
-pub(super) struct Acks {
+pub(in crate::source) struct Acks {
     channel: Channel,
     /// At once when so many wait.
     batch: u64,
@@ -37,18 +37,18 @@ pub(super) struct Acks {
 
 impl Acks {
     /// For a channel with this prefetch: acknowledgements never wait for more than it lets through.
-    pub(super) fn new(channel: Channel, prefetch: u16, delay: Duration) -> Self {
+    pub(in crate::source) fn new(channel: Channel, prefetch: u16, delay: Duration) -> Self {
         let batch = (u64::from(prefetch) / 4).clamp(1, BATCH);
         Self { channel, batch, delay, taken: 0, covered: 0, sent: 0, due: None, flight: None }
     }
 
     /// A message was handed out.
-    pub(super) fn took(&mut self, tag: u64) {
+    pub(in crate::source) fn took(&mut self, tag: u64) {
         self.taken = tag;
     }
 
     /// A message was passed over: it is done with as soon as those before it are.
-    pub(super) fn skipped(&mut self, tag: u64) {
+    pub(in crate::source) fn skipped(&mut self, tag: u64) {
         let done = self.covered == self.taken;
         self.taken = tag;
         if done {
@@ -57,7 +57,7 @@ impl Acks {
     }
 
     /// All that was handed out is in the window.
-    pub(super) fn cover(&mut self) {
+    pub(in crate::source) fn cover(&mut self) {
         self.covered = self.taken;
         if self.covered > self.sent && self.due.is_none() {
             self.due = Some(Box::pin(tokio::time::sleep_until(Instant::now() + self.delay)));
@@ -65,7 +65,7 @@ impl Acks {
     }
 
     /// Sends what is due. Ready only with an error: the channel is gone.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<lapin::Error> {
+    pub(in crate::source) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<lapin::Error> {
         loop {
             if let Some(flight) = &mut self.flight {
                 match flight.poll_unpin(cx) {
@@ -90,7 +90,7 @@ impl Acks {
     }
 
     /// Sends the rest before the connection is closed, unless the broker does not take it.
-    pub(super) async fn leave(self) {
+    pub(in crate::source) async fn leave(self) {
         match tokio::time::timeout(LEAVE, self.finish()).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => tracing::debug!(error = %e, "last acknowledgements failed"),

@@ -17,7 +17,7 @@ use crate::event::SourceName;
 /// How many messages the broker may have on the way to us, unless `prefetch` says otherwise.
 const PREFETCH: u16 = 1000;
 /// The longest name of a queue, an exchange or a routing key: AMQP's short string.
-pub(super) const MAX_NAME: usize = 255;
+pub(in crate::source) const MAX_NAME: usize = 255;
 
 /// `amqp` as it is written.
 #[derive(Debug, Clone, Deserialize)]
@@ -112,9 +112,9 @@ pub struct Config {
 #[derive(Clone)]
 pub struct Broker {
     /// With user and password.
-    pub(super) uri: AMQPUri,
+    pub(in crate::source) uri: AMQPUri,
     /// For `amqps`.
-    pub(super) tls: Tls,
+    pub(in crate::source) tls: Tls,
 }
 
 /// `amqp.tls`: PEM files, read at each connection.
@@ -172,7 +172,7 @@ impl Config {
     }
 
     /// The name of the queue, where it has one of its own.
-    pub(super) fn queue(&self, source: &SourceName) -> Option<String> {
+    pub(in crate::source) fn queue(&self, source: &SourceName) -> Option<String> {
         match &self.origin {
             Origin::Exclusive(_) => None,
             Origin::Named { queue, .. } => Some(queue.clone().unwrap_or_else(|| format!("brokercast.{source}"))),
@@ -180,7 +180,7 @@ impl Config {
     }
 
     /// The exchange that feeds the queue and the keys it is bound with, as far as that is known here.
-    pub(super) fn binding(&self) -> Option<&Binding> {
+    pub(in crate::source) fn binding(&self) -> Option<&Binding> {
         match &self.origin {
             Origin::Exclusive(binding) => Some(binding),
             Origin::Named { declare, .. } => declare.as_ref().and_then(|declare| declare.binding.as_ref()),

@@ -26,7 +26,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 const CLOSE: Duration = Duration::from_millis(700);
 
 /// A connection. Dropped, it breaks off at once; nothing of it stays behind.
-pub(super) struct Link {
+pub(in crate::source) struct Link {
     connection: lapin::Connection,
     odd: Arc<OddKeys>,
     /// After the connection: it may say goodbye while the socket still works.
@@ -35,7 +35,7 @@ pub(super) struct Link {
 
 impl Link {
     /// Connects and logs in.
-    pub(super) async fn open(broker: &Broker, source: &SourceName) -> Result<Self, SourceError> {
+    pub(in crate::source) async fn open(broker: &Broker, source: &SourceName) -> Result<Self, SourceError> {
         let end = CancellationToken::new();
         let guard = end.clone().drop_guard();
         let odd = Arc::<OddKeys>::default();
@@ -55,17 +55,22 @@ impl Link {
     }
 
     /// A new channel.
-    pub(super) async fn channel(&self) -> Result<Channel, SourceError> {
+    pub(in crate::source) async fn channel(&self) -> Result<Channel, SourceError> {
         answer("opening a channel", self.connection.create_channel()).await?.map_err(|e| SourceError::with("cannot open a channel", e))
     }
 
+    /// Whether it stands, as far as is known.
+    pub(in crate::source) fn works(&self) -> bool {
+        self.connection.status().connected()
+    }
+
     /// Keys that are not UTF-8.
-    pub(super) fn odd(&self) -> &Arc<OddKeys> {
+    pub(in crate::source) fn odd(&self) -> &Arc<OddKeys> {
         &self.odd
     }
 
     /// Says goodbye, and breaks off where nobody listens.
-    pub(super) async fn close(self) {
+    pub(in crate::source) async fn close(self) {
         let Self { connection, end, .. } = self;
         let closing = connection.close(200, ShortString::from("bye"));
         if tokio::time::timeout(CLOSE, closing).await.is_err() {
@@ -76,7 +81,7 @@ impl Link {
 }
 
 /// The library's futures wait for ever when the broker says nothing.
-pub(super) async fn answer<T>(what: &str, asking: impl Future<Output = T>) -> Result<T, SourceError> {
+pub(in crate::source) async fn answer<T>(what: &str, asking: impl Future<Output = T>) -> Result<T, SourceError> {
     tokio::time::timeout(ANSWER, asking).await.map_err(|_| SourceError::new(format!("the broker does not answer ({what})")))
 }
 
@@ -86,7 +91,7 @@ fn is(error: &lapin::Error, what: AMQPSoftError) -> bool {
 }
 
 /// Declares and binds what `config` says, and returns a channel and the name of the queue to read.
-pub(super) async fn set_up(link: &Link, config: &Config, source: &SourceName) -> Result<(Channel, ShortString), SourceError> {
+pub(in crate::source) async fn set_up(link: &Link, config: &Config, source: &SourceName) -> Result<(Channel, ShortString), SourceError> {
     let mut channel = link.channel().await?;
     if let Some(binding) = config.binding() {
         channel = declare_exchange(link, channel, binding).await?;
@@ -122,7 +127,7 @@ fn short(name: &str) -> ShortString {
 }
 
 /// Declares the exchange. An error closes its channel, so that the one to go on with is returned.
-pub(super) async fn declare_exchange(link: &Link, channel: Channel, binding: &Binding) -> Result<Channel, SourceError> {
+pub(in crate::source) async fn declare_exchange(link: &Link, channel: Channel, binding: &Binding) -> Result<Channel, SourceError> {
     let (name, kind) = match binding.kind {
         ExchangeType::Topic => ("topic", ExchangeKind::Topic),
         ExchangeType::Direct => ("direct", ExchangeKind::Direct),

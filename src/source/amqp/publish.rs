@@ -16,7 +16,7 @@ const PERSISTENT: u8 = 2;
 /// # Errors
 /// Also where the source reads an existing queue and `key` is not its name: what is published to a queue itself arrives
 /// under the queue's name.
-pub(super) async fn publish(source: &Amqp, key: &str, payload: Bytes) -> Result<(), SourceError> {
+pub(in crate::source) async fn publish(source: &Amqp, key: &str, payload: Bytes) -> Result<(), SourceError> {
     let routing_key =
         ShortString::try_new(key).map_err(|e| SourceError::with("the subject is too long for a routing key of RabbitMQ", e))?;
     if let (None, Some(queue)) = (source.config.binding(), source.config.queue(&source.name))

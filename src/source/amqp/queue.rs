@@ -22,10 +22,10 @@ use crate::source::{Connection, Item, SourceError};
 /// A lost connection brings back what was not acknowledged, so this is short.
 const ACK_DELAY: Duration = Duration::from_millis(10);
 /// The header with a message's place in its stream.
-pub(super) const OFFSET: &str = "x-stream-offset";
+pub(in crate::source) const OFFSET: &str = "x-stream-offset";
 
 /// A consumer of a queue.
-pub(super) struct Reader {
+pub(in crate::source) struct Reader {
     consumer: Consumer,
     acks: Acks,
     channel: u16,
@@ -38,7 +38,7 @@ pub(super) struct Reader {
 
 impl Reader {
     /// Connects, declares what is to be declared, and consumes.
-    pub(super) async fn open(source: &Amqp) -> Result<Self, SourceError> {
+    pub(in crate::source) async fn open(source: &Amqp) -> Result<Self, SourceError> {
         let config = &source.config;
         let link = Link::open(&config.broker, &source.name).await?;
         let (channel, queue) = set_up(&link, config, &source.name).await?;
@@ -108,7 +108,12 @@ impl Connection for Reader {
 }
 
 /// Consumes from a queue with manual acknowledgement.
-pub(super) async fn consume(channel: &Channel, queue: &ShortString, prefetch: u16, table: FieldTable) -> Result<Consumer, SourceError> {
+pub(in crate::source) async fn consume(
+    channel: &Channel,
+    queue: &ShortString,
+    prefetch: u16,
+    table: FieldTable,
+) -> Result<Consumer, SourceError> {
     let failed = |e| SourceError::with(format!("cannot consume from queue `{queue}`"), e);
     answer("setting the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?.map_err(failed)?;
     let consuming = channel.basic_consume(queue.clone(), ShortString::default(), BasicConsumeOptions::default(), table);
@@ -116,7 +121,7 @@ pub(super) async fn consume(channel: &Channel, queue: &ShortString, prefetch: u1
 }
 
 /// The end of a consumer: an error of the channel or connection, or a cancellation by the broker.
-pub(super) fn lost(queue: &ShortString, error: Option<lapin::Error>) -> SourceError {
+pub(in crate::source) fn lost(queue: &ShortString, error: Option<lapin::Error>) -> SourceError {
     match error {
         Some(e) => SourceError::with(format!("lost the broker while reading queue `{queue}`"), e),
         None => SourceError::new(format!("queue `{queue}` was deleted, or the broker stopped reading from it")),
@@ -124,7 +129,7 @@ pub(super) fn lost(queue: &ShortString, error: Option<lapin::Error>) -> SourceEr
 }
 
 /// A message's place in its stream.
-pub(super) fn offset(delivery: &Delivery) -> Option<u64> {
+pub(in crate::source) fn offset(delivery: &Delivery) -> Option<u64> {
     match delivery.properties.headers().as_ref()?.inner().get(OFFSET)? {
         AMQPValue::LongLongInt(offset) => u64::try_from(*offset).ok(),
         _ => None,
@@ -133,7 +138,7 @@ pub(super) fn offset(delivery: &Delivery) -> Option<u64> {
 
 impl Names {
     /// A delivery as a message; `None` where the binding does not ask for it.
-    pub(super) fn message(&self, delivery: Delivery, odd: Option<Box<[u8]>>) -> Option<Message> {
+    pub(in crate::source) fn message(&self, delivery: Delivery, odd: Option<Box<[u8]>>) -> Option<Message> {
         let subject = self.subject(odd.as_deref().unwrap_or(delivery.routing_key.as_str().as_bytes()))?;
         let time = stamped(&delivery).unwrap_or_else(Timestamp::now);
         Some(Message { subject, payload: Bytes::from(delivery.data), time, position: None })
@@ -142,7 +147,7 @@ impl Names {
 
 /// The broker's time of a message, where it is set to note it (RabbitMQ's `message_interceptors`). The `timestamp`
 /// property is the publisher's and in seconds, so that it does not count here.
-pub(super) fn stamped(delivery: &Delivery) -> Option<Timestamp> {
+pub(in crate::source) fn stamped(delivery: &Delivery) -> Option<Timestamp> {
     match delivery.properties.headers().as_ref()?.inner().get("timestamp_in_ms")? {
         AMQPValue::LongLongInt(millis) => u64::try_from(*millis).ok()?.checked_mul(1000).map(Timestamp::from_micros),
         _ => None,

@@ -23,11 +23,11 @@ type ChannelAndTag = (u16, u64);
 
 /// Routing keys that are not UTF-8, until their message is taken.
 #[derive(Debug, Default)]
-pub(super) struct OddKeys(Mutex<HashMap<ChannelAndTag, Box<[u8]>>>);
+pub(in crate::source) struct OddKeys(Mutex<HashMap<ChannelAndTag, Box<[u8]>>>);
 
 impl OddKeys {
     /// The key of a delivery, where it was replaced.
-    pub(super) fn take(&self, channel: u16, tag: u64) -> Option<Box<[u8]>> {
+    pub(in crate::source) fn take(&self, channel: u16, tag: u64) -> Option<Box<[u8]>> {
         let mut keys = self.0.lock();
         if keys.is_empty() { None } else { keys.remove(&(channel, tag)) }
     }
@@ -39,7 +39,7 @@ impl OddKeys {
 
 /// Where in the bytes the next frame begins, and what of them may be handed out.
 #[derive(Debug, Default)]
-pub(super) struct Scrub {
+pub(in crate::source) struct Scrub {
     /// Bytes at the buffer's start that are ready.
     ready: usize,
     /// Bytes of a body frame still to come.
@@ -50,17 +50,17 @@ pub(super) struct Scrub {
 
 impl Scrub {
     /// How many bytes at the start of the buffer may be taken.
-    pub(super) fn ready(&self) -> usize {
+    pub(in crate::source) fn ready(&self) -> usize {
         self.ready
     }
 
     /// Says that so many of them were taken out of the buffer.
-    pub(super) fn took(&mut self, n: usize) {
+    pub(in crate::source) fn took(&mut self, n: usize) {
         self.ready -= n;
     }
 
     /// Looks at what has come in.
-    pub(super) fn advance(&mut self, buffer: &mut BytesMut, odd: &OddKeys) {
+    pub(in crate::source) fn advance(&mut self, buffer: &mut BytesMut, odd: &OddKeys) {
         loop {
             if self.foreign {
                 self.ready = buffer.len();

@@ -1,10 +1,9 @@
 //! The socket under the library: connecting with a deadline, TLS, an end that always comes, and clean frames.
 //!
 //! The library has a thread for each connection, which waits for its socket without bound, also when whoever asked has
-//! gone. So the socket is ours: it fails as soon as its [`CancellationToken`] is cancelled.
+//! gone. So the socket is ours: it fails shortly after its [`CancellationToken`] is cancelled.
 
 use std::fmt;
-use std::future::Future as _;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -22,9 +21,10 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 
 use super::config::{Broker, Tls};
 use super::scrub::{OddKeys, Scrub};
@@ -32,6 +32,8 @@ use crate::source::SourceError;
 
 /// For one address of a host.
 const CONNECT: Duration = Duration::from_secs(5);
+/// Between the end and the breaking off.
+const GOODBYE: Duration = Duration::from_millis(500);
 const READ: usize = 64 * 1024;
 
 enum Io {
@@ -42,14 +44,16 @@ enum Io {
 /// A connected socket.
 pub(super) struct Wire {
     io: Io,
-    end: Pin<Box<WaitForCancellationFutureOwned>>,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// The library's thread has none of its own.
+    runtime: Handle,
     buffer: BytesMut,
     scrub: Scrub,
     odd: Arc<OddKeys>,
 }
 
 impl Wire {
-    /// Connects. The wire fails once `end` is cancelled.
+    /// Connects. The wire fails once `end` is cancelled, after a moment.
     pub(super) async fn connect(broker: &Broker, end: CancellationToken, odd: Arc<OddKeys>) -> Result<Self, SourceError> {
         let authority = &broker.uri.authority;
         let failed = |e: io::Error| SourceError::with(format!("cannot connect to {broker}"), e);
@@ -79,10 +83,16 @@ impl Wire {
                 Io::Tls(Box::new(stream.map_err(|e| SourceError::with(format!("no TLS connection to {broker}"), e))?))
             }
         };
-        Ok(Self { io, end: Box::pin(end.cancelled_owned()), buffer: BytesMut::new(), scrub: Scrub::default(), odd })
+        let end = async move {
+            end.cancelled().await;
+            // For the library to say goodbye.
+            tokio::time::sleep(GOODBYE).await;
+        };
+        Ok(Self { io, end: Box::pin(end), runtime: Handle::current(), buffer: BytesMut::new(), scrub: Scrub::default(), odd })
     }
 
     fn ended(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let _runtime = self.runtime.enter();
         if self.end.as_mut().poll(cx).is_ready() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }
 

@@ -1,0 +1,270 @@
+//! What a stream holds, and where in it a reader begins.
+//!
+//! AMQP 0-9-1 tells nothing of a stream's bounds: an offset past its end is silence, one before its start is moved to the
+//! start without a word, and a queue's message count is seconds old. So the bounds are read: short-lived consumers
+//! at the start, at the wanted place and at the end, in this order on one channel. The broker serves them in this order, so
+//! that once the last has brought something, the others have too, or never will.
+
+use std::time::Duration;
+
+use futures_util::{FutureExt as _, StreamExt as _};
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Channel, Consumer};
+use tokio::time::{Instant, timeout_at};
+
+use crate::cursor::{Check, Position};
+use crate::event::{Gap, GapReason, Timestamp};
+use crate::source::amqp::link::{Link, answer};
+use crate::source::amqp::queue::{OFFSET, consume, lost, offset};
+use crate::source::{SourceError, Start};
+
+/// A stream that brings nothing for so long, though its broker answers, is empty.
+const EMPTY: Duration = Duration::from_millis(500);
+/// For what must come.
+const COMES: Duration = Duration::from_secs(10);
+/// How much of the end is read at a time.
+const PIECE: u16 = 1000;
+/// What a message costs in a window beside its payload, roughly.
+const OVERHEAD: u64 = 300;
+
+/// The bounds of a stream that holds messages.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Log {
+    /// The first message.
+    pub(super) first: Position,
+    /// The first message at the wanted place or behind it, if there is one.
+    pub(super) at: Option<Position>,
+    /// The last message.
+    pub(super) last: Position,
+    /// Bytes that a message of these days takes in a window.
+    pub(super) mean: u64,
+}
+
+/// A place that one wants to know of.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Ask {
+    /// None.
+    Nothing,
+    /// An offset.
+    Offset(u64),
+    /// What came then or later.
+    Since(Timestamp),
+}
+
+impl Ask {
+    /// What has to be known before reading from `start`.
+    pub(super) fn of(start: Start) -> Self {
+        match start {
+            Start::After(position) => Self::Offset(position.seq),
+            Start::Since(time) => Self::Since(time),
+            Start::Recent { age, .. } => Self::Since(Timestamp::now().before(age)),
+            Start::Now | Start::Earliest | Start::LastPerSubject => Self::Nothing,
+        }
+    }
+
+    fn value(self) -> Option<AMQPValue> {
+        match self {
+            Self::Nothing => None,
+            Self::Offset(offset) => Some(at(offset)),
+            Self::Since(time) => Some(AMQPValue::Timestamp(time.as_millis() / 1000)),
+        }
+    }
+}
+
+fn at(offset: u64) -> AMQPValue {
+    AMQPValue::LongLongInt(i64::try_from(offset).unwrap_or(i64::MAX))
+}
+
+fn word(text: &str) -> AMQPValue {
+    AMQPValue::LongString(text.into())
+}
+
+/// Consumes from an offset on.
+pub(super) async fn consume_from(channel: &Channel, queue: &ShortString, prefetch: u16, offset: u64) -> Result<Consumer, SourceError> {
+    consume_at(channel, queue, prefetch, at(offset)).await
+}
+
+async fn consume_at(channel: &Channel, queue: &ShortString, prefetch: u16, spec: AMQPValue) -> Result<Consumer, SourceError> {
+    let mut table = FieldTable::default();
+    table.insert(ShortString::from(OFFSET), spec);
+    consume(channel, queue, prefetch, table).await
+}
+
+/// Reads the bounds; `None` where the stream is empty.
+pub(super) async fn look(link: &Link, queue: &ShortString, ask: Ask) -> Result<Option<Log>, SourceError> {
+    let channel = link.channel().await?;
+    let mut first = consume_at(&channel, queue, 1, word("first")).await?;
+    let mut wanted = match ask.value() {
+        Some(spec) => Some(consume_at(&channel, queue, 1, spec).await?),
+        None => None,
+    };
+    let mut last = consume_at(&channel, queue, PIECE, word("last")).await?;
+    let mut head = None;
+    let started = Instant::now();
+    let mut delivery = loop {
+        let limit = started + if head.is_some() { COMES } else { EMPTY };
+        let came = timeout_at(limit, async {
+            tokio::select! {
+                delivery = last.next() => (Some(delivery), None),
+                delivery = first.next(), if head.is_none() => (None, Some(delivery)),
+            }
+        });
+        match came.await {
+            Ok((Some(delivery), _)) => break some(delivery, queue)?,
+            Ok((_, delivery)) => head = Some(some(delivery.flatten(), queue)?),
+            Err(_) if head.is_some() => return Err(SourceError::new(format!("the end of stream `{queue}` does not come"))),
+            Err(_) => {
+                leave(&channel).await;
+                return Ok(None);
+            }
+        }
+    };
+    // The rest of the last chunk: what is sent before the answer to a question is there before it.
+    let (mut count, mut bytes, mut credit) = (1, delivery.data.len() as u64, u64::from(PIECE) - 1);
+    loop {
+        let asked = answer("reading the end of a stream", channel.basic_qos(PIECE, BasicQosOptions::default())).await?;
+        asked.map_err(|e| lost(queue, Some(e)))?;
+        while let Some(next) = last.next().now_or_never() {
+            delivery = some(next, queue)?;
+            count += 1;
+            bytes += delivery.data.len() as u64;
+            credit -= 1;
+        }
+        if credit > 0 {
+            break;
+        }
+        let acknowledged = channel.basic_ack(delivery.delivery_tag, BasicAckOptions { multiple: true });
+        answer("reading the end of a stream", acknowledged).await?.map_err(|e| lost(queue, Some(e)))?;
+        credit = u64::from(PIECE);
+    }
+    let place = |delivery: &Delivery| position(delivery, link.odd().take(channel.id(), delivery.delivery_tag).as_deref(), queue);
+    let end = place(&delivery)?;
+    let head = match head {
+        Some(delivery) => delivery,
+        None => some(first.next().now_or_never().flatten(), queue)?,
+    };
+    let at = match wanted.as_mut().and_then(|wanted| wanted.next().now_or_never()) {
+        Some(delivery) => Some(place(&some(delivery, queue)?)?),
+        None => None,
+    };
+    let log = Log { first: place(&head)?, at, last: end, mean: bytes / count + OVERHEAD };
+    leave(&channel).await;
+    Ok(Some(log))
+}
+
+/// The offset of the first message that is left, of a stream that holds one.
+pub(super) async fn first_left(link: &Link, queue: &ShortString) -> Result<u64, SourceError> {
+    let channel = link.channel().await?;
+    let mut first = consume_at(&channel, queue, 1, word("first")).await?;
+    let came = answer("reading the start of a stream", first.next()).await?;
+    let first = position(&some(came, queue)?, None, queue)?.seq;
+    leave(&channel).await;
+    Ok(first)
+}
+
+async fn leave(channel: &Channel) {
+    // One that cannot be closed has gone with its connection.
+    if let Ok(Err(e)) = answer("closing a channel", channel.close(200, ShortString::from("done"))).await {
+        tracing::debug!(error = %e, "a channel was gone already");
+    }
+}
+
+fn some(delivery: Option<lapin::Result<Delivery>>, queue: &ShortString) -> Result<Delivery, SourceError> {
+    match delivery {
+        Some(Ok(delivery)) => Ok(delivery),
+        Some(Err(e)) => Err(lost(queue, Some(e))),
+        None => Err(lost(queue, None)),
+    }
+}
+
+/// Where a delivery stands in its stream. `odd` is its routing key, where that is no text.
+pub(super) fn position(delivery: &Delivery, odd: Option<&[u8]>, queue: &ShortString) -> Result<Position, SourceError> {
+    let seq = offset(delivery).ok_or_else(|| SourceError::new(format!("queue `{queue}` is no stream: `queue_type: stream` is wrong")))?;
+    let key = odd.unwrap_or(delivery.routing_key.as_str().as_bytes());
+    Ok(Position { seq, check: Some(Check::of(&[key, &delivery.data])) })
+}
+
+/// Whether nothing can be missing between a message and this offset, at which the next one is.
+///
+/// The broker begins each segment of a stream with a note of its own, which takes one offset, and it drops whole
+/// segments: such a note and at least one message. So that one offset alone that is missing is no loss.
+pub(super) fn joins(before: Position, next: u64) -> bool {
+    next <= before.seq.saturating_add(2)
+}
+
+/// How a reader begins.
+#[derive(Debug, PartialEq)]
+pub(super) struct Plan {
+    /// What to tell first.
+    pub(super) gap: Option<Gap>,
+    /// The offset to consume from.
+    pub(super) from: u64,
+    /// What must come first, where that is known: else the stream has changed meanwhile.
+    pub(super) expect: Option<Position>,
+    /// What is not handed out: this and all before it.
+    pub(super) after: Option<u64>,
+    /// The end: once it has come, all that there was has been handed out.
+    pub(super) tail: Option<Position>,
+}
+
+/// Whether a position lies behind the end of the stream.
+pub(super) fn beyond(start: Start, log: Option<&Log>) -> bool {
+    matches!(start, Start::After(position) if log.is_none_or(|log| position.seq > log.last.seq))
+}
+
+/// Compares what is wanted with what there is.
+pub(super) fn plan(start: Start, log: Option<&Log>) -> Plan {
+    let Some(log) = log else {
+        let gap = match start {
+            Start::After(p) => Some(Gap { reason: GapReason::Reset, from: Some(p.seq), to: None, position: None }),
+            _ => None,
+        };
+        return Plan { gap, from: 0, expect: None, after: None, tail: None };
+    };
+    let tail = Some(log.last);
+    let including = |first: Position| Plan { gap: None, from: first.seq, expect: Some(first), after: None, tail };
+    let excluding = |last: Position| Plan { gap: None, from: last.seq, expect: Some(last), after: Some(last.seq), tail };
+    let anew = |reason, from: Position| {
+        // What is left begins right behind this.
+        let position = log.first.seq.checked_sub(1).map(Position::unverified);
+        let gap = Gap { reason, from: Some(from.seq), to: Some(log.first.seq), position };
+        Plan { gap: Some(gap), ..including(log.first) }
+    };
+    match (start, log.at) {
+        (Start::Now | Start::LastPerSubject, _) | (Start::Since(_) | Start::Recent { .. }, None) => excluding(log.last),
+        (Start::Earliest, _) => including(log.first),
+        (Start::Since(_), Some(at)) => including(at),
+        (Start::Recent { bytes, .. }, Some(at)) => {
+            let enough = log.last.seq.saturating_sub(bytes / log.mean.max(1));
+            if enough > at.seq { Plan { from: enough, expect: None, ..including(at) } } else { including(at) }
+        }
+        (Start::After(p), _) if p.seq > log.last.seq => anew(GapReason::Reset, p),
+        (Start::After(p), Some(at)) if at.seq == p.seq => {
+            if at.agrees(&p) {
+                excluding(at)
+            } else {
+                anew(GapReason::Reset, p)
+            }
+        }
+        // The message itself has gone: with all before it, or from the middle of what is another log then.
+        (Start::After(p), _) if log.first.seq <= p.seq => {
+            if p.check.is_none() {
+                Plan { after: Some(p.seq), ..from_at(log, including(log.first)) }
+            } else {
+                anew(GapReason::Reset, p)
+            }
+        }
+        (Start::After(p), _) if joins(p, log.first.seq) => including(log.first),
+        (Start::After(p), _) => anew(GapReason::Retention, p),
+    }
+}
+
+/// The same, from the wanted place on.
+fn from_at(log: &Log, plan: Plan) -> Plan {
+    match log.at {
+        Some(at) => Plan { from: at.seq, expect: Some(at), ..plan },
+        None => plan,
+    }
+}

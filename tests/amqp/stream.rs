@@ -1,0 +1,195 @@
+//! Streams.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use brokercast::cursor::Position;
+use brokercast::event::{GapReason, Timestamp};
+use brokercast::source::{Adapter, Item, Start};
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use serde_json::json;
+
+use crate::support::drive::{Reading, chain, source, texts};
+use crate::support::plain::Plain;
+use crate::support::rabbit::{Amqp, Rabbit};
+
+const STREAM: &str = "brokercast.trades";
+
+fn trades(rabbit: &Rabbit) -> Arc<dyn Adapter> {
+    source("trades", json!({ "url": rabbit.url(), "exchange": "trades", "queue_type": "stream" }))
+}
+
+async fn publish(client: &Amqp, from: usize, to: usize) {
+    for n in from..to {
+        client.publish("trades", "t", n.to_string().as_bytes()).await;
+    }
+}
+
+fn numbers(from: usize, to: usize) -> Vec<String> {
+    (from..to).map(|n| n.to_string()).collect()
+}
+
+/// A stream of the test's own with segments as small as can be.
+async fn declare_small(client: &Amqp, name: &str, segment: i64, max: i64) {
+    let mut table = FieldTable::default();
+    table.insert("x-queue-type".into(), AMQPValue::LongString("stream".into()));
+    table.insert("x-stream-max-segment-size-bytes".into(), AMQPValue::LongLongInt(segment));
+    table.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(max));
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    client.channel.queue_declare(name.into(), options, table).await.unwrap();
+}
+
+async fn delete(client: &Amqp, name: &str) {
+    client.channel.queue_delete(name.into(), QueueDeleteOptions::default()).await.unwrap();
+}
+
+fn tail(reading: &Reading) -> Option<Option<Position>> {
+    reading.items.iter().find_map(|item| if let Item::Tail(position) = item { Some(*position) } else { None })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_is_read_from_any_place_and_by_every_reader_alike() {
+    let rabbit = Rabbit::start().await;
+    let trades = trades(&rabbit);
+    assert!(trades.durable() && !trades.loses_while_away());
+    let window = Start::Recent { age: Duration::from_secs(600), bytes: 1 << 20 };
+    let mut live = Reading::open(&trades, window).await.unwrap();
+    live.until(|items| items.len() == 1).await;
+    assert_eq!(tail(&live), Some(None), "an empty stream knows no position");
+    let client = rabbit.client().await;
+    publish(&client, 0, 10).await;
+    // Twins, and a key that is no text.
+    Plain::connect(rabbit.port()).publish(b"trades", b"\xff", &[0, 0], b"10");
+    publish(&client, 10, 11).await;
+    publish(&client, 10, 20).await;
+    let read = live.messages(22).await;
+    let expected: Vec<String> = [numbers(0, 10), vec!["10".into()], numbers(10, 11), numbers(10, 20)].concat();
+    assert_eq!(texts(&read), expected);
+    assert_eq!(read[10].subject.to_string(), "%FF");
+
+    // From each place, for a live reader and for history: what follows, no more and no less, and the same positions.
+    let positions: Vec<_> = read.iter().map(|m| m.position.unwrap()).collect();
+    let last = *positions.last().unwrap();
+    for (n, position) in positions.iter().enumerate() {
+        let mut reading = Reading::history(&trades, Start::After(*position)).await.unwrap();
+        reading.until(|items| items.iter().any(|item| matches!(item, Item::Tail(_)))).await;
+        let got: Vec<_> = reading.all().iter().map(|m| m.position.unwrap()).collect();
+        assert_eq!(got, positions[n + 1..], "after {position:?}");
+        assert_eq!((tail(&reading), reading.gaps()), (Some(Some(last)), vec![]));
+        assert!(matches!(reading.items.last(), Some(Item::Tail(_))), "the tail comes last");
+    }
+    for (start, count) in [
+        (Start::Now, 0),
+        (Start::Earliest, 22),
+        (Start::Since(Timestamp::now().before(Duration::from_secs(3600))), 22),
+        (Start::Since(Timestamp::from_micros(Timestamp::now().as_micros() + 3_600_000_000)), 0),
+        (window, 22),
+        (Start::Recent { age: Duration::from_secs(600), bytes: 3000 }, 10),
+    ] {
+        let mut reading = Reading::open(&trades, start).await.unwrap();
+        reading.until(|items| items.iter().any(|item| matches!(item, Item::Tail(_)))).await;
+        let got = reading.all();
+        assert_eq!(tail(&reading), Some(Some(last)), "{start:?}");
+        assert!(
+            got.len() == count || matches!(start, Start::Recent { .. }) && (1..=count).contains(&got.len()),
+            "{start:?}: {}",
+            got.len()
+        );
+        assert_eq!(texts(&got), expected[22 - got.len()..], "{start:?}");
+        reading.close().await;
+    }
+    assert!(trades.history(Start::LastPerSubject).await.is_err());
+
+    // History goes on beyond the tail, while it is kept.
+    let mut history = Reading::history(&trades, Start::After(last)).await.unwrap();
+    publish(&client, 20, 23).await;
+    assert_eq!(texts(&history.messages(3).await), numbers(20, 23));
+    assert_eq!(texts(&live.messages(25).await[22..]), numbers(20, 23));
+    assert!(live.gaps().is_empty());
+    history.close().await;
+    live.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_was_deleted_is_made_again_and_that_is_a_reset() {
+    let rabbit = Rabbit::start().await;
+    let trades = trades(&rabbit);
+    let client = rabbit.client().await;
+    let mut live = Reading::open(&trades, Start::Earliest).await.unwrap();
+    publish(&client, 0, 20).await;
+    let old = live.messages(20).await;
+    let at = |n: usize| old[n].position.unwrap();
+
+    delete(&client, STREAM).await;
+    let (error, after) = live.broken().await;
+    assert!(chain(&error).contains("was deleted"), "{}", chain(&error));
+    assert!(after < Duration::from_secs(2), "{after:?}");
+    // Empty: nothing is left, and it begins anew.
+    let mut empty = Reading::open(&trades, Start::After(at(19))).await.unwrap();
+    empty.until(|items| items.len() == 2).await;
+    let gap = &empty.gaps()[0];
+    assert_eq!((gap.reason, gap.from, gap.to, gap.position), (GapReason::Reset, Some(at(19).seq), None, None));
+    assert_eq!(tail(&empty), Some(None));
+
+    // Shorter than the position, then longer, with something else there.
+    for (n, left) in [(5, 5), (30, 25)] {
+        for i in 0..left {
+            client.publish("trades", "t", format!("new {i}").as_bytes()).await;
+        }
+        let mut reading = Reading::open(&trades, Start::After(at(19))).await.unwrap();
+        let got = reading.messages(n).await;
+        assert_eq!(String::from_utf8_lossy(&got[0].payload), "new 0");
+        let gap = &reading.gaps()[0];
+        assert_eq!((gap.reason, gap.from, gap.to, reading.gaps().len()), (GapReason::Reset, Some(at(19).seq), Some(0), 1));
+        assert!(matches!(reading.items[0], Item::Gap(_)), "the gap comes first");
+        // Its positions can be gone on from.
+        let mut again = Reading::history(&trades, Start::After(got[2].position.unwrap())).await.unwrap();
+        assert_eq!(again.messages(n - 3).await.len(), n - 3);
+        assert!(again.gaps().is_empty());
+    }
+    // What came to the reader that waited at the empty stream is all of it.
+    assert_eq!(texts(&empty.messages(5).await[..5]), ["new 0", "new 1", "new 2", "new 3", "new 4"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retention_is_a_gap_exactly_where_something_was_lost() {
+    let rabbit = Rabbit::start().await;
+    let client = rabbit.client().await;
+    declare_small(&client, "small", 20_000, 60_000).await;
+    let small = source("small", json!({ "url": rabbit.url(), "queue": "small", "queue_type": "stream" }));
+    let mut live = Reading::open(&small, Start::Now).await.unwrap();
+    for n in 0..300 {
+        client.publish("", "small", format!("{n} {}", "x".repeat(1000)).as_bytes()).await;
+    }
+    let all = live.messages(300).await;
+    assert!(live.gaps().is_empty(), "holes in the offsets are no gaps: {:?}", live.gaps());
+    let positions: Vec<_> = all.iter().map(|m| m.position.unwrap()).collect();
+    assert!(positions.windows(2).any(|p| p[1].seq > p[0].seq + 1), "this test needs holes");
+
+    let mut whole = Reading::history(&small, Start::Earliest).await.unwrap();
+    whole.until(|items| items.iter().any(|item| matches!(item, Item::Tail(_)))).await;
+    let left = whole.all().len();
+    assert!((5..200).contains(&left), "{left} are left");
+    let first = 300 - left;
+    // Of each place just before and behind the cut: a gap if and only if something between is gone.
+    let fresh = source("small", json!({ "url": rabbit.url(), "queue": "small", "queue_type": "stream" }));
+    for n in [0, first - 2, first - 1, first, first + 1, 298, 299] {
+        for adapter in [&small, &fresh] {
+            let mut reading = Reading::history(adapter, Start::After(positions[n])).await.unwrap();
+            reading.until(|items| items.iter().any(|item| matches!(item, Item::Tail(_)))).await;
+            let got = reading.all();
+            assert_eq!(got.len(), left.min(299 - n), "after {n}");
+            let gaps = reading.gaps();
+            assert_eq!(gaps.len(), usize::from(n + 1 < first), "after {n} of which {first} are gone: {gaps:?}");
+            if let Some(gap) = gaps.first() {
+                let range = (Some(positions[n].seq), Some(positions[first].seq));
+                assert_eq!((gap.reason, gap.from, gap.to), (GapReason::Retention, range.0, range.1));
+                // Told once: the place behind it leads on without another.
+                let mut again = Reading::history(adapter, Start::After(gap.position.unwrap())).await.unwrap();
+                assert_eq!(again.messages(left).await.len(), left);
+                assert!(again.gaps().is_empty(), "{:?}", again.gaps());
+            }
+        }
+    }
+}
