@@ -5,6 +5,7 @@
 
 pub mod app;
 pub mod auth;
+pub mod cli;
 pub mod config;
 pub mod cursor;
 pub mod event;
@@ -17,3 +18,4 @@ pub mod replay;
 pub mod route;
 pub mod source;
 pub mod subject;
+pub mod telemetry;

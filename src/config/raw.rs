@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 use super::value::{DurationText, SizeText, Switch};
 use super::{Algorithm, LogFormat, Secret};
@@ -108,37 +108,8 @@ pub(super) struct Key {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Claims {
-    pub(super) subscribe: Option<ClaimPath>,
-    pub(super) publish: Option<ClaimPath>,
-}
-
-/// `mercure.subscribe`, or a list of steps where a claim's name has dots: `["https://example.com/subjects"]`.
-pub(super) enum ClaimPath {
-    Dotted(String),
-    Steps(Vec<String>),
-}
-
-impl<'de> Deserialize<'de> for ClaimPath {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> serde::de::Visitor<'de> for Either {
-            type Value = ClaimPath;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a claim's path such as mercure.subscribe, or a list of its steps")
-            }
-            fn visit_str<E>(self, text: &str) -> Result<ClaimPath, E> {
-                Ok(ClaimPath::Dotted(text.to_owned()))
-            }
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<ClaimPath, A::Error> {
-                let mut steps = Vec::new();
-                while let Some(step) = seq.next_element()? {
-                    steps.push(step);
-                }
-                Ok(ClaimPath::Steps(steps))
-            }
-        }
-        deserializer.deserialize_any(Either)
-    }
+    pub(super) subscribe: Option<String>,
+    pub(super) publish: Option<String>,
 }
 
 #[derive(Deserialize, Default)]

@@ -45,6 +45,9 @@ pub(super) fn validate(raw: raw::Raw, whole: &Node, problems: &mut Problems) -> 
     let log = log(raw.log, problems);
     let sources = sources(raw.sources, problems);
     let routes = routes::validate(raw.routes, &source_names(whole), problems);
+    if !problems.0.iter().any(|p| p.path.starts_with("auth")) {
+        auth::try_keys(&auth, &server.limits, problems);
+    }
     problems.0.is_empty().then_some(Config { server, admin, auth, subscribers, window, log, sources, routes })
 }
 

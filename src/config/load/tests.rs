@@ -357,7 +357,7 @@ fn a_secret_file_loses_one_line_break() {
 #[test]
 fn grant_templates_are_patterns_with_claims_in_them() {
     good(&["auth: { grants: { subscribe: [\"user.{sub}.>\", \"t-{tenant.id}.*\", a, \">\"] } }"], &[]);
-    for template in ["user.{sub", "user.sub}", "{}", "{a..b}", "{a b}.c", "a..{b}", "{a}*", ">.{a}", "{a{b}}"] {
+    for template in ["user.{sub", "user.sub}", "{}", "a..{b}", "{a}*", ">.{a}", "{a{b}}"] {
         let problems = bad(&[&format!("auth: {{ grants: {{ publish: [\"{template}\"] }} }}")], &[]);
         assert!(problems.len() == 1 && problems[0].contains("auth.grants.publish[0]"), "{template}: {problems:?}");
     }

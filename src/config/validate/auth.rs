@@ -1,7 +1,8 @@
 //! `auth`: keys and the algorithms they are bound to, claims, carriers, grants, and who comes without a token.
 
+use crate::auth::{Authenticator, SetupError, Template};
 use crate::config::value::{Switch, join, read_text_file, resolve_secret};
-use crate::config::{Algorithm, Anonymous, Auth, Carriers, Claims, Grants, Jwt, KeyMaterial, KeySource, Problems, Secret, raw};
+use crate::config::{Algorithm, Anonymous, Auth, Carriers, Claims, Grants, Jwt, KeyMaterial, KeySource, Limits, Problems, Secret, raw};
 use crate::subject::{Pattern, SubjectError};
 
 pub(super) fn validate(raw: raw::Auth, problems: &mut Problems) -> Auth {
@@ -17,6 +18,16 @@ pub(super) fn validate(raw: raw::Auth, problems: &mut Problems) -> Auth {
             publish: patterns(raw.anonymous.publish, "auth.anonymous.publish", problems),
             beyond_loopback: raw.anonymous.beyond_loopback.unwrap_or(false),
         },
+    }
+}
+
+/// What only a verifier can say of keys: whether they can be read, and fit their algorithms.
+pub(super) fn try_keys(auth: &Auth, limits: &Limits, problems: &mut Problems) {
+    match Authenticator::new(auth, limits) {
+        Ok(_) => {}
+        Err(SetupError::Key { index, cause }) => problems.add(format!("auth.jwt.keys[{index}]"), format!("cannot be used: {cause}")),
+        Err(SetupError::Url { index }) => problems.add(format!("auth.jwt.keys[{index}].jwks_url"), "must be an http or https URL"),
+        Err(error) => problems.add("auth", error.to_string()),
     }
 }
 
@@ -43,13 +54,11 @@ fn jwt(raw: raw::Jwt, problems: &mut Problems) -> Jwt {
     }
 }
 
-fn claim(raw: Option<raw::ClaimPath>, default: &str, path: &str, problems: &mut Problems) -> Vec<String> {
-    let steps: Vec<String> = match raw {
-        None => return vec![default.to_owned()],
-        Some(raw::ClaimPath::Dotted(text)) => text.split('.').map(str::to_owned).collect(),
-        Some(raw::ClaimPath::Steps(steps)) => steps,
-    };
-    if steps.is_empty() || steps.iter().any(String::is_empty) {
+/// A claim's path in steps. Whoever looks it up tries a name with dots first, so URLs can be names too.
+fn claim(raw: Option<String>, default: &str, path: &str, problems: &mut Problems) -> Vec<String> {
+    let text = raw.unwrap_or_else(|| default.to_owned());
+    let steps: Vec<String> = text.split('.').map(str::to_owned).collect();
+    if steps.iter().any(String::is_empty) {
         problems.add(path, "must be a claim's path such as mercure.subscribe, without an empty step");
     }
     steps
@@ -192,29 +201,9 @@ fn patterns(raw: Vec<String>, path: &str, problems: &mut Problems) -> Vec<Patter
 /// `user.{sub}.>`
 fn templates(raw: Vec<String>, path: &str, problems: &mut Problems) -> Vec<String> {
     for (n, text) in raw.iter().enumerate() {
-        if let Err(what) = template(text) {
-            problems.add(format!("{path}[{n}]"), format!("{what}; must be a pattern such as user.{{sub}}.>, with claims in braces"));
+        if let Err(error) = text.parse::<Template>() {
+            problems.add(format!("{path}[{n}]"), format!("{error}; must be a pattern such as user.{{sub}}.>, with claims in braces"));
         }
     }
     raw
-}
-
-fn template(text: &str) -> Result<(), String> {
-    let mut pattern = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find(['{', '}']) {
-        let (before, brace) = rest.split_at(at);
-        let inside = brace.strip_prefix('{').and_then(|inner| inner.split_once('}'));
-        let (claim, after) = inside.ok_or("has a brace without its other")?;
-        let bad = |step: &str| step.is_empty() || step.contains(['{', '*', '>']) || step.contains(char::is_whitespace);
-        if claim.split('.').any(bad) {
-            return Err("has braces that hold no claim's path".to_owned());
-        }
-        pattern.push_str(before);
-        // What a claim gives is one clean token, or the template grants nothing.
-        pattern.push('x');
-        rest = after;
-    }
-    pattern.push_str(rest);
-    pattern.parse::<Pattern>().map(drop).map_err(|e| e.to_string())
 }

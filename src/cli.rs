@@ -1,0 +1,173 @@
+//! The command line: what can be asked of the program, and with which code it ends.
+//!
+//! One file for each command. Knows the configuration and `app`; no command knows another.
+
+use std::error::Error as StdError;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, ConfigError, Loaded};
+
+mod check;
+mod client;
+mod health;
+mod publish;
+mod serve;
+mod sse;
+mod tail;
+mod token;
+
+/// Of a configuration that cannot be used (sysexits.h, EX_CONFIG).
+const EX_CONFIG: u8 = 78;
+
+/// Streams message-broker traffic to browsers over Server-Sent Events.
+#[derive(Debug, Parser)]
+#[command(name = "brokercast", version, about, max_term_width = 110)]
+#[command(after_help = "Without a configuration file brokercast is a demonstration on 127.0.0.1:8080. Any key can also be set in \
+                        the environment: BROKERCAST__SERVER__LISTEN=127.0.0.1:9090.")]
+struct Arguments {
+    /// A configuration file; several are merged, later over earlier [env: BROKERCAST_CONFIG]
+    #[arg(short, long, value_name = "FILE", global = true)]
+    config: Vec<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the bridge (what happens without a command)
+    Serve,
+    /// Check the configuration and print what counts, secrets withheld
+    Check,
+    /// Ask a running bridge's admin listener whether it is ready: for containers
+    Health(health::Options),
+    /// Make a token with the configured HMAC secret
+    Token(token::Options),
+    /// Publish one message through a source's own broker connection
+    Publish(publish::Options),
+    /// Follow a stream in the terminal, resuming like a browser
+    Tail(tail::Options),
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Anything else.
+    #[error("{what}")]
+    Failed {
+        /// What.
+        what: String,
+        /// Why.
+        #[source]
+        cause: Option<Box<dyn StdError + Send + Sync>>,
+    },
+}
+
+impl Error {
+    fn new(what: impl Into<String>) -> Self {
+        Self::Failed { what: what.into(), cause: None }
+    }
+
+    fn with(what: impl Into<String>, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::Failed { what: what.into(), cause: Some(cause.into()) }
+    }
+}
+
+/// Does what the arguments say.
+#[must_use]
+pub fn main() -> ExitCode {
+    // Wrong arguments end here, with code 2.
+    let Arguments { config, command } = Arguments::parse();
+    let files = files(config);
+    let done = match command.unwrap_or(Command::Serve) {
+        Command::Serve => serve::run(&files),
+        Command::Check => check::run(&files),
+        Command::Health(options) => health::run(&files, options),
+        Command::Token(options) => token::run(&files, options),
+        Command::Publish(options) => publish::run(&files, options),
+        Command::Tail(options) => tail::run(&files, options),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            say(format_args!("brokercast: {}", chain(&error)));
+            if matches!(error, Error::Config(_)) { ExitCode::from(EX_CONFIG) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// The files to read: those of the command line, else those that the environment names, as in `PATH`.
+fn files(given: Vec<PathBuf>) -> Vec<PathBuf> {
+    if !given.is_empty() {
+        return given;
+    }
+    let named = std::env::var_os("BROKERCAST_CONFIG").unwrap_or_default();
+    std::env::split_paths(&named).filter(|path| !path.as_os_str().is_empty()).collect()
+}
+
+fn load(files: &[PathBuf]) -> Result<Loaded, Error> {
+    Ok(config::load(files)?)
+}
+
+/// An error and all that caused it, each once.
+fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        // Some libraries print their cause themselves.
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// A line on standard error. Where nobody reads that there is nobody to tell.
+fn say(line: impl std::fmt::Display) {
+    writeln!(std::io::stderr().lock(), "{line}").ok();
+}
+
+/// Text on standard output. A reader who has gone has had enough: that is no failure.
+fn print(text: &str) -> Result<(), Error> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::with("cannot write to standard output", error)),
+        _ => Ok(()),
+    }
+}
+
+/// A runtime for commands that ask something and end.
+fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Error::with("cannot start", e))?.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn arguments_are_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_chain_says_each_cause_once() {
+        let inner = std::io::Error::other("the pipe burst");
+        let error = Error::with("no water: the pipe burst", inner);
+        assert_eq!(chain(&error), "no water: the pipe burst");
+        let error = Error::with("no water", Error::with("no pipe", std::io::Error::other("no money")));
+        assert_eq!(chain(&error), "no water: no pipe: no money");
+    }
+}

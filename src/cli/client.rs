@@ -1,0 +1,171 @@
+//! What the commands that are HTTP clients share: the client, tokens, the bridge's address, refusals in words.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use reqwest::{Certificate, Client, Response, Url};
+
+use super::{Error, load};
+
+/// How to reach a bridge, and as whom.
+#[derive(Debug, clap::Args)]
+pub(super) struct Reach {
+    /// The bridge's address; by default that of the configuration's `server.listen`
+    #[arg(long, value_name = "URL")]
+    pub(super) url: Option<Url>,
+    /// A token to show; better in the environment, where `ps` does not show it
+    #[arg(long, env = "BROKERCAST_TOKEN", hide_env_values = true, conflicts_with = "token_file")]
+    token: Option<String>,
+    /// A file that holds the token
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Authorities to trust instead of the system's, for a bridge with a certificate of one's own (PEM)
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+impl Reach {
+    /// The bridge's address, from the configuration where none is given.
+    pub(super) fn address(&self, files: &[PathBuf]) -> Result<Url, Error> {
+        if let Some(url) = &self.url {
+            return base(url.clone());
+        }
+        let server = load(files)?.config.server;
+        let scheme = if server.tls.is_some() { "https" } else { "http" };
+        parse(&format!("{scheme}://{}", reachable(server.listen)))
+    }
+
+    /// A client that shows the token.
+    pub(super) fn client(&self) -> Result<Client, Error> {
+        let mut headers = HeaderMap::new();
+        let token = match (&self.token, &self.token_file) {
+            (Some(token), _) => Some(token.trim().to_owned()),
+            (None, Some(file)) => Some(read(file)?.trim().to_owned()),
+            (None, None) => None,
+        };
+        if let Some(token) = token.filter(|token| !token.is_empty()) {
+            let value = HeaderValue::try_from(format!("Bearer {token}"));
+            let mut value = value.map_err(|_| Error::new("the token has characters that no token has"))?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        let mut builder = client().default_headers(headers);
+        if let Some(file) = &self.ca {
+            let pem = read(file)?;
+            let certificates = Certificate::from_pem_bundle(pem.as_bytes());
+            let what = || format!("`{}` holds no certificates in PEM", file.display());
+            builder = builder.tls_certs_only(certificates.map_err(|e| Error::with(what(), e))?);
+        }
+        builder.build().map_err(|e| Error::with("cannot make an HTTP client", e))
+    }
+}
+
+/// What every client here is: no redirects (a token must not follow one), a bound on connecting.
+pub(super) fn client() -> reqwest::ClientBuilder {
+    Client::builder()
+        .user_agent(concat!("brokercast/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(Duration::from_secs(10))
+        .tcp_keepalive(Duration::from_secs(15))
+}
+
+pub(super) fn parse(text: &str) -> Result<Url, Error> {
+    base(text.parse().map_err(|e| Error::with("the bridge's address is no URL", Box::<dyn std::error::Error + Send + Sync>::from(e)))?)
+}
+
+/// An address under which paths can be appended.
+fn base(url: Url) -> Result<Url, Error> {
+    if matches!(url.scheme(), "http" | "https") {
+        Ok(url)
+    } else {
+        Err(Error::new("the bridge's address must begin with http:// or https://"))
+    }
+}
+
+/// `path`, below the path that the address may have.
+pub(super) fn below(address: &Url, path: &str) -> Url {
+    let mut url = address.clone();
+    url.set_path(&format!("{}{path}", address.path().trim_end_matches('/')));
+    url
+}
+
+/// Where to ask for a listener of this machine's: who listens everywhere is found on loopback.
+pub(super) fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+fn read(file: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(file).map_err(|e| Error::with(format!("cannot read `{}`", file.display()), e))
+}
+
+/// An answer that is a refusal, in words: its status and what its body says.
+pub(super) async fn refusal(mut answer: Response) -> String {
+    let status = answer.status();
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = answer.chunk().await {
+        body.extend_from_slice(&chunk);
+        if body.len() > 64 << 10 {
+            break;
+        }
+    }
+    let detail = serde_json::from_slice::<serde_json::Value>(&body).ok();
+    let detail = detail.as_ref().and_then(|d| d.get("detail").or_else(|| d.get("title"))?.as_str());
+    match detail {
+        Some(detail) => format!("{status}: {}", plain(detail)),
+        None => status.to_string(),
+    }
+}
+
+/// A text without what a terminal would obey.
+pub(super) fn plain(text: &str) -> String {
+    let hidden = |c: char| c.is_control() && c != '\t' || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if !text.contains(hidden) {
+        return text.to_owned();
+    }
+    text.chars().fold(String::with_capacity(text.len() + 8), |mut out, c| {
+        if hidden(c) {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_listens_everywhere_is_asked_on_loopback() {
+        for (listen, asked) in
+            [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:2", "[::1]:2"), ("10.1.2.3:4", "10.1.2.3:4"), ("127.0.0.1:5", "127.0.0.1:5")]
+        {
+            assert_eq!(reachable(listen.parse().unwrap()).to_string(), asked);
+        }
+    }
+
+    #[test]
+    fn paths_stand_below_the_addresss_own() {
+        for (address, url) in [
+            ("http://h:1", "http://h:1/events"),
+            ("http://h:1/", "http://h:1/events"),
+            ("https://h/live/", "https://h/live/events"),
+            ("https://h/live", "https://h/live/events"),
+        ] {
+            assert_eq!(below(&parse(address).unwrap(), "/events").as_str(), url);
+        }
+    }
+
+    #[test]
+    fn a_terminal_is_told_nothing_it_would_obey() {
+        assert_eq!(plain("a\u{1b}[2Jb\tü\u{202e}"), "a\\u{1b}[2Jb\tü\\u{202e}");
+    }
+}

@@ -1,0 +1,68 @@
+//! `health`: is the bridge ready? Asks the admin listener, and says so by the exit code.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use reqwest::Url;
+use serde_json::Value;
+
+use super::{Error, block_on, client, load, print};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// The admin listener's address; by default the configuration's `admin.listen`
+    #[arg(long, value_name = "URL")]
+    url: Option<Url>,
+}
+
+pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error> {
+    let address = match options.url {
+        Some(url) => url,
+        None => client::parse(&format!("http://{}", client::reachable(load(files)?.config.admin.listen)))?,
+    };
+    let url = if address.path() == "/readyz" { address } else { client::below(&address, "/readyz") };
+    let (ready, said) = block_on(ask(url))?;
+    print(&format!("{said}\n"))?;
+    Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn ask(url: Url) -> Result<(bool, String), Error> {
+    // A proxy from the environment has no business between a container and itself.
+    let client = client::client().no_proxy().timeout(Duration::from_secs(3)).build();
+    let client = client.map_err(|e| Error::with("cannot make an HTTP client", e))?;
+    let failed = |e: reqwest::Error| Error::with(format!("no answer from the admin listener at {}", address(&url)), e.without_url());
+    let answer = client.get(url.clone()).send().await.map_err(failed)?;
+    let status = answer.status();
+    let body: Option<Value> = answer.json().await.ok();
+    let said = body.as_ref().and_then(describe).unwrap_or_else(|| status.to_string());
+    Ok((status.is_success(), said))
+}
+
+fn address(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port_or_known_default().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+/// `degraded (clock: up, orders: down)`
+fn describe(body: &Value) -> Option<String> {
+    let status = client::plain(body.get("status")?.as_str()?);
+    let state = |(name, source): (&String, &Value)| Some(client::plain(&format!("{name}: {}", source.get("state")?.as_str()?)));
+    let sources: Vec<String> = body.get("sources").and_then(Value::as_object)?.iter().filter_map(state).collect();
+    Some(if sources.is_empty() { status } else { format!("{status} ({})", sources.join(", ")) })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_state_is_told_in_a_line() {
+        let body = json!({ "status": "degraded", "sources": { "a": { "state": "up" }, "b": { "state": "down" } } });
+        assert_eq!(describe(&body).as_deref(), Some("degraded (a: up, b: down)"));
+        assert_eq!(describe(&json!({ "status": "ready", "sources": {} })).as_deref(), Some("ready"));
+        assert_eq!(describe(&json!("x")), None);
+    }
+}

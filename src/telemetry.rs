@@ -1,0 +1,54 @@
+//! The log: where it goes, in which form, and how much of it.
+//!
+//! To standard error, so that standard output is a command's own. Knows nothing of what is logged.
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
+
+use crate::config::{Log, LogFormat};
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// `RUST_LOG` is no filter; `log.filter` was checked with the configuration.
+    #[error("`RUST_LOG` is no filter such as info or brokercast=debug,warn")]
+    Filter(#[source] ParseError),
+    /// There is one already.
+    #[error("a log is set up already")]
+    Twice(#[source] TryInitError),
+}
+
+/// Sets the log up for the whole process. `RUST_LOG`, where set, counts instead of `log.filter`.
+///
+/// # Errors
+/// When `RUST_LOG` is no filter, or this was done before.
+pub fn init(log: &Log) -> Result<(), Error> {
+    let asked = std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
+    let filter: EnvFilter = asked.as_deref().unwrap_or(&log.filter).parse().map_err(Error::Filter)?;
+    let terminal = std::io::stderr().is_terminal();
+    let text = match log.format {
+        LogFormat::Auto => terminal,
+        LogFormat::Text => true,
+        LogFormat::Json => false,
+    };
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let done = if text {
+        let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        registry.with(layer.with_ansi(colours)).try_init()
+    } else {
+        registry.with(layer.json().flatten_event(true).with_current_span(false).with_span_list(false)).try_init()
+    };
+    done.map_err(Error::Twice)?;
+    // A panic is one line of the log like all else. Where it was says enough; its words could hold a payload.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or_else(String::new, ToString::to_string);
+        tracing::error!(place, "panicked");
+    }));
+    Ok(())
+}
