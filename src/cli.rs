@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::app;
 use crate::config::{self, ConfigError, Loaded};
 
 mod check;
@@ -58,6 +59,9 @@ enum Error {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The bridge.
+    #[error(transparent)]
+    Bridge(#[from] app::Error),
     /// Anything else.
     #[error("{what}")]
     Failed {
@@ -97,7 +101,13 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             say(format_args!("brokercast: {}", chain(&error)));
-            if matches!(error, Error::Config(_)) { ExitCode::from(EX_CONFIG) } else { ExitCode::FAILURE }
+            match error {
+                // What the configuration names cannot be used: a certificate, a key.
+                Error::Config(_) | Error::Bridge(app::Error::Tls(_) | app::Error::Auth(_) | app::Error::Route(_)) => {
+                    ExitCode::from(EX_CONFIG)
+                }
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

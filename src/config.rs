@@ -198,8 +198,10 @@ pub enum KeyMaterial {
 #[derive(Debug, Clone, Serialize)]
 pub struct Claims {
     /// Default `subjects`.
+    #[serde(serialize_with = "value::serialize_path")]
     pub subscribe: Vec<String>,
     /// Default `publish`.
+    #[serde(serialize_with = "value::serialize_path")]
     pub publish: Vec<String>,
 }
 
@@ -209,8 +211,10 @@ pub struct Carriers {
     /// `Authorization: Bearer`; default true.
     pub header: bool,
     /// A cookie's name; default `brokercast`.
+    #[serde(serialize_with = "value::serialize_switch")]
     pub cookie: Option<String>,
     /// A query parameter's name; off by default.
+    #[serde(serialize_with = "value::serialize_switch")]
     pub query: Option<String>,
 }
 

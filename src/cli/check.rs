@@ -10,6 +10,9 @@ pub(super) fn run(files: &[PathBuf]) -> Result<ExitCode, Error> {
     for warning in loaded.warnings() {
         say(format_args!("warning: {warning}"));
     }
-    print(&loaded.to_yaml())?;
+    for note in loaded.notes() {
+        say(format_args!("note: {note}"));
+    }
+    print(&format!("{}\n", loaded.to_yaml().trim_end()))?;
     Ok(ExitCode::SUCCESS)
 }

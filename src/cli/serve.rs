@@ -21,6 +21,6 @@ pub(super) fn run(files: &[PathBuf]) -> Result<ExitCode, Error> {
     match ended {
         Ok(Exit::Drained) => Ok(ExitCode::SUCCESS),
         Ok(Exit::Signal(number)) => Ok(ExitCode::from(u8::try_from(128 + number).unwrap_or(u8::MAX))),
-        Err(error) => Err(Error::with("the bridge has ended", error)),
+        Err(error) => Err(error.into()),
     }
 }

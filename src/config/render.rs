@@ -24,6 +24,12 @@ impl Loaded {
     pub fn warnings(&self) -> Vec<String> {
         warnings(&self.config)
     }
+
+    /// What is as it was meant, but good to know, each with its key path.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        notes(&self.config)
+    }
 }
 
 struct Effective<'a>(&'a Loaded);
@@ -210,23 +216,11 @@ fn warnings(config: &Config) -> Vec<String> {
     if sources.is_empty() {
         warn("sources", "there are none: nothing will ever be streamed");
     }
-    let mut durable = 0;
     for (name, source) in sources {
         if source.max_payload > window.bytes {
             let what = format!("a message of {} does not fit `window.bytes`", show_size(source.max_payload));
             warn(&format!("sources.{name}.max_payload"), &what);
         }
-        if source.adapter.splits() {
-            warn(&format!("sources.{name}"), "splits: of several replicas of brokercast each gets only a part of its messages");
-        }
-        durable += usize::from(super::validate::is_durable(name, source));
-    }
-    if durable > MAX_DURABLE_SHORT {
-        let what = format!(
-            "with {durable} durable sources an event's id can be longer than 128 bytes, and a browser asks first (preflight) before it \
-             sends such a Last-Event-ID to another origin"
-        );
-        warn("sources", &what);
     }
     if !anonymous.publish.is_empty() && !sources.values().any(|source| matches!(source.adapter, AdapterConfig::Http(_))) {
         warn("auth.anonymous.publish", "has no effect: no http source takes what is published");
@@ -235,6 +229,23 @@ fn warnings(config: &Config) -> Vec<String> {
     if limit.is_some_and(|limit| u64::try_from(subscribers.max).unwrap_or(u64::MAX) > limit) {
         let what = format!("is beyond the hard limit of open files, {}: raise that (ulimit -Hn, LimitNOFILE=)", limit.unwrap_or_default());
         warn("subscribers.max", &what);
+    }
+    found
+}
+
+fn notes(config: &Config) -> Vec<String> {
+    let mut found = Vec::new();
+    for (name, source) in &config.sources {
+        if source.adapter.splits() {
+            found.push(format!("sources.{name}: splits: of several replicas of brokercast each gets only a part of its messages"));
+        }
+    }
+    let durable = config.sources.iter().filter(|(name, source)| super::validate::is_durable(name, source)).count();
+    if durable > MAX_DURABLE_SHORT {
+        found.push(format!(
+            "sources: with {durable} durable sources an event's id can be longer than 128 bytes: a browser then asks first (preflight) \
+             before it sends it as Last-Event-ID to another origin"
+        ));
     }
     found
 }

@@ -164,12 +164,35 @@ pub fn serialize_duration<S: Serializer>(duration: &Duration, serializer: S) -> 
     serializer.serialize_str(&show_duration(*duration))
 }
 
-/// [`show_size`] for serde.
+/// [`show_size`] for serde; what has no unit stays a number.
 ///
 /// # Errors
 /// The serializer's own.
 pub fn serialize_size<S: Serializer>(bytes: &usize, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&show_size(*bytes))
+    let text = show_size(*bytes);
+    match text.parse() {
+        Ok(number) => serializer.serialize_u64(number),
+        Err(_) => serializer.serialize_str(&text),
+    }
+}
+
+/// A path's steps as they are written.
+///
+/// # Errors
+/// The serializer's own.
+pub fn serialize_path<S: Serializer>(steps: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&steps.join("."))
+}
+
+/// `false` for what is off: nothing would be its default.
+///
+/// # Errors
+/// The serializer's own.
+pub fn serialize_switch<S: Serializer>(value: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(text) => serializer.serialize_str(text),
+        None => serializer.serialize_bool(false),
+    }
 }
 
 /// The name by which [`Secret`] makes itself known to the configuration's own deserializer, which then keeps the value

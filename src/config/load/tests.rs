@@ -441,16 +441,52 @@ sources:
     // What is shown can be read again, but for what was withheld.
     let again = good(&[&yaml.replace("(withheld)", KEY)], &[]);
     assert_eq!(again.config.sources.len(), loaded.config.sources.len());
+    assert_eq!(again.to_yaml(), yaml);
 }
 
 #[test]
 fn warnings_name_what_may_not_be_meant() {
     let warnings = |text: &str| good(&[text], &[]).warnings().join("\n");
     assert!(warnings("").contains("nobody may subscribe"));
-    assert!(warnings("sources: { a: { http: { subjects: [x] } } }").contains("sources.a: splits"));
+    assert!(good(&["sources: { a: { http: { subjects: [x] } } }"], &[]).notes().join("").contains("sources.a: splits"));
     assert!(warnings("window: { bytes: 1KiB }\nsources: { a: { ticker: { subject: x } } }").contains("does not fit `window.bytes`"));
     assert!(warnings("server: { listen: 0.0.0.0:1 }\nsubscribers: { max_per_address: 3 }").contains("trusted_proxies"));
     assert!(warnings("subscribers: { max: 4000000000 }").contains("hard limit"));
     let demo = load_with(&[], []).unwrap_or_else(|e| panic!("{e}"));
     assert!(matches!(demo.config.sources.values().next().unwrap().adapter, AdapterConfig::Ticker(_)));
+    assert_eq!(demo.warnings(), [""; 0]);
+}
+
+#[test]
+fn every_example_is_good() {
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/config")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "yaml") {
+            let loaded = load_with(std::slice::from_ref(&path), []).unwrap_or_else(|e| panic!("{e}"));
+            assert!(!loaded.config.sources.is_empty(), "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn many_durable_sources_are_noted_and_too_many_refused() {
+    let sources = |count: usize| {
+        let one = |n| format!("  s{n}: {{ nats: {{ servers: [\"nats://h\"], subjects: [\"a.>\"], jetstream: {{ stream: S }} }} }}\n");
+        format!("sources:\n{}", (0..count).map(one).collect::<String>())
+    };
+    assert!(good(&[&sources(7)], &[]).notes().is_empty());
+    assert!(good(&[&sources(8)], &[]).notes()[0].contains("longer than 128 bytes"));
+    let problems = bad(&[&sources(61)], &[]);
+    assert!(problems.iter().any(|p| p.contains("sources: must not hold more than 60 durable sources")), "{problems:?}");
+}
+
+#[test]
+fn two_durable_sources_that_cursors_cannot_tell_apart_are_refused() {
+    // Found by trying names until two had the same tag.
+    let mut seen = std::collections::HashMap::new();
+    let (a, b) =
+        (0..).map(|n| format!("s{n}")).find_map(|name| Some((seen.insert(crate::cursor::Tag::of(&name), name.clone())?, name))).unwrap();
+    let source = |name| format!("  {name}: {{ nats: {{ servers: [\"nats://h\"], subjects: [\"a.>\"], jetstream: {{ stream: S }} }} }}\n");
+    let problems = bad(&[&format!("sources:\n{}{}", source(&a), source(&b))], &[]);
+    assert!(problems.len() == 1 && problems[0].contains("must have another name"), "{problems:?}");
 }
