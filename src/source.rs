@@ -225,6 +225,16 @@ impl AdapterConfig {
         }
     }
 
+    /// Whether the broker keeps a log of it, so that cursors hold a place in that log.
+    #[must_use]
+    pub fn durable(&self) -> bool {
+        match self {
+            Self::Ticker(_) | Self::Http(_) => false,
+            Self::Nats(config) => config.jetstream.is_some(),
+            Self::Amqp(config) => config.stream,
+        }
+    }
+
     /// Whether each replica of brokercast gets only its own part of the messages; `check` says so.
     #[must_use]
     pub fn splits(&self) -> bool {

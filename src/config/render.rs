@@ -240,7 +240,7 @@ fn notes(config: &Config) -> Vec<String> {
             found.push(format!("sources.{name}: splits: of several replicas of brokercast each gets only a part of its messages"));
         }
     }
-    let durable = config.sources.iter().filter(|(name, source)| super::validate::is_durable(name, source)).count();
+    let durable = config.sources.values().filter(|source| source.adapter.durable()).count();
     if durable > MAX_DURABLE_SHORT {
         found.push(format!(
             "sources: with {durable} durable sources an event's id can be longer than 128 bytes: a browser then asks first (preflight) \

@@ -13,7 +13,7 @@ use super::value::{DurationText, SizeText, Switch};
 use super::{Admin, Anonymous, Config, Cors, Limits, Log, Problems, Server, Source, Subscribers, Tls, Window, raw};
 use crate::cursor::Tag;
 use crate::event::SourceName;
-use crate::source::{AdapterConfig, Common};
+use crate::source::AdapterConfig;
 use crate::subject::MAX_SUBJECT;
 
 mod auth;
@@ -323,7 +323,7 @@ fn overlaps(sources: &BTreeMap<SourceName, Source>, problems: &mut Problems) {
 
 /// Cursors call a durable source by 16 bits of its name, and hold so many of them.
 fn tags(sources: &BTreeMap<SourceName, Source>, problems: &mut Problems) {
-    let durable: Vec<&SourceName> = sources.iter().filter(|(name, source)| is_durable(name, source)).map(|(name, _)| name).collect();
+    let durable: Vec<&SourceName> = sources.iter().filter(|(_, source)| source.adapter.durable()).map(|(name, _)| name).collect();
     let mut seen: BTreeMap<Tag, &SourceName> = BTreeMap::new();
     for name in &durable {
         if let Some(other) = seen.insert(Tag::of(name.as_str()), name) {
@@ -336,11 +336,6 @@ fn tags(sources: &BTreeMap<SourceName, Source>, problems: &mut Problems) {
             format!("must not hold more than {MAX_DURABLE} durable sources (JetStream, RabbitMQ streams): ids would grow too long");
         problems.add("sources", expected);
     }
-}
-
-/// Whether the broker keeps a log of this source.
-pub(super) fn is_durable(name: &SourceName, source: &Source) -> bool {
-    source.adapter.clone().build(name, Common { max_payload: source.max_payload }).durable()
 }
 
 fn blank(path: &std::path::Path, key: &str, problems: &mut Problems) -> bool {

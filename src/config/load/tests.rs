@@ -34,7 +34,7 @@ fn good(texts: &[&str], variables: &[(&str, &str)]) -> Loaded {
 /// The problems' lines, files called by their number.
 fn bad(texts: &[&str], variables: &[(&str, &str)]) -> Vec<String> {
     let files = files(texts);
-    let error = load_with(&files.paths, environment(variables)).err().expect("a configuration error");
+    let error = load_with(&files.paths, environment(variables)).expect_err("a configuration error");
     let folder = format!("{}/", files._folder.path().display());
     error.lines().map(|line| line.replace(&folder, "")).collect()
 }
