@@ -107,7 +107,7 @@ pub(crate) fn router(config: &Config, rooms: Rooms) -> Router {
         limits: server.limits.clone(),
         trusted_proxies: config.subscribers.trusted_proxies.clone(),
         retry: server.retry,
-        body_timeout: server.limits.header_timeout,
+        body_timeout: server.limits.header_timeout * 3,
         dashboard: server.dashboard,
         dashboards: server.dashboards.clone().map(Files::new),
     });

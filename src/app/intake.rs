@@ -50,3 +50,46 @@ impl source::Intake for Intake {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::config::{RouteAction, RouteRule};
+    use crate::cursor::{Cursor, Point, Position, Tag};
+    use crate::event::{Envelope, Gap, GapReason, Message};
+    use crate::hub::{Limits, SourceSpec};
+    use crate::metrics;
+    use crate::source::Intake as _;
+    use crate::subject::Pattern;
+
+    #[tokio::test]
+    async fn messages_are_routed_and_what_a_route_drops_still_moves_the_cursor() {
+        let name: crate::event::SourceName = "log".parse().unwrap();
+        let rule = |pattern: &str, action| RouteRule { source: None, matches: pattern.parse().unwrap(), action };
+        let rules = [
+            rule("secret.>", RouteAction::Drop),
+            rule("a.*", RouteAction::Pass { subject: Some("b.{1}".into()), event: None, envelope: Envelope::Json }),
+        ];
+        let router = Arc::new(Router::new(&rules, &[(name.clone(), vec![Pattern::all()])]).unwrap());
+        let spec = SourceSpec { name, durable: true, reach: router.reach(0) };
+        let hub = Hub::new(vec![spec], Limits { bytes: 1 << 20, age: std::time::Duration::from_secs(60) }, 1);
+        let counts = metrics::unread().source("log");
+        let intake = Intake { router, hub: hub.clone(), counts: vec![counts.clone()] };
+        let message = |subject: &str, seq| {
+            let position = Some(Position::unverified(seq));
+            Item::Message(Message { subject: subject.parse().unwrap(), payload: Bytes::new(), time: Timestamp::now(), position })
+        };
+        let gap = Gap { reason: GapReason::Oversized, from: None, to: None, position: Some(Position::unverified(7)) };
+        let mut items =
+            vec![Item::Tail(Some(Position::unverified(5))), message("a.x", 6), Item::Gap(gap), message("c", 8), message("secret.x", 9)];
+        let id = intake.take(0, &mut items).await;
+        assert!(items.is_empty());
+        assert_eq!(Cursor::from_id(&id).unwrap().durable, [(Tag::of("log"), Point::At(Position::unverified(9)))]);
+        assert_eq!((counts.events.get(), counts.dropped.get()), (2, 1));
+        let state = hub.state();
+        let subjects: Vec<_> = state.sources()[0].window().after(0).map(|e| e.encoded.subject().to_owned()).collect();
+        assert_eq!(subjects, ["b.x", "", "c"]);
+    }
+}

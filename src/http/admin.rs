@@ -147,3 +147,6 @@ impl Rooms {
         json!({ "sources": self.sources.iter().map(one).collect::<Map<_, _>>() })
     }
 }
+
+#[cfg(test)]
+mod tests;
