@@ -6,6 +6,8 @@ mod admin;
 mod amqp;
 mod browser;
 mod caps;
+mod commands;
+mod configuration;
 mod cors;
 mod default_run;
 mod nats;

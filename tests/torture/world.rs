@@ -203,7 +203,7 @@ impl World {
         let durable: Vec<&'static str> = if self.rabbit.is_some() { vec!["jet", "rab"] } else { vec!["jet"] };
         // A source without a log is only followed within one process; each third client has such a one too.
         let swallows = sabotage == Some(Sabotage::SwallowGap);
-        let volatile = number % 3 == 0 || swallows;
+        let volatile = number.is_multiple_of(3) || swallows;
         let mut sources = durable.clone();
         if volatile {
             sources.push("core");
@@ -387,7 +387,7 @@ impl World {
         let events = truths.values().map(|t| t.entries.len()).sum();
         eprintln!("{events} events are in the logs; the clients catch up");
         let deadline = Instant::now() + self.plan.patience;
-        while !self.clients.iter_mut().fold(true, |all, c| c.is_done() && all) && Instant::now() < deadline {
+        while self.clients.iter_mut().filter_map(|c| (!c.is_done()).then_some(())).count() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         for client in &mut self.clients {
