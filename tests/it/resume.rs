@@ -3,13 +3,19 @@
 use serde_json::json;
 
 use crate::support::bridge::{OPEN, numbers};
-use crate::support::{Bridge, Sse};
+use crate::support::{Bridge, Sse, eventually};
 
 #[tokio::test]
 async fn since_says_where_a_stream_begins() {
     let bridge = Bridge::open().await;
     bridge.publish_numbers("demo.a", 0..3).await;
+    // Times count to the millisecond, and a stream begins at the latest there: keep clear of both neighbours.
+    let clear = async |than: i64| {
+        eventually("the next millisecond", async || (jiff::Timestamp::now().as_millisecond() > than + 1).then_some(())).await
+    };
+    clear(jiff::Timestamp::now().as_millisecond()).await;
     let between = jiff::Timestamp::now();
+    clear(between.as_millisecond()).await;
     bridge.publish_numbers("demo.b", 3..5).await;
 
     let mut all = Sse::open(bridge.events("since=all")).await;
