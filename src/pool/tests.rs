@@ -94,6 +94,17 @@ async fn who_has_left_is_forgotten() {
     assert!(state.addresses.by_key.capacity() < 4096 && state.addresses.counts.capacity() < 4096);
 }
 
+/// Lets the others go on until it is so.
+async fn until(so: impl Fn() -> bool) {
+    for _ in 0..1000 {
+        if so() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("it never came to that");
+}
+
 fn waiting(max: usize, waiting: usize) -> Pool {
     Pool::new(&Subscribers { wait: Duration::from_secs(10), waiting, max_per_identity: Some(5), ..config(max) })
 }
@@ -110,9 +121,7 @@ async fn whoever_waits_longest_is_served_first() {
             let permit = here(&of, None).await.expect("a slot in time");
             served.send((i, permit)).expect("somebody listens");
         });
-        while pool.waiting() <= i {
-            tokio::task::yield_now().await;
-        }
+        until(|| pool.waiting() == i + 1).await;
     }
     for expected in 0..5 {
         drop(slot);
@@ -128,9 +137,7 @@ async fn waiting_is_bounded_in_time_and_number() {
     let _slot = here(&pool, None).await.expect("a slot");
     let began = tokio::time::Instant::now();
     let (first, second) = tokio::join!(here(&pool, Some("a")), async {
-        while pool.waiting() == 0 {
-            tokio::task::yield_now().await;
-        }
+        until(|| pool.waiting() == 1).await;
         let refused = here(&pool, None).await;
         (refused, began.elapsed())
     });

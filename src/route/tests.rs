@@ -168,6 +168,7 @@ fn reach_says_which_subjects_a_source_can_produce_after_routing() {
         (vec![pass("a.*", Some("x-{1}.y"), None)], &["a.b"], &["x-b.y"]),
         (vec![pass("a.>", Some("x-{>}.y"), None)], &["a.>"], &[">"]),
         (vec![pass("a.>", Some("q.{>}.y"), None)], &["a.b.*"], &["q.b.*.y"]),
+        (vec![pass("a.>", Some("q.{>}.y"), None)], &["a.>"], &["q.>"]),
         (vec![pass("a.>", Some("q.x-{>}-y.z"), None)], &["a.*.b.*"], &["q.*.b.*.z"]),
         (vec![pass(">", Some("a"), None)], &["b", "c"], &["a"]),
         (vec![pass("*", None, None), pass("*.>", None, None)], &[">"], &["*", "*.>"]),
