@@ -18,6 +18,7 @@ use crate::subject::{Pattern, SubjectError};
 pub mod amqp;
 mod amqp_stream;
 pub mod http;
+pub mod jetstream;
 pub mod nats;
 pub mod status;
 pub mod supervisor;
@@ -35,7 +36,8 @@ pub enum Item {
     /// Messages may be missing here.
     Gap(Gap),
     /// All that the log held when the connection was opened has been handed out; the reader now stands
-    /// here (`None`: the log is empty and knows no position yet). Sent once, by durable sources only.
+    /// here (`None`: the log is empty and knows no position yet). By durable sources only. It may come again, where
+    /// the reader has moved on over what the log holds for others.
     Tail(Option<Position>),
 }
 

@@ -8,16 +8,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+use super::jetstream::JetStreamSource;
 use super::{Adapter, Common, Connection, Item, SourceError, Start};
 use crate::event::{Message, SourceName, Timestamp};
 use crate::subject::{Pattern, Subject};
 
 mod config;
-mod parse;
+pub(in crate::source) mod parse;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tls;
-mod wire;
+pub(in crate::source) mod wire;
 
 pub use config::{Auth, Config, JetStream, Limits, Raw, Server, Tls};
 use parse::{Delivery, Op};
@@ -27,7 +28,10 @@ impl Config {
     /// Makes the adapter; connects nothing.
     #[must_use]
     pub fn build(self, name: &SourceName, _: Common) -> Arc<dyn Adapter> {
-        Arc::new(Nats::new(self, name))
+        match self.jetstream.clone() {
+            Some(stream) => Arc::new(JetStreamSource::new(self, stream, name)),
+            None => Arc::new(Nats::new(self, name)),
+        }
     }
 
     /// What can come of these subscriptions, as subjects are written here.
@@ -196,14 +200,15 @@ impl Reading {
 impl Connection for Reading {
     fn next<'a>(&'a mut self, batch: &'a mut Vec<Item>, limit: usize) -> BoxFuture<'a, Result<(), SourceError>> {
         Box::pin(async move {
+            let before = batch.len();
             batch.append(&mut self.early);
             loop {
-                while batch.len() < limit
+                while batch.len() - before < limit
                     && let Some(op) = self.wire.ready_op()?
                 {
                     batch.extend(self.item(op)?);
                 }
-                if !batch.is_empty() {
+                if batch.len() > before {
                     return Ok(());
                 }
                 self.wire.fill().await?;
@@ -211,7 +216,7 @@ impl Connection for Reading {
         })
     }
 
-    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(self.wire.shutdown())
+    fn close(mut self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async move { self.wire.shutdown().await })
     }
 }

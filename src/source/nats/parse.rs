@@ -11,7 +11,7 @@ const MAX_MESSAGE: usize = 65 << 20;
 
 /// What a server says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Op {
+pub(in crate::source) enum Op {
     /// Its description, JSON.
     Info(Bytes),
     Message(Delivery),
@@ -24,13 +24,15 @@ pub(super) enum Op {
 
 /// A message as it came.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Delivery {
+pub(in crate::source) struct Delivery {
     /// The subscription's number.
-    pub(super) sid: u64,
-    pub(super) subject: Bytes,
+    pub(in crate::source) sid: u64,
+    pub(in crate::source) subject: Bytes,
+    /// Where an answer goes; empty: nowhere.
+    pub(in crate::source) reply: Bytes,
     /// With their first line; empty: none.
-    pub(super) headers: Bytes,
-    pub(super) payload: Bytes,
+    pub(in crate::source) headers: Bytes,
+    pub(in crate::source) payload: Bytes,
 }
 
 /// Bytes that are not of this protocol.
@@ -71,11 +73,11 @@ fn message(input: &mut BytesMut, newline: usize) -> Result<Option<Op>, ProtocolE
         *words.get_mut(count).ok_or(BAD)? = word;
         count += 1;
     }
-    let (head, total) = match (words[0].len(), count) {
-        (3, 4) => (0, number(words[3])),
-        (3, 5) => (0, number(words[4])),
-        (4, 5) => (number(words[3]).ok_or(BAD)?, number(words[4])),
-        (4, 6) => (number(words[4]).ok_or(BAD)?, number(words[5])),
+    let (reply, head, total): (&[u8], _, _) = match (words[0].len(), count) {
+        (3, 4) => (b"", 0, number(words[3])),
+        (3, 5) => (words[3], 0, number(words[4])),
+        (4, 5) => (b"", number(words[3]).ok_or(BAD)?, number(words[4])),
+        (4, 6) => (words[3], number(words[4]).ok_or(BAD)?, number(words[5])),
         _ => return Err(BAD),
     };
     let (Some(sid), Some(total)) = (number(words[2]), total) else { return Err(BAD) };
@@ -94,6 +96,7 @@ fn message(input: &mut BytesMut, newline: usize) -> Result<Option<Op>, ProtocolE
     let delivery = Delivery {
         sid,
         subject: Bytes::copy_from_slice(words[1]),
+        reply: Bytes::copy_from_slice(reply),
         headers: Bytes::copy_from_slice(&input[start..start + head]),
         payload: Bytes::copy_from_slice(&input[start + head..end]),
     };

@@ -83,7 +83,7 @@ struct Identity {
 }
 
 /// A connection that a server has accepted.
-pub(super) struct Wire {
+pub(in crate::source) struct Wire {
     stream: Box<dyn Stream>,
     input: BytesMut,
     output: BytesMut,
@@ -94,7 +94,7 @@ pub(super) struct Wire {
 }
 
 /// Connects to one of the servers, in a random order.
-pub(super) async fn connect(config: &Config) -> Result<Wire, SourceError> {
+pub(in crate::source) async fn connect(config: &Config) -> Result<Wire, SourceError> {
     let mut servers: Vec<&Server> = config.servers.iter().collect();
     rand::seq::SliceRandom::shuffle(&mut servers[..], &mut rand::rng());
     let mut failures = Vec::new();
@@ -226,7 +226,7 @@ impl Wire {
     }
 
     /// Queues bytes; they leave while something is awaited.
-    pub(super) fn send(&mut self, parts: &[&[u8]]) {
+    pub(in crate::source) fn send(&mut self, parts: &[&[u8]]) {
         for part in parts {
             self.output.extend_from_slice(part);
         }
@@ -234,7 +234,7 @@ impl Wire {
     }
 
     /// The next operation that has come already. Pings are answered here.
-    pub(super) fn ready_op(&mut self) -> Result<Option<Op>, SourceError> {
+    pub(in crate::source) fn ready_op(&mut self) -> Result<Option<Op>, SourceError> {
         loop {
             match parse(&mut self.input)? {
                 Some(Op::Ping) => self.send(&[b"PONG\r\n"]),
@@ -255,7 +255,7 @@ impl Wire {
     }
 
     /// Waits for more bytes, writes what is queued, and keeps the connection alive. Cancel safe.
-    pub(super) async fn fill(&mut self) -> Result<(), SourceError> {
+    pub(in crate::source) async fn fill(&mut self) -> Result<(), SourceError> {
         poll_fn(|cx| self.poll_fill(cx)).await
     }
 
@@ -316,9 +316,14 @@ impl Wire {
         }
     }
 
+    /// Writes what is queued.
+    pub(in crate::source) async fn flush(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_send(cx)).await
+    }
+
     /// Leaves in good order.
-    pub(super) async fn shutdown(mut self) {
-        if poll_fn(|cx| self.poll_send(cx)).await.is_ok() {
+    pub(in crate::source) async fn shutdown(&mut self) {
+        if self.flush().await.is_ok() {
             // Whoever is leaving has nothing to do about it.
             tokio::io::AsyncWriteExt::shutdown(&mut self.stream).await.unwrap_or_default();
         }

@@ -1,0 +1,320 @@
+//! JetStream: a stream as a log that can be read from any place.
+//!
+//! Owns where a reader starts, and what it says of a log that is not what it was: made anew, cut, purged, past its
+//! limits. [`reader`] reads on from there.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+
+use super::nats::{self, Config, JetStream, without_overlap};
+use super::{Adapter, Connection, Item, SourceError, Start};
+use crate::cursor::Position;
+use crate::event::{Gap, GapReason, SourceName, Timestamp};
+use crate::subject::{Pattern, Subject};
+
+mod api;
+mod line;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+use api::{NewConsumer, NewStream, Stored, StreamInfo};
+use line::{Line, Shared};
+use reader::{Begin, Reader};
+
+/// Messages that the live reader asks for at a time, and a history's.
+const LIVE: usize = 4096;
+const HISTORY: usize = 512;
+/// How long the server keeps the place of a reader that is gone.
+const INACTIVE: Duration = Duration::from_secs(60);
+
+/// A NATS source that reads a stream.
+pub struct JetStreamSource {
+    config: Config,
+    stream: JetStream,
+    subjects: Vec<Pattern>,
+    /// What a message without a subject is called.
+    unnamed: Subject,
+    /// The connection of all this source's readers, while there is one.
+    shared: tokio::sync::Mutex<Weak<Shared>>,
+    known: Arc<Mutex<Known>>,
+}
+
+/// What the live reader has seen of the stream.
+#[derive(Debug, Default)]
+struct Known {
+    /// Which stream it was.
+    created: Option<String>,
+    /// Sequence and time (nanoseconds) of the last message.
+    last: Option<(u64, u64)>,
+}
+
+impl JetStreamSource {
+    /// Of this configuration; connects nothing.
+    #[must_use]
+    pub fn new(config: Config, stream: JetStream, name: &SourceName) -> Self {
+        let subjects = without_overlap(&config.subjects).into_iter().map(|(pattern, _)| pattern).collect();
+        let unnamed = Subject::new(name.as_str()).expect("a source's name is made of what subjects are made of");
+        Self { config, stream, subjects, unnamed, shared: tokio::sync::Mutex::default(), known: Arc::default() }
+    }
+
+    async fn line(&self) -> Result<Line, SourceError> {
+        let mut shared = self.shared.lock().await;
+        if let Some(shared) = shared.upgrade().filter(|shared| !shared.is_dead()) {
+            return Ok(Line::new(shared));
+        }
+        let fresh = Shared::connect(&self.config).await?;
+        *shared = Arc::downgrade(&fresh);
+        Ok(Line::new(fresh))
+    }
+
+    /// The stream as it is, made if it is missing and to be made.
+    async fn info(&self, line: &mut Line, create: bool) -> Result<StreamInfo, SourceError> {
+        let name = &*self.stream.stream;
+        if let Some(info) = api::stream_info(line, name).await? {
+            return Ok(info);
+        }
+        let Some(limits) = self.stream.create.filter(|_| create) else {
+            let hint = if self.stream.create.is_some() { "" } else { " (with `create` it would be made)" };
+            return Err(SourceError::new(format!("there is no stream `{name}`{hint}")));
+        };
+        let new = NewStream {
+            name,
+            subjects: self.subjects.iter().map(Pattern::as_str).collect(),
+            retention: "limits",
+            storage: "file",
+            discard: "old",
+            max_consumers: -1,
+            max_msgs: -1,
+            max_bytes: limits.max_bytes,
+            max_age: nanos(limits.max_age),
+            num_replicas: limits.replicas,
+            allow_direct: true,
+        };
+        api::create_stream(line, &new).await?;
+        tracing::info!(stream = name, "made a stream");
+        let made = api::stream_info(line, name).await?;
+        made.ok_or_else(|| SourceError::new(format!("the stream `{name}` was made and is not there")))
+    }
+
+    fn suits(&self, info: &StreamInfo) -> Result<(), SourceError> {
+        let name = &self.stream.stream;
+        if !info.config.retention.is_empty() && info.config.retention != "limits" {
+            let retention = &info.config.retention;
+            return Err(SourceError::new(format!("the stream `{name}` has `{retention}` retention: only `limits` can be read again")));
+        }
+        let theirs = info.own_subjects();
+        if !theirs.is_empty() && !theirs.iter().any(|theirs| self.subjects.iter().any(|ours| ours.intersects(theirs))) {
+            let theirs: Vec<_> = theirs.iter().map(Pattern::as_str).collect();
+            return Err(SourceError::new(format!("the stream `{name}` takes none of these subjects (it has: {})", theirs.join(", "))));
+        }
+        Ok(())
+    }
+
+    /// What the server may leave out. Servers before 2.10 ignore a list; so the reader filters all the same.
+    fn filters(&self, info: &StreamInfo) -> Vec<String> {
+        let theirs = info.own_subjects();
+        if theirs.is_empty() && self.subjects.len() == 1 {
+            return vec![self.subjects[0].to_string()];
+        }
+        if theirs.is_empty() || theirs.iter().all(|theirs| theirs.covered_by(&self.subjects)) {
+            return Vec::new();
+        }
+        let meeting: Vec<_> = self.subjects.iter().filter(|ours| theirs.iter().any(|t| t.intersects(ours))).collect();
+        // What the server refuses: filters that overlap each other, or lie across the stream's subjects.
+        let nested = |ours: &Pattern| {
+            let one = |a: &Pattern, b: &Pattern| a.covered_by(std::slice::from_ref(b));
+            theirs.iter().any(|t| one(t, ours) || one(ours, t))
+        };
+        let disjoint = meeting.iter().enumerate().all(|(n, a)| meeting[..n].iter().all(|b| !a.intersects(b)));
+        if disjoint && meeting.iter().all(|ours| nested(ours)) {
+            return meeting.iter().map(ToString::to_string).collect();
+        }
+        Vec::new()
+    }
+
+    async fn attach(&self, start: Start, live: bool) -> Result<Reader, SourceError> {
+        let mut line = self.line().await?;
+        let info = self.info(&mut line, live).await?;
+        self.suits(&info)?;
+        let (first, last) = (info.first(), info.state.last_seq);
+        let mut new = NewConsumer {
+            deliver_policy: "by_start_sequence",
+            ack_policy: "none",
+            replay_policy: "instant",
+            inactive_threshold: nanos(INACTIVE),
+            num_replicas: 1,
+            mem_storage: true,
+            ..NewConsumer::default()
+        };
+        let end = self.position(&mut line, last).await?;
+        let (known, credit) = if live { (Some(self.known.clone()), LIVE) } else { (None, HISTORY) };
+        let mut begin = Begin { items: Vec::new(), floor: None, end, pending: 0, last_only: false, credit, known };
+        match start {
+            Start::Now => {
+                begin.floor = Some(last);
+                new.opt_start_seq = Some(last + 1);
+            }
+            Start::After(place) => {
+                let (after, gap) = self.resume(&mut line, &info, place, end, live).await?;
+                begin.items.extend(gap.map(Item::Gap));
+                begin.floor = Some(after);
+                new.opt_start_seq = Some(after + 1);
+            }
+            Start::Earliest => new.deliver_policy = "all",
+            Start::Since(time) => new.start_at(time),
+            Start::Recent { age, bytes } => {
+                let time = Timestamp::now().before(age);
+                match self.recent(&mut line, &info, bytes).await? {
+                    Some(stored) if stored.time / 1000 > time.as_micros() => new.opt_start_seq = Some(stored.seq),
+                    _ => new.start_at(time),
+                }
+            }
+            Start::LastPerSubject => {
+                new.deliver_policy = "last_per_subject";
+                begin.last_only = true;
+            }
+        }
+        match &self.filters(&info)[..] {
+            // It wants a filter, and older servers only one.
+            [] | [_, _, ..] if begin.last_only => new.filter_subject = Some(">".to_owned()),
+            [] => {}
+            [one] => new.filter_subject = Some(one.clone()),
+            several => new.filter_subjects = several.to_vec(),
+        }
+        let name = &*self.stream.stream;
+        let consumer = api::create_consumer(&mut line, name, &new).await?;
+        let consumer = consumer.ok_or_else(|| SourceError::new(format!("the stream `{name}` has just gone")))?;
+        line.at_the_end(&format!("$JS.API.CONSUMER.DELETE.{name}.{}", consumer.name));
+        tracing::debug!(stream = name, consumer = consumer.name, first, last, pending = consumer.num_pending, "reads a stream");
+        begin.pending = consumer.num_pending;
+        Ok(Reader::new(line, name, consumer.name, info, self.subjects.clone(), self.unnamed.clone(), begin))
+    }
+
+    /// The place of a message, with its check where it is still there.
+    async fn position(&self, line: &mut Line, seq: u64) -> Result<Position, SourceError> {
+        let stored = if seq == 0 { None } else { api::message(line, &self.stream.stream, seq, false).await? };
+        Ok(Position { seq, check: stored.map(|stored| stored.check) })
+    }
+
+    /// Where to go on for somebody who stands at a place, and what may be missing since.
+    async fn resume(
+        &self,
+        line: &mut Line,
+        info: &StreamInfo,
+        place: Position,
+        end: Position,
+        live: bool,
+    ) -> Result<(u64, Option<Gap>), SourceError> {
+        let first = info.first();
+        let gap = |reason| Gap { reason, from: Some(place.seq), to: Some(first), position: Some(Position::unverified(first - 1)) };
+        let anew = live && self.known.lock().created.as_ref().is_some_and(|created| *created != info.created);
+        let other = match place.check {
+            _ if anew || place.seq > info.state.last_seq => true,
+            Some(_) if place.seq == end.seq => !place.agrees(&end),
+            Some(_) if place.seq >= first => !place.agrees(&self.position(line, place.seq).await?),
+            _ => false,
+        };
+        if other {
+            return Ok((first - 1, Some(gap(GapReason::Reset))));
+        }
+        if place.seq + 1 >= first {
+            return Ok((place.seq, None));
+        }
+        let seen = self.known.lock().last.filter(|(seq, _)| *seq == place.seq).map(|(_, time)| time);
+        Ok((first - 1, info.why_gone(place.seq, seen).map(gap)))
+    }
+
+    /// The message from which on there are about so many bytes; `None` where that is all.
+    async fn recent(&self, line: &mut Line, info: &StreamInfo, bytes: u64) -> Result<Option<Stored>, SourceError> {
+        let state = &info.state;
+        if state.bytes <= bytes || state.messages == 0 {
+            return Ok(None);
+        }
+        // Messages are taken to be alike, and spread evenly over the sequences.
+        let span = (state.last_seq + 1).saturating_sub(info.first());
+        let back = u64::try_from(u128::from(span) * u128::from(bytes) / u128::from(state.bytes)).unwrap_or(span);
+        let seq = (state.last_seq + 1).saturating_sub(back).clamp(info.first(), state.last_seq);
+        api::message(line, &self.stream.stream, seq, true).await
+    }
+}
+
+fn nanos(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl NewConsumer {
+    fn start_at(&mut self, time: Timestamp) {
+        self.deliver_policy = "by_start_time";
+        self.opt_start_time = Some(time.to_string());
+    }
+}
+
+impl StreamInfo {
+    /// The first sequence that is left, or the next one to come.
+    fn first(&self) -> u64 {
+        if self.state.messages == 0 { self.state.last_seq + 1 } else { self.state.first_seq.max(1) }
+    }
+
+    /// What it takes itself, where that says what it holds.
+    fn own_subjects(&self) -> Vec<Pattern> {
+        let config = &self.config;
+        if config.mirror.is_some() || config.sources.is_some() || config.subject_transform.is_some() {
+            return Vec::new();
+        }
+        config.subjects.iter().flatten().filter_map(|subject| subject.parse().ok()).collect()
+    }
+
+    /// Why the stream's start has passed what follows a sequence, `time` being that of the message there: its limits, a
+    /// purge, or nothing that counts: what per-subject limits and messages' own lives take is no longer content.
+    fn why_gone(&self, after: u64, time: Option<u64>) -> Option<GapReason> {
+        let config = &self.config;
+        let old = |age: u64| time.is_none_or(|time| now().saturating_sub(time) + 1_000_000_000 >= age - age / 10);
+        let by_age = config.max_age > 0 && old(config.max_age);
+        let by_count = u64::try_from(config.max_msgs).is_ok_and(|most| most > 0 && self.state.last_seq.saturating_sub(after) >= most);
+        let by_bytes = u64::try_from(config.max_bytes).is_ok_and(|most| most > 0 && self.state.bytes >= most / 2);
+        if by_age || by_count || by_bytes {
+            return Some(GapReason::Retention);
+        }
+        (config.max_msgs_per_subject <= 0 && !config.allow_msg_ttl).then_some(GapReason::Reset)
+    }
+}
+
+/// Nanoseconds since 1970.
+fn now() -> u64 {
+    Timestamp::now().as_micros().saturating_mul(1000)
+}
+
+impl Adapter for JetStreamSource {
+    fn kind(&self) -> &'static str {
+        "nats"
+    }
+
+    fn durable(&self) -> bool {
+        true
+    }
+
+    fn keeps_last(&self) -> bool {
+        true
+    }
+
+    fn reach(&self) -> Vec<Pattern> {
+        self.config.reach()
+    }
+
+    fn connect(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
+        Box::pin(async move { Ok(Box::new(self.attach(start, true).await?) as Box<dyn Connection>) })
+    }
+
+    fn history(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
+        Box::pin(async move { Ok(Box::new(self.attach(start, false).await?) as Box<dyn Connection>) })
+    }
+
+    fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {
+        Box::pin(nats::publish(&self.config, subject, payload))
+    }
+}

@@ -1,0 +1,219 @@
+//! JetStream's API: what is asked, what is answered. Requests and answers are JSON on subjects below `$JS.API`.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::line::Line;
+use crate::cursor::Check;
+use crate::source::SourceError;
+
+/// A stream: what it is, what it holds.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct StreamInfo {
+    pub(super) config: StreamConfig,
+    /// Another text: another stream of the same name.
+    #[serde(default)]
+    pub(super) created: String,
+    pub(super) state: StreamState,
+}
+
+/// The part of a stream's configuration that matters here.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct StreamConfig {
+    pub(super) subjects: Option<Vec<String>>,
+    pub(super) retention: String,
+    pub(super) max_msgs: i64,
+    pub(super) max_bytes: i64,
+    /// Nanoseconds.
+    pub(super) max_age: u64,
+    pub(super) max_msgs_per_subject: i64,
+    pub(super) allow_msg_ttl: bool,
+    pub(super) mirror: Option<serde::de::IgnoredAny>,
+    pub(super) sources: Option<serde::de::IgnoredAny>,
+    pub(super) subject_transform: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct StreamState {
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+    pub(super) first_seq: u64,
+    pub(super) last_seq: u64,
+}
+
+/// How a stream is made.
+#[derive(Debug, Serialize)]
+pub(super) struct NewStream<'a> {
+    pub(super) name: &'a str,
+    pub(super) subjects: Vec<&'a str>,
+    pub(super) retention: &'static str,
+    pub(super) storage: &'static str,
+    pub(super) discard: &'static str,
+    pub(super) max_consumers: i64,
+    pub(super) max_msgs: i64,
+    pub(super) max_bytes: u64,
+    /// Nanoseconds.
+    pub(super) max_age: u64,
+    pub(super) num_replicas: usize,
+    pub(super) allow_direct: bool,
+}
+
+/// How a consumer is made: a reader's place in the stream, kept in memory by the server while it is used.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct NewConsumer {
+    pub(super) deliver_policy: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) opt_start_seq: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) opt_start_time: Option<String>,
+    pub(super) ack_policy: &'static str,
+    pub(super) replay_policy: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) filter_subject: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) filter_subjects: Vec<String>,
+    /// Nanoseconds.
+    pub(super) inactive_threshold: u64,
+    pub(super) num_replicas: usize,
+    pub(super) mem_storage: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ConsumerInfo {
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) num_pending: u64,
+}
+
+/// A stored message, as far as it tells one from another.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub(super) seq: u64,
+    /// Nanoseconds since 1970.
+    pub(super) time: u64,
+    pub(super) check: Check,
+}
+
+#[derive(Deserialize)]
+struct MessageAnswer {
+    message: RawMessage,
+}
+
+#[derive(Deserialize)]
+struct RawMessage {
+    subject: String,
+    seq: u64,
+    #[serde(default)]
+    data: String,
+    time: String,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    error: Option<Problem>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Problem {
+    code: u16,
+    description: String,
+}
+
+/// `None`: the server knows no such thing.
+fn read<T: DeserializeOwned>(answer: &[u8], what: &str) -> Result<Option<T>, SourceError> {
+    let unreadable = |e| SourceError::with(format!("JetStream's answer about {what} cannot be read"), e);
+    match serde_json::from_slice::<Refusal>(answer).map_err(unreadable)?.error {
+        Some(problem) if problem.code == 404 => Ok(None),
+        Some(problem) => Err(SourceError::new(format!("JetStream refuses {what}: {}", problem.description))),
+        None => serde_json::from_slice(answer).map(Some).map_err(unreadable),
+    }
+}
+
+/// 24 bits of what is the same whoever reads a message.
+pub(super) fn check(subject: &[u8], payload: &[u8], nanos: u64) -> Check {
+    Check::of(&[subject, payload, &nanos.to_be_bytes()])
+}
+
+pub(super) fn info_subject(stream: &str) -> String {
+    format!("$JS.API.STREAM.INFO.{stream}")
+}
+
+pub(super) fn read_info(answer: &[u8]) -> Result<Option<StreamInfo>, SourceError> {
+    read(answer, "the stream")
+}
+
+pub(super) fn read_consumer(answer: &[u8]) -> Result<Option<ConsumerInfo>, SourceError> {
+    read(answer, "the consumer")
+}
+
+pub(super) async fn stream_info(line: &mut Line, stream: &str) -> Result<Option<StreamInfo>, SourceError> {
+    read_info(&line.request(&info_subject(stream), "").await?)
+}
+
+pub(super) async fn create_stream(line: &mut Line, new: &NewStream<'_>) -> Result<(), SourceError> {
+    let json = serde_json::to_string(new).map_err(|e| SourceError::with("could not describe the stream", e))?;
+    let answer = line.request(&format!("$JS.API.STREAM.CREATE.{}", new.name), &json).await?;
+    match read::<serde::de::IgnoredAny>(&answer, "to make the stream")? {
+        Some(_) => Ok(()),
+        None => Err(SourceError::new("JetStream refuses to make the stream")),
+    }
+}
+
+/// `None`: there is no such stream (any more).
+pub(super) async fn create_consumer(line: &mut Line, stream: &str, new: &NewConsumer) -> Result<Option<ConsumerInfo>, SourceError> {
+    let json = serde_json::json!({ "stream_name": stream, "config": new }).to_string();
+    let answer = line.request(&format!("$JS.API.CONSUMER.CREATE.{stream}"), &json).await?;
+    read_consumer(&answer)
+}
+
+/// The message at a sequence; with `or_next` the first one from there on.
+pub(super) async fn message(line: &mut Line, stream: &str, seq: u64, or_next: bool) -> Result<Option<Stored>, SourceError> {
+    let what = if or_next { format!(r#"{{"seq":{seq},"next_by_subj":">"}}"#) } else { format!(r#"{{"seq":{seq}}}"#) };
+    let answer = line.request(&format!("$JS.API.STREAM.MSG.GET.{stream}"), &what).await?;
+    read_message(&answer)
+}
+
+pub(super) fn read_message(answer: &[u8]) -> Result<Option<Stored>, SourceError> {
+    let Some(MessageAnswer { message }) = read(answer, "a message")? else { return Ok(None) };
+    let bad = |what: &str| SourceError::new(format!("JetStream's answer about a message has no {what}"));
+    let payload = STANDARD.decode(&message.data).map_err(|_| bad("payload"))?;
+    let time: jiff::Timestamp = message.time.parse().map_err(|_| bad("time"))?;
+    let time = u64::try_from(time.as_nanosecond()).map_err(|_| bad("time"))?;
+    Ok(Some(Stored { seq: message.seq, time, check: check(message.subject.as_bytes(), &payload, time) }))
+}
+
+/// What a delivered message's reply subject tells of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) seq: u64,
+    /// Nanoseconds since 1970.
+    pub(super) time: u64,
+    /// Messages that the consumer has yet to deliver.
+    pub(super) pending: u64,
+}
+
+/// `$JS.ACK.<stream>.<consumer>.<delivered>.<seq>.<consumer seq>.<time>.<pending>`, or, from newer servers, with a domain
+/// and an account before the stream, and perhaps more behind.
+pub(super) fn place(reply: &[u8]) -> Option<Place> {
+    let mut tokens: [&[u8]; 12] = [&[]; 12];
+    let mut count = 0;
+    for token in reply.split(|b| *b == b'.').take(12) {
+        tokens[count] = token;
+        count += 1;
+    }
+    if tokens[0] != b"$JS" || tokens[1] != b"ACK" {
+        return None;
+    }
+    let base = match count {
+        9 => 5,
+        11.. => 7,
+        _ => return None,
+    };
+    let number = |n: usize| std::str::from_utf8(tokens[n]).ok()?.parse().ok();
+    Some(Place { seq: number(base)?, time: number(base + 2)?, pending: number(base + 3)? })
+}

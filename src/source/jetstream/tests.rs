@@ -1,0 +1,511 @@
+//! Against real servers; published to, and the streams managed, by an independent client.
+
+use std::sync::atomic::Ordering;
+
+use async_nats::jetstream::{self, stream};
+use tokio::time::{sleep, timeout};
+
+use super::*;
+use crate::cursor::Check;
+use crate::source::State;
+use crate::source::nats::tests::{Server, adapter};
+use crate::source::tests::{Rig, Running, conformance, eventually};
+
+async fn client(server: &Server) -> jetstream::Context {
+    jetstream::new(async_nats::connect(server.url()).await.expect("connects"))
+}
+
+async fn make(context: &jetstream::Context, config: stream::Config) -> stream::Stream {
+    context.create_stream(config).await.expect("makes the stream")
+}
+
+fn named(subjects: &[&str]) -> stream::Config {
+    stream::Config { name: "S".into(), subjects: subjects.iter().map(|s| (*s).to_owned()).collect(), ..Default::default() }
+}
+
+fn source(server: &Server, subjects: &[&str]) -> Arc<dyn Adapter> {
+    adapter(serde_json::json!({"servers": [server.url()], "subjects": subjects, "jetstream": {"stream": "S"}}))
+}
+
+async fn publish(context: &jetstream::Context, subject: &'static str, bodies: std::ops::Range<usize>) {
+    let mut acks = Vec::new();
+    for n in bodies {
+        acks.push(context.publish(subject, n.to_string().into()).await.expect("publishes"));
+        if acks.len() == 500 {
+            for ack in acks.drain(..) {
+                ack.await.expect("is stored");
+            }
+        }
+    }
+    for ack in acks {
+        ack.await.expect("is stored");
+    }
+}
+
+/// Reads a history up to its tail, the tail included.
+async fn read(source: &Arc<dyn Adapter>, start: Start) -> Vec<Item> {
+    let mut connection = source.history(start).await.expect("opens");
+    let mut items = Vec::new();
+    while !items.iter().any(|item| matches!(item, Item::Tail(_))) {
+        timeout(Duration::from_secs(10), connection.next(&mut items, 100)).await.expect("in time").expect("reads");
+    }
+    items
+}
+
+/// `12`, `gap reset 3..7@6`, `tail 9`: positions that have a check end in `!`.
+fn texts(items: &[Item]) -> Vec<String> {
+    let place = |p: &Option<Position>| p.map_or("-".into(), |p| format!("{}{}", p.seq, if p.check.is_some() { "!" } else { "" }));
+    let end = |e: Option<u64>| e.map_or("-".into(), |e| e.to_string());
+    let text = |item: &Item| match item {
+        Item::Message(m) => String::from_utf8_lossy(&m.payload).into_owned(),
+        Item::Gap(g) => format!("gap {} {}..{}@{}", g.reason.as_str(), end(g.from), end(g.to), place(&g.position)),
+        Item::Tail(p) => format!("tail {}", place(p)),
+    };
+    items.iter().map(text).collect()
+}
+
+fn position_of(items: &[Item], body: &str) -> Position {
+    let found = items.iter().find_map(|item| match item {
+        Item::Message(m) if m.payload == body.as_bytes() => m.position,
+        _ => None,
+    });
+    found.expect("it was read")
+}
+
+/// Checks that numbers come in order, once, and that whatever is missing is missing at a gap; returns the gaps.
+fn ledger(items: &[Item], upto: usize) -> Vec<Gap> {
+    let (mut next, mut gaps, mut at_gap) = (0, Vec::new(), false);
+    for item in items {
+        match item {
+            Item::Message(m) => {
+                let n: usize = String::from_utf8_lossy(&m.payload).parse().expect("a number");
+                assert!(n == next || (at_gap && n > next), "{n} came where {next} was expected, gaps: {gaps:?}");
+                assert!(n != next || !at_gap, "a gap before {n} where nothing is missing: {:?}", gaps.last());
+                (next, at_gap) = (n + 1, false);
+            }
+            Item::Gap(gap) => {
+                gaps.push(gap.clone());
+                at_gap = true;
+            }
+            Item::Tail(_) => {}
+        }
+    }
+    assert_eq!(next, upto, "the end is missing");
+    gaps
+}
+
+struct StreamRig {
+    server: Server,
+    context: Option<jetstream::Context>,
+    politely: bool,
+}
+
+impl Rig for StreamRig {
+    fn adapter(&self) -> Arc<dyn Adapter> {
+        let stream = serde_json::json!({"stream": "S", "create": true});
+        adapter(serde_json::json!({"servers": [self.server.url()], "subjects": ["a.>"], "jetstream": stream}))
+    }
+    fn publish<'a>(&'a mut self, body: &'a str) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            if self.context.is_none() {
+                self.context = Some(client(&self.server).await);
+            }
+            let context = self.context.as_ref().expect("just made");
+            context.publish("a.b", body.to_owned().into()).await.expect("publishes").await.expect("is stored");
+        })
+    }
+    fn kill(&mut self) -> BoxFuture<'_, bool> {
+        self.context = None;
+        Box::pin(async move {
+            if self.politely {
+                self.server.terminate().await
+            } else {
+                self.server.kill()
+            };
+            true
+        })
+    }
+    fn revive(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(self.server.revive())
+    }
+}
+
+#[tokio::test]
+async fn jetstream_conforms_when_its_server_is_killed() {
+    conformance(&mut StreamRig { server: Server::start().await, context: None, politely: false }).await;
+}
+
+#[tokio::test]
+async fn jetstream_conforms_when_its_server_is_restarted() {
+    conformance(&mut StreamRig { server: Server::start().await, context: None, politely: true }).await;
+}
+
+#[tokio::test]
+async fn what_was_published_while_away_comes_after_all() {
+    let mut server = Server::start().await;
+    make(&client(&server).await, named(&["a"])).await;
+    let running = Running::start(source(&server, &["a"]));
+    running.until_state(State::Up).await;
+    publish(&client(&server).await, "a", 0..10).await;
+    running.until_messages(10).await;
+    // The reader is cut off, the publisher is not: both after a restart, but the publisher first.
+    server.terminate().await;
+    running.until_state(State::Down).await;
+    sleep(Duration::from_millis(300)).await;
+    server.revive().await;
+    publish(&client(&server).await, "a", 10..1000).await;
+    running.until_messages(1000).await;
+    assert_eq!(ledger(&running.recorder.items.lock(), 1000), []);
+}
+
+#[tokio::test]
+async fn every_start_reads_what_it_should_and_tells_the_tail_once() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, named(&["a.*"])).await;
+    let source = source(&server, &["a.>"]);
+    assert_eq!(texts(&read(&source, Start::Earliest).await), ["tail 0"]);
+    assert_eq!(texts(&read(&source, Start::Now).await), ["tail 0"]);
+    assert_eq!(texts(&read(&source, Start::LastPerSubject).await), ["tail 0"]);
+    publish(&context, "a.x", 1..3).await;
+    publish(&context, "a.y", 3..5).await;
+    sleep(Duration::from_millis(20)).await;
+    let noon = Timestamp::now();
+    sleep(Duration::from_millis(20)).await;
+    publish(&context, "a.x", 5..7).await;
+    let all = read(&source, Start::Earliest).await;
+    assert_eq!(texts(&all), ["1", "2", "3", "4", "5", "6", "tail 6!"]);
+    assert_eq!(texts(&read(&source, Start::Since(noon)).await), ["5", "6", "tail 6!"]);
+    assert_eq!(texts(&read(&source, Start::Since(Timestamp::now())).await), ["tail 6!"]);
+    assert_eq!(texts(&read(&source, Start::LastPerSubject).await), ["4", "6", "tail 6!"]);
+    assert_eq!(texts(&read(&source, Start::Now).await), ["tail 6!"]);
+    assert_eq!(texts(&read(&source, Start::After(position_of(&all, "4"))).await), ["5", "6", "tail 6!"]);
+    assert_eq!(texts(&read(&source, Start::After(position_of(&all, "6"))).await), ["tail 6!"]);
+    assert_eq!(texts(&read(&source, Start::After(Position::unverified(2))).await), ["3", "4", "5", "6", "tail 6!"]);
+    let recent = |bytes| Start::Recent { age: Duration::from_secs(60), bytes };
+    assert_eq!(texts(&read(&source, recent(1 << 20)).await), ["1", "2", "3", "4", "5", "6", "tail 6!"]);
+    assert_eq!(texts(&read(&source, Start::Recent { age: Duration::ZERO, bytes: 1000 }).await), ["tail 6!"]);
+    let some = read(&source, recent(100)).await.len();
+    assert!((2..=5).contains(&some), "{some}");
+    // Another reader on the same connection, and one of another process, make the same positions.
+    let again = read(&self::source(&server, &["a.x", "a.y"]), Start::Earliest).await;
+    assert_eq!(position_of(&all, "3"), position_of(&again, "3"));
+    let Some(Item::Tail(Some(tail))) = all.last() else { panic!("a tail") };
+    assert_eq!(*tail, position_of(&all, "6"));
+    // A history goes on beyond its tail.
+    let mut connection = source.history(Start::After(*tail)).await.expect("opens");
+    let mut items = Vec::new();
+    connection.next(&mut items, 10).await.expect("the tail");
+    publish(&context, "a.x", 7..8).await;
+    connection.next(&mut items, 10).await.expect("what follows");
+    assert_eq!(texts(&items), ["tail 6!", "7"]);
+}
+
+#[tokio::test]
+async fn readers_share_a_connection_and_leave_nothing_behind() {
+    let server = Server::configured("http: \"127.0.0.1:0\"").await;
+    let context = client(&server).await;
+    let mut stream = make(&context, named(&["a"])).await;
+    publish(&context, "a", 0..2000).await;
+    let source = source(&server, &["a"]);
+    let running = Running::start(source.clone());
+    running.until_messages(2000).await;
+    let mut histories = Vec::new();
+    for _ in 0..5 {
+        histories.push(source.history(Start::Earliest).await.expect("opens"));
+    }
+    // The live reader stalls, and the histories still read through it.
+    running.recorder.stalled.store(true, Ordering::SeqCst);
+    publish(&context, "a", 2000..4000).await;
+    for history in &mut histories {
+        let mut items = Vec::new();
+        while items.iter().filter(|item| matches!(item, Item::Message(_))).count() < 4000 {
+            timeout(Duration::from_secs(10), history.next(&mut items, 256)).await.expect("in time").expect("reads");
+        }
+        assert_eq!(ledger(&items, 4000), []);
+    }
+    running.recorder.stalled.store(false, Ordering::SeqCst);
+    running.until_messages(4000).await;
+    assert_eq!(ledger(&running.recorder.items.lock(), 4000), []);
+    assert_eq!(stream.info().await.expect("info").state.consumer_count, 6);
+    drop(histories);
+    eventually("one consumer", async || match stream.get_info().await.expect("info").state.consumer_count {
+        1 => Ok(()),
+        n => Err(n.to_string()),
+    })
+    .await;
+    running.stop().await;
+    eventually("no consumer", async || match stream.get_info().await.expect("info").state.consumer_count {
+        0 => Ok(()),
+        n => Err(n.to_string()),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stream_made_anew_is_a_reset_for_the_live_reader_and_for_histories() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, named(&["a"])).await;
+    let source = source(&server, &["a"]);
+    let running = Running::start(source.clone());
+    running.until_state(State::Up).await;
+    publish(&context, "a", 0..10).await;
+    running.until_messages(10).await;
+    let old = running.recorder.items.lock().clone();
+    context.delete_stream("S").await.expect("deletes");
+    running.until_state(State::Down).await;
+    make(&context, named(&["a"])).await;
+    // It grows past where the old one was.
+    publish(&context, "a", 100..130).await;
+    running.until_messages(40).await;
+    let after = texts(&running.recorder.items.lock()[old.len()..]);
+    assert_eq!(after[..3], ["gap reset 10..1@0", "100", "101"], "{after:?}");
+    assert_eq!(after.iter().filter(|text| text.starts_with("gap")).count(), 1);
+
+    let read = read(&source, Start::After(position_of(&old, "4"))).await;
+    assert_eq!(texts(&read)[..2], ["gap reset 5..1@0", "100"]);
+    // Of a place where no message was seen nothing can be said, but a place that is not there yet is told.
+    let ahead = self::read(&source, Start::After(Position::unverified(1000))).await;
+    assert_eq!(texts(&ahead)[..2], ["gap reset 1000..1@0", "100"]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_purge_is_a_reset_for_who_had_not_read_it_and_nothing_for_who_had() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    let stream = make(&context, named(&["a"])).await;
+    let source = source(&server, &["a"]);
+    let running = Running::start(source.clone());
+    running.until_state(State::Up).await;
+    publish(&context, "a", 0..10).await;
+    running.until_messages(10).await;
+    let before = running.recorder.items.lock().clone();
+    stream.purge().await.expect("purges");
+    sleep(Duration::from_millis(3500)).await;
+    publish(&context, "a", 10..20).await;
+    running.until_messages(20).await;
+    assert_eq!(ledger(&running.recorder.items.lock(), 20), []);
+    let read = read(&source, Start::After(position_of(&before, "4"))).await;
+    assert_eq!(texts(&read)[..2], ["gap reset 5..11@10", "10"]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_purge_of_what_a_slow_reader_had_before_it_is_told_even_if_nothing_follows() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    let stream = make(&context, named(&["a"])).await;
+    let running = Running::start(source(&server, &["a"]));
+    running.until_state(State::Up).await;
+    running.recorder.stalled.store(true, Ordering::SeqCst);
+    publish(&context, "a", 0..20_000).await;
+    stream.purge().await.expect("purges");
+    running.recorder.stalled.store(false, Ordering::SeqCst);
+    let gap = running.until_gap(GapReason::Reset).await;
+    assert_eq!((gap.to, gap.position), (Some(20_001), Some(Position::unverified(20_000))));
+    publish(&context, "a", 20_000..20_100).await;
+    eventually("the last", async || running.bodies().last().filter(|b| *b == "20099").map(|_| ()).ok_or("not yet".into())).await;
+    assert_eq!(ledger(&running.recorder.items.lock(), 20_100).len(), 1);
+    assert_eq!(running.handle.counters.reconnects(), 0);
+}
+
+#[tokio::test]
+async fn what_limits_drop_before_a_slow_reader_is_told_as_retention() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, stream::Config { max_messages: 1000, ..named(&["a"]) }).await;
+    let source = source(&server, &["a"]);
+    let running = Running::start(source.clone());
+    running.until_state(State::Up).await;
+    publish(&context, "a", 0..10).await;
+    running.until_messages(10).await;
+    let early = position_of(&running.recorder.items.lock(), "5");
+    for round in 0..3 {
+        running.recorder.stalled.store(true, Ordering::SeqCst);
+        publish(&context, "a", (10 + round * 20_000)..(10 + (round + 1) * 20_000)).await;
+        running.recorder.stalled.store(false, Ordering::SeqCst);
+        let last = (9 + (round + 1) * 20_000).to_string();
+        eventually("the last", async || running.bodies().last().filter(|b| **b == last).map(|_| ()).ok_or("not yet".into())).await;
+    }
+    let gaps = ledger(&running.recorder.items.lock(), 60_010);
+    assert!(gaps.len() >= 3 && gaps.iter().all(|gap| gap.reason == GapReason::Retention), "{gaps:?}");
+    assert_eq!(running.handle.counters.reconnects(), 0);
+    let read = read(&source, Start::After(early)).await;
+    assert_eq!(texts(&read)[..2], ["gap retention 6..59011@59010", "59010"]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_limits_drop_while_away_is_told_as_retention() {
+    let mut server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, stream::Config { max_messages: 100, ..named(&["a"]) }).await;
+    let running = Running::start(source(&server, &["a"]));
+    running.until_state(State::Up).await;
+    publish(&context, "a", 0..10).await;
+    running.until_messages(10).await;
+    server.terminate().await;
+    running.until_state(State::Down).await;
+    // Behind the reader's back, on another port.
+    let port = server.port;
+    let conf = server.folder.path().join("nats.conf");
+    let text = std::fs::read_to_string(&conf).expect("reads");
+    let other = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number").port();
+    std::fs::write(&conf, text.replace(&port.to_string(), &other.to_string())).expect("writes");
+    server.port = other;
+    server.revive().await;
+    publish(&client(&server).await, "a", 10..1000).await;
+    server.terminate().await;
+    std::fs::write(&conf, text).expect("writes");
+    server.port = port;
+    server.revive().await;
+    running.until_messages(110).await;
+    let gaps = ledger(&running.recorder.items.lock(), 1000);
+    assert_eq!(gaps.iter().map(|gap| (gap.reason, gap.from, gap.to)).collect::<Vec<_>>(), [(GapReason::Retention, Some(10), Some(901))]);
+}
+
+#[tokio::test]
+async fn holes_that_are_no_loss_are_no_gaps() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    let config = stream::Config { max_messages_per_subject: 1, ..named(&["a.*", "b.*", "c.*"]) };
+    let stream = make(&context, config).await;
+    let source = source(&server, &["a.*", "b.*"]);
+    let running = Running::start(source.clone());
+    running.until_state(State::Up).await;
+    let mut expected = Vec::new();
+    for n in 0..300_usize {
+        let subject = ["a.1", "c.1", "b.1", "c.2", "c.3"][n % 5];
+        publish(&context, subject, n..n + 1).await;
+        if n % 5 == 0 || n % 5 == 2 {
+            expected.push(n.to_string());
+        }
+        if n == 150 {
+            stream.delete_message(stream.get_info().await.expect("info").state.last_sequence).await.expect("deletes");
+        }
+    }
+    running.until_messages(expected.len()).await;
+    assert_eq!(running.bodies(), expected);
+    assert_eq!(running.gaps(), []);
+    // The place moves on over what is others'.
+    let all = running.recorder.items.lock().clone();
+    let read = read(&source, Start::After(position_of(&all, "292"))).await;
+    assert_eq!(texts(&read), ["295", "297", "tail 300!"]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_place_of_a_quiet_source_keeps_up_with_a_busy_stream() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, stream::Config { max_messages: 100, ..named(&["a", "b"]) }).await;
+    let source = source(&server, &["a"]);
+    let running = Running::start(source.clone());
+    running.until_state(State::Up).await;
+    publish(&context, "a", 0..1).await;
+    publish(&context, "b", 1..1000).await;
+    eventually("a place further on", async || {
+        let items = running.recorder.items.lock();
+        match items.last() {
+            Some(Item::Tail(Some(Position { seq: 1000, check: Some(_) }))) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let Some(Item::Tail(Some(place))) = running.recorder.items.lock().last().cloned() else { panic!("a tail") };
+    assert_eq!(texts(&read(&source, Start::After(place)).await), ["tail 1000!"]);
+    publish(&context, "a", 1000..1001).await;
+    running.until_messages(2).await;
+    assert_eq!(running.gaps(), []);
+}
+
+#[tokio::test]
+async fn a_reader_under_load_behind_a_filter_tells_no_false_gap() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, stream::Config { max_bytes: 64 << 20, ..named(&["a", "b"]) }).await;
+    let running = Running::start(source(&server, &["a"]));
+    running.until_state(State::Up).await;
+    let bodies = |range: std::ops::Range<usize>| range;
+    for round in 0..20 {
+        publish(&context, "a", bodies(round * 500..(round + 1) * 500)).await;
+        publish(&context, "b", bodies(0..300)).await;
+    }
+    running.until_messages(10_000).await;
+    assert_eq!(ledger(&running.recorder.items.lock(), 10_000), []);
+}
+
+#[tokio::test]
+async fn streams_that_do_not_suit_are_refused_with_what_to_do() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    let refused = async |source: &Arc<dyn Adapter>| {
+        let error = source.connect(Start::Now).await.err().expect("is refused");
+        crate::source::supervisor::chain(&error)
+    };
+    let source = source(&server, &["a"]);
+    assert_eq!(refused(&source).await, "there is no stream `S` (with `create` it would be made)");
+    let work = stream::Config { retention: stream::RetentionPolicy::WorkQueue, ..named(&["a"]) };
+    make(&context, work).await;
+    assert!(refused(&source).await.contains("has `workqueue` retention"));
+    context.delete_stream("S").await.expect("deletes");
+    make(&context, named(&["x", "y.>"])).await;
+    assert_eq!(refused(&source).await, "the stream `S` takes none of these subjects (it has: x, y.>)");
+
+    // A source that is refused is down, and up as soon as the stream suits.
+    let running = Running::start(source);
+    running.until_state(State::Down).await;
+    context.delete_stream("S").await.expect("deletes");
+    make(&context, named(&["a"])).await;
+    running.until_state(State::Up).await;
+
+    let bare = Server::configured("").await;
+    let conf = bare.folder.path().join("nats.conf");
+    let text = std::fs::read_to_string(&conf).expect("reads");
+    std::fs::write(&conf, text.lines().filter(|line| !line.contains("jetstream")).collect::<Vec<_>>().join("\n")).expect("writes");
+    let mut bare = bare;
+    bare.kill();
+    bare.revive().await;
+    assert!(refused(&self::source(&bare, &["a"])).await.contains("JetStream"));
+}
+
+#[tokio::test]
+async fn a_missing_stream_is_made_with_its_limits_and_published_to() {
+    let server = Server::start().await;
+    let limits = serde_json::json!({"stream": "S", "create": {"max_age": "1h", "max_bytes": "1MiB"}});
+    let json = serde_json::json!({"servers": [server.url()], "subjects": ["a.>", "b", "a.b"], "jetstream": limits});
+    let source = adapter(json);
+    let running = Running::start(source.clone());
+    running.until_state(State::Up).await;
+    let info = client(&server).await.get_stream("S").await.expect("is there").get_info().await.expect("info");
+    assert_eq!(info.config.subjects, ["a.>", "b"]);
+    assert_eq!((info.config.max_age, info.config.max_bytes), (Duration::from_secs(3600), 1 << 20));
+    source.publish("a.x", "hello".into()).await.expect("is stored");
+    running.until_messages(1).await;
+    let error = source.publish("other", "hello".into()).await.expect_err("nobody takes it").to_string();
+    assert_eq!(error, "no stream takes this subject");
+}
+
+#[test]
+fn places_are_read_from_all_forms_of_the_reply() {
+    let place = Some(api::Place { seq: 22, time: 1_700_000_000_000_000_001, pending: 5 });
+    assert_eq!(api::place(b"$JS.ACK.S.c.1.22.3.1700000000000000001.5"), place);
+    assert_eq!(api::place(b"$JS.ACK.hub.ABC.S.c.1.22.3.1700000000000000001.5"), place);
+    assert_eq!(api::place(b"$JS.ACK._.ABC.S.c.1.22.3.1700000000000000001.5.tok"), place);
+    for bad in ["", "$JS.ACK", "$JS.ACK.S.c.1.x.3.4.5", "_INBOX.a.b.c.d.e.f.g.h", "$JS.ACK.S.c.1.22.3.4"] {
+        assert_eq!(api::place(bad.as_bytes()), None, "{bad}");
+    }
+}
+
+#[test]
+fn a_stored_message_has_the_check_of_the_delivered_one() {
+    let answer = br#"{"type":"x","message":{"subject":"a.b","seq":7,"data":"aGk=","time":"2026-11-22T15:00:00.000000001Z"}}"#;
+    let stored = api::read_message(answer).expect("reads").expect("is there");
+    let time = stored.time;
+    assert_eq!(time % 1_000_000_000, 1);
+    assert_eq!(stored.check, Check::of(&[b"a.b", b"hi", &time.to_be_bytes()]));
+    let missing = br#"{"error":{"code":404,"err_code":10037,"description":"no message found"}}"#;
+    assert!(api::read_message(missing).expect("reads").is_none());
+}
