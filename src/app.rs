@@ -180,7 +180,7 @@ impl Bridge {
         let connections = TaskTracker::new();
 
         let handles: Vec<_> = sources.iter().map(|s| s.handle.clone()).collect();
-        let readings = readings(handles.clone(), streams.clone(), pool.clone(), connections.clone());
+        let readings = readings(handles.clone(), router.clone(), streams.clone(), pool.clone(), connections.clone());
         let asked = readings.clone();
         let metrics = Arc::new(Metrics::new(move || asked()));
         let counts = handles.iter().map(|h| metrics.source(h.name.as_str())).collect();
@@ -209,14 +209,17 @@ impl Bridge {
             open: Box::new(move |opening| Body::new(open(&streams, opening))),
         };
         let face = crate::http::router(&config, rooms);
-        let server = Server::new(face, tls, limits.header_bytes, times, bridge.ends.clone(), bridge.connections.clone());
+        let server =
+            Server::new(face, tls, limits.header_bytes, times, bridge.ends.clone(), bridge.connections.clone(), metrics.stalled.clone());
+        let stalled = metrics.stalled.clone();
         let admin = admin::router(admin::Rooms {
             metrics,
             sources: handles.into_iter().enumerate().map(|(n, handle)| admin::Source { handle, reach: router.reach(n) }).collect(),
             readings,
             draining: bridge.draining.clone(),
         });
-        let admin = Server::new(admin, None, limits.header_bytes, times, bridge.admin_ends.clone(), bridge.admin_connections.clone());
+        let admin =
+            Server::new(admin, None, limits.header_bytes, times, bridge.admin_ends.clone(), bridge.admin_connections.clone(), stalled);
 
         for (index, source) in sources.into_iter().enumerate() {
             bridge.supervise(index, source, intake.clone(), Start::Recent { age: config.window.age, bytes: config.window.bytes as u64 });
@@ -317,6 +320,7 @@ async fn beat(hub: Arc<Hub>, heartbeat: Duration) {
 /// What others count, gathered when somebody asks.
 fn readings(
     handles: Vec<Arc<Handle>>,
+    router: Arc<Router>,
     streams: Arc<Streams>,
     pool: Pool,
     connections: TaskTracker,
@@ -345,6 +349,8 @@ fn readings(
             channels: streams.hub().channels() as u64,
             history_readers: streams.reading() as u64,
             connections: connections.len() as u64,
+            shortened_subjects: router.shortened(),
+            reserved_names: router.reserved_names(),
         }
     })
 }

@@ -178,6 +178,10 @@ pub struct Readings {
     pub history_readers: u64,
     /// Sockets that are open.
     pub connections: u64,
+    /// Renamed subjects that had to be shortened.
+    pub shortened_subjects: u64,
+    /// Event names left out because they are reserved.
+    pub reserved_names: u64,
 }
 
 /// See the module.
@@ -188,6 +192,8 @@ pub struct Metrics {
     pub published: Counts<{ Published::ALL.len() }>,
     /// Streams that were refused.
     pub refused: Counts<{ Refused::ALL.len() }>,
+    /// Connections and streams that were cut because their client took nothing for `max_stall`.
+    pub stalled: Counter,
     events: Family<Labels, Counter>,
     dropped: Family<Labels, Counter>,
 }
@@ -208,6 +214,8 @@ impl Metrics {
         let refused = family(ours, "refused_subscribers", "Streams refused, by reason");
         let events = family(ours, "source_events", "Events that routing let go on");
         let dropped = family(ours, "source_dropped_messages", "Messages that a route dropped");
+        let stalled = Counter::default();
+        ours.register("stalled_connections", "Connections and streams cut because the client took nothing", stalled.clone());
         ours.register_collector(Box::new(Read(Box::new(readings))));
         let cell = |route: &Route, class| {
             requests.get_or_create_owned(&Labels(vec![("route", route.as_str().to_owned()), ("class", format!("{class}xx"))]))
@@ -217,7 +225,7 @@ impl Metrics {
         let words = |n: usize| Refused::ALL[n].as_str();
         let refused = Counts::new(&refused, "reason", std::array::from_fn(words));
         let requests = Route::ALL.iter().map(|route| std::array::from_fn(|class| cell(route, class + 1))).collect();
-        Self { registry, requests, published, refused, events, dropped }
+        Self { registry, requests, published, refused, stalled, events, dropped }
     }
 
     /// Counts a request.
@@ -263,7 +271,13 @@ type Row = (Vec<(&'static str, String)>, u64);
 
 fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, rows: impl IntoIterator<Item = Row>) -> fmt::Result {
     let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    rows.into_iter().try_for_each(|(labels, value)| ConstCounter::new(value).encode(metric.encode_family(&Labels(labels))?))
+    for (labels, value) in rows {
+        if labels.is_empty() {
+            return ConstCounter::new(value).encode(metric);
+        }
+        ConstCounter::new(value).encode(metric.encode_family(&Labels(labels))?)?;
+    }
+    Ok(())
 }
 
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, rows: impl IntoIterator<Item = Row>) -> fmt::Result {
@@ -300,6 +314,14 @@ impl Collector for Read {
         single(e, "channels", "Distinct filters with subscribers", all.channels)?;
         single(e, "history_readers", "Clients that read a broker's log", all.history_readers)?;
         single(e, "connections", "Connections to the public listener", all.connections)?;
+        let total = |value| [(Vec::new(), value)];
+        counter(
+            e,
+            "route_shortened_subjects",
+            "Renamed subjects that were too long and had to be shortened",
+            total(all.shortened_subjects),
+        )?;
+        counter(e, "route_reserved_names", "Event names left out because they are reserved", total(all.reserved_names))?;
         let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
         gauge(e, "build_info", "Always 1; the label says which version runs", [(version, 1)])
     }

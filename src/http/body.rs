@@ -62,8 +62,9 @@ impl Streams {
         Some((self.born.elapsed().saturating_sub(since), self.seen.load(Relaxed) > 0))
     }
 
-    /// Drops the bodies whose clients took nothing for `limit` although something waited.
-    pub(crate) fn drop_stalled(&self, limit: Duration) {
+    /// Drops the bodies whose clients took nothing for `limit` although something waited, and says how many.
+    pub(crate) fn drop_stalled(&self, limit: Duration) -> u64 {
+        let mut dropped = 0;
         let now = millis(self.born);
         let bodies: Vec<_> = self.bodies.lock().iter().filter_map(Weak::upgrade).collect();
         for slot in bodies {
@@ -71,9 +72,10 @@ impl Streams {
             if due > 0 && now.saturating_sub(due) >= u64::try_from(limit.as_millis()).unwrap_or(u64::MAX) {
                 // Dropped outside the lock: it may have much to do.
                 let body = slot.body.lock().take();
-                drop(body);
+                dropped += u64::from(body.is_some());
             }
         }
+        dropped
     }
 }
 
@@ -170,12 +172,12 @@ mod tests {
         let mut body = streams.watch(streams.enter(), Body::from_stream(futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx))));
         assert!(body.frame().now_or_never().is_none());
         std::thread::sleep(Duration::from_millis(20));
-        streams.drop_stalled(Duration::from_millis(10));
+        assert_eq!(streams.drop_stalled(Duration::from_millis(10)), 0);
         assert!(!sender.is_closed(), "nothing waited");
         sender.try_send(Ok(Bytes::from_static(b"x"))).unwrap();
         std::thread::sleep(Duration::from_millis(20));
         assert!(streams.idle().is_none());
-        streams.drop_stalled(Duration::from_millis(10));
+        assert_eq!(streams.drop_stalled(Duration::from_millis(10)), 1);
         assert!(sender.is_closed(), "an event waited and nobody came");
         assert!(body.frame().await.unwrap().is_err());
         drop(body);

@@ -16,6 +16,7 @@ use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -70,6 +71,8 @@ pub(crate) struct Server {
     times: Times,
     ends: Ends,
     tasks: TaskTracker,
+    /// Those that were cut because they took nothing.
+    stalled: Counter,
 }
 
 /// Where HTTP/2 runs its streams: in the same set of tasks as the connections.
@@ -87,7 +90,15 @@ where
 }
 
 impl Server {
-    pub(crate) fn new(router: Router, tls: Option<Tls>, header_bytes: usize, times: Times, ends: Ends, tasks: TaskTracker) -> Arc<Self> {
+    pub(crate) fn new(
+        router: Router,
+        tls: Option<Tls>,
+        header_bytes: usize,
+        times: Times,
+        ends: Ends,
+        tasks: TaskTracker,
+        stalled: Counter,
+    ) -> Arc<Self> {
         let mut http1 = http1::Builder::new();
         http1
             .timer(TokioTimer::new())
@@ -105,7 +116,7 @@ impl Server {
             .max_send_buf_size(64 << 10)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10));
-        Arc::new(Self { router, tls, http1, http2, times, ends, tasks })
+        Arc::new(Self { router, tls, http1, http2, times, ends, tasks, stalled })
     }
 
     /// Accepts until told otherwise; each connection is a task of the tracker.
@@ -151,13 +162,21 @@ impl Server {
         let service = Service { router: self.router.clone(), peer, streams: None };
         let mut connection = std::pin::pin!(self.http1.serve_connection(TokioIo::new(Lenient::new(io)), service));
         tokio::select! {
-            ended = connection.as_mut() => return note(ended),
+            ended = connection.as_mut() => return self.note(ended),
             () = self.ends.close.cancelled() => connection.as_mut().graceful_shutdown(),
         }
         tokio::select! {
-            ended = connection.as_mut() => note(ended),
+            ended = connection.as_mut() => self.note(ended),
             () = self.ends.cut.cancelled() => {}
         }
+    }
+
+    fn note(&self, ended: hyper::Result<()>) {
+        let Err(error) = ended else { return };
+        if std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source()).any(is_stall) {
+            self.stalled.inc();
+        }
+        tracing::debug!(%error, "connection ended");
     }
 
     async fn serve_http2<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, io: I, peer: Peer) {
@@ -169,14 +188,14 @@ impl Server {
         let mut closing = false;
         loop {
             tokio::select! {
-                ended = connection.as_mut() => return note(ended),
+                ended = connection.as_mut() => return self.note(ended),
                 () = self.ends.cut.cancelled() => return,
                 () = self.ends.close.cancelled(), if !closing => {
                     closing = true;
                     connection.as_mut().graceful_shutdown();
                 }
                 _ = looks.tick() => {
-                    streams.drop_stalled(self.times.stall);
+                    self.stalled.inc_by(streams.drop_stalled(self.times.stall));
                     // Whoever was told to go, and does not, is not waited for.
                     match streams.idle() {
                         Some((idle, seen)) if idle >= if seen { IDLE } else { self.times.header } => {
@@ -194,10 +213,9 @@ impl Server {
     }
 }
 
-fn note(ended: hyper::Result<()>) {
-    if let Err(error) = ended {
-        tracing::debug!(%error, "connection ended");
-    }
+/// Whether [`Stall`] or the system gave the peer up because it took nothing.
+fn is_stall(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::TimedOut)
 }
 
 /// Looks at the first bytes and leaves them where they are.

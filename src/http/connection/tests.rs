@@ -20,6 +20,7 @@ struct Served {
     tasks: TaskTracker,
     /// Bodies that live.
     bodies: Arc<AtomicUsize>,
+    stalled: Counter,
 }
 
 struct Living(Arc<AtomicUsize>);
@@ -52,13 +53,14 @@ impl Served {
             async { Body::from_stream(futures_util::StreamExt::chain(first, rest)) }
         };
         let router = Router::new().route("/hello", get(|| async { "hello" })).route("/torrent", get(torrent)).route("/quiet", get(quiet));
+        let stalled = Counter::default();
         let ends = Ends::default();
         let tasks = TaskTracker::new();
-        let server = Server::new(router, tls, 16 << 10, TIMES, ends.clone(), tasks.clone());
+        let server = Server::new(router, tls, 16 << 10, TIMES, ends.clone(), tasks.clone(), stalled.clone());
         let listener = super::super::listen::bind("server.listen", "127.0.0.1:0".parse().unwrap(), Duration::from_secs(60)).unwrap();
         let address = listener.local_addr().unwrap();
         tasks.spawn(server.run(listener));
-        Self { address, ends, tasks, bodies }
+        Self { address, ends, tasks, bodies, stalled }
     }
 
     async fn connect(&self) -> TcpStream {
@@ -186,6 +188,7 @@ async fn a_peer_that_takes_nothing_is_cut_and_an_idle_one_is_kept() {
     read_until(&mut stuck, "xxxx").await;
     assert_eq!(served.bodies.load(SeqCst), 2);
     served.bodies_fall_to(1).await;
+    assert_eq!(served.stalled.get(), 1);
     tokio::time::sleep(TIMES.stall * 2).await;
     assert_eq!(served.bodies.load(SeqCst), 1);
     drop(quiet);
@@ -201,7 +204,7 @@ async fn a_stream_of_http2_whose_window_stays_shut_is_dropped_and_its_siblings_a
     let stuck = sender.send_request(ask("/torrent")).await.unwrap();
     assert_eq!(served.bodies.load(SeqCst), 2);
     served.bodies_fall_to(1).await;
-    assert_eq!(greeting(&mut sender).await, "hello");
+    assert_eq!((served.stalled.get(), greeting(&mut sender).await), (1, Bytes::from_static(b"hello")));
     drop((stuck, quiet));
     served.bodies_fall_to(0).await;
 }
