@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
 
 use super::client::{self, Reach};
@@ -56,9 +58,20 @@ pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error
             ended = tail.follow() => ended.map(|Ended| ()),
             interrupted = tokio::signal::ctrl_c() => interrupted.map_err(|e| Error::with("cannot listen to signals", e)),
             _ = terminate.recv() => Ok(()),
+            () = reader_gone() => Ok(()),
         }
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Ends when whoever reads standard output has gone, even while there is nothing to print. Never, where that is a file.
+async fn reader_gone() {
+    if let Ok(out) = AsyncFd::with_interest(std::io::stdout(), Interest::ERROR)
+        && out.ready(Interest::ERROR).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// Enough was printed, or nobody reads any more.
