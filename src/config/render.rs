@@ -191,7 +191,10 @@ fn warnings(config: &Config) -> Vec<String> {
         warn("auth.carriers.query", "a token in a URL ends in proxies' logs and in browsers' histories: prefer the cookie");
     }
     if auth.jwt.as_ref().is_some_and(|jwt| jwt.audience.is_none()) {
-        warn("auth.jwt.audience", "is not set: a token that the same key signed for another service is taken too");
+        warn(
+            "auth.jwt.audience",
+            "is not set: a token without an `aud` that the same key signed for another service is taken, one with an `aud` is refused",
+        );
     }
     if !server.listen.ip().is_loopback() && server.tls.is_none() && auth.jwt.is_some() {
         warn("server.tls", "is not set: tokens cross the network in the clear, unless a proxy in front of brokercast ends TLS");
