@@ -55,13 +55,22 @@ impl Check {
     /// Of the parts of a message that are the same whoever reads it.
     #[must_use]
     pub fn of(parts: &[&[u8]]) -> Self {
-        let mut hash = Fnv::default();
+        // By words: payloads may be large, and each message is hashed once. The same on every machine.
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mix = |hash: u64, word: u64| (hash.rotate_left(23) ^ word).wrapping_mul(ODD);
+        let mut hash = 0xcbf2_9ce4_8422_2325;
         for part in parts {
-            hash.write(&(part.len() as u64).to_be_bytes());
-            hash.write(part);
+            hash = mix(hash, part.len() as u64);
+            let (words, rest) = part.as_chunks::<8>();
+            hash = words.iter().fold(hash, |hash, word| mix(hash, u64::from_le_bytes(*word)));
+            let mut last = [0; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            hash = mix(hash, u64::from_le_bytes(last));
         }
-        let h = hash.finish();
-        Self(((h ^ (h >> 24) ^ (h >> 48)) & 0xff_ffff) as u32)
+        // Each bit of the words reaches each bit of the check (the finish of MurmurHash3).
+        hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        Self((hash >> 40) as u32)
     }
 }
 

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
+use super::nats::wire::LastServer;
 use super::nats::{self, Config, JetStream, without_overlap};
 use super::{Adapter, Connection, Item, SourceError, Start};
 use crate::cursor::Position;
@@ -24,11 +25,11 @@ mod tests;
 
 use api::{NewConsumer, NewStream, Stored, StreamInfo};
 use line::{Line, Shared};
-use reader::{Begin, Reader};
+use reader::{Begin, Credit, Reader};
 
 /// Messages that the live reader asks for at a time, and a history's.
-const LIVE: usize = 4096;
-const HISTORY: usize = 512;
+const LIVE: Credit = Credit { messages: 4096, bytes: 32 << 20 };
+const HISTORY: Credit = Credit { messages: 512, bytes: 4 << 20 };
 /// How long the server keeps the place of a reader that is gone.
 const INACTIVE: Duration = Duration::from_secs(60);
 
@@ -42,6 +43,7 @@ pub struct JetStreamSource {
     /// The connection of all this source's readers, while there is one.
     shared: tokio::sync::Mutex<Weak<Shared>>,
     known: Arc<Mutex<Known>>,
+    last_server: LastServer,
 }
 
 /// What the live reader has seen of the stream.
@@ -59,7 +61,15 @@ impl JetStreamSource {
     pub fn new(config: Config, stream: JetStream, name: &SourceName) -> Self {
         let subjects = without_overlap(&config.subjects).into_iter().map(|(pattern, _)| pattern).collect();
         let unnamed = Subject::new(name.as_str()).expect("a source's name is made of what subjects are made of");
-        Self { config, stream, subjects, unnamed, shared: tokio::sync::Mutex::default(), known: Arc::default() }
+        Self {
+            config,
+            stream,
+            subjects,
+            unnamed,
+            shared: tokio::sync::Mutex::default(),
+            known: Arc::default(),
+            last_server: LastServer::default(),
+        }
     }
 
     async fn line(&self) -> Result<Line, SourceError> {
@@ -67,7 +77,7 @@ impl JetStreamSource {
         if let Some(shared) = shared.upgrade().filter(|shared| !shared.is_dead()) {
             return Ok(Line::new(shared));
         }
-        let fresh = Shared::connect(&self.config).await?;
+        let fresh = Shared::connect(&self.config, &self.last_server).await?;
         *shared = Arc::downgrade(&fresh);
         Ok(Line::new(fresh))
     }

@@ -22,7 +22,7 @@ pub(in crate::source) mod wire;
 
 pub use config::{Auth, Config, JetStream, Limits, Raw, Server, Tls};
 use parse::{Delivery, Op};
-use wire::Wire;
+use wire::{LastServer, Wire};
 
 impl Config {
     /// Makes the adapter; connects nothing.
@@ -61,6 +61,7 @@ pub struct Nats {
     config: Config,
     subscriptions: Vec<(Pattern, Vec<Pattern>)>,
     unnamed: Subject,
+    last_server: LastServer,
 }
 
 impl Nats {
@@ -69,7 +70,7 @@ impl Nats {
     pub fn new(config: Config, name: &SourceName) -> Self {
         let subscriptions = without_overlap(&config.subjects);
         let unnamed = Subject::new(name.as_str()).expect("a source's name is made of what subjects are made of");
-        Self { subscriptions, unnamed, config }
+        Self { subscriptions, unnamed, config, last_server: LastServer::default() }
     }
 }
 
@@ -84,7 +85,7 @@ impl Adapter for Nats {
 
     fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
         Box::pin(async {
-            let mut wire = wire::connect(&self.config).await?;
+            let mut wire = wire::connect(&self.config, &self.last_server).await?;
             for (n, (pattern, _)) in self.subscriptions.iter().enumerate() {
                 let group = self.config.queue_group.as_deref().unwrap_or_default();
                 wire.send(&[format!("SUB {pattern} {group} {n}\r\n").as_bytes()]);
@@ -108,7 +109,7 @@ impl Adapter for Nats {
 pub(in crate::source) async fn publish(config: &Config, subject: &str, payload: Bytes) -> Result<(), SourceError> {
     const INBOX: &str = "_INBOX.brokercast";
     let subject: Subject = subject.parse().map_err(|e| SourceError::with("the subject cannot be published to", e))?;
-    let mut wire = wire::connect(config).await?;
+    let mut wire = wire::connect(config, &LastServer::default()).await?;
     if wire.info.max_payload > 0 && payload.len() > wire.info.max_payload {
         return Err(SourceError::new(format!("the payload is larger than the server takes ({} bytes)", wire.info.max_payload)));
     }

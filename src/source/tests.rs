@@ -157,9 +157,12 @@ pub(crate) async fn conformance(rig: &mut dyn Rig) {
         }
         running.until_messages(200).await;
         assert_eq!(running.bodies(), expected);
+        // A server that is going may let us in once more.
+        let reconnects = running.handle.counters.reconnects();
+        assert!(reconnects >= 1);
         let reasons: Vec<_> = running.gaps().iter().map(|gap| gap.reason).collect();
-        assert_eq!(reasons, if adapter.loses_while_away() { vec![GapReason::Reconnect] } else { vec![] });
-        assert_eq!(running.handle.counters.reconnects(), 1);
+        let each = if adapter.loses_while_away() { usize::try_from(reconnects).expect("few") } else { 0 };
+        assert_eq!(reasons, vec![GapReason::Reconnect; each]);
     }
     assert_eq!(running.handle.counters.messages(), expected.len() as u64);
     let took = running.stop().await;

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::source::nats::Config;
 use crate::source::nats::parse::{Delivery, Op};
-use crate::source::nats::wire::{self, Wire};
+use crate::source::nats::wire::{self, LastServer, Wire};
 use crate::source::{SourceError, supervisor};
 
 /// For an answer of the server.
@@ -30,12 +30,15 @@ pub(super) struct Shared {
     outgoing: Mutex<BytesMut>,
     spoken: Notify,
     dead: OnceLock<String>,
+    /// The largest payload that the server takes.
+    max_payload: usize,
 }
 
 impl Shared {
-    pub(super) async fn connect(config: &Config) -> Result<Arc<Self>, SourceError> {
-        let wire = wire::connect(config).await?;
+    pub(super) async fn connect(config: &Config, lost: &LastServer) -> Result<Arc<Self>, SourceError> {
+        let wire = wire::connect(config, lost).await?;
         Ok(Arc::new(Self {
+            max_payload: wire.info.max_payload,
             wire: tokio::sync::Mutex::new(wire),
             readers: Mutex::default(),
             next: AtomicU64::new(1),
@@ -124,6 +127,11 @@ impl Line {
         shared.readers.lock().insert(sid, sender);
         shared.say(&format!("SUB {inbox}.* {sid}\r\n"));
         Self { shared, sid, inbox, queue, asked: 0, farewell: String::new() }
+    }
+
+    /// The largest message that the server can have taken, about.
+    pub(super) fn largest(&self) -> usize {
+        self.shared.max_payload + (64 << 10)
     }
 
     /// Whether a delivery is an answer to this line, not a message of a stream; then to what.

@@ -37,6 +37,13 @@ const ADVANCE: u32 = 15;
 const FASTEST_MESSAGES: u64 = 2_000_000;
 const FASTEST_BYTES: u64 = 512 << 20;
 
+/// What a reader asks for at a time: that much may wait for it in memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Credit {
+    pub(super) messages: usize,
+    pub(super) bytes: usize,
+}
+
 /// How a reader begins.
 pub(super) struct Begin {
     /// What is told first.
@@ -49,8 +56,8 @@ pub(super) struct Begin {
     pub(super) pending: u64,
     /// First only the newest of each subject.
     pub(super) last_only: bool,
-    /// Messages asked for at a time.
-    pub(super) credit: usize,
+    /// What is asked for at a time.
+    pub(super) credit: Credit,
     /// What the live reader notes.
     pub(super) known: Option<Arc<Mutex<Known>>>,
 }
@@ -107,7 +114,9 @@ pub(super) struct Reader {
     tail: Option<Position>,
     last_only: bool,
 
-    credit: usize,
+    credit: Credit,
+    /// A pull ended for its bytes, and no message has come since.
+    cramped: bool,
     outstanding: usize,
     tick: Interval,
     silent: u32,
@@ -130,6 +139,7 @@ impl Reader {
     ) -> Self {
         let mut tick = tokio::time::interval_at(Instant::now() + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let largest = line.largest();
         let mut reader = Self {
             line,
             stream: stream.to_owned(),
@@ -151,7 +161,8 @@ impl Reader {
             caught_up: begin.pending == 0,
             tail: Some(begin.end),
             last_only: begin.last_only,
-            credit: begin.credit,
+            credit: Credit { bytes: begin.credit.bytes.max(largest), ..begin.credit },
+            cramped: false,
             outstanding: 0,
             tick,
             silent: 0,
@@ -168,12 +179,12 @@ impl Reader {
 
     fn pull(&mut self) {
         let held = self.out.len() + self.checking.items.len() + self.ready.items.len() + self.outstanding;
-        if held > self.credit / 2 {
+        if held > self.credit.messages / 2 {
             return;
         }
-        let more = self.credit - held;
+        let (more, bytes) = (self.credit.messages - held, self.credit.bytes);
         let (expires, heartbeat) = (EXPIRES.as_nanos(), HEARTBEAT.as_nanos());
-        let what = format!(r#"{{"batch":{more},"expires":{expires},"idle_heartbeat":{heartbeat}}}"#);
+        let what = format!(r#"{{"batch":{more},"max_bytes":{bytes},"expires":{expires},"idle_heartbeat":{heartbeat}}}"#);
         self.line.ask(&format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.stream, self.consumer), "p", &what);
         self.outstanding += more;
     }
@@ -202,6 +213,7 @@ impl Reader {
         let place = api::place(&delivery.reply).ok_or_else(|| SourceError::new("a message of the stream says no sequence"))?;
         self.silent = 0;
         self.moved = true;
+        self.cramped = false;
         self.outstanding = self.outstanding.saturating_sub(1);
         if self.last.is_some_and(|last| place.seq <= last.seq) {
             return Err(SourceError::new("the stream's sequences went back"));
@@ -262,6 +274,14 @@ impl Reader {
                 self.give_back(answer);
                 Ok(())
             }
+            409 if words.to_ascii_lowercase().starts_with("message size exceeds") => {
+                // Larger than anything the server takes today: it took more once.
+                if std::mem::replace(&mut self.cramped, true) {
+                    self.credit.bytes = self.credit.bytes.saturating_mul(2);
+                }
+                self.give_back(answer);
+                Ok(())
+            }
             503 => Err(SourceError::new("the consumer is gone")),
             _ => Err(SourceError::new(format!("JetStream ended the reading: {words}"))),
         }
@@ -310,7 +330,7 @@ impl Reader {
             // Whatever of ours stood there a second ago would have come.
             let floor = floor.max(end_before).max(first - 1);
             self.floor = Some(floor);
-            if self.idle % ADVANCE == 0 && floor > self.told && self.tail.is_none() {
+            if self.idle.is_multiple_of(ADVANCE) && floor > self.told && self.tail.is_none() {
                 self.line.ask(&format!("$JS.API.STREAM.MSG.GET.{}", self.stream), "m", &format!(r#"{{"seq":{floor}}}"#));
             }
         } else if self.outstanding > 0 {

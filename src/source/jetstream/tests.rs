@@ -461,14 +461,8 @@ async fn streams_that_do_not_suit_are_refused_with_what_to_do() {
     make(&context, named(&["a"])).await;
     running.until_state(State::Up).await;
 
-    let bare = Server::configured("").await;
-    let conf = bare.folder.path().join("nats.conf");
-    let text = std::fs::read_to_string(&conf).expect("reads");
-    std::fs::write(&conf, text.lines().filter(|line| !line.contains("jetstream")).collect::<Vec<_>>().join("\n")).expect("writes");
-    let mut bare = bare;
-    bare.kill();
-    bare.revive().await;
-    assert!(refused(&self::source(&bare, &["a"])).await.contains("JetStream"));
+    let bare = Server::configured_without_jetstream("").await;
+    assert_eq!(refused(&self::source(&bare, &["a"])).await, "the server has no JetStream, or not for this account");
 }
 
 #[tokio::test]

@@ -236,23 +236,29 @@ fn servers(texts: &[String], path: &str, problems: &mut Problems) -> Option<Vec<
 }
 
 impl Server {
+    /// `[nats://|tls://][user:password@]host[:4222]`
     fn parse(text: &str) -> Option<Self> {
-        // The library knows what NATS calls an address; web sockets are not built in.
-        let address: async_nats::ServerAddr = text.parse().ok()?;
-        let tls = match address.scheme() {
+        let whole = if text.contains("://") { text.to_owned() } else { format!("nats://{text}") };
+        let url: url::Url = whole.parse().ok()?;
+        let tls = match url.scheme() {
             "nats" => false,
             "tls" => true,
             _ => return None,
         };
-        let host = address.host().to_owned();
-        let text = |text: &str| Some(percent_encoding::percent_decode_str(text).decode_utf8().ok()?.into_owned());
-        let auth = match (address.username(), address.password()) {
-            (None, _) => Auth::None,
-            (Some(user), Some(password)) => Auth::User(text(user)?, Secret::new(text(password)?)),
-            (Some(token), None) => Auth::Token(Secret::new(text(token)?)),
+        let host = match url.host()? {
+            // Of schemes it does not know the library leaves numbers as they are.
+            url::Host::Domain(name) => name.to_owned(),
+            url::Host::Ipv4(address) => address.to_string(),
+            url::Host::Ipv6(address) => address.to_string(),
         };
-        let path = address.clone().into_inner().path().to_owned();
-        (!host.is_empty() && matches!(&*path, "" | "/")).then(|| Self { host, port: address.port(), tls, auth })
+        let text = |text: &str| Some(percent_encoding::percent_decode_str(text).decode_utf8().ok()?.into_owned());
+        let auth = match (url.username(), url.password()) {
+            ("", None) => Auth::None,
+            (token, None) => Auth::Token(Secret::new(text(token)?)),
+            (user, Some(password)) => Auth::User(text(user)?, Secret::new(text(password)?)),
+        };
+        let bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
+        (!host.is_empty() && bare).then(|| Self { host, port: url.port().unwrap_or(4222), tls, auth })
     }
 }
 

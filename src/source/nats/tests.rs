@@ -26,13 +26,18 @@ impl Server {
         Self::configured("").await
     }
 
-    /// With more lines of its configuration, in which `$DIR` is its folder.
+    /// With more lines of its configuration.
     pub(crate) async fn configured(lines: &str) -> Self {
+        Self::configured_without_jetstream(&format!("jetstream {{ store_dir: \"$DIR/js\" }}\n{lines}")).await
+    }
+
+    /// With these lines of its configuration, in which `$DIR` is its folder.
+    pub(crate) async fn configured_without_jetstream(lines: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number").port();
         let dir = folder.path().display().to_string();
         let lines = lines.replace("$DIR", &dir);
-        let text = format!("listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{dir}/js\" }}\n{lines}\n");
+        let text = format!("listen: \"127.0.0.1:{port}\"\n{lines}\n");
         std::fs::write(folder.path().join("nats.conf"), text).expect("writes");
         let mut server = Self { child: None, port, folder };
         server.revive().await;
@@ -229,6 +234,45 @@ async fn each_way_to_say_who_we_are_works_and_a_wrong_one_is_told_without_its_se
     let url = format!("nats://u:p%40ss@127.0.0.1:{}", server.port);
     let source = adapter(serde_json::json!({"servers": [url], "subjects": ["a"]}));
     source.connect(Start::Now).await.map(|_| ()).expect("is let in by the address");
+}
+
+/// A JWT of NATS: claims about `subject`, signed by `by`.
+fn nats_jwt(kind: &str, subject: &nkeys::KeyPair, by: &nkeys::KeyPair) -> String {
+    use base64::Engine as _;
+    let text = |json: serde_json::Value| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json.to_string());
+    let claims = serde_json::json!({"jti": kind, "iat": 1, "iss": by.public_key(), "name": kind, "sub": subject.public_key(),
+        "nats": {"type": kind, "version": 2, "subs": -1, "data": -1, "payload": -1,
+            "limits": {"subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1}}});
+    let signed = format!("{}.{}", text(serde_json::json!({"typ": "JWT", "alg": "ed25519-nkey"})), text(claims));
+    let signature = by.sign(signed.as_bytes()).expect("signs");
+    format!("{signed}.{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(signature))
+}
+
+#[tokio::test]
+async fn a_credentials_file_says_who_we_are() {
+    let (operator, account, user) = (nkeys::KeyPair::new_operator(), nkeys::KeyPair::new_account(), nkeys::KeyPair::new_user());
+    let lines = format!(
+        "operator: {}\nresolver: MEMORY\nresolver_preload: {{ {}: {} }}",
+        nats_jwt("operator", &operator, &operator),
+        account.public_key(),
+        nats_jwt("account", &account, &operator)
+    );
+    let server = Server::configured_without_jetstream(&lines).await;
+    let file = server.folder.path().join("user.creds");
+    let (jwt, seed) = (nats_jwt("user", &user, &account), user.seed().expect("a seed"));
+    let text = format!(
+        "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n\
+         -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    );
+    std::fs::write(&file, text).expect("writes");
+    let json = serde_json::json!({"servers": [server.url()], "subjects": ["a"], "credentials_file": file});
+    let running = Running::start(adapter(json.clone()));
+    running.until_state(State::Up).await;
+    adapter(json.clone()).publish("a", "1".into()).await.expect("publishes");
+    running.until_messages(1).await;
+    std::fs::write(&file, "nothing").expect("writes");
+    let error = adapter(json).connect(Start::Now).await.err().expect("is refused");
+    assert!(crate::source::supervisor::chain(&error).contains("is no NATS credentials file"));
 }
 
 #[tokio::test]

@@ -39,7 +39,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// What a server says of itself; the rest is of no interest.
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct Info {
+pub(in crate::source) struct Info {
     #[serde(default)]
     tls_required: bool,
     #[serde(default)]
@@ -47,7 +47,7 @@ pub(super) struct Info {
     #[serde(default)]
     nonce: String,
     #[serde(default)]
-    pub(super) max_payload: usize,
+    pub(in crate::source) max_payload: usize,
 }
 
 #[derive(Serialize)]
@@ -90,17 +90,26 @@ pub(in crate::source) struct Wire {
     flushed: bool,
     ping: Interval,
     unanswered: u32,
-    pub(super) info: Info,
+    pub(in crate::source) info: Info,
 }
 
-/// Connects to one of the servers, in a random order.
-pub(in crate::source) async fn connect(config: &Config) -> Result<Wire, SourceError> {
+/// The server that a source was connected to.
+#[derive(Debug, Default)]
+pub(in crate::source) struct LastServer(parking_lot::Mutex<Option<Server>>);
+
+/// Connects to one of the servers, in a random order; the one that was connected to last, and is lost, is tried last.
+pub(in crate::source) async fn connect(config: &Config, lost: &LastServer) -> Result<Wire, SourceError> {
     let mut servers: Vec<&Server> = config.servers.iter().collect();
     rand::seq::SliceRandom::shuffle(&mut servers[..], &mut rand::rng());
+    let last = lost.0.lock().clone();
+    servers.sort_by_key(|server| last.as_ref() == Some(*server));
     let mut failures = Vec::new();
     for server in servers {
         let failure = match timeout(GREETING, greet(config, server)).await {
-            Ok(Ok(wire)) => return Ok(wire),
+            Ok(Ok(wire)) => {
+                *lost.0.lock() = Some(server.clone());
+                return Ok(wire);
+            }
             Ok(Err(error)) => error,
             Err(_) => SourceError::new("no answer in time"),
         };
