@@ -8,6 +8,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Certificate, Client, Response, Url};
 
 use super::{Error, load};
+use crate::config::Server;
 
 /// How to reach a bridge, and as whom.
 #[derive(Debug, clap::Args)]
@@ -16,7 +17,7 @@ pub(super) struct Reach {
     #[arg(long, value_name = "URL")]
     pub(super) url: Option<Url>,
     /// A token to show; better in the environment, where `ps` does not show it
-    #[arg(long, env = "BROKERCAST_TOKEN", hide_env_values = true, conflicts_with = "token_file")]
+    #[arg(long, env = "BROKERCAST_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// A file that holds the token
     #[arg(long, value_name = "FILE")]
@@ -29,10 +30,17 @@ pub(super) struct Reach {
 impl Reach {
     /// The bridge's address, from the configuration where none is given.
     pub(super) fn address(&self, files: &[PathBuf]) -> Result<Url, Error> {
+        match &self.url {
+            Some(url) => base(url.clone()),
+            None => self.address_of(&load(files)?.config.server),
+        }
+    }
+
+    /// The bridge's address, where its configuration has been read.
+    pub(super) fn address_of(&self, server: &Server) -> Result<Url, Error> {
         if let Some(url) = &self.url {
             return base(url.clone());
         }
-        let server = load(files)?.config.server;
         let scheme = if server.tls.is_some() { "https" } else { "http" };
         parse(&format!("{scheme}://{}", reachable(server.listen)))
     }
@@ -41,8 +49,9 @@ impl Reach {
     pub(super) fn client(&self) -> Result<Client, Error> {
         let mut headers = HeaderMap::new();
         let token = match (&self.token, &self.token_file) {
-            (Some(token), _) => Some(token.trim().to_owned()),
-            (None, Some(file)) => Some(read(file)?.trim().to_owned()),
+            // It was asked for here and now; the token may come from the environment.
+            (_, Some(file)) => Some(read(file)?.trim().to_owned()),
+            (Some(token), None) => Some(token.trim().to_owned()),
             (None, None) => None,
         };
         if let Some(token) = token.filter(|token| !token.is_empty()) {

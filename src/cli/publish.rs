@@ -32,17 +32,16 @@ pub(super) struct Options {
 
 pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error> {
     let config = load(files)?.config;
-    let Some((name, source)) = config.sources.into_iter().find(|(name, _)| name.as_str() == options.source) else {
-        // The names are moved out of the configuration above; they are asked for again in the rare case.
-        let known: Vec<String> = load(files)?.config.sources.keys().map(ToString::to_string).collect();
+    let Some((name, source)) = config.sources.iter().find(|(name, _)| name.as_str() == options.source) else {
+        let known: Vec<&str> = config.sources.keys().map(|name| name.as_str()).collect();
         return Err(Error::new(format!("unknown source `{}` (configured: {})", options.source, known.join(", "))));
     };
     let payload = payload(options.data)?;
     if matches!(source.adapter, AdapterConfig::Http(_)) {
-        let address = options.reach.address(files)?;
+        let address = options.reach.address_of(&config.server)?;
         return block_on(post(address, &options.reach, &options.subject, payload));
     }
-    let adapter = source.adapter.build(&name, Common { max_payload: source.max_payload });
+    let adapter = source.adapter.clone().build(name, Common { max_payload: source.max_payload });
     block_on(async {
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| Error::with(format!("source `{name}` did not take the message"), e);
         match tokio::time::timeout(PATIENCE, adapter.publish(&options.subject, payload)).await {

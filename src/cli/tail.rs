@@ -22,6 +22,8 @@ mod line;
 
 /// How long a browser waits unless told otherwise, about.
 const RETRY: Duration = Duration::from_secs(3);
+/// However short, a server that is gone must not be asked in a loop.
+const MIN_RETRY: Duration = Duration::from_millis(100);
 /// However long the server says, somebody is watching.
 const MAX_RETRY: Duration = Duration::from_secs(300);
 /// The wait for an answer's head.
@@ -66,7 +68,7 @@ pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error
 
 /// Ends when whoever reads standard output has gone, even while there is nothing to print. Never, where that is a file.
 async fn reader_gone() {
-    if let Ok(out) = AsyncFd::with_interest(std::io::stdout(), Interest::ERROR)
+    if let Ok(out) = AsyncFd::try_with_interest(std::io::stdout(), Interest::ERROR)
         && out.ready(Interest::ERROR).await.is_ok()
     {
         return;
@@ -127,7 +129,7 @@ impl Tail {
             let (why, wait) = match self.connection().await {
                 Ok(Ended) => return Ok(Ended),
                 Err(Broken::Never(error)) => return Err(error),
-                Err(Broken::Again(why, wait)) => (why, wait.unwrap_or(self.retry).min(MAX_RETRY)),
+                Err(Broken::Again(why, wait)) => (why, wait.unwrap_or(self.retry).clamp(MIN_RETRY, MAX_RETRY)),
             };
             say(format_args!("-- {why}; again in {:.1} s", wait.as_secs_f64()));
             sleep(wait).await;

@@ -75,7 +75,9 @@ impl fmt::Display for Found {
             write!(f, "{place}: ")?;
         }
         if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
+            // A key can be anything; a problem is one line.
+            let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+            write!(f, "{}: ", self.path.chars().map(plain).collect::<String>())?;
         }
         f.write_str(&self.expected)
     }

@@ -194,7 +194,12 @@ impl Serialize for Shown<'_> {
         if is_address(name)
             && let Some(text) = text
         {
-            return serializer.serialize_str(&withhold_userinfo(text));
+            // Without a scheme it is an address all the same.
+            let shown = match text.rsplit_once('@') {
+                Some((_, host)) if !text.contains("://") => format!("{WITHHELD}@{host}"),
+                _ => withhold_userinfo(text),
+            };
+            return serializer.serialize_str(&shown);
         }
         if (node.secret.get() || is_secret(name)) && !node.is_null() {
             return serializer.serialize_str(WITHHELD);

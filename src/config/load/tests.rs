@@ -232,6 +232,8 @@ fn no_problem_echoes_a_value() {
         "log: { format: VALUE, filter: \"VALUE=VALUE=VALUE\" }",
         "sources: VALUE",
         "sources: { a: VALUE, b: { ticker: VALUE }, c: { ticker: { every: VALUE, subject: \"VALUE.\" } }, d: { http: { subjects: VALUE } } }",
+        "sources: { a: { amqp: { url: \"amqp://u:VALUE@h:no/x\", exchange: \"VALUE\", queue: \"VALUE\", queue_type: VALUE, prefetch: VALUE } } }",
+        "sources: { a: { amqp: { url: \"http://VALUE\", password: [VALUE], tls: VALUE, binding_keys: VALUE, declare: VALUE } } }",
         "sources: { a: { nats: { servers: [\"x://VALUE\", \"nats://u:VALUE@h:no\"], subjects: [\"VALUE.\"], jetstream: VALUE } } }",
         "routes: [VALUE, { match: { source: VALUE, subject: \"VALUE.\" } }, { match: {}, subject: \"{VALUE}\", envelope: VALUE, drop: VALUE }]",
         "server: { listen: \"VALUE }",
@@ -442,6 +444,76 @@ sources:
     let again = good(&[&yaml.replace("(withheld)", KEY)], &[]);
     assert_eq!(again.config.sources.len(), loaded.config.sources.len());
     assert_eq!(again.to_yaml(), yaml);
+}
+
+#[test]
+fn what_is_shown_is_the_same_when_read_again() {
+    for text in [
+        "no",
+        "007",
+        "1e3",
+        "~",
+        "null",
+        "a: b",
+        "#x",
+        "- y",
+        "it's \"quoted\"",
+        "line\nbreak",
+        " x ",
+        "true",
+        "[a",
+        "@at",
+        "ü",
+        "!tag",
+        "*a",
+    ] {
+        let quoted = serde_json::to_string(text).unwrap();
+        let file = format!("auth: {{ jwt: {{ audience: {quoted}, keys: [{{ id: {quoted}, algorithms: [HS256], secret: {KEY} }}] }} }}");
+        let loaded = good(&[&file], &[]);
+        let again = good(&[&loaded.to_yaml().replace("(withheld)", KEY)], &[]);
+        let jwt = again.config.auth.jwt.as_ref().unwrap();
+        assert_eq!((jwt.audience.as_deref(), jwt.keys[0].id.as_deref()), (Some(text), Some(text)), "{}", loaded.to_yaml());
+    }
+}
+
+#[test]
+fn addresses_are_shown_without_who_asks() {
+    use super::super::node::withhold_userinfo;
+    for (written, shown) in [
+        ("nats://u:p@h:4222", "nats://(withheld)@h:4222"),
+        ("nats://token@h", "nats://(withheld)@h"),
+        ("amqp://u:p/a@ss@h/%2f?heartbeat=5&password=x", "amqp://(withheld)@h/%2f?heartbeat=5&password=(withheld)"),
+        ("https://h/path", "https://h/path"),
+        ("no url", "no url"),
+    ] {
+        assert_eq!(withhold_userinfo(written), shown);
+    }
+}
+
+#[test]
+fn windows_line_ends_marks_anchors_and_merge_keys_are_fine() {
+    let loaded = good(
+        &[
+            "\u{feff}server:\r\n  heartbeat: 2s\r\nsources:\r\n  a: &a\r\n    ticker: &t { subject: x, every: 2s }\r\n  b: { ticker: { <<: *t, subject: y } }\r\n",
+        ],
+        &[],
+    );
+    assert_eq!(loaded.config.server.heartbeat.as_secs(), 2);
+    let AdapterConfig::Ticker(b) = &loaded.config.sources.values().last().unwrap().adapter else { panic!() };
+    assert_eq!((b.subject.as_str(), b.every.as_secs()), ("y", 2));
+}
+
+#[test]
+fn a_bomb_of_aliases_is_refused_at_once() {
+    let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x]\n");
+    for n in 1..12 {
+        let all = format!("*a{}, ", n - 1).repeat(9);
+        bomb.push_str(&format!("a{n}: &a{n} [{all}]\n"));
+    }
+    let started = std::time::Instant::now();
+    assert_eq!(bad(&[&bomb], &[]).len(), 1);
+    assert_eq!(bad(&[&"[".repeat(100_000)], &[]).len(), 1);
+    assert!(started.elapsed().as_secs() < 5);
 }
 
 #[test]

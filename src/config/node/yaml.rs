@@ -32,6 +32,8 @@ pub(crate) fn parse(source: &Arc<str>, text: &str, faults: &mut Vec<Fault>) -> R
     options.duplicate_keys = DuplicateKeyPolicy::PassThrough;
     options.non_finite_float_policy = NonFiniteFloatPolicy::PassThrough;
     options.reject_unsupported_tags = true;
+    // Far more than any configuration needs.
+    options.alias_limits.max_total_replayed_events = 10_000;
     let parsed: Parsed = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let place = error.location().map_or(Place { source: source.clone(), line: None }, |at| place(source, at));
         Fault { place, path: String::new(), expected: describe(error.without_snippet()) }
