@@ -1,10 +1,11 @@
 //! Streams.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use brokercast::cursor::Position;
-use brokercast::event::{GapReason, Timestamp};
+use brokercast::event::{GapReason, Message, Timestamp};
 use brokercast::source::{Adapter, Item, Start};
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -12,6 +13,7 @@ use serde_json::json;
 
 use crate::support::drive::{Reading, chain, source, texts};
 use crate::support::plain::Plain;
+use crate::support::proxy::Proxy;
 use crate::support::rabbit::{Amqp, Rabbit};
 
 const STREAM: &str = "brokercast.trades";
@@ -191,5 +193,82 @@ async fn retention_is_a_gap_exactly_where_something_was_lost() {
                 assert!(again.gaps().is_empty(), "{:?}", again.gaps());
             }
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_breaks_each_message_comes_once_and_in_order() {
+    let mut rabbit = Rabbit::start().await;
+    let proxy = Proxy::start(rabbit.port());
+    let url = format!("amqp://127.0.0.1:{}/%2f?heartbeat=1", proxy.port());
+    let trades = source("trades", json!({ "url": url, "exchange": "trades", "queue_type": "stream" }));
+    drop(Reading::insist(&trades, Start::Now).await);
+    let done = Arc::new(AtomicBool::new(false));
+
+    // Two readers: one as the supervisor reads, one as histories are read. Each goes on from its last message.
+    let readers: Vec<_> = [true, false]
+        .into_iter()
+        .map(|live| {
+            let (trades, done) = (trades.clone(), done.clone());
+            tokio::spawn(async move {
+                let (mut got, mut gaps, mut breaks) = (Vec::<Message>::new(), Vec::new(), 0);
+                while !done.load(Ordering::SeqCst) {
+                    let start = got.last().map_or(Start::Earliest, |m| Start::After(m.position.unwrap()));
+                    let opened = if live { Reading::open(&trades, start).await } else { Reading::history(&trades, start).await };
+                    let Ok(mut reading) = opened else {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        continue;
+                    };
+                    while !done.load(Ordering::SeqCst) {
+                        match tokio::time::timeout(Duration::from_millis(200), reading.once()).await {
+                            Ok(Err(_)) => break,
+                            Ok(Ok(())) | Err(_) => {}
+                        }
+                    }
+                    got.extend(reading.all());
+                    gaps.extend(reading.gaps());
+                    breaks += 1;
+                }
+                (got, gaps, breaks)
+            })
+        })
+        .collect();
+
+    let mut published = 0;
+    for round in 0..7 {
+        let client = rabbit.client().await;
+        for _ in 0..300 {
+            client.publish("trades", "t", format!("{published} {}", "x".repeat(published % 700)).as_bytes()).await;
+            published += 1;
+        }
+        match round % 4 {
+            0 => proxy.cut(),
+            1 => proxy.cut_after(20_000),
+            2 => {
+                proxy.set_silent(true);
+                tokio::time::sleep(Duration::from_millis(2600)).await;
+                proxy.set_silent(false);
+            }
+            _ => {
+                drop(client);
+                rabbit.kill();
+                rabbit.restart().await;
+                // Until the stream has come up RabbitMQ takes messages for it and loses them.
+                drop(Reading::insist(&trades, Start::Now).await);
+            }
+        }
+    }
+    let mut whole = Reading::insist(&trades, Start::Earliest).await;
+    let expected: Vec<_> = whole.messages(published).await.iter().map(|m| (m.position, m.payload.clone())).collect();
+    assert_eq!(expected.len(), published, "the broker lost something by itself");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    done.store(true, Ordering::SeqCst);
+    for reader in readers {
+        let (got, gaps, breaks) = reader.await.unwrap();
+        let got: Vec<_> = got.iter().map(|m| (m.position, m.payload.clone())).collect();
+        assert!(breaks > 3, "only {breaks} breaks");
+        assert!(gaps.is_empty(), "{gaps:?}");
+        assert_eq!(got.len(), expected.len());
+        assert!(got == expected);
     }
 }

@@ -86,7 +86,7 @@ pub(in crate::source) async fn answer<T>(what: &str, asking: impl Future<Output 
 }
 
 /// Whether the broker answered with this error to what concerns one channel only.
-fn is(error: &lapin::Error, what: AMQPSoftError) -> bool {
+pub(in crate::source) fn is(error: &lapin::Error, what: AMQPSoftError) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(e) if *e.kind() == AMQPErrorKind::Soft(what))
 }
 

@@ -9,11 +9,12 @@ use futures_util::StreamExt as _;
 use futures_util::future::{BoxFuture, poll_fn};
 use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 
 use super::acks::Acks;
-use super::link::{Link, answer, set_up};
+use super::link::{Link, answer, is, set_up};
 use super::scrub::OddKeys;
 use super::{Amqp, Names};
 use crate::event::{Message, Timestamp};
@@ -116,8 +117,14 @@ pub(in crate::source) async fn consume(
 ) -> Result<Consumer, SourceError> {
     let failed = |e| SourceError::with(format!("cannot consume from queue `{queue}`"), e);
     answer("setting the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?.map_err(failed)?;
+    let from_offset = table.contains_key(OFFSET);
     let consuming = channel.basic_consume(queue.clone(), ShortString::default(), BasicConsumeOptions::default(), table);
-    answer("consuming", consuming).await?.map_err(failed)
+    answer("consuming", consuming).await?.map_err(|e| {
+        if from_offset && is(&e, AMQPSoftError::PRECONDITIONFAILED) {
+            return SourceError::with(format!("queue `{queue}` is no stream: `queue_type: stream` is wrong"), e);
+        }
+        failed(e)
+    })
 }
 
 /// The end of a consumer: an error of the channel or connection, or a cancellation by the broker.

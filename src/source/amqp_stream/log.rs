@@ -113,7 +113,12 @@ pub(super) async fn look(link: &Link, queue: &ShortString, ask: Ask) -> Result<O
         });
         match came.await {
             Ok((Some(delivery), _)) => break some(delivery, queue)?,
-            Ok((_, delivery)) => head = Some(some(delivery.flatten(), queue)?),
+            Ok((_, delivery)) => {
+                let delivery = some(delivery.flatten(), queue)?;
+                // Another queue gives each message to one consumer only: the last would not come.
+                position(&delivery, None, queue)?;
+                head = Some(delivery);
+            }
             Err(_) if head.is_some() => return Err(SourceError::new(format!("the end of stream `{queue}` does not come"))),
             Err(_) => {
                 leave(&channel).await;

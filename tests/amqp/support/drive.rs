@@ -77,6 +77,12 @@ impl Reading {
         }
     }
 
+    /// Reads and acknowledges once.
+    pub async fn once(&mut self) -> Result<(), SourceError> {
+        self.connection.next(&mut self.items, 1000).await?;
+        self.connection.acknowledge("id").await
+    }
+
     /// Reads without acknowledging until so many items are there.
     pub async fn take(&mut self, n: usize) {
         while self.items.len() < n {
