@@ -61,6 +61,13 @@ fn source_names(whole: &Node) -> Vec<&str> {
 
 fn server(raw: raw::Server, anonymous: &Anonymous, problems: &mut Problems) -> Server {
     let listen = listen(raw.listen, 8080, "server.listen", problems);
+    let public_url = raw.public_url.and_then(|url| {
+        let found = origin(url.strip_suffix('/').unwrap_or(&url));
+        if found.is_none() {
+            problems.add("server.public_url", "must be scheme and host, without a path: https://live.example.com");
+        }
+        found
+    });
     let hosts = match raw.hosts {
         Some(hosts) => {
             if hosts.is_empty() {
@@ -79,7 +86,10 @@ fn server(raw: raw::Server, anonymous: &Anonymous, problems: &mut Problems) -> S
         // A page of somebody else's, whose name was made to resolve to this machine, must not read what is open to
         // everybody here.
         None if listen.ip().is_loopback() && !(anonymous.subscribe.is_empty() && anonymous.publish.is_empty()) => {
-            Some(["localhost", "127.0.0.1", "[::1]"].map(str::to_owned).into())
+            let mut names: Vec<String> = ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned).into();
+            // The name that a proxy in front was given for this server.
+            names.extend(public_url.as_ref().and_then(|url| url.split_once("://")).map(|(_, name)| name.to_owned()));
+            Some(names)
         }
         None => None,
     };
@@ -92,13 +102,7 @@ fn server(raw: raw::Server, anonymous: &Anonymous, problems: &mut Problems) -> S
         drain: duration(raw.drain, 10_000, 0, "server.drain", problems),
         dashboard: raw.dashboard.unwrap_or(true),
         dashboards: raw.dashboards.filter(|folder| !blank(folder, "server.dashboards", problems)),
-        public_url: raw.public_url.and_then(|url| {
-            let found = origin(url.strip_suffix('/').unwrap_or(&url));
-            if found.is_none() {
-                problems.add("server.public_url", "must be scheme and host, without a path: https://live.example.com");
-            }
-            found
-        }),
+        public_url,
         hosts,
         limits: limits(&raw.limits, problems),
     }

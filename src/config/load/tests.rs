@@ -52,6 +52,13 @@ fn without_a_file_the_demo_counts() {
 }
 
 #[test]
+fn a_loopback_listener_open_to_all_answers_to_the_public_name_of_a_proxy_too() {
+    let open = "auth: { anonymous: { subscribe: [a] } }";
+    let loaded = good(&["server: { public_url: \"https://Live.Example.com\" }", open], &[]);
+    assert_eq!(loaded.config.server.hosts.as_deref().unwrap(), ["localhost", "127.0.0.1", "[::1]", "live.example.com"]);
+}
+
+#[test]
 fn with_a_file_nothing_of_the_demo_counts_and_defaults_are_the_documented_ones() {
     let loaded = good(&["window: { age: 1m }"], &[]);
     let config = &loaded.config;
