@@ -71,19 +71,19 @@ pub struct Parser {
 }
 
 impl Parser {
-    pub fn feed(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            let after_cr = std::mem::take(&mut self.after_cr);
-            match byte {
-                b'\n' if after_cr => {}
-                b'\n' | b'\r' => {
-                    self.after_cr = byte == b'\r';
-                    let line = std::mem::take(&mut self.line);
-                    self.line(&line);
-                }
-                _ => self.line.push(byte),
-            }
+    pub fn feed(&mut self, mut bytes: &[u8]) {
+        if !bytes.is_empty() && std::mem::take(&mut self.after_cr) {
+            bytes = bytes.strip_prefix(b"\n").unwrap_or(bytes);
         }
+        while let Some(end) = bytes.iter().position(|b| matches!(b, b'\n' | b'\r')) {
+            self.line.extend_from_slice(&bytes[..end]);
+            let line = std::mem::take(&mut self.line);
+            self.line(&line);
+            let (ending, rest) = (bytes[end], &bytes[end + 1..]);
+            self.after_cr = ending == b'\r' && rest.is_empty();
+            bytes = if ending == b'\r' { rest.strip_prefix(b"\n").unwrap_or(rest) } else { rest };
+        }
+        self.line.extend_from_slice(bytes);
     }
 
     /// Whether a block has begun and not ended.
