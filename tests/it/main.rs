@@ -10,6 +10,7 @@ mod commands;
 mod configuration;
 mod cors;
 mod default_run;
+mod durable;
 mod nats;
 mod refusals;
 mod resume;

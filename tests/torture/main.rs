@@ -35,6 +35,9 @@ struct LongRun {
     /// Milliseconds between two faults.
     #[arg(long, default_value_t = 5000)]
     pause: u64,
+    /// Without JetStream.
+    #[arg(long)]
+    no_jetstream: bool,
     /// Without RabbitMQ.
     #[arg(long)]
     no_rabbit: bool,
@@ -82,6 +85,7 @@ fn bounded() {
         clients: 9,
         faults: 14,
         pause: Duration::from_millis(1500),
+        jetstream: true,
         rabbit: true,
         rabbit_kills: 1,
         purges: 1,
@@ -97,6 +101,7 @@ fn long(options: LongRun) {
         clients: options.clients,
         faults: options.faults,
         pause: Duration::from_millis(options.pause),
+        jetstream: !options.no_jetstream,
         rabbit: !options.no_rabbit,
         rabbit_kills: options.faults.div_ceil(12),
         purges: options.faults.div_ceil(20),

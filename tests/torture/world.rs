@@ -35,6 +35,7 @@ pub struct Plan {
     pub faults: usize,
     /// Between two faults.
     pub pause: Duration,
+    pub jetstream: bool,
     /// With RabbitMQ, whose restarts take their time.
     pub rabbit: bool,
     /// How often RabbitMQ is killed, at most.
@@ -116,7 +117,7 @@ struct World {
 pub async fn run(plan: Plan) -> Report {
     let mut world = World::build(plan).await;
     let plan = world.plan.clone();
-    let writers = if plan.rabbit { 5 } else { 3 };
+    let writers = 1 + 2 * (u32::from(plan.jetstream) + u32::from(plan.rabbit));
     let seconds = plan.pause.as_secs_f64() * (plan.faults + 2) as f64;
     let budget = Arc::new(Budget {
         left: AtomicU64::new(plan.events),
@@ -124,7 +125,8 @@ pub async fn run(plan: Plan) -> Report {
         stop: AtomicBool::new(false),
         rate: (plan.events as f64 / seconds / f64::from(writers)).max(20.0),
     });
-    let jet: Vec<_> = (0..2).map(|w| writers::jetstream(world.nats.port(), w, plan.seed, &budget)).collect();
+    let jet = if plan.jetstream { 0..2 } else { 0..0 };
+    let jet: Vec<_> = jet.map(|w| writers::jetstream(world.nats.port(), w, plan.seed, &budget)).collect();
     let mut rab = Vec::new();
     if let Some((rabbit, _)) = &world.rabbit {
         rab.extend((2..4).map(|w| writers::rabbit(rabbit.url(), EXCHANGE, w, plan.seed, &budget)));
@@ -163,7 +165,7 @@ impl World {
             let proxy = Proxy::start(rabbit.port());
             (rabbit, proxy)
         });
-        let config = config(nats_proxy.port(), rabbit.as_ref().map(|(_, proxy)| proxy.port()));
+        let config = config(nats_proxy.port(), plan.jetstream, rabbit.as_ref().map(|(_, proxy)| proxy.port()));
         let mut bridges = Vec::new();
         for _ in 0..2 {
             bridges.push(Bridge::start(&config).await);
@@ -200,11 +202,11 @@ impl World {
     }
 
     fn add_client(&mut self, number: usize, sabotage: Option<Sabotage>, rng: &mut SmallRng) {
-        let durable: Vec<&'static str> = if self.rabbit.is_some() { vec!["jet", "rab"] } else { vec!["jet"] };
+        let durable = [("jet", self.plan.jetstream), ("rab", self.plan.rabbit)].into_iter().filter(|(_, on)| *on).map(|(name, _)| name);
         // A source without a log is only followed within one process; each third client has such a one too.
         let swallows = sabotage == Some(Sabotage::SwallowGap);
         let volatile = number.is_multiple_of(3) || swallows;
-        let mut sources = durable.clone();
+        let mut sources: Vec<&'static str> = durable.collect();
         if volatile {
             sources.push("core");
         }
@@ -332,7 +334,7 @@ impl World {
                     "freeze rabbitmq"
                 }
             }
-            11 if self.count("purge the stream") < self.plan.purges => {
+            11 if self.plan.jetstream && self.count("purge the stream") < self.plan.purges => {
                 self.purge().await;
                 "purge the stream"
             }
@@ -372,16 +374,19 @@ impl World {
     }
 
     async fn finish(mut self, core: Vec<Entry>) -> Report {
-        writers::end_jetstream(self.nats.port()).await;
         let mut truths = BTreeMap::new();
         if let Some((rabbit, _)) = &self.rabbit {
             writers::end_rabbit(&rabbit.url(), EXCHANGE).await;
             let entries = writers::without_repeats(writers::read_rabbit(&rabbit.url(), "brokercast.rab").await);
             truths.insert("rab".to_owned(), Truth { durable: true, entries, removed: HashSet::new() });
         }
-        self.note_jetstream().await;
+        if self.plan.jetstream {
+            writers::end_jetstream(self.nats.port()).await;
+            self.note_jetstream().await;
+        }
         let below = self.jet.iter().filter(|(sequence, _)| *sequence < self.removed_below).count();
         let entries: Vec<_> = self.jet.iter().map(|(_, entry)| entry.clone()).collect();
+        // Without JetStream it is an empty log, which nobody asks for.
         truths.insert("jet".to_owned(), Truth { durable: true, entries, removed: (0..below).collect() });
         truths.insert("core".to_owned(), Truth { durable: false, entries: core, removed: HashSet::new() });
         let events = truths.values().map(|t| t.entries.len()).sum();
@@ -457,7 +462,7 @@ fn convicts(kind: Sabotage, verdict: &Verdict) -> bool {
     }
 }
 
-fn config(nats: u16, rabbit: Option<u16>) -> String {
+fn config(nats: u16, jetstream: bool, rabbit: Option<u16>) -> String {
     let mut text = format!(
         r#"
 auth:
@@ -465,11 +470,15 @@ auth:
 window: {{ bytes: 512KiB }}
 log: {{ filter: "info,brokercast=debug" }}
 sources:
-  jet: {{ nats: {{ servers: ["nats://127.0.0.1:{nats}"], subjects: ["jet.>"], jetstream: {{ stream: {STREAM}, create: {{ max_age: 24h, max_bytes: 3GiB }} }} }} }}
   core: {{ nats: {{ servers: ["nats://127.0.0.1:{nats}"], subjects: ["core.>"] }} }}
 "#,
         jwt()
     );
+    if jetstream {
+        text.push_str(&format!(
+            "  jet: {{ nats: {{ servers: [\"nats://127.0.0.1:{nats}\"], subjects: [\"jet.>\"], jetstream: {{ stream: {STREAM}, create: {{ max_age: 24h, max_bytes: 3GiB }} }} }} }}\n"
+        ));
+    }
     if let Some(port) = rabbit {
         text.push_str(&format!(
             "  rab: {{ amqp: {{ url: \"amqp://127.0.0.1:{port}/%2f\", exchange: {EXCHANGE}, binding_keys: [\"#\"], queue_type: stream, max_bytes: 3GiB }} }}\n"
