@@ -390,11 +390,15 @@ impl CatchUp {
                     self.tracks[source] = Track::Follow(began.seq);
                 }
             }
-            Point::Since(_) if of.began().is_some_and(|b| b.empty && of.window().floor() <= b.seq) => {
-                self.tracks[source] = Track::Follow(of.began().map_or(0, |b| b.seq));
-            }
             Point::Since(millis) => {
-                if let Some(seq) = of.window().since(Timestamp::from_micros(millis.saturating_mul(1000))) {
+                let time = Timestamp::from_micros(millis.saturating_mul(1000));
+                // The window holds all that ever was where the log was empty when this process first saw it.
+                let whole = of.began().filter(|b| b.empty && of.window().floor() <= b.seq);
+                let seq = match whole {
+                    Some(began) => Some(of.window().after(began.seq).find(|e| e.time >= time).map_or(u64::MAX, |e| e.seq - 1)),
+                    None => of.window().since(time),
+                };
+                if let Some(seq) = seq {
                     self.tracks[source] = Track::Follow(seq.min(state.seq()));
                 }
             }

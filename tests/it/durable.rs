@@ -503,9 +503,9 @@ async fn missing_stream_is_waited_for_and_not_made_unasked() {
     assert!(context.get_stream("LATE").await.is_err());
     let mut sse = bridge.subscribe("").await;
     context.create_stream(Config { name: "LATE".into(), subjects: vec!["late.>".into()], ..Default::default() }).await.unwrap();
+    bridge.source_is("late", "up").await;
     context.publish("late.a", "{\"n\":1}".into()).await.unwrap().await.unwrap();
     assert_eq!(read_to(&mut sse, 1).await, [1]);
-    bridge.source_is("late", "up").await;
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
-use rand::seq::IndexedRandom as _;
+use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::{Rng as _, SeedableRng as _};
 use rustix::process::Signal;
 use serde_json::json;
@@ -111,6 +111,7 @@ struct World {
     faults: BTreeMap<&'static str, usize>,
     jet: Vec<(u64, Entry)>,
     removed_below: u64,
+    deck: Vec<u8>,
 }
 
 /// Runs it.
@@ -118,7 +119,8 @@ pub async fn run(plan: Plan) -> Report {
     let mut world = World::build(plan).await;
     let plan = world.plan.clone();
     let writers = 1 + 2 * (u32::from(plan.jetstream) + u32::from(plan.rabbit));
-    let seconds = plan.pause.as_secs_f64() * (plan.faults + 2) as f64;
+    // Faults take their time as well: so many seconds, more or less, and there is always somebody writing.
+    let seconds = (plan.pause.as_secs_f64() * 0.75 + 2.5) * plan.faults as f64;
     let budget = Arc::new(Budget {
         left: AtomicU64::new(plan.events),
         written: AtomicU64::new(0),
@@ -182,6 +184,7 @@ impl World {
             faults: BTreeMap::new(),
             jet: Vec::new(),
             removed_below: 0,
+            deck: Vec::new(),
         };
         for number in 0..plan.clients {
             world.add_client(number, None, &mut rng);
@@ -256,7 +259,12 @@ impl World {
 
     /// Does something terrible, and says what.
     async fn fault(&mut self) -> &'static str {
-        let which = self.rng.random_range(0..12);
+        // From a shuffled deck, so that each kind comes up.
+        if self.deck.is_empty() {
+            self.deck = (0..12).collect();
+            self.deck.shuffle(&mut self.rng);
+        }
+        let which = self.deck.pop().unwrap();
         let span = Duration::from_millis(self.rng.random_range(50..2500));
         let bridge = self.rng.random_range(0..self.bridges.len());
         match which {

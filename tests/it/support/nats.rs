@@ -35,7 +35,7 @@ impl Nats {
         let (port, folder) = (Port::take(), TempDir::with_prefix("brokercast-nats-").unwrap());
         let store = folder.path().join("store");
         let text = format!(
-            "listen: \"{}\"\nserver_name: test\njetstream {{ store_dir: \"{}\", max_memory_store: 256MB, max_file_store: 4GB }}\n{config}\n",
+            "listen: \"{}\"\nserver_name: test\njetstream {{ store_dir: \"{}\", max_memory_store: 256MB, max_file_store: 100GB }}\n{config}\n",
             port.address(),
             store.display()
         );

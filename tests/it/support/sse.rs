@@ -141,6 +141,7 @@ impl Parser {
 pub struct Sse {
     response: reqwest::Response,
     parser: Parser,
+    last_id: String,
 }
 
 impl Sse {
@@ -154,16 +155,16 @@ impl Sse {
             panic!("no stream but {}: {}", response.status(), response.text().await.unwrap_or_default());
         }
         assert_eq!(response.headers()["content-type"], "text/event-stream");
-        Self { response, parser: Parser::default() }
+        Self { response, parser: Parser::default(), last_id: String::new() }
     }
 
     pub fn headers(&self) -> &reqwest::header::HeaderMap {
         self.response.headers()
     }
 
-    /// The id that a browser would send when it connects again.
+    /// The id after what was taken so far: what a browser would send when it connects again.
     pub fn last_id(&self) -> &str {
-        &self.parser.last_id
+        &self.last_id
     }
 
     /// The next item; `None` at the end of the stream.
@@ -176,6 +177,9 @@ impl Sse {
         let until = tokio::time::Instant::now() + limit;
         loop {
             if let Some(item) = self.parser.items.pop_front() {
+                if let Item::Id(id) | Item::Event(Event { id, .. }) = &item {
+                    self.last_id.clone_from(id);
+                }
                 return Some(Some(item));
             }
             match tokio::time::timeout_at(until, self.response.chunk()).await {
@@ -187,13 +191,15 @@ impl Sse {
         }
     }
 
-    /// The next event, control events included.
+    /// The next event, control events included. Heartbeats do not make it wait any longer.
     pub async fn event(&mut self) -> Event {
+        let until = tokio::time::Instant::now() + PATIENCE;
         loop {
-            match self.next().await {
-                Some(Item::Event(event)) => return event,
-                Some(_) => {}
-                None => panic!("the stream ended before an event came"),
+            match self.next_within(until.saturating_duration_since(tokio::time::Instant::now())).await {
+                Some(Some(Item::Event(event))) => return event,
+                Some(Some(_)) => {}
+                Some(None) => panic!("the stream ended before an event came"),
+                None => panic!("no event within {PATIENCE:?}"),
             }
         }
     }
