@@ -3,6 +3,7 @@
 //! Events go to standard output, a line each; gaps, closings and breaks to standard error.
 
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
 use tokio::time::sleep;
 
 use super::client::{self, Reach};
@@ -68,7 +69,9 @@ pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error
 
 /// Ends when whoever reads standard output has gone, even while there is nothing to print. Never, where that is a file.
 async fn reader_gone() {
-    if let Ok(out) = AsyncFd::try_with_interest(std::io::stdout(), Interest::ERROR)
+    // A duplicate of it, never written to: whether it blocks stays as it is.
+    let out = std::io::stdout().as_fd().try_clone_to_owned().and_then(pipe::Sender::from_owned_fd_unchecked);
+    if let Ok(out) = out
         && out.ready(Interest::ERROR).await.is_ok()
     {
         return;

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use figment::value::{Dict, Empty, Map, Tag, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
-use super::node::read::{self, Misread};
+use super::node::read;
 use super::node::yaml::{self, Fault};
-use super::node::{KeyPath, Kind, Node, Place, Step};
+use super::node::{KeyPath, Kind, Node, Place};
 use super::raw::Raw;
 use super::{Config, Problems, validate};
 
@@ -137,7 +137,7 @@ fn finish(mut tree: Node, faults: Vec<Fault>) -> Result<Loaded, ConfigError> {
     let config = validate::validate(raw, &whole, &mut problems);
     let mut found: Vec<Found> = faults.into_iter().map(Found::from).collect();
     for problem in problems.0 {
-        if misread.iter().any(|m| explains(m, &problem.path)) {
+        if misread.iter().any(|m| m.explains(&problem.path)) {
             continue;
         }
         let place = whole.locate(&problem.path).filter(|place| !place.source.is_empty()).cloned();
@@ -156,25 +156,11 @@ fn finish(mut tree: Node, faults: Vec<Fault>) -> Result<Loaded, ConfigError> {
     }
 }
 
-/// Whether a validation problem at `path` only follows from what could not be read.
-fn explains(misread: &Misread, path: &str) -> bool {
-    let below = |inner: &str, outer: &str| {
-        inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']) || outer.is_empty())
-    };
-    if !misread.known {
-        return false;
-    }
-    // An element taken out of a list moves those after it.
-    let moved =
-        matches!(misread.path.0.last(), Some(Step::Index(_))) && misread.path.parent().is_some_and(|list| below(path, &list.to_string()));
-    moved || below(&misread.path.to_string(), path)
-}
-
 fn read_file(file: &Path) -> Result<String, String> {
     use std::io::Read as _;
-    let says = |e: std::io::Error| e.kind().to_string();
     let mut bytes = Vec::new();
-    std::fs::File::open(file).and_then(|f| f.take(MAX_FILE + 1).read_to_end(&mut bytes)).map_err(says)?;
+    let read = std::fs::File::open(file).and_then(|f| f.take(MAX_FILE + 1).read_to_end(&mut bytes));
+    read.map_err(|e| super::value::why(&e))?;
     if bytes.len() as u64 > MAX_FILE {
         return Err("it is larger than 16 MiB".to_owned());
     }

@@ -110,6 +110,14 @@ impl Node {
         }
     }
 
+    fn child_mut(&mut self, step: &Step) -> Option<&mut Node> {
+        match (&mut self.kind, step) {
+            (Kind::Map(entries), Step::Key(key)) => entries.iter_mut().find(|(k, _)| k == key).map(|(_, node)| node),
+            (Kind::List(items), Step::Index(index)) => items.iter_mut().find(|(i, _)| i == index).map(|(_, node)| node),
+            _ => None,
+        }
+    }
+
     pub(crate) fn get(&self, path: &KeyPath) -> Option<&Node> {
         path.0.iter().try_fold(self, |node, step| node.child(step))
     }
@@ -117,14 +125,7 @@ impl Node {
     /// Takes out what stands at `path`.
     pub(crate) fn remove(&mut self, path: &KeyPath) -> Option<Node> {
         let (last, steps) = path.0.split_last()?;
-        let mut node = self;
-        for step in steps {
-            node = match (&mut node.kind, step) {
-                (Kind::Map(entries), Step::Key(key)) => entries.iter_mut().find(|(k, _)| k == key).map(|(_, node)| node),
-                (Kind::List(items), Step::Index(index)) => items.iter_mut().find(|(i, _)| i == index).map(|(_, node)| node),
-                _ => None,
-            }?;
-        }
+        let node = steps.iter().try_fold(self, |node, step| node.child_mut(step))?;
         match (&mut node.kind, last) {
             (Kind::Map(entries), Step::Key(key)) => {
                 let at = entries.iter().position(|(k, _)| k == key)?;
@@ -135,6 +136,14 @@ impl Node {
                 Some(items.remove(at).1)
             }
             _ => None,
+        }
+    }
+
+    /// Puts `node` into the map at `parent`, under the last step of `path`.
+    pub(crate) fn insert(&mut self, parent: &KeyPath, path: &KeyPath, node: Node) {
+        let into = parent.0.iter().try_fold(self, |node, step| node.child_mut(step));
+        if let (Some(Node { kind: Kind::Map(entries), .. }), Some(Step::Key(key))) = (into, path.0.last()) {
+            entries.push((key.clone(), node));
         }
     }
 

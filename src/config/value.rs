@@ -281,12 +281,21 @@ pub fn read_text_file(file: &Path, path: &str, problems: &mut Problems) -> Optio
     }
 }
 
-/// A file's bytes, or why there are none: the system's word for it, without the file's name.
+/// Why a file cannot be read, without its name.
+pub(crate) fn why(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "there is none of this name".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        std::io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
+        kind => kind.to_string(),
+    }
+}
+
+/// A file's bytes, or why there are none, without the file's name.
 fn read_bounded(file: &Path) -> Result<Vec<u8>, String> {
-    let says = |e: std::io::Error| e.kind().to_string();
-    let opened = std::fs::File::open(file).map_err(says)?;
+    let opened = std::fs::File::open(file).map_err(|e| why(&e))?;
     let mut bytes = Vec::new();
-    opened.take(MAX_SECRET_FILE + 1).read_to_end(&mut bytes).map_err(says)?;
+    opened.take(MAX_SECRET_FILE + 1).read_to_end(&mut bytes).map_err(|e| why(&e))?;
     if bytes.len() as u64 > MAX_SECRET_FILE { Err("it is larger than 1 MiB".to_owned()) } else { Ok(bytes) }
 }
 

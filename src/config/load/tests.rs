@@ -420,6 +420,30 @@ fn a_type_error_hides_no_other_problem_and_brings_no_false_one() {
 }
 
 #[test]
+fn a_missing_key_hides_no_other_problem() {
+    let problems = bad(
+        &[
+            "sources: { a.b: { nats: { servers: nats://x, subject: [a], jetstream: { create: true }, user: u, token: t } }, c: { http: {}, max_payload: 0 } }",
+        ],
+        &[],
+    );
+    let expected = [
+        "sources.a.b: a source's name must be",
+        "sources.a.b.nats.servers: must be a list",
+        "sources.a.b.nats.subject: is no known key",
+        "sources.a.b.nats.subjects: is missing",
+        "sources.a.b.nats.jetstream.stream: is missing",
+        "sources.c.http.subjects: is missing",
+        "sources.c.max_payload: must be a size",
+    ];
+    for expected in expected {
+        assert!(problems.iter().any(|p| p.contains(expected)), "{expected}: {problems:#?}");
+    }
+    // And what the adapter says of the two ways to log in; none of what stands in for what is missing.
+    assert_eq!(problems.len(), expected.len() + 1, "{problems:#?}");
+}
+
+#[test]
 fn trusted_proxies_are_networks() {
     let loaded = good(&["subscribers: { trusted_proxies: [10.0.0.0/8, 192.168.1.7, \"fd00::/8\", 0.0.0.0/0] }"], &[]);
     assert_eq!(loaded.config.subscribers.trusted_proxies[1], ("192.168.1.7".parse().unwrap(), 32));

@@ -18,13 +18,58 @@ pub(crate) struct Misread {
     pub(crate) place: Place,
     pub(crate) path: KeyPath,
     pub(crate) expected: String,
-    /// Whether a value was expected there: what validation would say of its absence is not true.
-    pub(crate) known: bool,
+    /// What was done about it, for whoever goes on with the rest.
+    pub(crate) done: Done,
 }
 
-/// Reads a `T`, taking out of `root` what cannot be read. `None` only where not even an empty map would do.
+/// What was done about a value that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Done {
+    /// It is as if it had not been written; nobody expected it.
+    Ignored,
+    /// What stands here was taken out, though something is expected.
+    Taken(KeyPath),
+    /// Something that can be read stands in its place.
+    Stood,
+}
+
+impl Misread {
+    /// Whether what is said of `path` afterwards only follows from this.
+    pub(crate) fn explains(&self, path: &str) -> bool {
+        let below = |outer: &KeyPath| {
+            let outer = outer.to_string();
+            path.strip_prefix(&outer).is_some_and(|rest| rest.is_empty() || outer.is_empty() || rest.starts_with(['.', '[']))
+        };
+        match &self.done {
+            Done::Ignored => false,
+            Done::Stood => below(&self.path),
+            Done::Taken(taken) => {
+                let parent = taken.parent().unwrap_or_default();
+                // An element taken out of a list moves those after it.
+                let moved = matches!(taken.0.last(), Some(Step::Index(_))) && below(&parent);
+                moved || below(taken) || parent.to_string() == path
+            }
+        }
+    }
+}
+
+/// What stands in for a missing value, tried one after the other until one can be read.
+fn stand_in(trial: usize, place: &Place) -> Option<Node> {
+    let kind = match trial {
+        0 => Kind::Text("x".into()),
+        1 => Kind::List(Vec::new()),
+        2 => Kind::Map(Vec::new()),
+        3 => Kind::Int(1),
+        4 => Kind::Bool(true),
+        _ => return None,
+    };
+    Some(Node::new(kind, place.clone()))
+}
+
+/// Reads a `T`, taking out of `root` what cannot be read, and putting something in where a value is missing, so that
+/// the rest can still be checked. `None` only where not even an empty map would do.
 pub(crate) fn extract<T: serde::de::DeserializeOwned>(root: &mut Node, misread: &mut Vec<Misread>) -> Option<T> {
-    let mut taken: Vec<KeyPath> = Vec::new();
+    let mut trials: Vec<(KeyPath, usize)> = Vec::new();
     loop {
         let error = match T::deserialize(Reader { node: root, secret: false }) {
             Ok(value) => return Some(value),
@@ -34,21 +79,38 @@ pub(crate) fn extract<T: serde::de::DeserializeOwned>(root: &mut Node, misread: 
         steps.reverse();
         let path = KeyPath(steps);
         let place = root.locate(&path.to_string()).unwrap_or(&root.place).clone();
-        let (blamed, known, expected, quiet) = match error.what {
-            What::Unknown(names) => (path.clone(), false, unknown(names), false),
-            What::Wrong(expected) => (path.clone(), true, expected, false),
-            What::Missing(name) => {
-                let blamed = path.key(name);
-                // It was there, and was taken out: that has been said already.
-                let quiet = taken.contains(&blamed);
-                (blamed, true, "is missing".to_owned(), quiet)
+        // What stands in is at fault: the next one, or else without all that it stands in.
+        if let Some((stood, trial)) = trials.iter_mut().find(|(stood, _)| path.0.starts_with(&stood.0)) {
+            *trial += 1;
+            root.remove(stood);
+            match (stand_in(*trial, &place), stood.parent()) {
+                (Some(node), Some(parent)) => root.insert(&parent, stood, node),
+                (_, parent) => {
+                    let parent = parent.unwrap_or_default();
+                    for earlier in misread.iter_mut().filter(|m| m.path == *stood) {
+                        earlier.done = Done::Taken(parent.clone());
+                    }
+                    root.remove(&parent)?;
+                }
             }
-        };
-        if !quiet {
-            misread.push(Misread { place, path: blamed, expected, known });
+            continue;
         }
-        root.remove(&path)?;
-        taken.push(path);
+        let (blamed, expected, done) = match error.what {
+            What::Unknown(names) => (path.clone(), unknown(names), Done::Ignored),
+            What::Wrong(expected) => (path.clone(), expected, Done::Taken(path.clone())),
+            What::Missing(name) => (path.key(name), "is missing".to_owned(), Done::Stood),
+        };
+        if done == Done::Stood {
+            root.insert(&path, &blamed, stand_in(0, &place)?);
+            trials.push((blamed.clone(), 0));
+        } else {
+            root.remove(&path)?;
+        }
+        match misread.iter_mut().find(|m| m.path == blamed) {
+            // It was there, and was taken out: that has been said already.
+            Some(earlier) => earlier.done = done,
+            None => misread.push(Misread { place, path: blamed, expected, done }),
+        }
     }
 }
 
