@@ -41,7 +41,7 @@ pub struct JetStreamSource {
     /// What a message without a subject is called.
     unnamed: Subject,
     /// The connection of all this source's readers, while there is one.
-    shared: tokio::sync::Mutex<Weak<Shared>>,
+    shared: Mutex<Weak<Shared>>,
     known: Arc<Mutex<Known>>,
     last_server: LastServer,
 }
@@ -61,25 +61,20 @@ impl JetStreamSource {
     pub fn new(config: Config, stream: JetStream, name: &SourceName) -> Self {
         let subjects = without_overlap(&config.subjects).into_iter().map(|(pattern, _)| pattern).collect();
         let unnamed = Subject::new(name.as_str()).expect("a source's name is made of what subjects are made of");
-        Self {
-            config,
-            stream,
-            subjects,
-            unnamed,
-            shared: tokio::sync::Mutex::default(),
-            known: Arc::default(),
-            last_server: LastServer::default(),
-        }
+        Self { config, stream, subjects, unnamed, shared: Mutex::default(), known: Arc::default(), last_server: LastServer::default() }
     }
 
     async fn line(&self) -> Result<Line, SourceError> {
-        let mut shared = self.shared.lock().await;
-        if let Some(shared) = shared.upgrade().filter(|shared| !shared.is_dead()) {
+        let living = |shared: &Weak<Shared>| shared.upgrade().filter(|shared| !shared.is_dead());
+        if let Some(shared) = living(&self.shared.lock()) {
             return Ok(Line::new(shared));
         }
+        // Not under the lock: whoever waits here may not be polled for long. If two connect, the first one is used.
         let fresh = Shared::connect(&self.config, &self.last_server).await?;
-        *shared = Arc::downgrade(&fresh);
-        Ok(Line::new(fresh))
+        let mut shared = self.shared.lock();
+        let first = living(&shared).unwrap_or(fresh);
+        *shared = Arc::downgrade(&first);
+        Ok(Line::new(first))
     }
 
     /// The stream as it is, made if it is missing and to be made.

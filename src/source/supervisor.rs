@@ -329,7 +329,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Full jitter below a ceiling that doubles from 250 ms to 15 s. The first retry after a connection that stood is
+/// Full jitter below a ceiling that grows by half from 250 ms to 15 s. The first retry after a connection that stood is
 /// quick; the ceiling comes down with the time that connections hold, to the bottom after [`HEALTHY`].
 #[derive(Default)]
 struct Backoff {
@@ -352,8 +352,8 @@ impl Backoff {
             let forgiven = if held >= HEALTHY { u32::MAX } else { u32::try_from(held.as_secs() / 5).unwrap_or(u32::MAX) };
             self.failures = self.failures.saturating_sub(forgiven);
         }
-        let doubled = Self::FIRST.saturating_mul(1u32.checked_shl(self.failures.saturating_sub(1)).unwrap_or(u32::MAX));
-        let ceiling = if self.failures == 0 || stood { Self::QUICK } else { doubled.min(Self::LAST) };
+        let grown = Self::FIRST.mul_f64(1.5f64.powi(i32::try_from(self.failures).unwrap_or(i32::MAX) - 1));
+        let ceiling = if self.failures == 0 || stood { Self::QUICK } else { grown.min(Self::LAST) };
         self.failures = (self.failures + 1).min(20);
         ceiling
     }

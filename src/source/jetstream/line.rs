@@ -1,16 +1,20 @@
-//! One connection for all readers of a source: who waits reads, for itself and for the others.
+//! One connection for all readers of a source: whoever is polled reads for all.
 //!
-//! No task of its own: whichever reader holds the lock pumps the socket and hands each delivery to the reader it is
-//! for. What waits in a reader's queue is bounded by what that reader has asked the server for.
+//! No task of its own and nothing that a reader could hold while it is not polled: a client that takes nothing suspends
+//! the reader of its history anywhere. So the socket is pumped under a lock that no await crosses, until it has no more,
+//! and when it has more again all readers are woken. What waits in a reader's queue is bounded by what that reader has
+//! asked the server for.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::source::nats::Config;
@@ -23,27 +27,55 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// A connection that readers share.
 pub(super) struct Shared {
-    wire: tokio::sync::Mutex<Wire>,
+    wire: Mutex<Wire>,
     readers: Mutex<HashMap<u64, mpsc::UnboundedSender<Delivery>>>,
     next: AtomicU64,
     /// What readers want to say; whoever pumps writes it.
     outgoing: Mutex<BytesMut>,
-    spoken: Notify,
+    waiting: Arc<Waiting>,
+    /// Wakes all who wait.
+    waker: Waker,
     dead: OnceLock<String>,
     /// The largest payload that the server takes.
     max_payload: usize,
 }
 
+/// The readers that wait for the socket.
+#[derive(Default)]
+struct Waiting(Mutex<HashMap<u64, Waker>>);
+
+impl Waiting {
+    fn register(&self, sid: u64, waker: &Waker) {
+        let mut wakers = self.0.lock();
+        match wakers.get_mut(&sid) {
+            Some(old) => old.clone_from(waker),
+            None => drop(wakers.insert(sid, waker.clone())),
+        }
+    }
+}
+
+impl Wake for Waiting {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+    fn wake_by_ref(self: &Arc<Self>) {
+        let wakers: Vec<Waker> = self.0.lock().values().cloned().collect();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
 impl Shared {
     pub(super) async fn connect(config: &Config, lost: &LastServer) -> Result<Arc<Self>, SourceError> {
         let wire = wire::connect(config, lost).await?;
+        let waiting = Arc::<Waiting>::default();
         Ok(Arc::new(Self {
             max_payload: wire.info.max_payload,
-            wire: tokio::sync::Mutex::new(wire),
+            wire: Mutex::new(wire),
             readers: Mutex::default(),
             next: AtomicU64::new(1),
             outgoing: Mutex::default(),
-            spoken: Notify::new(),
+            waker: waiting.clone().into(),
+            waiting,
             dead: OnceLock::new(),
         }))
     }
@@ -58,35 +90,37 @@ impl Shared {
 
     fn say(&self, text: &str) {
         self.outgoing.lock().extend_from_slice(text.as_bytes());
-        self.spoken.notify_one();
     }
 
-    /// Reads what comes next and hands it out. Cancel safe.
-    async fn pump(&self, wire: &mut Wire) -> Result<(), SourceError> {
-        match self.try_pump(wire).await {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                let why = self.dead.get_or_init(|| supervisor::chain(&error)).clone();
-                // Their queues end, so they ask why.
-                self.readers.lock().clear();
-                Err(SourceError::new(why))
-            }
-        }
-    }
-
-    async fn try_pump(&self, wire: &mut Wire) -> Result<(), SourceError> {
+    /// Reads what has come and hands it out, until there is no more: then all who wait will be woken for the next.
+    fn pump(&self) -> Result<(), SourceError> {
         if self.is_dead() {
             return Err(self.death());
         }
+        let mut wire = self.wire.lock();
+        let pumped = self.pump_wire(&mut wire);
+        if let Err(error) = &pumped {
+            self.dead.get_or_init(|| supervisor::chain(error));
+            // Their queues end, so they ask why.
+            self.readers.lock().clear();
+        }
+        pumped
+    }
+
+    fn pump_wire(&self, wire: &mut Wire) -> Result<(), SourceError> {
         let said = std::mem::take(&mut *self.outgoing.lock());
         if !said.is_empty() {
             wire.send(&[&said]);
         }
-        tokio::select! {
-            biased;
-            filled = wire.fill() => filled?,
-            () = self.spoken.notified() => return Ok(()),
+        let mut cx = Context::from_waker(&self.waker);
+        while let Poll::Ready(filled) = wire.poll_fill(&mut cx) {
+            filled?;
+            self.hand_out(wire)?;
         }
+        Ok(())
+    }
+
+    fn hand_out(&self, wire: &mut Wire) -> Result<(), SourceError> {
         let readers = self.readers.lock();
         let mut last: Option<(u64, &mpsc::UnboundedSender<Delivery>)> = None;
         while let Some(op) = wire.ready_op()? {
@@ -142,6 +176,9 @@ impl Line {
     /// Publishes; answers come to the inbox under `tag`.
     pub(super) fn ask(&self, subject: &str, tag: &str, payload: &str) {
         self.shared.say(&format!("PUB {subject} {}.{tag} {}\r\n{payload}\r\n", self.inbox, payload.len()));
+        // At once, though messages may wait in the queue: more are to come while those are read. A connection that is
+        // lost says so to whoever receives.
+        self.shared.pump().unwrap_or_default();
     }
 
     /// What the server is told when the line is dropped.
@@ -156,13 +193,15 @@ impl Line {
 
     /// Waits for what comes next. Cancel safe.
     pub(super) async fn recv(&mut self) -> Result<Delivery, SourceError> {
-        loop {
-            tokio::select! {
-                biased;
-                delivery = self.queue.recv() => return delivery.ok_or_else(|| self.shared.death()),
-                mut wire = self.shared.wire.lock() => self.shared.pump(&mut wire).await?,
+        poll_fn(|cx| {
+            self.shared.waiting.register(self.sid, cx.waker());
+            if let Poll::Ready(delivery) = self.queue.poll_recv(cx) {
+                return Poll::Ready(delivery.ok_or_else(|| self.shared.death()));
             }
-        }
+            self.shared.pump()?;
+            self.queue.poll_recv(cx).map(|delivery| delivery.ok_or_else(|| self.shared.death()))
+        })
+        .await
     }
 
     /// Asks and waits for the answer; whatever else comes is dropped, so only before messages are read.
@@ -185,27 +224,23 @@ impl Line {
         Ok(answer.payload)
     }
 
-    /// Says goodbye and waits until it is said.
-    pub(super) async fn close(mut self) {
-        self.leave();
+    /// Says goodbye. The last one waits until it is said; else another reader says it.
+    pub(super) async fn close(self) {
         let shared = self.shared.clone();
         drop(self);
-        // Another reader that holds the wire will write it.
-        if let Ok(mut wire) = shared.wire.try_lock() {
-            let said = std::mem::take(&mut *shared.outgoing.lock());
+        if let Some(shared) = Arc::into_inner(shared) {
+            let (mut wire, said) = (shared.wire.into_inner(), shared.outgoing.into_inner());
             wire.send(&[&said]);
-            if Arc::strong_count(&shared) == 1 {
-                wire.shutdown().await;
-            } else {
-                wire.flush().await.unwrap_or_default();
-            }
+            wire.shutdown().await;
         }
     }
 
     fn leave(&mut self) {
+        self.shared.waiting.0.lock().remove(&self.sid);
         if self.shared.readers.lock().remove(&self.sid).is_some() {
             let farewell = std::mem::take(&mut self.farewell);
             self.shared.say(&format!("UNSUB {}\r\n{farewell}", self.sid));
+            self.shared.waker.wake_by_ref();
         }
     }
 }

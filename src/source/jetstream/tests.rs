@@ -1,5 +1,7 @@
 //! Against real servers; published to, and the streams managed, by an independent client.
 
+mod storm;
+
 use std::sync::atomic::Ordering;
 
 use async_nats::jetstream::{self, stream};
@@ -240,6 +242,36 @@ async fn readers_share_a_connection_and_leave_nothing_behind() {
         n => Err(n.to_string()),
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_history_that_is_suspended_anywhere_holds_up_nobody() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, named(&["a"])).await;
+    let source = source(&server, &["a"]);
+    let running = Running::start(source.clone());
+    running.until_state(State::Up).await;
+    // Polled until it waits, and then no more, as a client's does that takes nothing: while opening, and while reading.
+    let mut opening = source.history(Start::Earliest);
+    assert!(futures_util::poll!(&mut opening).is_pending());
+    let mut history = source.history(Start::Earliest).await.expect("opens");
+    let (mut tail, mut items) = (Vec::new(), Vec::new());
+    history.next(&mut tail, 10).await.expect("the tail");
+    let mut reading = history.next(&mut items, 10);
+    assert!(futures_util::poll!(&mut reading).is_pending());
+    for round in 0..5 {
+        publish(&context, "a", round * 1000..(round + 1) * 1000).await;
+        running.until_messages((round + 1) * 1000).await;
+    }
+    assert_eq!(ledger(&running.recorder.items.lock(), 5000), []);
+    let mut other = source.history(Start::Earliest).await.expect("opens");
+    let mut all = Vec::new();
+    while all.len() < 5001 {
+        timeout(Duration::from_secs(10), other.next(&mut all, 100)).await.expect("in time").expect("reads");
+    }
+    reading.await.expect("goes on");
+    assert_eq!(texts(&items)[0], "0");
 }
 
 #[tokio::test]

@@ -47,17 +47,22 @@ pub(super) fn parse(input: &mut BytesMut) -> Result<Option<Op>, ProtocolError> {
     };
     let line = input[..newline].strip_suffix(b"\r").unwrap_or(&input[..newline]);
     let (verb, rest) = line.split_at(line.iter().position(|b| matches!(b, b' ' | b'\t')).unwrap_or(line.len()));
-    let op = match verb.to_ascii_uppercase().as_slice() {
-        b"MSG" | b"HMSG" => return message(input, newline),
-        b"PING" => Op::Ping,
-        b"PONG" => Op::Pong,
-        b"+OK" => Op::Ok,
-        b"INFO" => Op::Info(Bytes::copy_from_slice(rest.trim_ascii())),
-        b"-ERR" => {
-            let text = String::from_utf8_lossy(rest.trim_ascii());
-            Op::Err(text.trim_matches('\'').chars().filter(|c| !c.is_control()).take(512).collect())
-        }
-        _ => return Err(ProtocolError("an unknown operation")),
+    let is = |word: &[u8]| verb.eq_ignore_ascii_case(word);
+    let op = if is(b"MSG") || is(b"HMSG") {
+        return message(input, newline);
+    } else if is(b"PING") {
+        Op::Ping
+    } else if is(b"PONG") {
+        Op::Pong
+    } else if is(b"+OK") {
+        Op::Ok
+    } else if is(b"INFO") {
+        Op::Info(Bytes::copy_from_slice(rest.trim_ascii()))
+    } else if is(b"-ERR") {
+        let text = String::from_utf8_lossy(rest.trim_ascii());
+        Op::Err(text.trim_matches('\'').chars().filter(|c| !c.is_control()).take(512).collect())
+    } else {
+        return Err(ProtocolError("an unknown operation"));
     };
     input.advance(newline + 1);
     Ok(Some(op))

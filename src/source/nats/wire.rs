@@ -264,11 +264,12 @@ impl Wire {
     }
 
     /// Waits for more bytes, writes what is queued, and keeps the connection alive. Cancel safe.
-    pub(in crate::source) async fn fill(&mut self) -> Result<(), SourceError> {
+    pub(super) async fn fill(&mut self) -> Result<(), SourceError> {
         poll_fn(|cx| self.poll_fill(cx)).await
     }
 
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SourceError>> {
+    /// As [`Wire::fill`]; when it is pending, the waker will be woken for whatever makes it ready.
+    pub(in crate::source) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SourceError>> {
         loop {
             if let Poll::Ready(Err(error)) = self.poll_send(cx) {
                 return Poll::Ready(Err(lost(error)));
@@ -326,7 +327,7 @@ impl Wire {
     }
 
     /// Writes what is queued.
-    pub(in crate::source) async fn flush(&mut self) -> io::Result<()> {
+    async fn flush(&mut self) -> io::Result<()> {
         poll_fn(|cx| self.poll_send(cx)).await
     }
 

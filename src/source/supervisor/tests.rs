@@ -164,7 +164,9 @@ async fn what_comes_into_an_empty_log_while_away_is_read_from_its_start() {
 
 #[tokio::test(start_paused = true)]
 async fn a_durable_source_is_up_only_when_it_has_warmed_up() {
-    let adapter = Scripted::new(true, vec![None, Some(vec![Items(vec![message("1", Some(1))]), Hang])]);
+    let mut scripts: Vec<_> = (0..8).map(|_| None).collect();
+    scripts.push(Some(vec![Items(vec![message("1", Some(1))]), Hang]));
+    let adapter = Scripted::new(true, scripts);
     let running = Running::start(adapter);
     assert_eq!(running.handle.status.read().state, State::Connecting);
     running.until_state(State::Down).await;
@@ -241,8 +243,8 @@ async fn a_batch_that_cannot_be_taken_in_is_a_gap_and_the_next_one_goes_on() {
 fn waiting_grows_to_its_bound_and_shrinks_with_health() {
     let seconds = |s| Some(Duration::from_secs(s));
     let mut backoff = Backoff::default();
-    let growth: Vec<_> = (0..9).map(|_| backoff.ceiling(None).as_millis()).collect();
-    assert_eq!(growth, [100, 250, 500, 1000, 2000, 4000, 8000, 15000, 15000]);
+    let growth: Vec<_> = (0..14).map(|_| backoff.ceiling(None).as_millis()).collect();
+    assert_eq!(growth, [100, 250, 375, 562, 843, 1265, 1898, 2847, 4271, 6407, 9610, 14416, 15000, 15000]);
     // A connection that breaks at once is no reason to hurry; one that stood is.
     assert_eq!(backoff.ceiling(Some(Duration::from_millis(10))), Backoff::LAST);
     assert_eq!(backoff.ceiling(seconds(2)), Backoff::QUICK);
