@@ -4,6 +4,7 @@
 
 use std::error::Error as StdError;
 use std::io::Write as _;
+use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -158,7 +159,9 @@ fn print(text: &str) -> Result<(), Error> {
 /// A runtime for commands that ask something and end.
 fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|e| Error::with("cannot start", e))?.block_on(work)
+    // Never taken down, it ends with the process: a library's own thread that still waits on it would panic.
+    let runtime = ManuallyDrop::new(runtime.map_err(|e| Error::with("cannot start", e))?);
+    runtime.block_on(work)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `serve`: the bridge itself.
 
+use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -14,10 +15,10 @@ pub(super) fn run(files: &[PathBuf]) -> Result<ExitCode, Error> {
         tracing::warn!(warning, "configuration");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|e| Error::with("cannot start", e))?;
+    // Never taken down, it ends with the process: what still runs has had its time, and a library's own thread that
+    // waits on it would panic.
+    let runtime = ManuallyDrop::new(runtime.map_err(|e| Error::with("cannot start", e))?);
     let ended = runtime.block_on(app::run(loaded.config));
-    // What still runs has had its time.
-    runtime.shutdown_background();
     match ended {
         Ok(Exit::Drained) => Ok(ExitCode::SUCCESS),
         Ok(Exit::Signal(number)) => Ok(ExitCode::from(u8::try_from(128 + number).unwrap_or(u8::MAX))),
