@@ -60,6 +60,8 @@ impl Stream {
     async fn live(&self, start: Start) -> Result<Reader, SourceError> {
         let link = Link::open(&self.amqp.config.broker, &self.amqp.name).await?;
         let (channel, _) = set_up(&link, &self.amqp.config, &self.amqp.name).await?;
+        // Its own connection: what it does not take holds up nobody else.
+        link.flow().meter(channel.id());
         self.read(Arc::new(link), channel, self.amqp.config.prefetch, start).await
     }
 
@@ -212,6 +214,9 @@ impl Reader {
     fn take(&mut self, delivery: Delivery, batch: &mut Vec<Item>) -> Result<(), SourceError> {
         let tag = delivery.delivery_tag;
         self.acks.took(tag);
+        if self.link.flow().meters(self.channel.id()) {
+            self.link.flow().took(delivery.data.len());
+        }
         let odd = self.link.odd().take(self.channel.id(), tag);
         let position = position(&delivery, odd.as_deref(), &self.queue)?;
         let came = Came { delivery, odd, position };

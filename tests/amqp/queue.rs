@@ -222,3 +222,29 @@ async fn tls_checks_the_broker_and_shows_a_certificate() {
     let missing = with(json!({ "ca": at("nothing.crt") }));
     refused(&missing, "cannot read `tls.ca`").await;
 }
+
+fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_taken_yet_stays_with_the_broker_however_large_it_is() {
+    let rabbit = Rabbit::start().await;
+    let large = source("large", json!({ "url": rabbit.url(), "queue": "large", "declare": true }));
+    drop(Reading::open(&large, Start::Now).await.unwrap());
+    let client = rabbit.client().await;
+    let payload = vec![7; 1 << 20];
+    for n in 0..150_u8 {
+        client.publish("", "large", &[&[n], &*payload].concat()).await;
+    }
+    drop(client);
+    let before = resident();
+    let mut reading = Reading::insist(&large, Start::Now).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let grown = resident().saturating_sub(before) >> 20;
+    assert!(grown < 80, "150 MiB wait, and {grown} MiB of them here");
+    let read = reading.messages(150).await;
+    assert!(read.iter().enumerate().all(|(n, m)| m.payload.len() == payload.len() + 1 && usize::from(m.payload[0]) == n));
+    reading.close().await;
+}

@@ -15,8 +15,9 @@ use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::config::{Binding, Broker, Config, Declare, ExchangeType, Origin, QueueType};
+use super::flow::Flow;
 use super::scrub::OddKeys;
-use super::wire::{Ours, Wire};
+use super::wire::{Ours, Shared, Wire};
 use crate::event::SourceName;
 use crate::source::SourceError;
 
@@ -28,7 +29,7 @@ const CLOSE: Duration = Duration::from_millis(700);
 /// A connection. Dropped, it breaks off at once; nothing of it stays behind.
 pub(in crate::source) struct Link {
     connection: lapin::Connection,
-    odd: Arc<OddKeys>,
+    shared: Arc<Shared>,
     /// After the connection: it may say goodbye while the socket still works.
     end: DropGuard,
 }
@@ -38,8 +39,8 @@ impl Link {
     pub(in crate::source) async fn open(broker: &Broker, source: &SourceName) -> Result<Self, SourceError> {
         let end = CancellationToken::new();
         let guard = end.clone().drop_guard();
-        let odd = Arc::<OddKeys>::default();
-        let wire = Mutex::new(Some(Wire::connect(broker, end, Arc::clone(&odd)).await?));
+        let shared = Arc::<Shared>::default();
+        let wire = Mutex::new(Some(Wire::connect(broker, end, Arc::clone(&shared)).await?));
         let runtime = Runtime::new(RuntimeParts::new(Tokio::current(), Ours::current()));
         let properties = ConnectionProperties::default().with_connection_name(format!("brokercast {source}").into());
         let once = async move |_, _| match wire.lock().take() {
@@ -48,7 +49,7 @@ impl Link {
         };
         let connecting = lapin::Connection::connector(broker.uri.clone(), runtime, once, properties);
         match tokio::time::timeout(ANSWER, connecting).await {
-            Ok(Ok(connection)) => Ok(Self { connection, odd, end: guard }),
+            Ok(Ok(connection)) => Ok(Self { connection, shared, end: guard }),
             Ok(Err(e)) => Err(SourceError::with(format!("{broker} refused the connection"), e)),
             Err(_) => Err(SourceError::new(format!("{broker} does not answer"))),
         }
@@ -65,8 +66,13 @@ impl Link {
     }
 
     /// Keys that are not UTF-8.
-    pub(in crate::source) fn odd(&self) -> &Arc<OddKeys> {
-        &self.odd
+    pub(in crate::source) fn odd(&self) -> &OddKeys {
+        &self.shared.odd
+    }
+
+    /// What is on its way to one of its channels.
+    pub(in crate::source) fn flow(&self) -> &Flow {
+        &self.shared.flow
     }
 
     /// Says goodbye, and breaks off where nobody listens.

@@ -15,7 +15,6 @@ use lapin::{Channel, Consumer};
 
 use super::acks::Acks;
 use super::link::{Link, answer, is, set_up};
-use super::scrub::OddKeys;
 use super::{Amqp, Names};
 use crate::event::{Message, Timestamp};
 use crate::source::{Connection, Item, SourceError};
@@ -30,7 +29,6 @@ pub(in crate::source) struct Reader {
     consumer: Consumer,
     acks: Acks,
     channel: u16,
-    odd: Arc<OddKeys>,
     names: Arc<Names>,
     queue: ShortString,
     first: bool,
@@ -43,12 +41,12 @@ impl Reader {
         let config = &source.config;
         let link = Link::open(&config.broker, &source.name).await?;
         let (channel, queue) = set_up(&link, config, &source.name).await?;
+        link.flow().meter(channel.id());
         let consumer = consume(&channel, &queue, config.prefetch, FieldTable::default()).await?;
         Ok(Self {
             consumer,
             channel: channel.id(),
             acks: Acks::new(channel, config.prefetch, ACK_DELAY),
-            odd: Arc::clone(link.odd()),
             names: Arc::clone(&source.names),
             queue,
             first: true,
@@ -69,7 +67,8 @@ impl Reader {
                 return Poll::Ready(Err(SourceError::new(format!("queue `{}` is a stream: it needs `queue_type: stream`", self.queue))));
             }
             let tag = delivery.delivery_tag;
-            match self.names.message(delivery, self.odd.take(self.channel, tag)) {
+            self.link.flow().took(delivery.data.len());
+            match self.names.message(delivery, self.link.odd().take(self.channel, tag)) {
                 Some(message) => {
                     self.acks.took(tag);
                     batch.push(Item::Message(message));

@@ -7,8 +7,9 @@
 
 use std::collections::HashMap;
 
-use bytes::BytesMut;
 use parking_lot::Mutex;
+
+use super::flow::Flow;
 
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
@@ -44,6 +45,8 @@ pub(in crate::source) struct Scrub {
     ready: usize,
     /// Bytes of a body frame still to come.
     body: usize,
+    /// The message of the metered channel that is coming: its size, and what of it is still to come.
+    message: Option<(u64, u64)>,
     /// No frames any more (a protocol header, or nonsense): the library decides.
     foreign: bool,
 }
@@ -59,35 +62,56 @@ impl Scrub {
         self.ready -= n;
     }
 
-    /// Looks at what has come in.
-    pub(in crate::source) fn advance(&mut self, buffer: &mut BytesMut, odd: &OddKeys) {
+    /// Looks at what has come in: all bytes that were not taken yet.
+    pub(in crate::source) fn advance(&mut self, bytes: &mut [u8], odd: &OddKeys, flow: &Flow) {
         loop {
             if self.foreign {
-                self.ready = buffer.len();
+                self.ready = bytes.len();
                 return;
             }
-            let pass = self.body.min(buffer.len() - self.ready);
+            let pass = self.body.min(bytes.len() - self.ready);
             self.ready += pass;
             self.body -= pass;
-            let rest = &mut buffer[self.ready..];
-            if self.body > 0 || rest.len() < HEAD {
+            if self.body > 0 {
                 return;
             }
+            if let Some((size, _)) = self.message.take_if(|(_, left)| *left == 0) {
+                flow.came(size);
+            }
+            let rest = &mut bytes[self.ready..];
+            if rest.len() < HEAD {
+                return;
+            }
+            let kind = rest[0];
             let channel = u16::from_be_bytes([rest[1], rest[2]]);
             let size = u32::from_be_bytes([rest[3], rest[4], rest[5], rest[6]]) as usize;
-            let kind = rest[0];
             match kind {
                 METHOD | HEADER if size <= MAX_WHOLE => {
                     let Some(payload) = rest.get_mut(HEAD..HEAD + size) else { return };
+                    if kind == HEADER && flow.meters(channel) {
+                        self.message = body_size(payload).map(|size| (size, size));
+                    }
                     // What does not look as expected is left to the library.
                     if kind == METHOD { method(channel, payload, odd) } else { header(payload) }.unwrap_or_default();
-                    self.body = HEAD + size + 1;
                 }
-                BODY | HEARTBEAT => self.body = HEAD + size + 1,
-                _ => self.foreign = true,
+                BODY => {
+                    if let Some((_, left)) = self.message.as_mut().filter(|_| flow.meters(channel)) {
+                        *left = left.saturating_sub(size as u64);
+                    }
+                }
+                HEARTBEAT => {}
+                _ => {
+                    self.foreign = true;
+                    continue;
+                }
             }
+            self.body = HEAD + size + 1;
         }
     }
+}
+
+fn body_size(header: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(header.get(4..12)?.try_into().ok()?))
 }
 
 /// Walks over a payload.

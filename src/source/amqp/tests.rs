@@ -1,10 +1,10 @@
 //! Configuration, reach and frames; what needs a broker is in `tests/amqp`.
 
-use bytes::BytesMut;
 use proptest::prelude::*;
 use serde_json::json;
 
 use super::config::{Binding, ExchangeType, Origin, Raw};
+use super::flow::Flow;
 use super::scrub::{OddKeys, Scrub};
 use super::*;
 use crate::config::Problems;
@@ -171,15 +171,35 @@ fn deliver(key: &[u8], tag: u64) -> Vec<u8> {
 }
 
 fn scrubbed(bytes: &[u8], cut: usize, odd: &OddKeys) -> Vec<u8> {
-    let (mut scrub, mut buffer, mut out) = (Scrub::default(), BytesMut::new(), Vec::new());
+    let (mut scrub, mut buffer, mut out) = (Scrub::default(), Vec::new(), Vec::new());
     for piece in bytes.chunks(cut) {
         buffer.extend_from_slice(piece);
-        scrub.advance(&mut buffer, odd);
+        scrub.advance(&mut buffer, odd, &Flow::default());
         let ready = scrub.ready();
-        out.extend_from_slice(&buffer.split_to(ready));
+        out.extend(buffer.drain(..ready));
         scrub.took(ready);
     }
     out
+}
+
+#[test]
+fn what_waits_is_measured_in_whole_messages() {
+    let flow = Flow::default();
+    flow.meter(1);
+    let header = |channel, size: u64| frame(2, channel, &[&[0, 60, 0, 0][..], &size.to_be_bytes(), &[0, 0]].concat());
+    let half = vec![0; usize::try_from(flow::MOST / 2).expect("fits")];
+    let mut bytes = [header(1, flow::MOST), frame(3, 1, &half), header(2, 9), frame(3, 1, &half), header(1, 1), frame(3, 1, b"x")].concat();
+    let all = bytes.len();
+    let (mut scrub, mut cx) = (Scrub::default(), std::task::Context::from_waker(std::task::Waker::noop()));
+    for (seen, full) in [(100, false), (all - 50, false), (all - 1, false), (all, true)] {
+        scrub.advance(&mut bytes[..seen], &OddKeys::default(), &flow);
+        assert_eq!(flow.full(&mut cx), full, "{seen} of {all}");
+    }
+    flow.took(half.len() * 2);
+    assert!(!flow.full(&mut cx));
+    flow.took(1);
+    flow.took(1);
+    assert!(!flow.full(&mut cx), "it never counts below nothing");
 }
 
 #[test]

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use async_rs::Tokio;
 use async_rs::traits::Reactor;
-use bytes::{Buf as _, BytesMut};
 use futures_io::{AsyncRead, AsyncWrite};
 use lapin::uri::AMQPScheme;
 use rustls::pki_types::pem::PemObject as _;
@@ -22,11 +21,13 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
+use tokio::time::Sleep;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::config::{Broker, Tls};
+use super::flow::Flow;
 use super::scrub::{OddKeys, Scrub};
 use crate::source::SourceError;
 
@@ -34,6 +35,8 @@ use crate::source::SourceError;
 const CONNECT: Duration = Duration::from_secs(5);
 /// Between the end and the breaking off.
 const GOODBYE: Duration = Duration::from_millis(500);
+/// For which nothing is read, where too much waits.
+const PAUSE: Duration = Duration::from_millis(500);
 const READ: usize = 64 * 1024;
 
 enum Io {
@@ -44,17 +47,29 @@ enum Io {
 /// A connected socket.
 pub(super) struct Wire {
     io: Io,
-    end: Pin<Box<dyn Future<Output = ()> + Send>>,
+    over: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// The library's thread has none of its own.
     runtime: Handle,
-    buffer: BytesMut,
+    /// What came in and was not taken stands in it from `start` to `end`.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
     scrub: Scrub,
-    odd: Arc<OddKeys>,
+    shared: Arc<Shared>,
+    /// While too much waits to be taken.
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+/// What the socket and its owner both know.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub(super) odd: OddKeys,
+    pub(super) flow: Flow,
 }
 
 impl Wire {
     /// Connects. The wire fails once `end` is cancelled, after a moment.
-    pub(super) async fn connect(broker: &Broker, end: CancellationToken, odd: Arc<OddKeys>) -> Result<Self, SourceError> {
+    pub(super) async fn connect(broker: &Broker, end: CancellationToken, shared: Arc<Shared>) -> Result<Self, SourceError> {
         let authority = &broker.uri.authority;
         let failed = |e: io::Error| SourceError::with(format!("cannot connect to {broker}"), e);
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
@@ -83,29 +98,61 @@ impl Wire {
                 Io::Tls(Box::new(stream.map_err(|e| SourceError::with(format!("no TLS connection to {broker}"), e))?))
             }
         };
-        let end = async move {
+        let over = async move {
             end.cancelled().await;
             // For the library to say goodbye.
             tokio::time::sleep(GOODBYE).await;
         };
-        Ok(Self { io, end: Box::pin(end), runtime: Handle::current(), buffer: BytesMut::new(), scrub: Scrub::default(), odd })
+        Ok(Self {
+            io,
+            over: Box::pin(over),
+            runtime: Handle::current(),
+            buffer: vec![0; READ],
+            start: 0,
+            end: 0,
+            scrub: Scrub::default(),
+            shared,
+            pause: None,
+        })
     }
 
     fn ended(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let _runtime = self.runtime.enter();
-        if self.end.as_mut().poll(cx).is_ready() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+        if self.over.as_mut().poll(cx).is_ready() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.buffer.reserve(READ);
-        let mut space = [0_u8; READ];
-        let mut space = ReadBuf::new(&mut space);
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.end == self.buffer.len() {
+            if self.start > 0 {
+                self.buffer.copy_within(self.start..self.end, 0);
+                (self.start, self.end) = (0, self.end - self.start);
+            } else {
+                self.buffer.resize(2 * self.end, 0);
+            }
+        }
+        let mut space = ReadBuf::new(&mut self.buffer[self.end..]);
         ready!(match &mut self.io {
             Io::Plain(io) => Pin::new(io).poll_read(cx, &mut space),
             Io::Tls(io) => Pin::new(io).poll_read(cx, &mut space),
         })?;
-        self.buffer.extend_from_slice(space.filled());
-        Poll::Ready(Ok(space.filled().len()))
+        let n = space.filled().len();
+        self.end += n;
+        Poll::Ready(Ok(n))
+    }
+
+    /// Waits while too much waits to be taken, though not so long that the broker's heartbeats are missed.
+    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.shared.flow.full(cx) {
+            self.pause = None;
+            return Poll::Ready(());
+        }
+        let _runtime = self.runtime.enter();
+        let pause = self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(PAUSE)));
+        ready!(pause.as_mut().poll(cx));
+        self.pause = None;
+        Poll::Ready(())
     }
 }
 
@@ -154,13 +201,15 @@ impl AsyncRead for Wire {
         let this = self.get_mut();
         this.ended(cx)?;
         while this.scrub.ready() == 0 {
+            ready!(this.poll_pause(cx));
             if ready!(this.poll_fill(cx))? == 0 {
                 return Poll::Ready(Ok(0));
             }
-            this.scrub.advance(&mut this.buffer, &this.odd);
+            this.scrub.advance(&mut this.buffer[this.start..this.end], &this.shared.odd, &this.shared.flow);
         }
         let n = this.scrub.ready().min(out.len());
-        this.buffer.copy_to_slice(&mut out[..n]);
+        out[..n].copy_from_slice(&this.buffer[this.start..this.start + n]);
+        this.start += n;
         this.scrub.took(n);
         Poll::Ready(Ok(n))
     }
