@@ -277,11 +277,19 @@ impl StreamInfo {
     /// Why the stream's start has passed what follows a sequence, `time` being that of the message there: its limits, a
     /// purge, or nothing that counts: what per-subject limits and messages' own lives take is no longer content.
     fn why_gone(&self, after: u64, time: Option<u64>) -> Option<GapReason> {
-        let config = &self.config;
-        let old = |age: u64| time.is_none_or(|time| now().saturating_sub(time) + 1_000_000_000 >= age - age / 10);
-        let by_age = config.max_age > 0 && old(config.max_age);
-        let by_count = u64::try_from(config.max_msgs).is_ok_and(|most| most > 0 && self.state.last_seq.saturating_sub(after) >= most);
-        let by_bytes = u64::try_from(config.max_bytes).is_ok_and(|most| most > 0 && self.state.bytes >= most / 2);
+        let (config, state) = (&self.config, &self.state);
+        // A message that came at this time may have been too old by now. Of unknown times nothing is known.
+        let old = |time: Option<u64>| {
+            time.is_none_or(|time| now().saturating_sub(time).saturating_add(1_000_000_000) >= config.max_age - config.max_age / 10)
+        };
+        // None is older than the stream, and the last that is gone was the last to come, where none is left.
+        let born = if config.mirror.is_some() { None } else { api::nanos(&self.created) };
+        let newest = if state.messages == 0 { api::nanos(&state.last_ts) } else { None };
+        let by_age = config.max_age > 0 && old(time) && old(born) && old(newest);
+        let limit = |limit: i64| u64::try_from(limit).ok().filter(|limit| *limit > 0);
+        let full = |most: u64| state.last_seq.saturating_sub(after) >= most && state.messages >= most / 2;
+        let by_count = limit(config.max_msgs).is_some_and(full);
+        let by_bytes = limit(config.max_bytes).is_some_and(|most| state.bytes >= most / 2);
         if by_age || by_count || by_bytes {
             return Some(GapReason::Retention);
         }

@@ -36,13 +36,15 @@ pub(super) struct StreamConfig {
     pub(super) subject_transform: Option<serde::de::IgnoredAny>,
 }
 
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct StreamState {
     pub(super) messages: u64,
     pub(super) bytes: u64,
     pub(super) first_seq: u64,
     pub(super) last_seq: u64,
+    /// When that came, though it may be gone.
+    pub(super) last_ts: String,
 }
 
 /// How a stream is made.
@@ -134,6 +136,12 @@ fn read<T: DeserializeOwned>(answer: &[u8], what: &str) -> Result<Option<T>, Sou
     }
 }
 
+/// Nanoseconds since 1970.
+pub(super) fn nanos(text: &str) -> Option<u64> {
+    let time: jiff::Timestamp = text.parse().ok()?;
+    u64::try_from(time.as_nanosecond()).ok()
+}
+
 /// 24 bits of what is the same whoever reads a message.
 pub(super) fn check(subject: &[u8], payload: &[u8], nanos: u64) -> Check {
     Check::of(&[subject, payload, &nanos.to_be_bytes()])
@@ -182,8 +190,7 @@ pub(super) fn read_message(answer: &[u8]) -> Result<Option<Stored>, SourceError>
     let Some(MessageAnswer { message }) = read(answer, "a message")? else { return Ok(None) };
     let bad = |what: &str| SourceError::new(format!("JetStream's answer about a message has no {what}"));
     let payload = STANDARD.decode(&message.data).map_err(|_| bad("payload"))?;
-    let time: jiff::Timestamp = message.time.parse().map_err(|_| bad("time"))?;
-    let time = u64::try_from(time.as_nanosecond()).map_err(|_| bad("time"))?;
+    let time = nanos(&message.time).ok_or_else(|| bad("time"))?;
     Ok(Some(Stored { seq: message.seq, time, check: check(message.subject.as_bytes(), &payload, time) }))
 }
 

@@ -515,6 +515,39 @@ async fn a_missing_stream_is_made_with_its_limits_and_published_to() {
 }
 
 #[test]
+fn why_messages_are_gone_is_judged_by_what_the_stream_says() {
+    let now = now();
+    let text = |nanos: u64| jiff::Timestamp::from_nanosecond(i128::from(nanos)).expect("a time").to_string();
+    let (minute, hour) = (60_000_000_000, 3_600_000_000_000);
+    let info = |config: serde_json::Value, messages: u64, bytes: u64, age: u64, last: u64| -> StreamInfo {
+        let state = serde_json::json!({"messages": messages, "bytes": bytes, "first_seq": 101 - messages, "last_seq": 100,
+            "last_ts": text(now - last)});
+        serde_json::from_value(serde_json::json!({"config": config, "created": text(now - age), "state": state})).expect("reads")
+    };
+    let aged = serde_json::json!({"max_age": hour, "max_bytes": -1, "max_msgs": -1});
+    let (retention, reset) = (Some(GapReason::Retention), Some(GapReason::Reset));
+    // A stream that is younger than its limit has dropped nothing by age.
+    assert_eq!(info(aged.clone(), 10, 100, minute, 0).why_gone(50, None), reset);
+    assert_eq!(info(aged.clone(), 10, 100, 2 * hour, 0).why_gone(50, None), retention);
+    // What followed a young message was younger still.
+    assert_eq!(info(aged.clone(), 10, 100, 2 * hour, 0).why_gone(50, Some(now - minute)), reset);
+    assert_eq!(info(aged.clone(), 10, 100, 2 * hour, 0).why_gone(50, Some(now - hour)), retention);
+    // Nothing is left, though the last came just now.
+    assert_eq!(info(aged.clone(), 0, 0, 2 * hour, minute).why_gone(50, None), reset);
+    assert_eq!(info(aged, 0, 0, 2 * hour, hour).why_gone(50, None), retention);
+    let counted = serde_json::json!({"max_msgs": 20});
+    assert_eq!(info(counted.clone(), 20, 100, hour, 0).why_gone(50, None), retention);
+    assert_eq!(info(counted.clone(), 5, 100, hour, 0).why_gone(50, None), reset);
+    assert_eq!(info(counted, 20, 100, hour, 0).why_gone(90, None), reset);
+    let sized = serde_json::json!({"max_bytes": 1000});
+    assert_eq!(info(sized.clone(), 20, 900, hour, 0).why_gone(50, None), retention);
+    assert_eq!(info(sized, 2, 90, hour, 0).why_gone(50, None), reset);
+    // What each subject's own limit takes is no loss.
+    assert_eq!(info(serde_json::json!({"max_msgs_per_subject": 1}), 20, 900, hour, 0).why_gone(50, None), None);
+    assert_eq!(info(serde_json::json!({"allow_msg_ttl": true}), 20, 900, hour, 0).why_gone(50, None), None);
+}
+
+#[test]
 fn places_are_read_from_all_forms_of_the_reply() {
     let place = Some(api::Place { seq: 22, time: 1_700_000_000_000_000_001, pending: 5 });
     assert_eq!(api::place(b"$JS.ACK.S.c.1.22.3.1700000000000000001.5"), place);
