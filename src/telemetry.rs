@@ -37,7 +37,8 @@ pub fn init(log: &Log) -> Result<(), Error> {
         LogFormat::Json => false,
     };
     let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // Where standard error is gone, saying so there would only be a panic.
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let done = if text {
         let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         registry.with(layer.with_ansi(colours)).try_init()

@@ -2,7 +2,7 @@
 //!
 //! Events go to standard output, a line each; gaps, closings and breaks to standard error.
 
-use std::io::Write as _;
+use std::io::Write;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,6 +20,8 @@ use super::{Error, block_on, chain, say};
 use crate::subject::Pattern;
 
 mod line;
+#[cfg(test)]
+mod tests;
 
 /// How long a browser waits unless told otherwise, about.
 const RETRY: Duration = Duration::from_secs(3);
@@ -53,7 +55,7 @@ pub(super) struct Options {
 
 pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error> {
     let address = options.reach.address(files)?;
-    let mut tail = Tail::new(&address, options)?;
+    let mut tail = Tail::new(&address, options, std::io::stdout())?;
     block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
             .map_err(|e| Error::with("cannot listen to signals", e))?;
@@ -90,7 +92,7 @@ enum Broken {
     Never(Error),
 }
 
-struct Tail {
+struct Tail<W> {
     client: Client,
     url: Url,
     last_id: Option<String>,
@@ -99,10 +101,11 @@ struct Tail {
     streamed: bool,
     format: line::Format,
     left: Option<u64>,
+    out: W,
 }
 
-impl Tail {
-    fn new(address: &Url, options: Options) -> Result<Self, Error> {
+impl<W: Write> Tail<W> {
+    fn new(address: &Url, options: Options, out: W) -> Result<Self, Error> {
         let mut url = client::below(address, "/events");
         {
             // The envelope that says subject and time, and one kind of event for all.
@@ -120,7 +123,7 @@ impl Tail {
             return Err(Error::new("--last-event-id is no id"));
         }
         let client = options.reach.client()?;
-        Ok(Self { client, url, last_id, retry: RETRY, streamed: false, format: options.format, left: options.count })
+        Ok(Self { client, url, last_id, retry: RETRY, streamed: false, format: options.format, left: options.count, out })
     }
 
     /// Until there is nothing more to print.
@@ -209,9 +212,8 @@ impl Tail {
             say(format_args!("-- {note}"));
             return Ok(false);
         }
-        let mut out = std::io::stdout().lock();
         let line = line::event(event, self.format);
-        match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        match writeln!(self.out, "{line}").and_then(|()| self.out.flush()) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(true),
             Err(error) => return Err(Error::with("cannot write to standard output", error)),

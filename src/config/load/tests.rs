@@ -444,6 +444,81 @@ fn a_missing_key_hides_no_other_problem() {
 }
 
 #[test]
+fn a_list_is_no_map() {
+    for text in ["window: []", "server: [\"127.0.0.1:1\"]", "sources: []", "auth: { jwt: [] }", "sources: { a: { ticker: [1s, x] } }"] {
+        let problems = bad(&[text], &[]);
+        assert!(problems.len() == 1 && problems[0].contains("must be a map of keys and values"), "{text}: {problems:?}");
+    }
+}
+
+proptest::proptest! {
+    /// Whatever stands in a file: an answer, no panic, no endless loop.
+    #[test]
+    fn any_soup_of_keys_and_values_gets_an_answer(
+        words in proptest::collection::vec(proptest::sample::select(SOUP.to_vec()), 0..40),
+        variables in proptest::collection::vec(proptest::sample::select(SOUP.to_vec()), 0..6),
+    ) {
+        let kept = files(&[&words.concat()]);
+        let named = variables.chunks(2).map(|pair| (format!("BROKERCAST__{}", pair[0].trim()), pair[pair.len() - 1].to_owned()));
+        let environment = named.map(|(name, value)| (name.replace([':', ' '], "__").into(), value.into()));
+        if let Err(error) = load_with(&kept.paths, environment.collect::<Vec<_>>()) {
+            proptest::prop_assert!(error.lines().count() > 0);
+        }
+    }
+}
+
+const SOUP: [&str; 48] = [
+    "server:",
+    "auth:",
+    "jwt:",
+    "keys:",
+    "sources:",
+    "routes:",
+    "match:",
+    "source:",
+    "subject:",
+    "subjects:",
+    "nats:",
+    "amqp:",
+    "http:",
+    "ticker:",
+    "servers:",
+    "window:",
+    "log:",
+    "filter:",
+    "listen:",
+    "tls:",
+    "cors:",
+    "origins:",
+    "jetstream:",
+    "stream:",
+    "create:",
+    "a:",
+    " x",
+    " 1",
+    " true",
+    " null",
+    " \"*\"",
+    " 10s",
+    " [",
+    "]",
+    " {",
+    "}",
+    ", ",
+    "\n",
+    "\n  ",
+    "\n    ",
+    "\n      ",
+    "\n- ",
+    "\n  - ",
+    " &a",
+    " *a",
+    " a.>",
+    " {1}",
+    " 127.0.0.1:0",
+];
+
+#[test]
 fn trusted_proxies_are_networks() {
     let loaded = good(&["subscribers: { trusted_proxies: [10.0.0.0/8, 192.168.1.7, \"fd00::/8\", 0.0.0.0/0] }"], &[]);
     assert_eq!(loaded.config.subscribers.trusted_proxies[1], ("192.168.1.7".parse().unwrap(), 32));

@@ -95,21 +95,26 @@ pub(crate) fn extract<T: serde::de::DeserializeOwned>(root: &mut Node, misread: 
             }
             continue;
         }
+        if trials.len() + misread.len() > 10_000 {
+            return None;
+        }
         let (blamed, expected, done) = match error.what {
             What::Unknown(names) => (path.clone(), unknown(names), Done::Ignored),
             What::Wrong(expected) => (path.clone(), expected, Done::Taken(path.clone())),
             What::Missing(name) => (path.key(name), "is missing".to_owned(), Done::Stood),
         };
-        if done == Done::Stood {
-            root.insert(&path, &blamed, stand_in(0, &place)?);
-            trials.push((blamed.clone(), 0));
-        } else {
-            root.remove(&path)?;
-        }
         match misread.iter_mut().find(|m| m.path == blamed) {
             // It was there, and was taken out: that has been said already.
-            Some(earlier) => earlier.done = done,
-            None => misread.push(Misread { place, path: blamed, expected, done }),
+            Some(earlier) => earlier.done = done.clone(),
+            None => misread.push(Misread { place: place.clone(), path: blamed.clone(), expected, done: done.clone() }),
+        }
+        let seen = trials.iter().all(|(stood, _)| *stood != blamed);
+        if done == Done::Stood && seen {
+            root.insert(&path, &blamed, stand_in(0, &place)?);
+            trials.push((blamed, 0));
+        } else {
+            // Also where something stands in and is not seen: nothing more can be made of what it stands in.
+            root.remove(&path)?;
         }
     }
 }
@@ -273,6 +278,18 @@ impl<'de> Deserializer<'de> for Reader<'de> {
         visitor.visit_newtype_struct(Self { secret, ..self })
     }
 
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
+        match self.node.kind {
+            Kind::Map(_) if !self.secret => self.deserialize_any(visitor),
+            _ => Err(ReadError::wrong("must be a map of keys and values")),
+        }
+    }
+
+    /// A map only: serde would take a list too, by the order of the fields.
+    fn deserialize_struct<V: Visitor<'de>>(self, _: &'static str, _: &'static [&'static str], visitor: V) -> Result<V::Value, ReadError> {
+        self.deserialize_map(visitor)
+    }
+
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _: &'static str,
@@ -293,8 +310,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
     }
 
     serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 bytes byte_buf unit unit_struct seq tuple tuple_struct map struct
-        ignored_any
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 bytes byte_buf unit unit_struct seq tuple tuple_struct ignored_any
     }
 }
 
