@@ -22,7 +22,7 @@ struct Log {
 
 enum Broker {
     Jet(Nats),
-    Rab { port: u16, client: Amqp },
+    Rab { port: u16, client: Box<Amqp> },
 }
 
 impl Log {
@@ -48,17 +48,6 @@ impl Log {
 
     fn source(&self) -> String {
         self.source_at(self.port())
-    }
-
-    async fn publish(&self, subject: &str, payload: &str) {
-        let subject = format!("{}.{subject}", self.name);
-        match &self.broker {
-            Broker::Jet(nats) => {
-                let ack = nats.jetstream().await.publish(subject, payload.to_owned().into()).await.unwrap();
-                ack.await.unwrap();
-            }
-            Broker::Rab { client, .. } => client.publish(&self.name, &subject, payload.as_bytes()).await,
-        }
     }
 
     async fn publish_numbers(&self, subject: &str, numbers: std::ops::Range<u64>) {
@@ -90,10 +79,10 @@ impl Log {
     /// Deletes the log; the bridge makes it anew.
     async fn delete(&self) {
         match &self.broker {
-            Broker::Jet(nats) => drop(nats.jetstream().await.delete_stream(&self.name).await.unwrap()),
+            Broker::Jet(nats) => assert!(nats.jetstream().await.delete_stream(&self.name).await.unwrap().success),
             Broker::Rab { client, .. } => {
                 let queue = format!("brokercast.{}", self.name);
-                drop(client.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap());
+                client.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
             }
         }
     }
@@ -415,7 +404,7 @@ macro_rules! on_both {
             let rabbit = Rabbit::start().await;
             $(
                 eprintln!("{}", stringify!($check));
-                let broker = Broker::Rab { port: rabbit.port(), client: rabbit.client().await };
+                let broker = Broker::Rab { port: rabbit.port(), client: Box::new(rabbit.client().await) };
                 $check(&Log { name: stringify!($name).into(), broker }).await;
             )*
         }

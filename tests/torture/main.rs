@@ -90,6 +90,7 @@ fn bounded() {
         rabbit_kills: 1,
         purges: 1,
         saboteurs: true,
+        hurry: true,
         patience: Duration::from_secs(60),
     });
 }
@@ -106,6 +107,7 @@ fn long(options: LongRun) {
         rabbit_kills: options.faults.div_ceil(12),
         purges: options.faults.div_ceil(20),
         saboteurs: true,
+        hurry: false,
         patience: Duration::from_secs(600),
     });
 }

@@ -25,6 +25,9 @@ use crate::writers::{self, Budget, FIRST, SECOND};
 
 const STREAM: &str = "TORTURE";
 const EXCHANGE: &str = "torture";
+const SABOTEURS: [Sabotage; 5] = [Sabotage::Skip, Sabotage::Repeat, Sabotage::Swap, Sabotage::SwallowGap, Sabotage::WrongFilter];
+/// Where among them the one stands that swallows gaps.
+const SWALLOWER: usize = 3;
 
 /// How big a run is.
 #[derive(Debug, Clone)]
@@ -44,6 +47,8 @@ pub struct Plan {
     pub purges: usize,
     /// Clients that do something wrong on purpose, one of each kind.
     pub saboteurs: bool,
+    /// Not all events need be written once the last fault is over.
+    pub hurry: bool,
     /// How long clients may take to catch up at the end.
     pub patience: Duration,
 }
@@ -147,6 +152,9 @@ pub async fn run(plan: Plan) -> Report {
         );
     }
     world.heal().await;
+    if plan.hurry {
+        budget.left.fetch_min(500, Ordering::SeqCst);
+    }
     eprintln!("healed; the writers finish");
     let core = tokio::task::spawn_blocking(move || {
         jet.into_iter().chain(rab).for_each(|writer| writer.join().unwrap());
@@ -190,8 +198,7 @@ impl World {
             world.add_client(number, None, &mut rng);
         }
         if plan.saboteurs {
-            let kinds = [Sabotage::Skip, Sabotage::Repeat, Sabotage::Swap, Sabotage::SwallowGap, Sabotage::WrongFilter];
-            for (number, kind) in kinds.into_iter().enumerate() {
+            for (number, kind) in SABOTEURS.into_iter().enumerate() {
                 world.add_client(plan.clients + number, Some(kind), &mut rng);
             }
         }
@@ -281,8 +288,11 @@ impl World {
                 "freeze nats"
             }
             2 | 3 => {
+                // The first is surely the one whose gap a saboteur swallows, and long enough for something to be lost.
+                let first = self.count("kill a bridge") == 0;
+                let bridge = if first { (self.plan.clients + SWALLOWER) % 2 } else { bridge };
                 self.bridges[bridge].kill();
-                tokio::time::sleep(span).await;
+                tokio::time::sleep(if first { Duration::from_secs(2) } else { span }).await;
                 self.bridges[bridge].launch();
                 "kill a bridge"
             }

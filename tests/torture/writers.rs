@@ -99,20 +99,19 @@ pub fn jetstream(port: u16, writer: u32, seed: u64, budget: &Arc<Budget>) -> Joi
                     return;
                 }
                 let Some(jetstream) = context_to(port, &mut context).await else { continue };
-                let mut acks = Vec::new();
-                let mut failed = false;
-                for (entry, text) in batch {
-                    match within(jetstream.publish(entry.subject, text.into())).await {
-                        Some(Ok(ack)) => acks.push(ack),
-                        _ => failed = true,
+                let written = &pen.budget.written;
+                let publishing = async {
+                    let mut acks = Vec::new();
+                    for (entry, text) in batch {
+                        acks.push(jetstream.publish(entry.subject, text.into()).await.ok()?);
                     }
-                }
-                for ack in acks {
-                    match within(ack.into_future()).await {
-                        Some(Ok(_)) => drop(pen.budget.written.fetch_add(1, Ordering::SeqCst)),
-                        _ => failed = true,
+                    for ack in acks {
+                        ack.await.ok()?;
+                        written.fetch_add(1, Ordering::SeqCst);
                     }
-                }
+                    Some(())
+                };
+                let failed = within(publishing).await.flatten().is_none();
                 if failed {
                     context = None;
                 }
