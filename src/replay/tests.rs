@@ -323,7 +323,7 @@ impl Client {
 
 /// Lets woken futures run and timers of the paused clock fire.
 async fn settle(clients: &mut [Client]) {
-    for _ in 0..400 {
+    for _ in 0..2000 {
         let mut moved = 0;
         for client in clients.iter_mut() {
             moved += client.read(1000).await;
@@ -334,7 +334,8 @@ async fn settle(clients: &mut [Client]) {
             return;
         }
     }
-    panic!("clients do not come to rest");
+    let at: Vec<_> = clients.iter().map(|c| (c.pattern, c.last_id.as_deref().map(Cursor::from_id))).collect();
+    panic!("clients do not come to rest: {at:?}");
 }
 
 async fn simulate(seed: u64) {
