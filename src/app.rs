@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use futures_util::FutureExt as _;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +23,8 @@ use crate::config::Config;
 use crate::event::{GapReason, Timestamp};
 use crate::frame::{Closing, Form};
 use crate::http::connection::{Ends, Server, Times};
-use crate::http::{Begin, Inbox, ListenError, Opening, TlsError, admin, listen};
+use crate::http::handoff::{Adopt, Handover};
+use crate::http::{Begin, Inbox, ListenError, Opened, Opening, TlsError, admin, listen};
 use crate::hub::{Filter, Hub, Limits, SourceSpec};
 use crate::metrics::{Metrics, Readings, SourceReading};
 use crate::pool::Pool;
@@ -29,6 +32,8 @@ use crate::replay::{self, Streams};
 use crate::route::{RouteError, Router};
 use crate::source::supervisor::Supervisor;
 use crate::source::{Adapter, Common, Handle, Start};
+use crate::writer::pump::pump;
+use crate::writer::{Returned, Writer};
 
 mod intake;
 mod system;
@@ -134,6 +139,7 @@ struct Bridge {
     connections: TaskTracker,
     admin_connections: TaskTracker,
     streams: Arc<Streams>,
+    writer: Arc<Writer>,
     drain: Duration,
     /// No new streams.
     draining: CancellationToken,
@@ -170,7 +176,11 @@ impl Bridge {
             .collect();
         let reach: Vec<_> = sources.iter().map(|s| (s.handle.name.clone(), s.adapter.reach())).collect();
         let router = Arc::new(Router::new(&config.routes, &reach)?);
-        let spec = |(n, s): (usize, &Built)| SourceSpec { name: s.handle.name.clone(), durable: s.handle.durable, reach: router.reach(n) };
+        let spec = |(n, s): (usize, &Built)| SourceSpec {
+            name: s.handle.name.clone(),
+            durable: s.handle.durable,
+            concerns: replay::concerns(&router, n),
+        };
         let window = Limits { bytes: config.window.bytes, age: config.window.age };
         let hub = Hub::new(sources.iter().enumerate().map(spec).collect(), window, rand::random());
         let logs = sources.iter().map(|s| replay::Log { adapter: s.adapter.clone(), max_payload: s.max_payload }).collect();
@@ -178,6 +188,10 @@ impl Bridge {
         let streams = Streams::new(hub.clone(), router.clone(), logs, settings);
         let pool = Pool::new(&config.subscribers);
         let connections = TaskTracker::new();
+        let loops = std::thread::available_parallelism().map_or(1, usize::from);
+        let (writer, writing) =
+            Writer::start(&hub, loops, times.stall).map_err(|cause| Error::System { what: "start the writers", cause })?;
+        let adopt = adopt(writer.clone(), times.stall);
 
         let handles: Vec<_> = sources.iter().map(|s| s.handle.clone()).collect();
         let readings = readings(handles.clone(), router.clone(), streams.clone(), pool.clone(), connections.clone());
@@ -192,6 +206,7 @@ impl Bridge {
             connections,
             admin_connections: TaskTracker::new(),
             streams: streams.clone(),
+            writer,
             drain: config.server.drain,
             draining: CancellationToken::new(),
             stop_sources: CancellationToken::new(),
@@ -206,11 +221,22 @@ impl Bridge {
             metrics: metrics.clone(),
             inboxes: sources.iter().filter_map(inbox).collect(),
             draining: bridge.draining.clone(),
-            open: Box::new(move |opening| Body::new(open(&streams, opening))),
+            open: Box::new(move |opening| {
+                let handover = Handover::new(open(&streams, opening));
+                Opened { body: Body::new(handover.clone()), handover: Some(handover) }
+            }),
         };
         let face = crate::http::router(&config, rooms);
-        let server =
-            Server::new(face, tls, limits.header_bytes, times, bridge.ends.clone(), bridge.connections.clone(), metrics.stalled.clone());
+        let server = Server::new(
+            face,
+            tls,
+            limits.header_bytes,
+            times,
+            bridge.ends.clone(),
+            bridge.connections.clone(),
+            metrics.stalled.clone(),
+            Some(adopt.clone()),
+        );
         let stalled = metrics.stalled.clone();
         let admin = admin::router(admin::Rooms {
             metrics,
@@ -218,8 +244,16 @@ impl Bridge {
             readings,
             draining: bridge.draining.clone(),
         });
-        let admin =
-            Server::new(admin, None, limits.header_bytes, times, bridge.admin_ends.clone(), bridge.admin_connections.clone(), stalled);
+        let admin = Server::new(
+            admin,
+            None,
+            limits.header_bytes,
+            times,
+            bridge.admin_ends.clone(),
+            bridge.admin_connections.clone(),
+            stalled,
+            None,
+        );
 
         for (index, source) in sources.into_iter().enumerate() {
             bridge.supervise(index, source, intake.clone(), Start::Recent { age: config.window.age, bytes: config.window.bytes as u64 });
@@ -229,6 +263,10 @@ impl Bridge {
             auth.refresh_keys().await;
             std::future::pending().await
         });
+        for ended in writing.ended {
+            bridge.own("writer", async move { drop(ended.await) });
+        }
+        bridge.own("returns", take_back(writing.returned, bridge.connections.clone(), adopt, bridge.ends.clone()));
         bridge.own("heartbeat", beat(hub, config.server.heartbeat));
         announce(&config, public.local_addr().ok(), private.local_addr().ok());
         bridge.own("listener", server.run(public));
@@ -274,14 +312,28 @@ impl Bridge {
         // for what they are still to be sent.
         let left = deadline.saturating_duration_since(Instant::now());
         let streams = u32::try_from(self.streams.opened()).unwrap_or(u32::MAX);
-        self.streams.drain(STAGGER.saturating_mul(streams).min(left.mul_f64(0.7)));
+        let span = STAGGER.saturating_mul(streams).min(left.mul_f64(0.7));
+        self.streams.drain(span);
+        self.writer.drain(span);
         self.ends.close.cancel();
         self.connections.close();
         let grace = left.mul_f64(0.1).min(Duration::from_millis(500));
-        if timeout_at(deadline - grace, self.connections.wait()).await.is_err() {
-            warn!(connections = self.connections.len(), "some connections did not end in time and are cut");
+        let ended = async {
+            self.connections.wait().await;
+            // Only now: what ends as a task may still become a loop's.
+            while self.writer.streams() > 0 {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if timeout_at(deadline - grace, ended).await.is_err() {
+            warn!(
+                connections = self.connections.len(),
+                streams = self.writer.streams(),
+                "some connections did not end in time and are cut"
+            );
         }
         self.ends.cut.cancel();
+        self.writer.stop();
         self.admin_ends.accept.cancel();
         self.admin_ends.close.cancel();
         self.admin_connections.close();
@@ -291,6 +343,35 @@ impl Bridge {
         self.admin_ends.cut.cancel();
         self.tasks.shutdown().await;
     }
+}
+
+/// Writes a stream until it has caught up, then gives it to a loop.
+fn adopt(writer: Arc<Writer>, stall: Duration) -> Adopt {
+    Arc::new(move |socket, stream, beyond| {
+        let writer = writer.clone();
+        Box::pin(async move {
+            if let Some((socket, live)) = pump(socket, stream, stall).await {
+                writer.adopt(socket, live, beyond);
+            }
+        })
+    })
+}
+
+/// Carries on the streams that have fallen behind.
+async fn take_back(mut returned: UnboundedReceiver<Returned>, tasks: TaskTracker, adopt: Adopt, ends: Ends) {
+    while let Some(Returned { socket, live, last_id }) = returned.recv().await {
+        // A socket that the runtime cannot take is closed, and so its client comes back.
+        let Ok(socket) = TcpStream::from_std(socket) else { continue };
+        let carried = adopt(socket, Streams::carry_on(live, &last_id), 0);
+        let cut = ends.cut.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = carried => {}
+                () = cut.cancelled() => {}
+            }
+        });
+    }
+    std::future::pending().await
 }
 
 fn open(streams: &Arc<Streams>, opening: Opening) -> replay::Subscription {

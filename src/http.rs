@@ -29,6 +29,7 @@ pub(crate) mod connection;
 mod dashboard;
 mod events;
 mod files;
+pub(crate) mod handoff;
 mod lenient;
 pub(crate) mod listen;
 mod origin;
@@ -63,6 +64,14 @@ pub(crate) struct Opening {
     pub(crate) permit: Permit,
 }
 
+/// A stream that has been opened.
+pub(crate) struct Opened {
+    /// What hyper writes.
+    pub(crate) body: Body,
+    /// What may leave hyper with the socket instead.
+    pub(crate) handover: Option<handoff::Handover>,
+}
+
 /// A source that takes messages from HTTP.
 pub(crate) struct Inbox {
     /// What it takes.
@@ -82,7 +91,7 @@ pub(crate) struct Rooms {
     /// Cancelled when no stream is to be opened any more.
     pub(crate) draining: CancellationToken,
     /// Opens a stream. Never waits.
-    pub(crate) open: Box<dyn Fn(Opening) -> Body + Send + Sync>,
+    pub(crate) open: Box<dyn Fn(Opening) -> Opened + Send + Sync>,
 }
 
 /// What all handlers share.

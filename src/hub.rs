@@ -5,6 +5,7 @@
 //! and is held only to hand finished entries over; nobody is woken under it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use hashbrown::HashMap;
@@ -36,8 +37,18 @@ pub struct SourceSpec {
     pub name: SourceName,
     /// Whether it has a log of its own: its positions then stand in every cursor.
     pub durable: bool,
-    /// What it can produce, after routing.
-    pub reach: Vec<Pattern>,
+    /// Whether it can produce, after routing, a subject that one of these patterns matches.
+    pub concerns: Concerns,
+}
+
+/// See [`SourceSpec::concerns`].
+#[derive(Clone)]
+pub struct Concerns(pub Arc<dyn Fn(&[Pattern]) -> bool + Send + Sync>);
+
+impl std::fmt::Debug for Concerns {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Concerns")
+    }
 }
 
 /// What is published of a source, in its order.
@@ -82,10 +93,10 @@ pub struct Began {
 }
 
 impl Source {
-    /// What it was made of.
+    /// Whether a loss of its events concerns somebody with this filter.
     #[must_use]
-    pub fn spec(&self) -> &SourceSpec {
-        &self.spec
+    pub fn concerns(&self, filter: &Filter) -> bool {
+        (self.spec.concerns.0)(filter.patterns())
     }
 
     /// What cursors call it, if it is durable.
@@ -133,6 +144,7 @@ struct Logged {
     key: u32,
     serial: u64,
     cost: u32,
+    batch: u64,
 }
 
 struct Slot {
@@ -199,6 +211,8 @@ pub struct Hub {
     state: Mutex<State>,
     listeners: RwLock<Arc<[Arc<dyn Listener>]>>,
     changed: Notify,
+    crowded: AtomicBool,
+    room: Notify,
 }
 
 impl Hub {
@@ -250,6 +264,8 @@ impl Hub {
             state: Mutex::new(state),
             listeners: RwLock::new(Arc::new([])),
             changed: Notify::new(),
+            crowded: AtomicBool::new(false),
+            room: Notify::new(),
         })
     }
 
@@ -282,6 +298,44 @@ impl Hub {
         &self.changed
     }
 
+    /// Whether the logs are full of what listeners have not taken yet: then publishing has to wait for [`Self::room`].
+    #[must_use]
+    pub fn crowded(&self) -> bool {
+        self.crowded.load(Ordering::Acquire)
+    }
+
+    /// Told when it is no longer crowded.
+    #[must_use]
+    pub fn room(&self) -> &Notify {
+        &self.room
+    }
+
+    /// To be called by a listener when it has taken what was pending.
+    pub fn eased(&self) {
+        if self.crowded.load(Ordering::SeqCst) {
+            // Under both locks: no batch stands between being appended and being told.
+            let publisher = self.publisher.lock();
+            self.trim(&mut self.state.lock(), u64::MAX);
+            drop(publisher);
+            self.room.notify_waiters();
+        }
+    }
+
+    /// The oldest batch that a listener has not taken everything of.
+    fn pending(&self) -> u64 {
+        self.listeners.read().iter().map(|l| l.pending()).min().unwrap_or(u64::MAX)
+    }
+
+    /// Drops what is too much of the channels' logs, but nothing that is pending or of batch `untold`.
+    fn trim(&self, state: &mut State, untold: u64) {
+        state.trim_logs(self.pending().min(untold));
+        self.crowded.store(state.logged > LOGS, Ordering::SeqCst);
+        // Whoever became idle before it could see that waits for nobody's telling.
+        if self.pending() == u64::MAX {
+            self.crowded.store(false, Ordering::SeqCst);
+        }
+    }
+
     /// Adds whoever wants to be told of channels with something new. Returns its number; at most 64.
     pub fn listen(&self, listener: Arc<dyn Listener>) -> usize {
         let mut listeners = self.listeners.write();
@@ -302,7 +356,7 @@ impl Hub {
         }
         p.encode_id();
         let mut wakers = Vec::new();
-        let id;
+        let (id, batch);
         {
             let mut state = self.state.lock();
             let s = &mut *state;
@@ -311,17 +365,18 @@ impl Hub {
                 s.id = String::from_utf8_lossy(&p.id).into();
             }
             s.batch += 1;
+            batch = s.batch;
             id = s.id.clone();
             for pushed in p.entries.drain(..) {
                 s.take(source, pushed, &mut p.found, &mut p.dirty, now);
             }
             s.sources[source].window.trim(self.limits, now);
-            s.trim_logs();
+            self.trim(s, batch);
             for channel in &p.dirty {
                 channel.lock().waiting(&mut wakers);
             }
         }
-        self.tell(&mut p.dirty, wakers);
+        self.tell(&mut p.dirty, batch, wakers);
         self.changed.notify_waiters();
         id
     }
@@ -331,9 +386,14 @@ impl Hub {
     pub fn beat(&self, part: u64, parts: u64, now: Timestamp) {
         let mut dirty = Vec::new();
         let mut wakers = Vec::new();
+        // Nothing is appended between a batch and its telling.
+        let publisher = self.publisher.lock();
+        let batch;
         {
             let mut state = self.state.lock();
             let s = &mut *state;
+            s.batch += 1;
+            batch = s.batch;
             for source in &mut s.sources {
                 source.window.trim(self.limits, now);
             }
@@ -354,22 +414,23 @@ impl Hub {
                 let frame = if slot.told == s.seq { &still } else { &moved };
                 slot.told = s.seq;
                 slot.channel.lock().append(frame.clone());
-                s.order.push_back(Logged { key: key as u32, serial: slot.channel.serial(), cost: LOG_ENTRY as u32 });
+                s.order.push_back(Logged { key: key as u32, serial: slot.channel.serial(), cost: LOG_ENTRY as u32, batch });
                 s.logged += LOG_ENTRY;
                 dirty.push(slot.channel.clone());
             }
-            s.trim_logs();
+            self.trim(s, batch);
             for channel in &dirty {
                 channel.lock().waiting(&mut wakers);
             }
         }
-        self.tell(&mut dirty, wakers);
+        self.tell(&mut dirty, batch, wakers);
+        drop(publisher);
     }
 
-    fn tell(&self, dirty: &mut Vec<Arc<Channel>>, wakers: Vec<std::task::Waker>) {
+    fn tell(&self, dirty: &mut Vec<Arc<Channel>>, batch: u64, wakers: Vec<std::task::Waker>) {
         let listeners = self.listeners.read().clone();
         for channel in dirty.drain(..) {
-            channel.tell(&listeners);
+            channel.tell(&listeners, batch);
         }
         wakers.into_iter().for_each(std::task::Waker::wake);
     }
@@ -447,7 +508,7 @@ impl State {
             match entry.kind {
                 Kind::Event => self.index.find(entry.encoded.subject(), found),
                 Kind::Gap => {
-                    let concerned = self.channels.iter().filter(|(_, slot)| slot.channel.filter().meets(&of.spec.reach));
+                    let concerned = self.channels.iter().filter(|(_, slot)| of.concerns(slot.channel.filter()));
                     found.extend(concerned.map(|(key, _)| key as u32));
                 }
             }
@@ -460,7 +521,7 @@ impl State {
                 // The bytes are shared: they count once.
                 let cost = LOG_ENTRY + std::mem::take(&mut bytes);
                 self.logged += cost;
-                self.order.push_back(Logged { key, serial: slot.channel.serial(), cost: cost as u32 });
+                self.order.push_back(Logged { key, serial: slot.channel.serial(), cost: cost as u32, batch: self.batch });
                 slot.channel.lock().append(entry.encoded.frame(slot.channel.filter().form()));
                 if std::mem::replace(&mut slot.batch, self.batch) != self.batch {
                     dirty.push(slot.channel.clone());
@@ -470,8 +531,9 @@ impl State {
         of.window.push(entry);
     }
 
-    fn trim_logs(&mut self) {
-        while self.logged > LOGS {
+    /// Drops what is too much of the channels' logs, but nothing of batch `pending` or later.
+    fn trim_logs(&mut self, pending: u64) {
+        while self.logged > LOGS && self.order.front().is_some_and(|l| l.batch < pending) {
             let Some(oldest) = self.order.pop_front() else { return };
             self.logged -= oldest.cost as usize;
             if let Some(slot) = self.channels.get(oldest.key as usize).filter(|s| s.channel.serial() == oldest.serial) {

@@ -19,3 +19,4 @@ pub mod route;
 pub mod source;
 pub mod subject;
 pub mod telemetry;
+pub mod writer;

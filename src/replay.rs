@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cursor::Cursor;
 use crate::event::Timestamp;
 use crate::frame::{self, Closing};
-use crate::hub::{Filter, Hub, Seat, Take, WakerSeat, Wire};
+use crate::hub::{Channel, Concerns, Filter, Hub, Seat, Take, WakerSeat, Wire};
 use crate::route::Router;
 use crate::source::Adapter;
 
@@ -79,6 +79,13 @@ pub struct Log {
     pub max_payload: usize,
 }
 
+/// Whom the losses of a router's source concern.
+#[must_use]
+pub fn concerns(router: &Arc<Router>, source: usize) -> Concerns {
+    let router = router.clone();
+    Concerns(Arc::new(move |patterns| router.concerns(source, patterns)))
+}
+
 /// Makes streams.
 pub struct Streams {
     hub: Arc<Hub>,
@@ -126,6 +133,7 @@ impl Streams {
     #[must_use]
     pub fn open(self: &Arc<Self>, request: Request) -> Subscription {
         self.open.fetch_add(1, Ordering::Relaxed);
+        let open = Open { streams: self.clone(), expires: request.expires, _permit: request.permit };
         let mut catch_up = Box::new(CatchUp::new(self.clone(), request.filter.clone(), request.from));
         let mut last_id = Vec::new();
         let (phase, first) = match catch_up.try_next(&mut last_id) {
@@ -133,18 +141,20 @@ impl Streams {
             Some(Step::Bytes(bytes)) => (Phase::catch_up(catch_up), bytes),
             None => (Phase::catch_up(catch_up), Bytes::new()),
         };
-        Subscription {
-            phase,
-            first,
-            last_id,
-            filter: request.filter,
-            end: self.clone().end(request.expires),
-            _open: Open(self.clone(), request.permit),
-        }
+        Subscription { phase, first, last_id, filter: request.filter, end: None, open }
+    }
+
+    /// Carries a stream on that was live and has fallen behind, or is to be written another way.
+    #[must_use]
+    pub fn carry_on(live: Live, last_id: &[u8]) -> Subscription {
+        let Live { seat, place, open } = live;
+        let filter = seat.channel().filter().clone();
+        Subscription { phase: Phase::live(seat, place), first: Bytes::new(), last_id: last_id.to_vec(), filter, end: None, open }
     }
 
     /// Ends all streams, those that are open and those that come, at random times within this span.
     pub fn drain(&self, within: Duration) {
+        // Read by whoever sees the token cancelled.
         self.drain.store(u64::try_from(within.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.draining.cancel();
     }
@@ -174,25 +184,32 @@ impl Streams {
         self.settings.retry.mul_f64(rand::random_range(0.75..1.25))
     }
 
+    /// Resolves when draining has begun, with the span over which streams end.
+    pub async fn drained(&self) -> Duration {
+        self.draining.cancelled().await;
+        Duration::from_millis(self.drain.load(Ordering::Relaxed))
+    }
+
     /// Resolves when a stream has to end, with why.
-    fn end(self: Arc<Self>, expires: Option<Timestamp>) -> Pin<Box<dyn Future<Output = Closing> + Send + Sync>> {
-        Box::pin(async move {
-            let expired = async {
-                match expires {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let drained = async {
-                self.draining.cancelled().await;
-                let within = self.drain.load(Ordering::Relaxed);
-                tokio::time::sleep(Duration::from_millis(rand::random_range(0..=within))).await;
-            };
-            tokio::select! {
-                () = expired => Closing::Expired,
-                () = drained => Closing::Draining,
+    async fn end(self: Arc<Self>, expires: Option<Timestamp>) -> Closing {
+        let expired = async {
+            match expires {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
             }
-        })
+        };
+        let drained = async {
+            let within = self.drained().await;
+            tokio::time::sleep(within.mul_f64(rand::random_range(0.0..=1.0))).await;
+        };
+        tokio::select! {
+            () = expired => Closing::Expired,
+            () = drained => Closing::Draining,
+        }
+    }
+
+    fn count(&self, reason: Closing) {
+        self.closed[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -207,12 +224,56 @@ async fn sleep_until(at: Timestamp) {
     }
 }
 
-/// Counts an open stream and holds its place in the pool.
-struct Open(Arc<Streams>, #[allow(dead_code, reason = "held for its Drop")] Box<dyn Send + Sync>);
+/// What an open stream holds: it is counted, and has its place in the pool.
+struct Open {
+    streams: Arc<Streams>,
+    expires: Option<Timestamp>,
+    _permit: Box<dyn Send + Sync>,
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.streams.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A stream that has caught up: all it needs is what its channel's log holds from `place` on.
+pub struct Live {
+    seat: Seat,
+    /// Where it stands in the log.
+    pub place: u64,
+    open: Open,
+}
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+impl Live {
+    /// Its channel.
+    #[must_use]
+    pub fn channel(&self) -> &Arc<Channel> {
+        self.seat.channel()
+    }
+
+    /// When its token would be refused.
+    #[must_use]
+    pub fn expires(&self) -> Option<Timestamp> {
+        self.open.expires
+    }
+
+    /// The last bytes of the stream, without framing: what it has not got yet, unless it may not have it any more, and
+    /// the reason with the cursor that is true then. `last_id` is where it stands if that is not at the log's end.
+    #[must_use]
+    pub fn close(&mut self, reason: Closing, last_id: Option<&[u8]>) -> Bytes {
+        closing(&self.open.streams, &self.seat, &mut self.place, reason, last_id)
+    }
+
+    /// Ends a stream that nothing can be told any more.
+    pub fn abandon(self, reason: Closing) {
+        self.open.streams.count(reason);
     }
 }
 
@@ -220,13 +281,13 @@ type CatchingUp = Pin<Box<dyn Future<Output = (Box<CatchUp>, Step)> + Send>>;
 
 enum Phase {
     CatchUp(CatchingUp),
-    Live { seat: Seat, place: u64, waker: WakerSeat },
+    Live(Waiting, u64),
     Done,
 }
 
 impl Phase {
     fn live(seat: Seat, place: u64) -> Self {
-        Self::Live { seat, place, waker: WakerSeat::default() }
+        Self::Live(Waiting(Some(seat), WakerSeat::default()), place)
     }
 
     fn catch_up(mut catch_up: Box<CatchUp>) -> Self {
@@ -237,14 +298,26 @@ impl Phase {
     }
 }
 
+/// A seat, and the waker's in its channel.
+struct Waiting(Option<Seat>, WakerSeat);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(seat) = &self.0 {
+            seat.channel().leave(&mut self.1);
+        }
+    }
+}
+
 /// One client's stream: the bytes of `text/event-stream`, without framing.
 pub struct Subscription {
     phase: Phase,
     first: Bytes,
     last_id: Vec<u8>,
     filter: Arc<Filter>,
-    end: Pin<Box<dyn Future<Output = Closing> + Send + Sync>>,
-    _open: Open,
+    /// Made when first polled: a stream that is handed over at once needs none.
+    end: Option<Pin<Box<dyn Future<Output = Closing> + Send>>>,
+    open: Open,
 }
 
 impl fmt::Debug for Subscription {
@@ -262,7 +335,9 @@ impl Subscription {
         if !self.first.is_empty() {
             return Poll::Ready(Some(std::mem::take(&mut self.first)));
         }
-        if let Poll::Ready(reason) = self.end.as_mut().poll(cx) {
+        let (streams, expires) = (&self.open.streams, self.open.expires);
+        let end = self.end.get_or_insert_with(|| Box::pin(streams.clone().end(expires)));
+        if let Poll::Ready(reason) = end.as_mut().poll(cx) {
             return Poll::Ready(Some(self.close(reason)));
         }
         loop {
@@ -284,71 +359,101 @@ impl Subscription {
                         }
                     }
                 }
-                Phase::Live { seat, place, waker } => match seat.channel().poll_take(*place, Wire::Plain, waker, cx.waker()) {
-                    Take::Bytes(bytes, next) => {
-                        *place = next;
-                        if let Some(id) = seat.channel().id_before(next) {
-                            self.last_id.clear();
-                            self.last_id.extend_from_slice(&id);
+                Phase::Live(Waiting(None, _), _) => self.phase = Phase::Done,
+                Phase::Live(Waiting(Some(seat), waker), place) => {
+                    match seat.channel().poll_take(*place, Wire::Plain, waker, cx.waker()) {
+                        Take::Bytes(bytes, next) => {
+                            *place = next;
+                            if let Some(id) = seat.channel().id_before(next) {
+                                self.last_id.clear();
+                                self.last_id.extend_from_slice(&id);
+                            }
+                            return Poll::Ready(Some(bytes));
                         }
-                        return Poll::Ready(Some(bytes));
+                        Take::Empty => return Poll::Pending,
+                        // A slow reader is somebody resuming.
+                        Take::Lagged => self.resume(),
                     }
-                    Take::Empty => return Poll::Pending,
-                    // A slow reader is somebody resuming.
-                    Take::Lagged => self.resume(),
-                },
+                }
             }
         }
     }
 
+    /// What is to be sent before anything is polled; empty if nothing is.
+    pub fn take_first(&mut self) -> Bytes {
+        std::mem::take(&mut self.first)
+    }
+
+    /// Leaves the stream to whoever writes channels to sockets, once it has caught up and nothing is left to send.
+    ///
+    /// # Errors
+    /// Gives itself back while that is not so.
+    pub fn into_live(mut self) -> Result<Live, Box<Self>> {
+        match &mut self.phase {
+            Phase::Live(waiting, place) if self.first.is_empty() => {
+                let place = *place;
+                if let Some(seat) = waiting.0.take() {
+                    seat.channel().leave(&mut waiting.1);
+                    return Ok(Live { seat, place, open: self.open });
+                }
+                Err(Box::new(self))
+            }
+            _ => Err(Box::new(self)),
+        }
+    }
+
+    /// Ends a stream that nothing can be told any more.
+    pub fn abandon(self, reason: Closing) {
+        self.open.streams.count(reason);
+    }
+
     fn resume(&mut self) {
-        let streams = self._open.0.clone();
         let from = match std::str::from_utf8(&self.last_id).ok().and_then(|id| Cursor::from_id(id).ok()) {
             Some(cursor) => From::Cursor(cursor),
             None => From::Unreadable,
         };
-        self.leave();
-        self.phase = Phase::catch_up(Box::new(CatchUp::resumed(streams, self.filter.clone(), from)));
+        self.phase = Phase::catch_up(Box::new(CatchUp::resumed(self.open.streams.clone(), self.filter.clone(), from)));
     }
 
-    fn leave(&mut self) {
-        if let Phase::Live { seat, waker, .. } = &mut self.phase {
-            seat.channel().leave(waker);
-        }
-        self.phase = Phase::Done;
-    }
-
-    /// The last bytes: what a live client has not got yet, unless it may not have it any more, and the reason.
     fn close(&mut self, reason: Closing) -> Bytes {
-        let streams = &self._open.0;
-        streams.closed[reason as usize].fetch_add(1, Ordering::Relaxed);
-        let mut out = Vec::new();
-        if let (Phase::Live { seat, place, .. }, Closing::Draining) = (&mut self.phase, reason) {
-            while let Take::Bytes(bytes, next) = seat.channel().take(*place, Wire::Plain) {
-                out.extend_from_slice(&bytes);
-                *place = next;
-                if let Some(id) = seat.channel().id_before(next) {
-                    self.last_id = id.to_vec();
-                }
+        let last = match std::mem::replace(&mut self.phase, Phase::Done) {
+            Phase::Live(Waiting(Some(ref seat), _), mut place) => {
+                closing(&self.open.streams, seat, &mut place, reason, Some(&self.last_id))
             }
-            let state = streams.hub.state();
-            if let Take::Empty = seat.channel().take(*place, Wire::Plain) {
-                self.last_id = state.id().as_bytes().to_vec();
-            }
-        }
-        if !self.last_id.is_empty() {
-            frame::id_line(&mut out, &self.last_id);
-        }
-        frame::closing(&mut out, reason);
-        self.leave();
-        out.into()
+            _ => closed(&self.open.streams, Vec::new(), reason, Some(self.last_id.clone())),
+        };
+        last
     }
 }
 
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.leave();
+/// The last bytes of a live stream: what it has not got yet, unless it may not have it any more, and the reason.
+fn closing(streams: &Streams, seat: &Seat, place: &mut u64, reason: Closing, last_id: Option<&[u8]>) -> Bytes {
+    let mut out = Vec::new();
+    let mut id = last_id.map(<[u8]>::to_vec);
+    if reason == Closing::Draining {
+        while let Take::Bytes(bytes, next) = seat.channel().take(*place, Wire::Plain) {
+            out.extend_from_slice(&bytes);
+            *place = next;
+            id = seat.channel().id_before(next).map(|id| id.to_vec()).or(id);
+        }
     }
+    {
+        // Nothing is published between the two looks: whoever has all of its channel has all there is.
+        let state = streams.hub.state();
+        if seat.channel().take(*place, Wire::Plain) == Take::Empty {
+            id = Some(state.id().as_bytes().to_vec());
+        }
+    }
+    closed(streams, out, reason, id)
+}
+
+fn closed(streams: &Streams, mut out: Vec<u8>, reason: Closing, id: Option<Vec<u8>>) -> Bytes {
+    streams.count(reason);
+    if let Some(id) = id.filter(|id| !id.is_empty()) {
+        frame::id_line(&mut out, &id);
+    }
+    frame::closing(&mut out, reason);
+    out.into()
 }
 
 impl http_body::Body for Subscription {

@@ -18,6 +18,22 @@ pub(super) struct Intake {
     pub(super) counts: Vec<SourceCounts>,
 }
 
+impl Intake {
+    /// Waits while the writers' loops are behind: sockets never hold publishing up, but what nobody has written yet must
+    /// be kept, and that is bounded.
+    async fn room(&self) {
+        loop {
+            let room = self.hub.room().notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            if !self.hub.crowded() {
+                return;
+            }
+            room.await;
+        }
+    }
+}
+
 impl source::Intake for Intake {
     fn take<'a>(&'a self, source: usize, items: &'a mut Vec<Item>) -> BoxFuture<'a, String> {
         Box::pin(async move {
@@ -43,6 +59,7 @@ impl source::Intake for Intake {
                     Item::Tail(position) => Input::Tail(position),
                 });
             }
+            self.room().await;
             let id = self.hub.publish(source, &mut inputs, Timestamp::now());
             self.counts[source].events.inc_by(events);
             self.counts[source].dropped.inc_by(dropped);
@@ -73,7 +90,7 @@ mod tests {
             rule("a.*", RouteAction::Pass { subject: Some("b.{1}".into()), event: None, envelope: Envelope::Json }),
         ];
         let router = Arc::new(Router::new(&rules, &[(name.clone(), vec![Pattern::all()])]).unwrap());
-        let spec = SourceSpec { name, durable: true, reach: router.reach(0) };
+        let spec = SourceSpec { name, durable: true, concerns: crate::replay::concerns(&router, 0) };
         let hub = Hub::new(vec![spec], Limits { bytes: 1 << 20, age: std::time::Duration::from_secs(60) }, 1);
         let counts = metrics::unread().source("log");
         let intake = Intake { router, hub: hub.clone(), counts: vec![counts.clone()] };

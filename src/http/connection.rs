@@ -7,12 +7,14 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
+use http::{Method, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -25,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 
 use super::body::Streams;
+use super::handoff::{Adopt, Io, Leaving};
 use super::lenient::Lenient;
 use super::stall::Stall;
 use super::tls::Tls;
@@ -73,6 +76,7 @@ pub(crate) struct Server {
     tasks: TaskTracker,
     /// Those that were cut because they took nothing.
     stalled: Counter,
+    adopt: Option<Adopt>,
 }
 
 /// Where HTTP/2 runs its streams: in the same set of tasks as the connections.
@@ -98,6 +102,7 @@ impl Server {
         ends: Ends,
         tasks: TaskTracker,
         stalled: Counter,
+        adopt: Option<Adopt>,
     ) -> Arc<Self> {
         let mut http1 = http1::Builder::new();
         http1
@@ -116,7 +121,7 @@ impl Server {
             .max_send_buf_size(64 << 10)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10));
-        Arc::new(Self { router, tls, http1, http2, times, ends, tasks, stalled })
+        Arc::new(Self { router, tls, http1, http2, times, ends, tasks, stalled, adopt })
     }
 
     /// Accepts until told otherwise; each connection is a task of the tracker.
@@ -134,7 +139,11 @@ impl Server {
             None => {
                 let Some(Ok(Ok(h2))) = self.unless_closed(timeout(self.times.header, speaks_http2(&socket))).await else { return };
                 let io = Stall::new(socket, self.times.stall);
-                if h2 { self.serve_http2(io, peer).await } else { self.serve_http1(io, peer).await }
+                match &self.adopt {
+                    _ if h2 => self.serve_http2(io, peer).await,
+                    Some(adopt) => self.serve_adoptable(io, peer, adopt).await,
+                    None => self.serve_http1(io, peer).await,
+                }
             }
             Some(tls) => {
                 let handshake = tls.acceptor().accept(Stall::new(socket, self.times.stall));
@@ -157,9 +166,40 @@ impl Server {
         }
     }
 
-    /// The one place where an HTTP/1.1 connection lives: whatever takes its socket over takes it here.
+    /// As [`Self::serve_http1`], until a stream leaves with the socket.
+    async fn serve_adoptable(&self, io: Stall, peer: Peer, adopt: &Adopt) {
+        let leaving = Arc::new(Leaving::default());
+        let service = Service { router: self.router.clone(), peer, streams: None, leaving: Some(leaving.clone()) };
+        let mut connection = self.http1.serve_connection(Io::new(io, leaving.clone()), service);
+        let mut closing = false;
+        loop {
+            let step = std::future::poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+                Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                Poll::Pending if leaving.ready() => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            });
+            tokio::select! {
+                ended = step => match ended {
+                    Some(ended) => return self.note(ended),
+                    None => break,
+                },
+                () = self.ends.close.cancelled(), if !closing => {
+                    closing = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                }
+                () = self.ends.cut.cancelled() => return,
+            }
+        }
+        let parts = connection.into_parts();
+        let Some(stream) = leaving.take() else { return };
+        tokio::select! {
+            () = adopt(parts.io.into_socket(), stream, parts.read_buf.len()) => {}
+            () = self.ends.cut.cancelled() => {}
+        }
+    }
+
     async fn serve_http1<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, io: I, peer: Peer) {
-        let service = Service { router: self.router.clone(), peer, streams: None };
+        let service = Service { router: self.router.clone(), peer, streams: None, leaving: None };
         let mut connection = std::pin::pin!(self.http1.serve_connection(TokioIo::new(Lenient::new(io)), service));
         tokio::select! {
             ended = connection.as_mut() => return self.note(ended),
@@ -181,7 +221,7 @@ impl Server {
 
     async fn serve_http2<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, io: I, peer: Peer) {
         let streams = Streams::new();
-        let service = Service { router: self.router.clone(), peer, streams: Some(streams.clone()) };
+        let service = Service { router: self.router.clone(), peer, streams: Some(streams.clone()), leaving: None };
         let mut connection = std::pin::pin!(self.http2.serve_connection(TokioIo::new(io), service));
         let look = (self.times.stall.min(self.times.header) / 4).clamp(Duration::from_millis(100), Duration::from_secs(5));
         let mut looks = tokio::time::interval(look);
@@ -242,6 +282,7 @@ struct Service {
     router: Router,
     peer: Peer,
     streams: Option<Arc<Streams>>,
+    leaving: Option<Arc<Leaving>>,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Service {
@@ -252,9 +293,15 @@ impl hyper::service::Service<Request<Incoming>> for Service {
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         request.extensions_mut().insert(self.peer);
         let watch = self.streams.as_ref().map(|streams| (streams.clone(), streams.enter()));
+        // An answer to HTTP/1.0 is not chunked, and so hyper's to write.
+        let may_leave = request.method() == Method::GET && request.version() == Version::HTTP_11;
+        let leaving = self.leaving.clone().filter(|_| may_leave);
         let answer = self.router.clone().call(request.map(Body::new));
         Box::pin(async move {
-            let response = answer.await?;
+            let mut response = answer.await?;
+            if let Some(leaving) = leaving.filter(|_| response.status() == StatusCode::OK) {
+                leaving.prepare(&mut response);
+            }
             Ok(match watch {
                 Some((streams, entered)) => response.map(|body| streams.watch(entered, body)),
                 None => response,

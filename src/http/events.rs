@@ -18,7 +18,7 @@ use rand::Rng as _;
 
 use super::problem::Problem;
 use super::query::{Query, takes_only_streams};
-use super::{Opening, Peer, Shared, origin_of};
+use super::{Opened, Opening, Peer, Shared, origin_of};
 use crate::auth::{AuthError, Grant};
 use crate::event::Timestamp;
 use crate::frame::{self, Closing};
@@ -101,7 +101,12 @@ async fn open(shared: &Shared, parts: &Parts, body: Body) -> Result<Response, Re
         })
     })?;
     let opening = Opening { patterns, json: query.json, begin: query.begin, expires: grant.expires, permit };
-    Ok(stream((shared.rooms.open)(opening)))
+    let Opened { body, handover } = (shared.rooms.open)(opening);
+    let mut response = stream(body);
+    if let Some(handover) = handover {
+        response.extensions_mut().insert(handover);
+    }
+    Ok(response)
 }
 
 /// What is wanted, as far as all of it is granted; where nothing is named, all that is.

@@ -31,6 +31,10 @@ impl<I> Lenient<I> {
     pub(crate) fn new(io: I) -> Self {
         Self { io, state: State::Line(0) }
     }
+
+    pub(crate) fn into_inner(self) -> I {
+        self.io
+    }
 }
 
 fn careless(byte: u8) -> bool {

@@ -34,6 +34,10 @@ impl Stall {
         Self { socket, limit, deadline: None, leaving: None }
     }
 
+    pub(crate) fn into_inner(self) -> TcpStream {
+        self.socket
+    }
+
     fn written(&mut self, result: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(result) = result {
             self.deadline = None;

@@ -48,7 +48,8 @@ impl Face {
             draining: draining.clone(),
             open: Box::new(move |opening| {
                 open.lock().push(opening);
-                Body::from_stream(futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>())
+                let body = Body::from_stream(futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+                Opened { body, handover: None }
             }),
         };
         Self { router: router(&config, rooms), opened, draining, pool, metrics, inbox, _folder: folder }

@@ -56,12 +56,6 @@ impl Filter {
     pub fn matches(&self, subject: &str) -> bool {
         self.patterns.iter().any(|p| p.matches(subject))
     }
-
-    /// Whether it wants some subject of these.
-    #[must_use]
-    pub fn meets(&self, reach: &[Pattern]) -> bool {
-        self.patterns.iter().any(|p| reach.iter().any(|r| p.intersects(r)))
-    }
 }
 
 /// How bytes are cut for the wire.
@@ -87,7 +81,12 @@ pub enum Take {
 /// Somebody who is told when a channel has something new.
 pub trait Listener: Send + Sync {
     /// The channel has something that it had not when this listener looked last. Must not block.
-    fn ready(&self, channel: &Arc<Channel>);
+    /// `batch` is the one that brought it.
+    fn ready(&self, channel: &Arc<Channel>, batch: u64);
+
+    /// The oldest batch of which it may not have taken everything yet, `u64::MAX` if there is none: what channels' logs
+    /// hold of it and of later ones is not dropped.
+    fn pending(&self) -> u64;
 }
 
 /// A filter's log and who waits for it.
@@ -118,6 +117,12 @@ impl Channel {
     #[must_use]
     pub fn filter(&self) -> &Arc<Filter> {
         &self.filter
+    }
+
+    /// Its place among the channels that have subscribers; used again when it has none any more.
+    #[must_use]
+    pub fn key(&self) -> u32 {
+        self.key
     }
 
     /// A number that no other channel of this process ever has.
@@ -173,7 +178,7 @@ impl Channel {
         self.log.lock()
     }
 
-    pub(super) fn tell(self: &Arc<Self>, listeners: &[Arc<dyn Listener>]) {
+    pub(super) fn tell(self: &Arc<Self>, listeners: &[Arc<dyn Listener>], batch: u64) {
         let members = self.members.load(Ordering::Acquire);
         if members == 0 {
             return;
@@ -183,7 +188,7 @@ impl Channel {
             let listener = untold.trailing_zeros() as usize;
             untold &= untold - 1;
             if let Some(listener) = listeners.get(listener) {
-                listener.ready(self);
+                listener.ready(self, batch);
             }
         }
     }

@@ -335,7 +335,7 @@ impl CatchUp {
             Point::At(p) if self.at.epoch == state_epoch(&self.streams) && p.seq <= state.seq() => p.seq,
             Point::At(p) => {
                 // Another process counted: of what was before this one, nothing is known.
-                for (source, _) in volatile().filter(|(_, s)| self.filter.meets(&s.spec().reach)) {
+                for (source, _) in volatile().filter(|(_, s)| s.concerns(&self.filter)) {
                     self.notes.push((Some(source), Gap { reason: GapReason::Restart, from: Some(p.seq), to: None, position: None }));
                 }
                 floors(&mut self.covered);
@@ -349,7 +349,7 @@ impl CatchUp {
                 let time = Timestamp::from_micros(millis.saturating_mul(1000));
                 for (source, of) in volatile() {
                     let window = of.window();
-                    let lost = window.floor() > 0 && window.floor_time() >= time && self.filter.meets(&of.spec().reach);
+                    let lost = window.floor() > 0 && window.floor_time() >= time && of.concerns(&self.filter);
                     if lost {
                         let to = window.after(0).next().map(|e| e.seq);
                         self.notes.push((Some(source), Gap { reason: GapReason::Retention, from: None, to, position: None }));
@@ -377,7 +377,7 @@ impl CatchUp {
                 Place::After(seq) => self.tracks[source] = Track::Follow(seq),
                 Place::Outside => {}
                 Place::Other => {
-                    if self.filter.meets(&of.spec().reach) {
+                    if of.concerns(&self.filter) {
                         let gap = Gap { reason: GapReason::Reset, from: Some(position.seq), to: None, position: None };
                         self.notes.push((Some(source), gap));
                     }
@@ -437,7 +437,7 @@ impl CatchUp {
                         continue;
                     }
                     // In its turn, so that what others have up to there comes first.
-                    if self.filter.meets(&of.spec().reach) && next.is_none_or(|(_, seq, _)| window.floor() < seq) {
+                    if of.concerns(&self.filter) && next.is_none_or(|(_, seq, _)| window.floor() < seq) {
                         next = Some((source, window.floor(), None));
                     }
                 }
@@ -461,7 +461,7 @@ impl CatchUp {
             }
             let wanted = match entry.kind {
                 Kind::Event => self.filter.matches(entry.encoded.subject()),
-                Kind::Gap => self.filter.meets(&state.sources()[source].spec().reach),
+                Kind::Gap => state.sources()[source].concerns(&self.filter),
             };
             if wanted {
                 bytes += entry.encoded.body(self.filter.form()).len();
@@ -604,7 +604,7 @@ impl CatchUp {
                         None if gap.reason == GapReason::Reset => self.stand(source, Point::Earliest),
                         None => {}
                     }
-                    if self.filter.meets(&self.streams.router.reach(source)) {
+                    if self.streams.router.concerns(source, self.filter.patterns()) {
                         self.write_id(&mut out);
                         frame::gap(&mut out, self.streams.hub.name(source).as_str(), &gap);
                     }

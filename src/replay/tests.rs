@@ -179,14 +179,11 @@ const SOURCES: [&str; 2] = ["log", "volatile"];
 
 impl Bridge {
     fn new(log: &Arc<FakeLog>, epoch: u32, window: usize) -> Self {
-        let spec = |n: usize| SourceSpec {
-            name: SOURCES[n].parse().unwrap(),
-            durable: n == 0,
-            reach: vec![if n == 0 { "d.>" } else { "v.>" }.parse().unwrap()],
-        };
-        let hub = Hub::new(vec![spec(0), spec(1)], Limits { bytes: window, age: Duration::from_secs(3600) }, epoch);
-        let sources: Vec<_> = (0..2).map(|n| (spec(n).name, spec(n).reach)).collect();
+        let reach = |n: usize| -> Vec<Pattern> { vec![["d.>", "v.>"][n].parse().unwrap()] };
+        let sources: Vec<_> = (0..2).map(|n| (SOURCES[n].parse().unwrap(), reach(n))).collect();
         let router = Arc::new(Router::new(&[], &sources).unwrap());
+        let spec = |n: usize| SourceSpec { name: SOURCES[n].parse().unwrap(), durable: n == 0, concerns: concerns(&router, n) };
+        let hub = Hub::new(vec![spec(0), spec(1)], Limits { bytes: window, age: Duration::from_secs(3600) }, epoch);
         let adapter: Arc<dyn Adapter> = Arc::new(FakeAdapter(log.clone()));
         let logs = vec![Log { adapter, max_payload: 1000 }; 2];
         let settings = Settings { heartbeat: Duration::from_secs(15), retry: Duration::from_secs(3), readers: 4 };
@@ -330,7 +327,7 @@ async fn settle(clients: &mut [Client]) {
         }
         tokio::time::advance(Duration::from_millis(20)).await;
         tokio::task::yield_now().await;
-        if moved == 0 && clients.iter().all(|c| c.subscription.as_ref().is_none_or(|s| matches!(s.phase, Phase::Live { .. }))) {
+        if moved == 0 && clients.iter().all(|c| c.subscription.as_ref().is_none_or(|s| matches!(s.phase, Phase::Live(..)))) {
             return;
         }
     }

@@ -1,0 +1,152 @@
+//! How a stream leaves hyper: axum decides, hyper sends the head and the first bytes, then the socket goes to whoever
+//! writes streams.
+//!
+//! Rests on hyper's `http1::Connection::into_parts` giving the socket back in the middle of a response, which its
+//! documentation does not promise: the tests of this file fail when that changes. Only a cleartext answer of
+//! HTTP/1.1 leaves; TLS, HTTP/2 and HTTP/1.0 are written by hyper from the same stream.
+
+use std::convert::Infallible;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http_body::Frame;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+
+use super::lenient::Lenient;
+use super::stall::Stall;
+use crate::replay::Subscription;
+
+/// Takes a socket over, behind the first bytes of its stream; the number is that of bytes read beyond the request.
+pub(crate) type Adopt = Arc<dyn Fn(TcpStream, Subscription, usize) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// A stream as a response's body and, in its extensions, as what may leave with the socket.
+#[derive(Clone)]
+pub(crate) struct Handover(Arc<Mutex<Option<Subscription>>>);
+
+impl Handover {
+    pub(crate) fn new(stream: Subscription) -> Self {
+        Self(Arc::new(Mutex::new(Some(stream))))
+    }
+}
+
+impl http_body::Body for Handover {
+    type Data = Bytes;
+    type Error = Infallible;
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match &mut *self.0.lock() {
+            Some(stream) => Pin::new(stream).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+}
+
+/// The body has yielded everything that hyper shall write.
+const PARKED: u8 = 1;
+/// And the socket has taken it.
+const FLUSHED: u8 = 2;
+
+/// How far one connection's stream is on its way out.
+#[derive(Default)]
+pub(crate) struct Leaving {
+    state: AtomicU8,
+    stream: Mutex<Option<Subscription>>,
+}
+
+impl Leaving {
+    /// Whether the socket can be taken from hyper now.
+    pub(crate) fn ready(&self) -> bool {
+        self.state.load(Ordering::Acquire) == FLUSHED
+    }
+
+    /// The stream that leaves.
+    pub(crate) fn take(&self) -> Option<Subscription> {
+        self.stream.lock().take()
+    }
+
+    /// Prepares an answer that may leave.
+    pub(crate) fn prepare(self: &Arc<Self>, response: &mut Response) {
+        let Some(handover) = response.extensions_mut().remove::<Handover>() else { return };
+        let Some(mut stream) = handover.0.lock().take() else { return };
+        let first = Some(stream.take_first()).filter(|b| !b.is_empty());
+        *self.stream.lock() = Some(stream);
+        *response.body_mut() = Body::new(Parked { first, leaving: self.clone() });
+    }
+}
+
+/// Yields the first bytes, and then nothing, and says so.
+struct Parked {
+    first: Option<Bytes>,
+    leaving: Arc<Leaving>,
+}
+
+impl http_body::Body for Parked {
+    type Data = Bytes;
+    type Error = Infallible;
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
+        // hyper asks once more after the flush: what is flushed stays so.
+        self.leaving.state.fetch_max(PARKED, Ordering::AcqRel);
+        Poll::Pending
+    }
+}
+
+/// A socket that notices when hyper has written everything.
+pub(crate) struct Io {
+    inner: TokioIo<Lenient<Stall>>,
+    leaving: Arc<Leaving>,
+}
+
+impl Io {
+    pub(crate) fn new(io: Stall, leaving: Arc<Leaving>) -> Self {
+        Self { inner: TokioIo::new(Lenient::new(io)), leaving }
+    }
+
+    pub(crate) fn into_socket(self) -> TcpStream {
+        self.inner.into_inner().into_inner().into_inner()
+    }
+}
+
+impl Read for Io {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl Write for Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    /// hyper calls this only with nothing left in a buffer of its own.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
+        if self.leaving.state.load(Ordering::Acquire) == PARKED {
+            self.leaving.state.store(FLUSHED, Ordering::Release);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+}
