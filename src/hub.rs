@@ -43,7 +43,10 @@ pub struct SourceSpec {
 
 /// See [`SourceSpec::concerns`].
 #[derive(Clone)]
-pub struct Concerns(pub Arc<dyn Fn(&[Pattern]) -> bool + Send + Sync>);
+pub struct Concerns(pub Arc<IsConcerned>);
+
+/// Asked with the patterns of somebody's filter.
+pub type IsConcerned = dyn Fn(&[Pattern]) -> bool + Send + Sync;
 
 impl std::fmt::Debug for Concerns {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

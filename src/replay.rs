@@ -144,12 +144,14 @@ impl Streams {
         Subscription { phase, first, last_id, filter: request.filter, end: None, open }
     }
 
-    /// Carries a stream on that was live and has fallen behind, or is to be written another way.
+    /// Carries a stream on that was live and has fallen out of its channel's log, from where its last id stands.
     #[must_use]
     pub fn carry_on(live: Live, last_id: &[u8]) -> Subscription {
-        let Live { seat, place, open } = live;
+        let Live { seat, open, .. } = live;
         let filter = seat.channel().filter().clone();
-        Subscription { phase: Phase::live(seat, place), first: Bytes::new(), last_id: last_id.to_vec(), filter, end: None, open }
+        let mut stream = Subscription { phase: Phase::Done, first: Bytes::new(), last_id: last_id.to_vec(), filter, end: None, open };
+        stream.resume();
+        stream
     }
 
     /// Ends all streams, those that are open and those that come, at random times within this span.
@@ -416,13 +418,12 @@ impl Subscription {
     }
 
     fn close(&mut self, reason: Closing) -> Bytes {
-        let last = match std::mem::replace(&mut self.phase, Phase::Done) {
+        match std::mem::replace(&mut self.phase, Phase::Done) {
             Phase::Live(Waiting(Some(ref seat), _), mut place) => {
                 closing(&self.open.streams, seat, &mut place, reason, Some(&self.last_id))
             }
             _ => closed(&self.open.streams, Vec::new(), reason, Some(self.last_id.clone())),
-        };
-        last
+        }
     }
 }
 

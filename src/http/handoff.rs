@@ -16,6 +16,7 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use http::{HeaderValue, header};
 use http_body::Frame;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
@@ -79,6 +80,8 @@ impl Leaving {
         let Some(mut stream) = handover.0.lock().take() else { return };
         let first = Some(stream.take_first()).filter(|b| !b.is_empty());
         *self.stream.lock() = Some(stream);
+        // The socket does not come back: its client must not keep it for another request.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         *response.body_mut() = Body::new(Parked { first, leaving: self.clone() });
     }
 }

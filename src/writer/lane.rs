@@ -266,6 +266,8 @@ impl Work {
         }
         let group = self.channels[slot].get_or_insert_with(|| {
             channel.set_member(self.number, true);
+            // Told while it had members here before, and never looked at: it would not be told again.
+            channel.looked(self.number);
             Group { channel, members: Vec::new(), dirty: false }
         });
         let ends = live.expires().map_or(u64::MAX, Timestamp::as_micros);
