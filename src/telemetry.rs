@@ -23,13 +23,22 @@ pub enum Error {
     Twice(#[source] TryInitError),
 }
 
+/// Libraries that log every lost connection as an error of their own, which the sources tell once, and with its cause.
+const LOUD: [&str; 1] = ["lapin"];
+
+/// The filter without what these say, unless it names them.
+fn quietened(filter: &str) -> String {
+    let unasked = LOUD.iter().filter(|name| !filter.contains(*name));
+    unasked.map(|name| format!("{name}=off,")).collect::<String>() + filter
+}
+
 /// Sets the log up for the whole process. `RUST_LOG`, where set, counts instead of `log.filter`.
 ///
 /// # Errors
 /// When `RUST_LOG` is no filter, or this was done before.
 pub fn init(log: &Log) -> Result<(), Error> {
     let asked = std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
-    let filter: EnvFilter = asked.as_deref().unwrap_or(&log.filter).parse().map_err(Error::Filter)?;
+    let filter: EnvFilter = quietened(asked.as_deref().unwrap_or(&log.filter)).parse().map_err(Error::Filter)?;
     let terminal = std::io::stderr().is_terminal();
     let text = match log.format {
         LogFormat::Auto => terminal,
@@ -52,4 +61,16 @@ pub fn init(log: &Log) -> Result<(), Error> {
         tracing::error!(place, "panicked");
     }));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loud_library_is_heard_only_when_asked_for() {
+        assert_eq!(quietened("info"), "lapin=off,info");
+        assert_eq!(quietened("info,lapin=debug"), "info,lapin=debug");
+        assert!(quietened("brokercast=debug,warn").parse::<EnvFilter>().is_ok());
+    }
 }

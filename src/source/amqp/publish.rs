@@ -7,6 +7,7 @@ use lapin::{BasicProperties, Confirmation};
 
 use super::Amqp;
 use super::link::{Link, answer, declare_exchange};
+use crate::event::Timestamp;
 use crate::source::SourceError;
 
 const PERSISTENT: u8 = 2;
@@ -36,7 +37,7 @@ pub(in crate::source) async fn publish(source: &Amqp, key: &str, payload: Bytes)
     };
     let failed = |e| SourceError::with("the broker did not take the message", e);
     answer("asking for confirmations", channel.confirm_select(ConfirmSelectOptions::default())).await?.map_err(failed)?;
-    let properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    let properties = BasicProperties::default().with_delivery_mode(PERSISTENT).with_timestamp(Timestamp::now().as_millis() / 1000);
     let published = channel.basic_publish(exchange, routing_key, options, &payload, properties);
     let confirm = answer("publishing", published).await?.map_err(failed)?;
     let confirmation = answer("publishing", confirm).await?.map_err(failed)?;
