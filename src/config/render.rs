@@ -1,6 +1,7 @@
 //! The effective configuration as YAML, secrets withheld, and what is worth a warning though it is no error.
 
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
+use serde_json::Value;
 
 use super::load::Loaded;
 use super::node::{KeyPath, Kind, Node, Shown};
@@ -8,7 +9,10 @@ use super::value::{show_duration, show_size};
 use super::{Anonymous, Auth, Carriers, Claims, Config, Grants, Jwt, Source, Subscribers};
 use crate::source::AdapterConfig;
 
-/// Bytes of an id that browsers send to another origin without asking first (Fetch standard, section 2.2.2).
+mod adapters;
+
+/// Durable sources whose places fit an id of 128 bytes, which browsers send to another origin without asking first
+/// (Fetch standard, section 2.2.2).
 const MAX_DURABLE_SHORT: usize = 7;
 
 impl Loaded {
@@ -158,13 +162,34 @@ impl Serialize for SourceShown<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         if let Kind::Map(entries) = &self.0.kind {
+            let defaults = self.1.map_or(Value::Null, |source| adapters::settings(&source.adapter));
             for (key, node) in entries.iter().filter(|(key, _)| key != "required" && key != "max_payload") {
-                map.serialize_entry(key, &Shown(node, key))?;
+                map.serialize_entry(key, &Filled(node, &defaults, key))?;
             }
         }
         if let Some(source) = self.1 {
             map.serialize_entry("required", &source.required)?;
             map.serialize_entry("max_payload", &show_size(source.max_payload))?;
+        }
+        map.end()
+    }
+}
+
+/// What was written, and from `settings` what was not.
+struct Filled<'a>(&'a Node, &'a Value, &'a str);
+
+impl Serialize for Filled<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(node, settings, name) = *self;
+        let Value::Object(settings) = settings else { return Shown(node, name).serialize(serializer) };
+        // `create: true` is short for a map.
+        let Kind::Map(entries) = &node.kind else { return settings.serialize(serializer) };
+        let mut map = serializer.serialize_map(None)?;
+        for (key, node) in entries {
+            map.serialize_entry(key, &Filled(node, settings.get(key).unwrap_or(&Value::Null), key))?;
+        }
+        for (key, value) in settings.iter().filter(|(key, _)| !entries.iter().any(|(k, _)| k == *key)) {
+            map.serialize_entry(key, value)?;
         }
         map.end()
     }

@@ -583,6 +583,26 @@ fn what_is_shown_is_the_same_when_read_again() {
 }
 
 #[test]
+fn defaults_of_adapters_are_shown_and_can_be_read_again() {
+    let file = "
+sources:
+  t: { ticker: { subject: x } }
+  n: { nats: { servers: [\"nats://h\"], subjects: [a], jetstream: { stream: S, create: true } } }
+  m: { nats: { servers: [\"nats://h\"], subjects: [a], jetstream: { stream: S, create: { replicas: 3 } } } }
+  e: { amqp: { url: \"amqp://h\", exchange: x } }
+  q: { amqp: { url: \"amqp://h\", queue: q } }
+  d: { amqp: { url: \"amqp://h\", queue: q, declare: true, exchange: x, binding_keys: [k] } }
+  s: { amqp: { url: \"amqp://h\", exchange: x, queue_type: stream, max_age: 1h } }
+";
+    let loaded = good(&[file], &[]);
+    let yaml = loaded.to_yaml();
+    for shown in ["every: 1s", "max_bytes: 1GiB", "replicas: 1", "replicas: 3", "prefetch: 1000", "exchange_type: topic", "max_age: 1h"] {
+        assert!(yaml.contains(shown), "{shown}: {yaml}");
+    }
+    assert_eq!(good(&[&yaml], &[]).to_yaml(), yaml);
+}
+
+#[test]
 fn addresses_are_shown_without_who_asks() {
     use super::super::node::withhold_userinfo;
     for (written, shown) in [
