@@ -205,6 +205,10 @@ impl Reader {
             };
             self.take(delivery, batch)?;
         }
+        if batch.len() == before {
+            // What was passed over may be all that comes for long, and the broker ends who owes it an acknowledgement.
+            self.acks.cover();
+        }
         if let Poll::Ready(e) = self.acks.poll(cx) {
             return Poll::Ready(Err(lost(&self.queue, Some(e))));
         }
