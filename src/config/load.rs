@@ -18,7 +18,7 @@ use super::{Config, Problems, validate};
 
 mod environment;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 /// The configuration that counts where no file is given.
 pub const DEFAULT: &str = include_str!("../../config/default.yaml");
@@ -98,7 +98,7 @@ pub fn load(files: &[PathBuf]) -> Result<Loaded, ConfigError> {
 }
 
 /// Reads `files`, then these variables.
-fn load_with(
+pub(super) fn load_with(
     files: &[PathBuf],
     variables: impl IntoIterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
 ) -> Result<Loaded, ConfigError> {

@@ -10,6 +10,8 @@ use super::{Anonymous, Auth, Carriers, Claims, Config, Grants, Jwt, Source, Subs
 use crate::source::AdapterConfig;
 
 mod adapters;
+#[cfg(test)]
+mod tests;
 
 /// Durable sources whose places fit an id of 128 bytes, which browsers send to another origin without asking first
 /// (Fetch standard, section 2.2.2).

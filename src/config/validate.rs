@@ -18,6 +18,8 @@ use crate::subject::MAX_SUBJECT;
 
 mod auth;
 mod routes;
+#[cfg(test)]
+mod tests;
 
 /// Durable sources beyond which an id would outgrow what is looked at.
 const MAX_DURABLE: usize = 60;

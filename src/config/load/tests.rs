@@ -2,16 +2,16 @@ use std::ffi::OsString;
 use std::io::Write as _;
 
 use super::*;
-use crate::config::{LogFormat, RouteAction};
+use crate::config::LogFormat;
 use crate::source::AdapterConfig;
 
 /// Files with these contents, kept as long as it lives.
-struct Files {
+pub(in crate::config) struct Files {
     _folder: tempfile::TempDir,
-    paths: Vec<PathBuf>,
+    pub(in crate::config) paths: Vec<PathBuf>,
 }
 
-fn files(texts: &[&str]) -> Files {
+pub(in crate::config) fn files(texts: &[&str]) -> Files {
     let folder = tempfile::tempdir().unwrap();
     let write = |(n, text): (usize, &&str)| {
         let path = folder.path().join(format!("{n}.yaml"));
@@ -22,24 +22,24 @@ fn files(texts: &[&str]) -> Files {
     Files { _folder: folder, paths }
 }
 
-fn environment(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
+pub(in crate::config) fn environment(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
     pairs.iter().map(|(name, value)| (name.into(), value.into())).collect()
 }
 
-fn good(texts: &[&str], variables: &[(&str, &str)]) -> Loaded {
+pub(in crate::config) fn good(texts: &[&str], variables: &[(&str, &str)]) -> Loaded {
     let files = files(texts);
     load_with(&files.paths, environment(variables)).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The problems' lines, files called by their number.
-fn bad(texts: &[&str], variables: &[(&str, &str)]) -> Vec<String> {
+pub(in crate::config) fn bad(texts: &[&str], variables: &[(&str, &str)]) -> Vec<String> {
     let files = files(texts);
     let error = load_with(&files.paths, environment(variables)).expect_err("a configuration error");
     let folder = format!("{}/", files._folder.path().display());
     error.lines().map(|line| line.replace(&folder, "")).collect()
 }
 
-const KEY: &str = "0123456789abcdef0123456789abcdef";
+pub(in crate::config) const KEY: &str = "0123456789abcdef0123456789abcdef";
 
 #[test]
 fn without_a_file_the_demo_counts() {
@@ -304,112 +304,6 @@ fn an_unknown_variable_is_refused() {
 }
 
 #[test]
-fn anonymous_access_beyond_loopback_needs_its_word() {
-    let open = "server: { listen: 0.0.0.0:80 }\nauth: { anonymous: { ROLE: [a] BEYOND } }";
-    for role in ["subscribe", "publish"] {
-        let problems = bad(&[&open.replace("ROLE", role).replace("BEYOND", "")], &[]);
-        assert!(problems[0].contains("auth.anonymous.beyond_loopback: must be true"), "{problems:?}");
-        let loaded = good(&[&open.replace("ROLE", role).replace("BEYOND", ", beyond_loopback: true")], &[]);
-        assert_eq!(loaded.config.server.hosts, None);
-    }
-}
-
-#[test]
-fn two_listeners_need_two_addresses() {
-    for (a, b) in [("127.0.0.1:80", "127.0.0.1:80"), ("0.0.0.0:80", "127.0.0.1:80"), ("[::1]:80", "[::]:80")] {
-        let problems = bad(&[&format!("server: {{ listen: \"{a}\" }}\nadmin: {{ listen: \"{b}\" }}")], &[]);
-        assert!(problems.iter().any(|p| p.contains("admin.listen: must be another address")), "{problems:?}");
-    }
-    good(&["server: { listen: 127.0.0.1:0 }\nadmin: { listen: 127.0.0.1:0 }"], &[]);
-}
-
-#[test]
-fn http_sources_must_not_overlap() {
-    let problems = bad(&["sources: { a: { http: { subjects: [\"x.*.z\"] } }, b: { http: { subjects: [q, \"x.y.>\"] } } }"], &[]);
-    assert_eq!(problems.len(), 1);
-    assert!(problems[0].contains("sources.b.http.subjects: must not overlap with those of the http source `a`"), "{problems:?}");
-}
-
-#[test]
-fn keys_must_fit_their_algorithms() {
-    let cases = [
-        ("{ algorithms: [HS256], secret: short }", ".secret: must hold at least 32 bytes"),
-        ("{ algorithms: [HS512], secret: 0123456789abcdef0123456789abcdef }", ".secret: must hold at least 64 bytes"),
-        ("{ algorithms: [HS256, RS256], secret: 0123456789abcdef0123456789abcdef }", ".algorithms: must be of HS256"),
-        ("{ algorithms: [HS256], jwks_url: \"https://a.example/jwks\" }", ".algorithms: must not hold HS256"),
-        ("{ algorithms: [RS256, ES256], public_key: \"-----BEGIN PUBLIC KEY-----\" }", ".algorithms: must be of one family"),
-        ("{ algorithms: [RS256], public_key: \"-----BEGIN PRIVATE KEY-----\" }", ".public_key: must be a public key in PEM"),
-        ("{ algorithms: [RS256], jwks_url: \"ftp://a.example/jwks\" }", ".jwks_url: must be a URL"),
-        ("{ algorithms: [], jwks_url: \"https://a.example/jwks\" }", ".algorithms: must list at least one"),
-        ("{ algorithms: [none], jwks_url: \"https://a.example/jwks\" }", ".algorithms[0]: must be one of HS256"),
-        ("{ algorithms: [RS256] }", ": must have exactly one of"),
-        ("{ algorithms: [HS256], secret: a, jwks_url: b }", ": must have exactly one of"),
-        ("{ algorithms: [HS256], secret: a, secret_file: b }", ".secret: only one of"),
-    ];
-    for (key, expected) in cases {
-        let problems = bad(&[&format!("auth: {{ jwt: {{ keys: [{key}] }} }}")], &[]);
-        assert!(problems.iter().any(|p| p.contains(&format!("auth.jwt.keys[0]{expected}"))), "{key}: {problems:?}");
-        assert_eq!(problems.len(), 1, "{key}: {problems:?}");
-    }
-    good(&["auth: { jwt: { keys: [{ algorithms: [RS256, ES256, EdDSA], jwks_url: \"https://a.example/jwks\" }] } }"], &[]);
-}
-
-#[test]
-fn a_secret_file_loses_one_line_break() {
-    let kept = files(&["0123456789abcdef0123456789abcdef\n\n"]);
-    let file = format!("auth: {{ jwt: {{ keys: [{{ algorithms: [HS256], secret_file: {} }}] }} }}", kept.paths[0].display());
-    let loaded = good(&[&file], &[]);
-    let crate::config::KeyMaterial::Secret(secret) = &loaded.config.auth.jwt.as_ref().unwrap().keys[0].key else { panic!() };
-    assert_eq!(secret.expose(), b"0123456789abcdef0123456789abcdef\n");
-}
-
-#[test]
-fn grant_templates_are_patterns_with_claims_in_them() {
-    good(&["auth: { grants: { subscribe: [\"user.{sub}.>\", \"t-{tenant.id}.*\", a, \">\"] } }"], &[]);
-    for template in ["user.{sub", "user.sub}", "{}", "a..{b}", "{a}*", ">.{a}", "{a{b}}"] {
-        let problems = bad(&[&format!("auth: {{ grants: {{ publish: [\"{template}\"] }} }}")], &[]);
-        assert!(problems.len() == 1 && problems[0].contains("auth.grants.publish[0]"), "{template}: {problems:?}");
-    }
-}
-
-#[test]
-fn routes_are_read_in_order() {
-    let file = "
-routes:
-  - { match: { source: s, subject: \"a.*.>\" }, subject: \"b.{1}.{>}\", event: \"e-{1}\", envelope: raw }
-  - { match: { subject: \"x.>\" }, drop: true }
-  - { match: {}, envelope: cloudevents }
-sources: { s: { ticker: { subject: a.b.c } } }
-";
-    let loaded = good(&[file], &[]);
-    let routes = &loaded.config.routes;
-    assert_eq!(routes[0].source.as_ref().unwrap().as_str(), "s");
-    let RouteAction::Pass { event, envelope, .. } = &routes[0].action else { panic!() };
-    assert_eq!((event.as_deref(), *envelope), (Some("e-{1}"), crate::event::Envelope::Raw));
-    assert!(matches!(routes[1].action, RouteAction::Drop));
-    assert_eq!(routes[2].matches.as_str(), ">");
-}
-
-#[test]
-fn origins_are_serialised_as_browsers_do() {
-    let loaded = good(
-        &[
-            "server: { cors: { origins: [\"HTTPS://Dash.Example.com:443\", \"http://[::1]:3000\"] }, public_url: \"https://live.example.com/\" }",
-        ],
-        &[],
-    );
-    assert_eq!(loaded.config.server.cors.origins, ["https://dash.example.com", "http://[::1]:3000"]);
-    assert_eq!(loaded.config.server.public_url.as_deref(), Some("https://live.example.com"));
-    for origin in
-        ["dash.example.com", "https://", "https://a/b", "https://u@a", "ftp://a", "https://a:x", "https://a b", "null", "https://*.a"]
-    {
-        let problems = bad(&[&format!("server: {{ cors: {{ origins: [\"{origin}\"] }} }}")], &[]);
-        assert!(problems.len() == 1 && problems[0].contains("server.cors.origins[0]"), "{origin}: {problems:?}");
-    }
-    assert!(bad(&["server: { cors: { origins: [\"*\"], credentials: true } }"], &[])[0].contains("server.cors.credentials"));
-}
-
-#[test]
 fn a_type_error_hides_no_other_problem_and_brings_no_false_one() {
     let problems =
         bad(&["sources: { a: { ticker: [] }, b: 5 }\nroutes: [{ match: { source: b } }, { match: { source: a }, subject: \"x.\" }]"], &[]);
@@ -519,104 +413,6 @@ const SOUP: [&str; 48] = [
 ];
 
 #[test]
-fn trusted_proxies_are_networks() {
-    let loaded = good(&["subscribers: { trusted_proxies: [10.0.0.0/8, 192.168.1.7, \"fd00::/8\", 0.0.0.0/0] }"], &[]);
-    assert_eq!(loaded.config.subscribers.trusted_proxies[1], ("192.168.1.7".parse().unwrap(), 32));
-    for text in ["10.0.0.1/8", "10.0.0.0/33", "a", "10.0.0.0/", "10.0.0.0/+8"] {
-        let problems = bad(&[&format!("subscribers: {{ trusted_proxies: [\"{text}\"] }}")], &[]);
-        assert!(problems.len() == 1, "{text}: {problems:?}");
-    }
-}
-
-#[test]
-fn what_counts_in_the_end_is_shown_without_secrets() {
-    let file = format!(
-        "
-auth: {{ jwt: {{ issuer: me, keys: [{{ algorithms: [HS256], secret: {KEY} }}] }}, anonymous: {{ subscribe: [\"a.>\"] }} }}
-sources:
-  s: {{ nats: {{ servers: [\"nats://user:pa%2Fss@h:4222\"], subjects: [\"a.>\"] }} }}
-  t: {{ ticker: {{ subject: x }}, max_payload: 2048 }}
-"
-    );
-    let loaded = good(&[&file], &[]);
-    let yaml = loaded.to_yaml();
-    for secret in [KEY, "pa%2Fss"] {
-        assert!(!yaml.contains(secret), "{yaml}");
-    }
-    for shown in ["issuer: me", "heartbeat: 15s", "required: true", "max_payload: 2KiB", "@h:4222", "max: 10000", "subjects"] {
-        assert!(yaml.contains(shown), "{shown}:\n{yaml}");
-    }
-    // What is shown can be read again, but for what was withheld.
-    let again = good(&[&yaml.replace("(withheld)", KEY)], &[]);
-    assert_eq!(again.config.sources.len(), loaded.config.sources.len());
-    assert_eq!(again.to_yaml(), yaml);
-}
-
-#[test]
-fn what_is_shown_is_the_same_when_read_again() {
-    for text in [
-        "no",
-        "007",
-        "1e3",
-        "~",
-        "null",
-        "a: b",
-        "#x",
-        "- y",
-        "it's \"quoted\"",
-        "line\nbreak",
-        " x ",
-        "true",
-        "[a",
-        "@at",
-        "ü",
-        "!tag",
-        "*a",
-    ] {
-        let quoted = serde_json::to_string(text).unwrap();
-        let file = format!("auth: {{ jwt: {{ audience: {quoted}, keys: [{{ id: {quoted}, algorithms: [HS256], secret: {KEY} }}] }} }}");
-        let loaded = good(&[&file], &[]);
-        let again = good(&[&loaded.to_yaml().replace("(withheld)", KEY)], &[]);
-        let jwt = again.config.auth.jwt.as_ref().unwrap();
-        assert_eq!((jwt.audience.as_deref(), jwt.keys[0].id.as_deref()), (Some(text), Some(text)), "{}", loaded.to_yaml());
-    }
-}
-
-#[test]
-fn defaults_of_adapters_are_shown_and_can_be_read_again() {
-    let file = "
-sources:
-  t: { ticker: { subject: x } }
-  n: { nats: { servers: [\"nats://h\"], subjects: [a], jetstream: { stream: S, create: true } } }
-  m: { nats: { servers: [\"nats://h\"], subjects: [a], jetstream: { stream: S, create: { replicas: 3 } } } }
-  e: { amqp: { url: \"amqp://h\", exchange: x } }
-  q: { amqp: { url: \"amqp://h\", queue: q } }
-  d: { amqp: { url: \"amqp://h\", queue: q, declare: true, exchange: x, binding_keys: [k] } }
-  s: { amqp: { url: \"amqp://h\", exchange: x, queue_type: stream, max_age: 1h } }
-";
-    let loaded = good(&[file], &[]);
-    let yaml = loaded.to_yaml();
-    for shown in ["every: 1s", "max_bytes: 1GiB", "replicas: 1", "replicas: 3", "prefetch: 1000", "exchange_type: topic", "max_age: 1h"] {
-        assert!(yaml.contains(shown), "{shown}: {yaml}");
-    }
-    assert_eq!(good(&[&yaml], &[]).to_yaml(), yaml);
-}
-
-#[test]
-fn addresses_are_shown_without_who_asks() {
-    use super::super::node::withhold_userinfo;
-    for (written, shown) in [
-        ("nats://u:p@h:4222", "nats://(withheld)@h:4222"),
-        ("nats://token@h", "nats://(withheld)@h"),
-        ("amqp://u:p/a@ss@h/%2f?heartbeat=5&password=x", "amqp://(withheld)@h/%2f?heartbeat=5&password=(withheld)"),
-        ("https://h/path", "https://h/path"),
-        ("no url", "no url"),
-    ] {
-        assert_eq!(withhold_userinfo(written), shown);
-    }
-}
-
-#[test]
 fn windows_line_ends_marks_anchors_and_merge_keys_are_fine() {
     let loaded = good(
         &[
@@ -640,51 +436,4 @@ fn a_bomb_of_aliases_is_refused_at_once() {
     assert_eq!(bad(&[&bomb], &[]).len(), 1);
     assert_eq!(bad(&[&"[".repeat(100_000)], &[]).len(), 1);
     assert!(started.elapsed().as_secs() < 5);
-}
-
-#[test]
-fn warnings_name_what_may_not_be_meant() {
-    let warnings = |text: &str| good(&[text], &[]).warnings().join("\n");
-    assert!(warnings("").contains("nobody may subscribe"));
-    assert!(good(&["sources: { a: { http: { subjects: [x] } } }"], &[]).notes().join("").contains("sources.a: splits"));
-    assert!(warnings("window: { bytes: 1KiB }\nsources: { a: { ticker: { subject: x } } }").contains("does not fit `window.bytes`"));
-    assert!(warnings("server: { listen: 0.0.0.0:1 }\nsubscribers: { max_per_address: 3 }").contains("trusted_proxies"));
-    assert!(warnings("subscribers: { max: 4000000000 }").contains("hard limit"));
-    let demo = load_with(&[], []).unwrap_or_else(|e| panic!("{e}"));
-    assert!(matches!(demo.config.sources.values().next().unwrap().adapter, AdapterConfig::Ticker(_)));
-    assert_eq!(demo.warnings(), [""; 0]);
-}
-
-#[test]
-fn every_example_is_good() {
-    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/config")).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|e| e == "yaml") {
-            let loaded = load_with(std::slice::from_ref(&path), []).unwrap_or_else(|e| panic!("{e}"));
-            assert!(!loaded.config.sources.is_empty(), "{}", path.display());
-        }
-    }
-}
-
-#[test]
-fn many_durable_sources_are_noted_and_too_many_refused() {
-    let sources = |count: usize| {
-        let one = |n| format!("  s{n}: {{ nats: {{ servers: [\"nats://h\"], subjects: [\"a.>\"], jetstream: {{ stream: S }} }} }}\n");
-        format!("sources:\n{}", (0..count).map(one).collect::<String>())
-    };
-    assert!(good(&[&sources(7)], &[]).notes().is_empty());
-    assert!(good(&[&sources(8)], &[]).notes()[0].contains("longer than 128 bytes"));
-    let problems = bad(&[&sources(61)], &[]);
-    assert!(problems.iter().any(|p| p.contains("sources: must not hold more than 60 durable sources")), "{problems:?}");
-}
-
-#[test]
-fn two_durable_sources_that_cursors_cannot_tell_apart_are_refused() {
-    // Found by trying names until two had the same tag.
-    let mut seen = std::collections::HashMap::new();
-    let (a, b) =
-        (0..).map(|n| format!("s{n}")).find_map(|name| Some((seen.insert(crate::cursor::Tag::of(&name), name.clone())?, name))).unwrap();
-    let source = |name| format!("  {name}: {{ nats: {{ servers: [\"nats://h\"], subjects: [\"a.>\"], jetstream: {{ stream: S }} }} }}\n");
-    let problems = bad(&[&format!("sources:\n{}{}", source(&a), source(&b))], &[]);
-    assert!(problems.len() == 1 && problems[0].contains("must have another name"), "{problems:?}");
 }

@@ -1,0 +1,114 @@
+use crate::config::load::load_with;
+use crate::config::load::tests::{KEY, bad, good};
+
+#[test]
+fn what_counts_in_the_end_is_shown_without_secrets() {
+    let file = format!(
+        "
+auth: {{ jwt: {{ issuer: me, keys: [{{ algorithms: [HS256], secret: {KEY} }}] }}, anonymous: {{ subscribe: [\"a.>\"] }} }}
+sources:
+  s: {{ nats: {{ servers: [\"nats://user:pa%2Fss@h:4222\"], subjects: [\"a.>\"] }} }}
+  t: {{ ticker: {{ subject: x }}, max_payload: 2048 }}
+"
+    );
+    let loaded = good(&[&file], &[]);
+    let yaml = loaded.to_yaml();
+    for secret in [KEY, "pa%2Fss"] {
+        assert!(!yaml.contains(secret), "{yaml}");
+    }
+    for shown in ["issuer: me", "heartbeat: 15s", "required: true", "max_payload: 2KiB", "@h:4222", "max: 10000", "subjects"] {
+        assert!(yaml.contains(shown), "{shown}:\n{yaml}");
+    }
+    // What is shown can be read again, but for what was withheld.
+    let again = good(&[&yaml.replace("(withheld)", KEY)], &[]);
+    assert_eq!(again.config.sources.len(), loaded.config.sources.len());
+    assert_eq!(again.to_yaml(), yaml);
+}
+
+#[test]
+fn what_is_shown_is_the_same_when_read_again() {
+    for text in [
+        "no",
+        "007",
+        "1e3",
+        "~",
+        "null",
+        "a: b",
+        "#x",
+        "- y",
+        "it's \"quoted\"",
+        "line\nbreak",
+        " x ",
+        "true",
+        "[a",
+        "@at",
+        "ü",
+        "!tag",
+        "*a",
+    ] {
+        let quoted = serde_json::to_string(text).unwrap();
+        let file = format!("auth: {{ jwt: {{ audience: {quoted}, keys: [{{ id: {quoted}, algorithms: [HS256], secret: {KEY} }}] }} }}");
+        let loaded = good(&[&file], &[]);
+        let again = good(&[&loaded.to_yaml().replace("(withheld)", KEY)], &[]);
+        let jwt = again.config.auth.jwt.as_ref().unwrap();
+        assert_eq!((jwt.audience.as_deref(), jwt.keys[0].id.as_deref()), (Some(text), Some(text)), "{}", loaded.to_yaml());
+    }
+}
+
+#[test]
+fn defaults_of_adapters_are_shown_and_can_be_read_again() {
+    let file = "
+sources:
+  t: { ticker: { subject: x } }
+  n: { nats: { servers: [\"nats://h\"], subjects: [a], jetstream: { stream: S, create: true } } }
+  m: { nats: { servers: [\"nats://h\"], subjects: [a], jetstream: { stream: S, create: { replicas: 3 } } } }
+  e: { amqp: { url: \"amqp://h\", exchange: x } }
+  q: { amqp: { url: \"amqp://h\", queue: q } }
+  d: { amqp: { url: \"amqp://h\", queue: q, declare: true, exchange: x, binding_keys: [k] } }
+  s: { amqp: { url: \"amqp://h\", exchange: x, queue_type: stream, max_age: 1h } }
+";
+    let loaded = good(&[file], &[]);
+    let yaml = loaded.to_yaml();
+    for shown in ["every: 1s", "max_bytes: 1GiB", "replicas: 1", "replicas: 3", "prefetch: 1000", "exchange_type: topic", "max_age: 1h"] {
+        assert!(yaml.contains(shown), "{shown}: {yaml}");
+    }
+    assert_eq!(good(&[&yaml], &[]).to_yaml(), yaml);
+}
+
+#[test]
+fn addresses_are_shown_without_who_asks() {
+    use super::super::node::withhold_userinfo;
+    for (written, shown) in [
+        ("nats://u:p@h:4222", "nats://(withheld)@h:4222"),
+        ("nats://token@h", "nats://(withheld)@h"),
+        ("amqp://u:p/a@ss@h/%2f?heartbeat=5&password=x", "amqp://(withheld)@h/%2f?heartbeat=5&password=(withheld)"),
+        ("https://h/path", "https://h/path"),
+        ("no url", "no url"),
+    ] {
+        assert_eq!(withhold_userinfo(written), shown);
+    }
+}
+
+#[test]
+fn warnings_name_what_may_not_be_meant() {
+    let warnings = |text: &str| good(&[text], &[]).warnings().join("\n");
+    assert!(warnings("").contains("nobody may subscribe"));
+    assert!(good(&["sources: { a: { http: { subjects: [x] } } }"], &[]).notes().join("").contains("sources.a: splits"));
+    assert!(warnings("window: { bytes: 1KiB }\nsources: { a: { ticker: { subject: x } } }").contains("does not fit `window.bytes`"));
+    assert!(warnings("server: { listen: 0.0.0.0:1 }\nsubscribers: { max_per_address: 3 }").contains("trusted_proxies"));
+    assert!(warnings("subscribers: { max: 4000000000 }").contains("hard limit"));
+    let demo = load_with(&[], []).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(demo.warnings(), [""; 0]);
+}
+
+#[test]
+fn many_durable_sources_are_noted_and_too_many_refused() {
+    let sources = |count: usize| {
+        let one = |n| format!("  s{n}: {{ nats: {{ servers: [\"nats://h\"], subjects: [\"a.>\"], jetstream: {{ stream: S }} }} }}\n");
+        format!("sources:\n{}", (0..count).map(one).collect::<String>())
+    };
+    assert!(good(&[&sources(7)], &[]).notes().is_empty());
+    assert!(good(&[&sources(8)], &[]).notes()[0].contains("longer than 128 bytes"));
+    let problems = bad(&[&sources(61)], &[]);
+    assert!(problems.iter().any(|p| p.contains("sources: must not hold more than 60 durable sources")), "{problems:?}");
+}
