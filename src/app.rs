@@ -22,7 +22,7 @@ use crate::auth::{Authenticator, SetupError};
 use crate::config::Config;
 use crate::event::{GapReason, Timestamp};
 use crate::frame::{Closing, Form};
-use crate::http::connection::{Ends, Server, Times};
+use crate::http::connection::{Bounds, Ends, Server};
 use crate::http::handoff::{Adopt, Handover};
 use crate::http::{Begin, Inbox, ListenError, Opened, Opening, TlsError, admin, listen};
 use crate::hub::{Filter, Hub, Limits, SourceSpec};
@@ -158,9 +158,14 @@ struct Built {
 impl Bridge {
     fn start(config: Config) -> Result<Self, Error> {
         let limits = &config.server.limits;
-        let times = Times { handshake: limits.handshake_timeout, header: limits.header_timeout, stall: config.subscribers.max_stall };
+        let bounds = Bounds {
+            handshake: limits.handshake_timeout,
+            header: limits.header_timeout,
+            stall: config.subscribers.max_stall,
+            header_bytes: limits.header_bytes,
+        };
         // Both ports first: nothing else has begun when one is taken.
-        let user_timeout = (times.stall * 4).max(Duration::from_secs(60));
+        let user_timeout = (bounds.stall * 4).max(Duration::from_secs(60));
         let tls = config.server.tls.as_ref().map(crate::http::tls::Tls::load).transpose()?;
         let public = listen::bind("server.listen", config.server.listen, user_timeout)?;
         let private = listen::bind("admin.listen", config.admin.listen, user_timeout)?;
@@ -190,8 +195,8 @@ impl Bridge {
         let connections = TaskTracker::new();
         let loops = std::thread::available_parallelism().map_or(1, usize::from);
         let (writer, writing) =
-            Writer::start(&hub, loops, times.stall).map_err(|cause| Error::System { what: "start the writers", cause })?;
-        let adopt = adopt(writer.clone(), times.stall);
+            Writer::start(&hub, loops, bounds.stall).map_err(|cause| Error::System { what: "start the writers", cause })?;
+        let adopt = adopt(writer.clone(), bounds.stall);
 
         let handles: Vec<_> = sources.iter().map(|s| s.handle.clone()).collect();
         let readings = readings(handles.clone(), router.clone(), streams.clone(), pool.clone(), connections.clone());
@@ -227,16 +232,8 @@ impl Bridge {
             }),
         };
         let face = crate::http::router(&config, rooms);
-        let server = Server::new(
-            face,
-            tls,
-            limits.header_bytes,
-            times,
-            bridge.ends.clone(),
-            bridge.connections.clone(),
-            metrics.stalled.clone(),
-            Some(adopt.clone()),
-        );
+        let server =
+            Server::new(face, tls, bounds, bridge.ends.clone(), bridge.connections.clone(), metrics.stalled.clone(), Some(adopt.clone()));
         let stalled = metrics.stalled.clone();
         let admin = admin::router(admin::Rooms {
             metrics,
@@ -244,16 +241,7 @@ impl Bridge {
             readings,
             draining: bridge.draining.clone(),
         });
-        let admin = Server::new(
-            admin,
-            None,
-            limits.header_bytes,
-            times,
-            bridge.admin_ends.clone(),
-            bridge.admin_connections.clone(),
-            stalled,
-            None,
-        );
+        let admin = Server::new(admin, None, bounds, bridge.admin_ends.clone(), bridge.admin_connections.clone(), stalled, None);
 
         for (index, source) in sources.into_iter().enumerate() {
             bridge.supervise(index, source, intake.clone(), Start::Recent { age: config.window.age, bytes: config.window.bytes as u64 });

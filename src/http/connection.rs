@@ -46,12 +46,13 @@ pub(crate) struct Peer {
     pub(crate) tls: bool,
 }
 
-/// How long things may take.
+/// How long things may take, and how large they may be.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Times {
+pub(crate) struct Bounds {
     pub(crate) handshake: Duration,
     pub(crate) header: Duration,
     pub(crate) stall: Duration,
+    pub(crate) header_bytes: usize,
 }
 
 /// When connections end.
@@ -71,7 +72,7 @@ pub(crate) struct Server {
     tls: Option<Tls>,
     http1: http1::Builder,
     http2: http2::Builder<Tracked>,
-    times: Times,
+    bounds: Bounds,
     ends: Ends,
     tasks: TaskTracker,
     /// Those that were cut because they took nothing.
@@ -97,8 +98,7 @@ impl Server {
     pub(crate) fn new(
         router: Router,
         tls: Option<Tls>,
-        header_bytes: usize,
-        times: Times,
+        bounds: Bounds,
         ends: Ends,
         tasks: TaskTracker,
         stalled: Counter,
@@ -107,9 +107,9 @@ impl Server {
         let mut http1 = http1::Builder::new();
         http1
             .timer(TokioTimer::new())
-            .header_read_timeout(times.header)
-            .max_header_size(header_bytes)
-            .max_buf_size(header_bytes.max(64 << 10))
+            .header_read_timeout(bounds.header)
+            .max_header_size(bounds.header_bytes)
+            .max_buf_size(bounds.header_bytes.max(64 << 10))
             .pipeline_flush(false);
         let mut http2 = http2::Builder::new(Tracked(tasks.clone()));
         http2
@@ -117,11 +117,11 @@ impl Server {
             .max_concurrent_streams(256)
             .max_pending_accept_reset_streams(32)
             .max_local_error_reset_streams(128)
-            .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
+            .max_header_list_size(u32::try_from(bounds.header_bytes).unwrap_or(u32::MAX))
             .max_send_buf_size(64 << 10)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10));
-        Arc::new(Self { router, tls, http1, http2, times, ends, tasks, stalled, adopt })
+        Arc::new(Self { router, tls, http1, http2, bounds, ends, tasks, stalled, adopt })
     }
 
     /// Accepts until told otherwise; each connection is a task of the tracker.
@@ -137,8 +137,8 @@ impl Server {
         let peer = Peer { address, tls: self.tls.is_some() };
         match &self.tls {
             None => {
-                let Some(Ok(Ok(h2))) = self.unless_closed(timeout(self.times.header, speaks_http2(&socket))).await else { return };
-                let io = Stall::new(socket, self.times.stall);
+                let Some(Ok(Ok(h2))) = self.unless_closed(timeout(self.bounds.header, speaks_http2(&socket))).await else { return };
+                let io = Stall::new(socket, self.bounds.stall);
                 match &self.adopt {
                     _ if h2 => self.serve_http2(io, peer).await,
                     Some(adopt) => self.serve_adoptable(io, peer, adopt).await,
@@ -146,8 +146,8 @@ impl Server {
                 }
             }
             Some(tls) => {
-                let handshake = tls.acceptor().accept(Stall::new(socket, self.times.stall));
-                let Some(Ok(Ok(io))) = self.unless_closed(timeout(self.times.handshake, handshake)).await else { return };
+                let handshake = tls.acceptor().accept(Stall::new(socket, self.bounds.stall));
+                let Some(Ok(Ok(io))) = self.unless_closed(timeout(self.bounds.handshake, handshake)).await else { return };
                 if io.get_ref().1.alpn_protocol() == Some(b"h2") {
                     self.serve_http2(io, peer).await;
                 } else {
@@ -223,7 +223,7 @@ impl Server {
         let streams = Streams::new();
         let service = Service { router: self.router.clone(), peer, streams: Some(streams.clone()), leaving: None };
         let mut connection = std::pin::pin!(self.http2.serve_connection(TokioIo::new(io), service));
-        let look = (self.times.stall.min(self.times.header) / 4).clamp(Duration::from_millis(100), Duration::from_secs(5));
+        let look = (self.bounds.stall.min(self.bounds.header) / 4).clamp(Duration::from_millis(100), Duration::from_secs(5));
         let mut looks = tokio::time::interval(look);
         let mut closing = false;
         loop {
@@ -235,10 +235,10 @@ impl Server {
                     connection.as_mut().graceful_shutdown();
                 }
                 _ = looks.tick() => {
-                    self.stalled.inc_by(streams.drop_stalled(self.times.stall));
+                    self.stalled.inc_by(streams.drop_stalled(self.bounds.stall));
                     // Whoever was told to go, and does not, is not waited for.
                     match streams.idle() {
-                        Some((idle, seen)) if idle >= if seen { IDLE } else { self.times.header } => {
+                        Some((idle, seen)) if idle >= if seen { IDLE } else { self.bounds.header } => {
                             if closing || !seen {
                                 return;
                             }

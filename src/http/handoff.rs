@@ -153,3 +153,6 @@ impl Write for Io {
         Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
     }
 }
+
+#[cfg(test)]
+mod tests;

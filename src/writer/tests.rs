@@ -1,1 +1,198 @@
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 
+use bytes::Bytes;
+
+use super::*;
+use crate::event::{Envelope, Event, Timestamp};
+use crate::frame::Form;
+use crate::hub::{Concerns, Filter, Input, Limits, SourceSpec};
+use crate::replay::{From, Request, Settings, Streams};
+
+struct World {
+    streams: Arc<Streams>,
+    writer: Arc<Writer>,
+    ends: Ends,
+    listener: TcpListener,
+}
+
+fn world(loops: usize, stall: Duration) -> World {
+    let spec = SourceSpec { name: "demo".parse().unwrap(), durable: false, concerns: Concerns(Arc::new(|_| true)) };
+    let hub = Hub::new(vec![spec], Limits { bytes: 64 << 20, age: Duration::from_secs(60) }, 1);
+    let router = Arc::new(crate::route::Router::new(&[], &[("demo".parse().unwrap(), Vec::new())]).unwrap());
+    let settings = Settings { heartbeat: Duration::from_secs(15), retry: Duration::from_secs(3), readers: 1 };
+    let (writer, ends) = Writer::start(&hub, loops, stall).unwrap();
+    World { streams: Streams::new(hub, router, Vec::new(), settings), writer, ends, listener: TcpListener::bind("127.0.0.1:0").unwrap() }
+}
+
+impl World {
+    /// A client whose stream is with the writer.
+    fn client(&self, pattern: &str, expires: Option<Timestamp>) -> TcpStream {
+        let client = TcpStream::connect(self.listener.local_addr().unwrap()).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let (socket, _) = self.listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let filter = Arc::new(Filter::new(vec![pattern.parse().unwrap()], Form::Routed));
+        let mut stream = self.streams.open(Request { filter, from: From::Now, expires, permit: Box::new(()) });
+        drop(stream.take_first());
+        let live = stream.into_live().unwrap();
+        self.writer.adopt(tokio::net::TcpStream::from_std(socket).unwrap(), live, 0);
+        client
+    }
+
+    fn publish(&self, subject: &str, payload: &str) {
+        let event = Event {
+            subject: subject.parse().unwrap(),
+            payload: Bytes::copy_from_slice(payload.as_bytes()),
+            time: Timestamp::now(),
+            position: None,
+            name: None,
+            envelope: Envelope::Raw,
+        };
+        self.streams.hub().publish(0, &mut vec![Input::Event(event)], Timestamp::now());
+    }
+
+    fn eventually(&self, what: &str, mut check: impl FnMut() -> bool) {
+        let until = std::time::Instant::now() + Duration::from_secs(20);
+        while !check() {
+            assert!(std::time::Instant::now() < until, "{what}");
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// The events' data, in order, and the last reason of a closing.
+fn read(client: &mut TcpStream, count: usize) -> Vec<String> {
+    let mut body = Vec::new();
+    let mut data = Vec::new();
+    let mut buffer = [0; 4096];
+    while data.len() < count {
+        let n = client.read(&mut buffer).unwrap();
+        if n == 0 {
+            break;
+        }
+        body.extend_from_slice(&buffer[..n]);
+        data = lines(&body);
+    }
+    data
+}
+
+fn lines(body: &[u8]) -> Vec<String> {
+    String::from_utf8_lossy(body).split('\n').filter_map(|l| l.strip_prefix("data: ")).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn every_member_of_a_channel_gets_every_event_in_order_over_any_loop() {
+    let world = world(3, Duration::from_secs(10));
+    let mut clients: Vec<_> = (0..30).map(|n| world.client(["a", "b", ">"][n % 3], None)).collect();
+    for n in 0..200 {
+        world.publish(if n % 2 == 0 { "a" } else { "b" }, &n.to_string());
+    }
+    for (n, client) in clients.iter_mut().enumerate() {
+        let expected: Vec<_> = (0..200).filter(|e| n % 3 == 2 || e % 2 == n % 3).map(|e| e.to_string()).collect();
+        assert_eq!(read(client, expected.len()), expected, "client {n}");
+    }
+    assert_eq!(world.writer.streams(), 30);
+    drop(clients);
+    world.eventually("departed clients are let go", || world.streams.opened() == 0 && world.streams.hub().channels() == 0);
+    assert_eq!(world.writer.streams(), 0);
+}
+
+#[tokio::test]
+async fn members_that_come_and_go_between_events_are_told_of_the_next() {
+    let world = world(1, Duration::from_secs(10));
+    for n in 0..300 {
+        let mut stays = world.client("a", None);
+        let goes = world.client("a", None);
+        world.publish("a", &n.to_string());
+        drop(goes);
+        let mut late = world.client("a", None);
+        world.publish("a", "next");
+        assert_eq!(read(&mut stays, 2), [n.to_string(), "next".to_owned()]);
+        assert_eq!(read(&mut late, 1), ["next"]);
+    }
+}
+
+#[tokio::test]
+async fn a_stuck_socket_is_closed_and_its_neighbours_go_on() {
+    let world = world(1, Duration::from_millis(300));
+    let mut good = world.client("a", None);
+    let stuck = world.client("a", None);
+    let payload = "x".repeat(1 << 20);
+    for _ in 0..16 {
+        world.publish("a", &payload);
+        assert_eq!(read(&mut good, 1).len(), 1);
+    }
+    world.eventually("the stuck socket is closed", || world.writer.streams() == 1);
+    assert_eq!(world.streams.closed(crate::frame::Closing::Slow), 1);
+    world.publish("a", "after");
+    assert_eq!(read(&mut good, 1), ["after"]);
+    drop(stuck);
+}
+
+#[tokio::test]
+async fn one_that_fell_out_of_the_log_is_given_back_behind_a_true_id() {
+    let mut world = world(1, Duration::from_secs(20));
+    let slow = world.client("a", None);
+    let payload = "y".repeat(1 << 20);
+    for _ in 0..60 {
+        world.publish("a", &payload);
+        // As the intake does.
+        world.eventually("there is room", || !world.streams.hub().crowded());
+    }
+    let mut slow = slow;
+    let reading = std::thread::spawn(move || {
+        let mut sink = vec![0; 1 << 20];
+        let mut total = 0;
+        while let Ok(n) = slow.read(&mut sink) {
+            total += n;
+            if n == 0 {
+                break;
+            }
+        }
+        total
+    });
+    let returned = tokio::time::timeout(Duration::from_secs(20), world.ends.returned.recv()).await.expect("it comes back").unwrap();
+    let id = String::from_utf8(returned.last_id).unwrap();
+    let cursor = crate::cursor::Cursor::from_id(&id).unwrap();
+    assert!(matches!(cursor.volatile, crate::cursor::Point::At(p) if (1..60).contains(&p.seq)), "{cursor:?}");
+    drop((returned.socket, returned.live));
+    assert!(reading.join().unwrap() > 1 << 20);
+}
+
+#[tokio::test]
+async fn streams_end_with_their_reason_and_the_last_chunk() {
+    let world = world(2, Duration::from_secs(10));
+    let mut expires = world.client("a", Some(Timestamp::from_micros(Timestamp::now().as_micros() + 300_000)));
+    let mut drains = world.client("a", None);
+    world.publish("a", "1");
+    let mut text = String::new();
+    expires.read_to_string(&mut text).unwrap();
+    assert!(text.ends_with("data: {\"reason\":\"expired\"}\n\n\r\n0\r\n\r\n") && text.contains("data: 1\n"), "{text}");
+    world.publish("a", "2");
+    world.writer.drain(Duration::from_millis(50));
+    text.clear();
+    drains.read_to_string(&mut text).unwrap();
+    assert!(text.ends_with("data: {\"reason\":\"draining\"}\n\n\r\n0\r\n\r\n") && text.contains("data: 2\n"), "{text}");
+    assert!(text.contains(&*world.streams.hub().state().id().clone()));
+    world.eventually("all have ended", || world.writer.streams() == 0);
+}
+
+#[tokio::test]
+async fn whoever_talks_into_a_stream_is_cut_off() {
+    let world = world(1, Duration::from_secs(10));
+    let mut client = world.client("a", None);
+    let chatter = vec![b'z'; 4 * pump::IGNORED];
+    // It may be reset before all of it is sent.
+    client.write_all(&chatter).ok();
+    world.eventually("it is cut off", || world.writer.streams() == 0);
+}
+
+#[test]
+fn a_loop_ends_when_it_is_stopped() {
+    let mut world = world(2, Duration::from_secs(10));
+    world.writer.stop();
+    for ended in world.ends.ended.drain(..) {
+        assert!(ended.blocking_recv().is_err());
+    }
+}

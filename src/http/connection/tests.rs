@@ -11,7 +11,12 @@ use tokio::time::Instant;
 
 use super::*;
 
-const TIMES: Times = Times { handshake: Duration::from_millis(300), header: Duration::from_millis(300), stall: Duration::from_millis(400) };
+const BOUNDS: Bounds = Bounds {
+    handshake: Duration::from_millis(300),
+    header: Duration::from_millis(300),
+    stall: Duration::from_millis(400),
+    header_bytes: 16 << 10,
+};
 
 /// A listener that serves a greeting, an endless stream of large chunks, and one that waits.
 struct Served {
@@ -56,7 +61,7 @@ impl Served {
         let stalled = Counter::default();
         let ends = Ends::default();
         let tasks = TaskTracker::new();
-        let server = Server::new(router, tls, 16 << 10, TIMES, ends.clone(), tasks.clone(), stalled.clone(), None);
+        let server = Server::new(router, tls, BOUNDS, ends.clone(), tasks.clone(), stalled.clone(), None);
         let listener = super::super::listen::bind("server.listen", "127.0.0.1:0".parse().unwrap(), Duration::from_secs(60)).unwrap();
         let address = listener.local_addr().unwrap();
         tasks.spawn(server.run(listener));
@@ -158,7 +163,7 @@ async fn whoever_sends_no_request_in_time_is_let_go() {
     );
     assert_eq!((silent.as_str(), half.as_str()), ("", ""));
     assert!(!preface.contains("HTTP/1.1"));
-    assert!((TIMES.header..TIMES.header * 8).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert!((BOUNDS.header..BOUNDS.header * 8).contains(&began.elapsed()), "{:?}", began.elapsed());
     // One that keeps its connection open after a request as well.
     assert!(served.talk(&["GET /hello HTTP/1.1\r\nHost: a\r\n\r\n"], "").await.ends_with("hello"));
 }
@@ -189,7 +194,7 @@ async fn a_peer_that_takes_nothing_is_cut_and_an_idle_one_is_kept() {
     assert_eq!(served.bodies.load(SeqCst), 2);
     served.bodies_fall_to(1).await;
     assert_eq!(served.stalled.get(), 1);
-    tokio::time::sleep(TIMES.stall * 2).await;
+    tokio::time::sleep(BOUNDS.stall * 2).await;
     assert_eq!(served.bodies.load(SeqCst), 1);
     drop(quiet);
     served.bodies_fall_to(0).await;
@@ -290,7 +295,7 @@ mod tls {
         served.bodies_fall_to(0).await;
         let began = Instant::now();
         served.talk(&[], "").await;
-        assert!((TIMES.handshake..TIMES.handshake * 8).contains(&began.elapsed()));
+        assert!((BOUNDS.handshake..BOUNDS.handshake * 8).contains(&began.elapsed()));
         served.talk(&["GET / HTTP/1.1\r\nHost: a\r\n\r\n"], "").await;
     }
 
