@@ -263,6 +263,10 @@ async fn client_waits_while_its_source_is_down_and_for_a_replica_that_lags(log: 
     proxy.set_silent(false);
     log.publish_numbers("a", 10..15).await;
     assert_eq!(read_to(&mut ahead, 14).await, range(10..15));
+    // The client may have had them from the log, before the process that lagged had them in its window.
+    let source = format!("source=\"{}\"", log.name);
+    let taken = async || slow.metric("brokercast_source_messages_total", &[&source]).await;
+    eventually("the window to have caught up", async || (taken().await >= 15.0).then_some(())).await;
 
     proxy.set_open(false);
     eventually("the loss to be noticed", async || (slow.readyz().await.1["sources"][&log.name]["state"] != "up").then_some(())).await;
