@@ -2,8 +2,8 @@
 //!
 //! AMQP 0-9-1 tells nothing of a stream's bounds: an offset past its end is silence, one before its start is moved to the
 //! start without a word, and a queue's message count is seconds old. So the bounds are read: short-lived consumers
-//! at the start, at the wanted place and at the end, in this order on one channel. The broker serves them in this order, so
-//! that once the last has brought something, the others have too, or never will.
+//! at the start, at the wanted place and at the end, in this order on one channel. Once the last has brought something, the
+//! others mostly have too; what must come is waited for.
 
 use std::time::Duration;
 
@@ -148,10 +148,30 @@ pub(super) async fn look(link: &Link, queue: &ShortString, ask: Ask) -> Result<O
     let end = place(&delivery)?;
     let head = match head {
         Some(delivery) => delivery,
-        None => some(first.next().now_or_never().flatten(), queue)?,
+        None => some(answer("reading the start of a stream", first.next()).await?, queue)?,
     };
-    let at = match wanted.as_mut().and_then(|wanted| wanted.next().now_or_never()) {
-        Some(delivery) => Some(place(&some(delivery, queue)?)?),
+    let at = match &mut wanted {
+        Some(wanted) => match (wanted.next().now_or_never(), ask) {
+            (Some(delivery), _) => Some(place(&some(delivery, queue)?)?),
+            // While somebody publishes, the broker may serve the last consumer before the others. What stands at the end
+            // or before it must come; whether a time lies behind the end is not known.
+            (None, Ask::Offset(offset)) if offset <= end.seq => {
+                Some(place(&some(answer("reading a place in a stream", wanted.next()).await?, queue)?)?)
+            }
+            (None, Ask::Since(_)) => match tokio::time::timeout(EMPTY, wanted.next()).await {
+                Ok(delivery) => Some(place(&some(delivery, queue)?)?),
+                Err(_) => {
+                    // Seen with 3.10: a consumer that comes while a chunk is written may not be served. Another one is.
+                    let spec = ask.value().unwrap_or_else(|| word("next"));
+                    let mut again = consume_at(&channel, queue, 1, spec).await?;
+                    match tokio::time::timeout(EMPTY, again.next()).await {
+                        Ok(delivery) => Some(place(&some(delivery, queue)?)?),
+                        Err(_) => None,
+                    }
+                }
+            },
+            (None, Ask::Nothing | Ask::Offset(_)) => None,
+        },
         None => None,
     };
     let log = Log { first: place(&head)?, at, last: end, mean: bytes / count + OVERHEAD };

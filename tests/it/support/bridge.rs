@@ -102,10 +102,11 @@ impl Builder {
 /// A running bridge on ports of its own.
 #[derive(Debug)]
 pub struct Bridge {
+    // Dropped first: it shows its log, which lies in the folder.
+    process: Option<Process>,
     builder: Builder,
     port: Port,
     admin: Port,
-    process: Option<Process>,
     log: PathBuf,
     /// Without a proxy, trusting the bridge's certificate.
     pub http: reqwest::Client,
