@@ -1,0 +1,196 @@
+//! Micro-benchmarks of the sync core: encoder, matcher, cursor and the hub's publishing.
+//!
+//! What they measure and how to repeat them stands in `README.md` beside this file. No socket, no runtime.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use brokercast::cursor::{Check, Cursor, Point, Position, Tag};
+use brokercast::event::{Envelope, Event, Timestamp};
+use brokercast::frame::{self, Form, Origin};
+use brokercast::hub::{Channel, Concerns, Filter, Hub, Input, Limits, Listener, Seat, SourceSpec};
+use brokercast::subject::Pattern;
+use brokercast::subject::index::Index;
+use bytes::Bytes;
+use divan::{Bencher, black_box, counter::BytesCount, counter::ItemsCount};
+
+fn main() {
+    divan::main();
+}
+
+const COUNTS: [usize; 3] = [1, 1_000, 100_000];
+/// Bytes of each payload.
+const PAYLOAD: usize = 200;
+const NOW: Timestamp = Timestamp::from_micros(1_800_000_000_000_000);
+
+fn json() -> Bytes {
+    let head = r#"{"sensor":"boiler","value":21.5,"text":""#;
+    format!("{head}{}\"}}", "x".repeat(PAYLOAD - head.len() - 2)).into()
+}
+
+fn event(subject: &str, payload: Bytes, envelope: Envelope) -> Event {
+    Event { subject: subject.parse().expect("a subject"), payload, time: NOW, position: None, name: None, envelope }
+}
+
+fn pattern(text: &str) -> Pattern {
+    text.parse().expect("a pattern")
+}
+
+mod encoder {
+    use super::*;
+
+    fn encode(bencher: Bencher<'_, '_>, payload: Bytes, envelope: Envelope) {
+        let event = event("plant.boiler.temperature", payload, envelope);
+        let mut out = Vec::with_capacity(1024);
+        bencher.counter(BytesCount::new(event.payload.len())).bench_local(|| {
+            out.clear();
+            frame::body(&mut out, black_box(&event), Form::Routed, Origin { source: "plant", epoch: 7, seq: 123_456 });
+            black_box(out.len())
+        });
+    }
+
+    #[divan::bench(args = [Envelope::Json, Envelope::Raw, Envelope::CloudEvents])]
+    fn json_payload(bencher: Bencher<'_, '_>, envelope: Envelope) {
+        encode(bencher, json(), envelope);
+    }
+
+    #[divan::bench(args = [Envelope::Json, Envelope::Raw, Envelope::CloudEvents])]
+    fn text_payload(bencher: Bencher<'_, '_>, envelope: Envelope) {
+        encode(bencher, "so it is no JSON; ".repeat(12)[..PAYLOAD].to_owned().into(), envelope);
+    }
+
+    #[divan::bench(args = [Envelope::Json, Envelope::Raw, Envelope::CloudEvents])]
+    fn binary_payload(bencher: Bencher<'_, '_>, envelope: Envelope) {
+        encode(bencher, vec![0xff; PAYLOAD].into(), envelope);
+    }
+}
+
+mod matcher {
+    use super::*;
+
+    /// One of `count` patterns matches the subject.
+    fn find(bencher: Bencher<'_, '_>, count: usize, of: impl Fn(usize) -> String, subject: &str) {
+        let mut index = Index::default();
+        for n in 0..count {
+            index.insert(&pattern(&of(n)), n as u32);
+        }
+        let mut found = Vec::new();
+        index.find(subject, &mut found);
+        assert_eq!(found, [(count / 2) as u32]);
+        bencher.bench_local(|| {
+            found.clear();
+            index.find(black_box(subject), &mut found);
+            black_box(found.len())
+        });
+    }
+
+    #[divan::bench(args = COUNTS)]
+    fn literal(bencher: Bencher<'_, '_>, count: usize) {
+        find(bencher, count, |n| format!("plant.boiler.{n}"), &format!("plant.boiler.{}", count / 2));
+    }
+
+    #[divan::bench(args = COUNTS)]
+    fn any_token(bencher: Bencher<'_, '_>, count: usize) {
+        find(bencher, count, |n| format!("plant.*.{n}"), &format!("plant.boiler.{}", count / 2));
+    }
+
+    #[divan::bench(args = COUNTS)]
+    fn tail(bencher: Bencher<'_, '_>, count: usize) {
+        find(bencher, count, |n| format!("plant.{n}.>"), &format!("plant.{}.boiler.temperature", count / 2));
+    }
+}
+
+mod cursor {
+    use super::*;
+
+    fn of(durable: usize) -> Cursor {
+        let point = |n: usize| {
+            let check = Check::of(&[&n.to_be_bytes()]);
+            Point::At(Position { seq: 1_000_000 + n as u64, check: Some(check) })
+        };
+        Cursor {
+            epoch: 0x1234_5678,
+            volatile: Point::At(Position::unverified(123_456)),
+            durable: (0..durable).map(|n| (Tag::of(&format!("source-{n}")), point(n))).collect(),
+        }
+    }
+
+    #[divan::bench(args = [1, 7])]
+    fn encode(bencher: Bencher<'_, '_>, durable: usize) {
+        let cursor = of(durable);
+        let (mut scratch, mut out) = (Vec::new(), Vec::new());
+        bencher.bench_local(|| {
+            out.clear();
+            black_box(&cursor).encode(&mut scratch, &mut out);
+            black_box(out.len())
+        });
+    }
+
+    #[divan::bench(args = [1, 7])]
+    fn decode(bencher: Bencher<'_, '_>, durable: usize) {
+        let id = of(durable).to_id();
+        assert_eq!(Cursor::from_id(&id), Ok(of(durable)));
+        bencher.bench_local(|| Cursor::from_id(black_box(&id)));
+    }
+}
+
+mod hub_publish {
+    use super::*;
+
+    /// A writer's loop that has always taken everything already: the telling is measured, the writing is not.
+    struct Swift;
+
+    impl Listener for Swift {
+        fn ready(&self, channel: &Arc<Channel>, _: u64) {
+            channel.looked(0);
+        }
+
+        fn pending(&self) -> u64 {
+            u64::MAX
+        }
+    }
+
+    /// A hub whose subscriber number n wants the pattern `wants(n)`; small windows, so that they are full soon.
+    fn hub(subscribers: usize, wants: impl Fn(usize) -> String) -> (Arc<Hub>, Vec<Seat>) {
+        let source = SourceSpec { name: "plant".parse().expect("a source's name"), durable: false, concerns: Concerns(Arc::new(|_| true)) };
+        let hub = Hub::new(vec![source], Limits { bytes: 1 << 20, age: Duration::from_secs(600) }, 7);
+        let listener = hub.listen(Arc::new(Swift));
+        let mut seats = Vec::with_capacity(subscribers);
+        for n in 0..subscribers {
+            let filter = Arc::new(Filter::new(vec![pattern(&wants(n))], Form::Routed));
+            let (seat, _) = hub.join(&mut hub.state(), &filter);
+            seat.channel().set_member(listener, true);
+            seats.push(seat);
+        }
+        (hub, seats)
+    }
+
+    fn publish<const BATCH: usize>(bencher: Bencher<'_, '_>, hub: &Hub, subject: &str) {
+        let batch = vec![Input::Event(event(subject, json(), Envelope::Json)); BATCH];
+        bencher
+            .counter(ItemsCount::new(BATCH))
+            .with_inputs(|| batch.clone())
+            .bench_local_refs(|inputs| hub.publish(0, inputs, black_box(NOW)));
+    }
+
+    #[divan::bench(args = COUNTS, consts = [1, 64])]
+    fn one_channel<const BATCH: usize>(bencher: Bencher<'_, '_>, subscribers: usize) {
+        let (hub, seats) = hub(subscribers, |_| "plant.>".to_owned());
+        publish::<BATCH>(bencher, &hub, "plant.boiler");
+        drop(seats);
+    }
+
+    #[divan::bench(args = COUNTS, consts = [1, 64])]
+    fn distinct_channels_one_matches<const BATCH: usize>(bencher: Bencher<'_, '_>, subscribers: usize) {
+        let (hub, seats) = hub(subscribers, |n| format!("plant.{n}"));
+        publish::<BATCH>(bencher, &hub, &format!("plant.{}", subscribers / 2));
+        drop(seats);
+    }
+
+    #[divan::bench(args = COUNTS, consts = [1, 64])]
+    fn nobody_wants_it<const BATCH: usize>(bencher: Bencher<'_, '_>, subscribers: usize) {
+        let (hub, seats) = hub(subscribers, |n| format!("plant.{n}"));
+        publish::<BATCH>(bencher, &hub, "office.door");
+        drop(seats);
+    }
+}
