@@ -416,7 +416,11 @@ impl Hub {
                 }
                 let frame = if slot.told == s.seq { &still } else { &moved };
                 slot.told = s.seq;
-                slot.channel.lock().append(frame.clone());
+                let mut log = slot.channel.lock();
+                // What was joined long ago helps nobody any more.
+                log.forget();
+                log.append(frame.clone());
+                drop(log);
                 s.order.push_back(Logged { key: key as u32, serial: slot.channel.serial(), cost: LOG_ENTRY as u32, batch });
                 s.logged += LOG_ENTRY;
                 dirty.push(slot.channel.clone());

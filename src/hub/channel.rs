@@ -160,6 +160,11 @@ impl Channel {
         self.log.lock().id_before(place)
     }
 
+    /// Lets go of the piece that was joined last: for whoever has given it to all that may want it.
+    pub fn forget(&self) {
+        self.log.lock().forget();
+    }
+
     /// Says that listener number `listener` (below 64) has members here, or has none left.
     pub fn set_member(&self, listener: usize, member: bool) {
         if member {
@@ -263,6 +268,10 @@ impl Log {
         let to = place + count as u64;
         self.joined[wire as usize] = Joined { from: place, to, bytes: bytes.clone() };
         Take::Bytes(bytes, to)
+    }
+
+    pub(super) fn forget(&mut self) {
+        self.joined = Default::default();
     }
 
     fn id_before(&self, place: u64) -> Option<Bytes> {

@@ -499,6 +499,10 @@ impl Work {
                 },
             }
         }
+        // Many channels would otherwise keep a piece each.
+        if piece.is_some_and(|p| p.to > p.from + 1) {
+            channel.forget();
+        }
         true
     }
 
