@@ -35,6 +35,7 @@ struct Publisher {
 
 /// A server's clients.
 pub(super) struct Client {
+    address: SocketAddr,
     poll: Poll,
     events: Events,
     subscribers: Vec<(TcpStream, usize)>,
@@ -52,28 +53,15 @@ impl Client {
     /// Opens all streams and waits until each has begun.
     pub(super) fn connect(address: SocketAddr, subscribers: usize, request: Vec<u8>) -> io::Result<Self> {
         let poll = Poll::new()?;
-        let connect = |token: usize, get: Option<&[u8]>| {
-            let mut socket = std::net::TcpStream::connect(address)?;
-            socket.set_nodelay(true)?;
-            if let Some(get) = get {
-                socket.set_read_timeout(Some(PATIENCE))?;
-                socket.write_all(get)?;
-                begun(&mut socket)?;
-            }
-            socket.set_nonblocking(true)?;
-            let mut socket = TcpStream::from_std(socket);
-            poll.registry().register(&mut socket, Token(token), Interest::READABLE)?;
-            Ok::<_, io::Error>(socket)
-        };
         let get = b"GET /events?subject=bench.%3E HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n";
-        let streams = (0..subscribers).map(|n| Ok((connect(n, Some(get))?, 0))).collect::<io::Result<_>>()?;
-        let publisher = |n| Ok(Publisher { socket: connect(subscribers + n, None)?, answer: Vec::new(), busy: false });
-        let publishers = (0..PUBLISHERS).map(publisher).collect::<io::Result<_>>()?;
+        let stream = |n| Ok((connect(&poll, address, n, Some(get))?, 0));
+        let streams = (0..subscribers).map(stream).collect::<io::Result<_>>()?;
         Ok(Self {
+            address,
             poll,
             events: Events::with_capacity(1024),
             subscribers: streams,
-            publishers,
+            publishers: Vec::new(),
             request,
             published: 0,
             delivered: 0,
@@ -82,14 +70,32 @@ impl Client {
         })
     }
 
+    /// Opens the publishers' connections: a server closes those that are idle for long.
+    pub(super) fn open(&mut self, mode: Mode) -> io::Result<()> {
+        let count = if mode == Mode::OneAtATime { 1 } else { PUBLISHERS };
+        let publisher = |n| {
+            let socket = connect(&self.poll, self.address, self.subscribers.len() + n, None)?;
+            Ok(Publisher { socket, answer: Vec::new(), busy: false })
+        };
+        self.publishers = (0..count).map(publisher).collect::<io::Result<_>>()?;
+        Ok(())
+    }
+
+    /// Closes them.
+    pub(super) fn close(&mut self) {
+        self.publishers.clear();
+    }
+
     /// Publishes one event and returns what one subscriber gets of it, byte by byte.
     pub(super) fn observe(&mut self) -> io::Result<Vec<u8>> {
         self.seen = Some(Vec::new());
+        self.open(Mode::OneAtATime)?;
         self.run(1, Mode::OneAtATime)?;
+        self.close();
         Ok(self.seen.take().unwrap_or_default())
     }
 
-    /// Publishes so many events and returns when every subscriber has every one.
+    /// Publishes so many events over open connections, and returns when every subscriber has every one.
     pub(super) fn run(&mut self, events: usize, mode: Mode) -> io::Result<()> {
         let deadline = Instant::now() + PATIENCE;
         let until = self.published + events;
@@ -98,7 +104,7 @@ impl Client {
                 Mode::OneAtATime if self.published < until && self.complete() => self.publish(0)?,
                 Mode::OneAtATime => {}
                 Mode::InFlight => {
-                    for n in 0..PUBLISHERS {
+                    for n in 0..self.publishers.len() {
                         let behind = self.published * self.subscribers.len() - self.delivered;
                         if self.published < until && !self.publishers[n].busy && behind < AHEAD * self.subscribers.len() {
                             self.publish(n)?;
@@ -163,6 +169,21 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// A connection; with `get`, one on which a stream has begun.
+fn connect(poll: &Poll, address: SocketAddr, token: usize, get: Option<&[u8]>) -> io::Result<TcpStream> {
+    let mut socket = std::net::TcpStream::connect(address)?;
+    socket.set_nodelay(true)?;
+    if let Some(get) = get {
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.write_all(get)?;
+        begun(&mut socket)?;
+    }
+    socket.set_nonblocking(true)?;
+    let mut socket = TcpStream::from_std(socket);
+    poll.registry().register(&mut socket, Token(token), Interest::READABLE)?;
+    Ok(socket)
 }
 
 /// How much there is to read at once; `None` when there is nothing now.

@@ -66,8 +66,11 @@ fn compare(options: &Options) -> io::Result<()> {
     println!("deliveries per second of the server's processor time\n");
     for (mode, name, events) in [(Mode::OneAtATime, "one at a time", options.events), (Mode::InFlight, "in flight", options.events * 4)] {
         // Everybody is live, and pages and caches are warm.
-        to_ours.run(events / 10 + 1, mode)?;
-        to_limit.run(events / 10 + 1, mode)?;
+        for client in [&mut to_ours, &mut to_limit] {
+            client.open(mode)?;
+            client.run(events / 10 + 1, mode)?;
+            client.close();
+        }
         let mut ratios = Vec::new();
         println!("{name}, {events} events a round");
         println!("{:>8} {:>12} {:>12} {:>7}", "round", "brokercast", "limit", "ratio");
@@ -85,8 +88,10 @@ fn compare(options: &Options) -> io::Result<()> {
 
 /// Deliveries per second of the server's processor time.
 fn measure(server: &Server, client: &mut Client, events: usize, mode: Mode, subscribers: usize) -> io::Result<f64> {
+    client.open(mode)?;
     let before = server.cpu()?;
     client.run(events, mode)?;
     let spent = server.cpu()?.saturating_sub(before);
+    client.close();
     Ok((events * subscribers) as f64 / spent.as_secs_f64())
 }
