@@ -17,8 +17,10 @@ use crate::replay::Live;
 
 mod lane;
 pub mod pump;
+mod socket;
 #[cfg(test)]
 mod tests;
+mod work;
 
 use lane::Lane;
 
