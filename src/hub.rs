@@ -7,19 +7,21 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use hashbrown::HashMap;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use slab::Slab;
 use tokio::sync::Notify;
 
 use crate::cursor::{Cursor, Point, Position, Tag};
-use crate::event::{Event, Gap, GapReason, SourceName, Timestamp};
-use crate::frame::{self, Form};
+use crate::event::{Event, Gap, SourceName, Timestamp};
+use crate::frame;
 use crate::subject::Pattern;
 use crate::subject::index::Index;
 
 pub mod channel;
+mod publisher;
+mod state;
 #[cfg(test)]
 mod tests;
 pub mod window;
@@ -473,165 +475,6 @@ impl Hub {
     #[must_use]
     pub fn channels(&self) -> usize {
         self.state.lock().channels.len()
-    }
-}
-
-impl State {
-    fn open(&mut self, filter: Arc<Filter>) -> u32 {
-        let entry = self.channels.vacant_entry();
-        let key = entry.key() as u32;
-        self.serial += 1;
-        let channel = Arc::new(Channel::new(key, self.serial, filter.clone()));
-        entry.insert(Slot { channel, members: 0, told: self.seq, batch: 0 });
-        for pattern in filter.patterns() {
-            self.index.insert(pattern, key);
-        }
-        self.filters.insert(filter, key);
-        key
-    }
-
-    fn take(&mut self, source: SourceId, pushed: Pushed, found: &mut Vec<u32>, dirty: &mut Vec<Arc<Channel>>, now: Timestamp) {
-        let of = &mut self.sources[source];
-        let (entry, live) = match pushed {
-            Pushed::Skip(position) => return of.window.skip(position),
-            Pushed::Warm(seq, position) => {
-                if let Some(position) = position {
-                    of.window.skip(position);
-                }
-                if !of.warm {
-                    of.warm = true;
-                    let empty = of.window.is_empty() && of.window.floor() == 0 && position.is_none_or(|p| p.seq == 0);
-                    of.start = Some(Began { seq, position, empty });
-                }
-                return;
-            }
-            Pushed::Clear(entry, live) => {
-                of.window.clear(entry.seq.saturating_sub(1), now);
-                (entry, live)
-            }
-            Pushed::Entry(entry, live) => (entry, live),
-        };
-        if live {
-            match entry.kind {
-                Kind::Event => self.index.find(entry.encoded.subject(), found),
-                Kind::Gap => {
-                    let concerned = self.channels.iter().filter(|(_, slot)| of.concerns(slot.channel.filter()));
-                    found.extend(concerned.map(|(key, _)| key as u32));
-                }
-            }
-            let mut bytes = entry.encoded.len();
-            for key in found.drain(..) {
-                let Some(slot) = self.channels.get_mut(key as usize) else { continue };
-                if std::mem::replace(&mut slot.told, entry.seq) == entry.seq {
-                    continue;
-                }
-                // The bytes are shared: they count once.
-                let cost = LOG_ENTRY + std::mem::take(&mut bytes);
-                self.logged += cost;
-                self.order.push_back(Logged { key, serial: slot.channel.serial(), cost: cost as u32, batch: self.batch });
-                slot.channel.lock().append(entry.encoded.frame(slot.channel.filter().form()));
-                if std::mem::replace(&mut slot.batch, self.batch) != self.batch {
-                    dirty.push(slot.channel.clone());
-                }
-            }
-        }
-        of.window.push(entry);
-    }
-
-    /// Drops what is too much of the channels' logs, but nothing of batch `pending` or later.
-    fn trim_logs(&mut self, pending: u64) {
-        while self.logged > LOGS && self.order.front().is_some_and(|l| l.batch < pending) {
-            let Some(oldest) = self.order.pop_front() else { return };
-            self.logged -= oldest.cost as usize;
-            if let Some(slot) = self.channels.get(oldest.key as usize).filter(|s| s.channel.serial() == oldest.serial) {
-                slot.channel.lock().drop_first();
-            }
-        }
-    }
-}
-
-impl Publisher {
-    /// Gives an input its sequence, moves the cursor and encodes it.
-    fn prepare(&mut self, source: SourceId, input: Input, now: Timestamp) {
-        self.seq += 1;
-        self.cursor.volatile = Point::At(Position::unverified(self.seq));
-        match input {
-            Input::Skip(position) => {
-                self.stand(source, Some(position));
-                self.entries.push(Pushed::Skip(position));
-            }
-            Input::Tail(position) => {
-                self.warm[source] = true;
-                self.stand(source, position);
-                self.entries.push(Pushed::Warm(self.seq, position));
-            }
-            Input::Gap(gap) => {
-                self.stand(source, gap.position);
-                self.bodies[0].clear();
-                frame::gap(&mut self.bodies[0], self.names[source].as_str(), &gap);
-                let entry = self.entry(None, gap.position, now, false);
-                let live = self.warm[source];
-                // What stood before has positions of another log.
-                let anew = gap.reason == GapReason::Reset && self.tags[source].is_some();
-                self.entries.push(if anew { Pushed::Clear(entry, live) } else { Pushed::Entry(entry, live) });
-            }
-            Input::Event(event) => {
-                if event.position.is_some() {
-                    self.stand(source, event.position);
-                }
-                let origin = frame::Origin { source: self.names[source].as_str(), epoch: self.cursor.epoch, seq: self.seq };
-                let both = frame::forms_differ(&event);
-                for (form, body) in [Form::Routed, Form::Json].into_iter().zip(&mut self.bodies).take(1 + usize::from(both)) {
-                    body.clear();
-                    frame::body(body, &event, form, origin);
-                }
-                let entry = self.entry(Some(event.subject.as_str()), event.position, event.time, both);
-                self.entries.push(Pushed::Entry(entry, self.warm[source]));
-            }
-        }
-    }
-
-    /// Moves the cursor of a durable source that is live.
-    fn stand(&mut self, source: SourceId, position: Option<Position>) {
-        let (Some(tag), true) = (self.tags[source], self.warm[source]) else { return };
-        let place = *self.places[source].get_or_insert_with(|| {
-            self.cursor.durable.push((tag, Point::Earliest));
-            self.cursor.durable.len() - 1
-        });
-        // A log that knows no position yet is at its very beginning.
-        self.cursor.durable[place].1 = position.map_or(Point::Earliest, Point::At);
-    }
-
-    fn encode_id(&mut self) {
-        self.id.clear();
-        self.cursor.encode(&mut self.scratch, &mut self.id);
-    }
-
-    fn entry(&mut self, subject: Option<&str>, position: Option<Position>, time: Timestamp, both: bool) -> Entry {
-        self.encode_id();
-        let subject = subject.unwrap_or_default();
-        let id_line = b"id: \n".len() + self.id.len();
-        let mut bodies = [0, 0];
-        let mut split = 0;
-        let length: usize = self.bodies.iter().take(1 + usize::from(both)).map(|b| b.len() + id_line + 32).sum();
-        // Each event has memory of its own: in a shared block one that somebody keeps would keep its neighbours too.
-        let mut block = BytesMut::with_capacity(subject.len() + length);
-        block.extend_from_slice(subject.as_bytes());
-        for (form, body) in self.bodies.iter().take(1 + usize::from(both)).enumerate() {
-            frame::chunk_head(&mut block, id_line + body.len());
-            block.extend_from_slice(b"id: ");
-            block.extend_from_slice(&self.id);
-            block.put_u8(b'\n');
-            bodies[form] = block.len() as u32;
-            block.extend_from_slice(body);
-            block.extend_from_slice(frame::CHUNK_END);
-            if form == 0 {
-                split = block.len() as u32;
-            }
-        }
-        let encoded =
-            Encoded { bytes: block.split().freeze(), subject: subject.len() as u16, body: bodies[0], split, json_body: bodies[1] };
-        Entry { seq: self.seq, position, time, kind: if subject.is_empty() { Kind::Gap } else { Kind::Event }, encoded }
     }
 }
 

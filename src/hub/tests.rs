@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::event::Envelope;
+use crate::frame::Form;
 
 fn spec(name: &str, durable: bool) -> SourceSpec {
     SourceSpec { name: name.parse().unwrap(), durable, concerns: Concerns(Arc::new(|_| true)) }

@@ -12,10 +12,14 @@ use bytes::Bytes;
 use super::history::History;
 use super::{From, Log, Streams};
 use crate::cursor::{Cursor, Point, Position, Tag};
-use crate::event::{Event, Gap, GapReason, Timestamp};
+use crate::event::{Gap, GapReason};
 use crate::frame;
-use crate::hub::{Encoded, Entry, Filter, Kind, Place, Seat, State};
+use crate::hub::{Encoded, Entry, Filter, Kind, Seat, State};
 use crate::source::Item;
+
+mod broker;
+mod newest;
+mod resolve;
 
 /// Bytes after which what was gathered is sent.
 const PIECE: usize = 64 << 10;
@@ -305,111 +309,6 @@ impl CatchUp {
         }
     }
 
-    /// Finds where the client stands in the windows.
-    fn resolve(&mut self, state: &State) {
-        if self.volatile.is_none() && self.newest.is_none() {
-            self.resolve_volatile(state);
-        }
-        for source in 0..self.tracks.len() {
-            let of = &state.sources()[source];
-            match self.tracks[source] {
-                Track::Fresh if of.warm() => {
-                    let began = of.began();
-                    self.tracks[source] = Track::Follow(began.map_or(state.seq(), |b| b.seq));
-                    let position = began.and_then(|b| b.position);
-                    self.stand(source, position.map_or(Point::Earliest, Point::At));
-                }
-                Track::Pending if of.warm() => self.resolve_pending(source, state),
-                _ => continue,
-            }
-            if self.tracks[source] != Track::Pending && self.history.as_ref().is_some_and(|h| h.source == source) {
-                self.history = None;
-            }
-        }
-    }
-
-    fn resolve_volatile(&mut self, state: &State) {
-        let volatile = || state.sources().iter().enumerate().filter(|(_, s)| s.tag().is_none());
-        let floors = |covered: &mut Vec<u64>| volatile().for_each(|(n, s)| covered[n] = s.window().floor());
-        let seq = match self.at.volatile {
-            Point::At(p) if self.at.epoch == state_epoch(&self.streams) && p.seq <= state.seq() => p.seq,
-            Point::At(p) => {
-                // Another process counted: of what was before this one, nothing is known.
-                for (source, _) in volatile().filter(|(_, s)| s.concerns(&self.filter)) {
-                    self.notes.push((Some(source), Gap { reason: GapReason::Restart, from: Some(p.seq), to: None, position: None }));
-                }
-                floors(&mut self.covered);
-                0
-            }
-            Point::Earliest => {
-                floors(&mut self.covered);
-                0
-            }
-            Point::Since(millis) => {
-                let time = Timestamp::from_micros(millis.saturating_mul(1000));
-                for (source, of) in volatile() {
-                    let window = of.window();
-                    let lost = window.floor() > 0 && window.floor_time() >= time && of.concerns(&self.filter);
-                    if lost {
-                        let to = window.after(0).next().map(|e| e.seq);
-                        self.notes.push((Some(source), Gap { reason: GapReason::Retention, from: None, to, position: None }));
-                    }
-                }
-                floors(&mut self.covered);
-                let first = volatile().filter_map(|(_, s)| s.window().after(0).find(|e| e.time >= time)).map(|e| e.seq).min();
-                first.map_or(state.seq(), |seq| seq - 1)
-            }
-            Point::Last => {
-                self.look_for_newest(state, true, volatile().map(|(n, _)| n).collect());
-                return;
-            }
-        };
-        self.volatile = Some(seq);
-        self.at.epoch = state_epoch(&self.streams);
-        self.at.volatile = Point::At(Position::unverified(seq));
-    }
-
-    fn resolve_pending(&mut self, source: usize, state: &State) {
-        let of = &state.sources()[source];
-        let Some(at) = self.point(source) else { return };
-        match at {
-            Point::At(position) => match of.window().find(position) {
-                Place::After(seq) => self.tracks[source] = Track::Follow(seq),
-                Place::Outside => {}
-                Place::Other => {
-                    if of.concerns(&self.filter) {
-                        let gap = Gap { reason: GapReason::Reset, from: Some(position.seq), to: None, position: None };
-                        self.notes.push((Some(source), gap));
-                    }
-                    self.history = None;
-                    self.stand(source, Point::Earliest);
-                }
-            },
-            Point::Earliest => {
-                if let Some(began) = of.began().filter(|b| b.empty && of.window().floor() <= b.seq) {
-                    self.tracks[source] = Track::Follow(began.seq);
-                }
-            }
-            Point::Since(millis) => {
-                let time = Timestamp::from_micros(millis.saturating_mul(1000));
-                // The window holds all that ever was where the log was empty when this process first saw it.
-                let whole = of.began().filter(|b| b.empty && of.window().floor() <= b.seq);
-                let seq = match whole {
-                    Some(began) => Some(of.window().after(began.seq).find(|e| e.time >= time).map_or(u64::MAX, |e| e.seq - 1)),
-                    None => of.window().since(time),
-                };
-                if let Some(seq) = seq {
-                    self.tracks[source] = Track::Follow(seq.min(state.seq()));
-                }
-            }
-            Point::Last => {
-                if !self.log(source).adapter.keeps_last() && self.newest.is_none() {
-                    self.look_for_newest(state, false, vec![source]);
-                }
-            }
-        }
-    }
-
     fn log(&self, source: usize) -> &Log {
         &self.streams.logs[source]
     }
@@ -502,159 +401,6 @@ impl CatchUp {
             }
             let name = source.map(|s| self.streams.hub.name(s));
             frame::gap(out, name.map_or("*", |n| n.as_str()), &gap);
-        }
-    }
-
-    fn look_for_newest(&mut self, state: &State, volatile: bool, sources: Vec<usize>) {
-        let heads = sources.iter().map(|s| state.sources()[*s].window().head()).collect();
-        let (top, below) = (state.seq(), state.seq() + 1);
-        self.newest = Some(Newest { sources, volatile, top, below, heads, seen: HashSet::new(), found: Vec::new(), scanned: false });
-    }
-
-    fn scan(&mut self, state: &State) {
-        let Some(newest) = &mut self.newest else { return };
-        for _ in 0..SCAN {
-            let next = newest.sources.iter().filter_map(|s| state.sources()[*s].window().before(newest.below).next()).max_by_key(|e| e.seq);
-            let Some(entry) = next else {
-                newest.scanned = true;
-                return;
-            };
-            newest.below = entry.seq;
-            let subject = entry.encoded.subject();
-            if entry.kind == Kind::Event && !newest.seen.contains(subject) && self.filter.matches(subject) {
-                newest.seen.insert(subject.to_owned());
-                newest.found.push(entry.clone());
-            }
-        }
-    }
-
-    /// Sends what the scan has found, once it is through. Until all of it is sent the client's id asks for it again.
-    fn write_newest(&mut self, out: &mut Vec<u8>) {
-        let Some(newest) = self.newest.as_mut().filter(|n| n.scanned) else { return };
-        while let Some(entry) = newest.found.pop() {
-            self.told.clear();
-            self.at.encode(&mut self.scratch, &mut self.told);
-            frame::id_line(out, &self.told);
-            out.extend_from_slice(entry.encoded.body(self.filter.form()));
-            if out.len() >= PIECE {
-                return;
-            }
-        }
-        let Some(newest) = self.newest.take() else { return };
-        if newest.volatile {
-            self.volatile = Some(newest.top);
-            self.at.epoch = state_epoch(&self.streams);
-            self.at.volatile = Point::At(Position::unverified(newest.top));
-            for source in newest.sources {
-                self.covered[source] = newest.top;
-            }
-        } else {
-            for (source, head) in newest.sources.into_iter().zip(newest.heads) {
-                self.tracks[source] = Track::Follow(newest.top);
-                self.stand(source, head.map_or(Point::Earliest, Point::At));
-            }
-        }
-        self.write_id(out);
-        out.push(b'\n');
-    }
-
-    /// Starts to read the broker's log for the first source that needs it.
-    fn choose_history(&mut self) {
-        if self.history.is_some() {
-            return;
-        }
-        let chosen = {
-            let state = self.streams.hub.state();
-            let windows_only = |s: &usize| self.point(*s) == Some(Point::Last) && !self.log(*s).adapter.keeps_last();
-            let behind = |s: &usize| self.tracks[*s] == Track::Pending && state.sources()[*s].warm() && !windows_only(s);
-            (0..self.tracks.len()).find(behind)
-        };
-        if let Some(source) = chosen {
-            self.history = Some(History::new(source, self.log(source).clone(), self.streams.readers.clone()));
-        }
-    }
-
-    /// Routes and filters what a history brought.
-    fn read(&mut self, items: &mut Vec<Item>) -> Option<Bytes> {
-        let source = self.history.as_ref()?.source;
-        let mut out = Vec::new();
-        for item in items.drain(..) {
-            match item {
-                Item::Message(message) => {
-                    let position = message.position;
-                    let event = self.streams.router.route(source, message).filter(|e| self.filter.matches(e.subject.as_str()));
-                    if self.point(source) == Some(Point::Last) {
-                        if let (Some(event), Some(position)) = (event, position) {
-                            self.keep_last(source, &event, position.seq, &mut out);
-                        }
-                        continue;
-                    }
-                    if let Some(position) = position {
-                        self.stand(source, Point::At(position));
-                    }
-                    if let Some(event) = event {
-                        self.write_id(&mut out);
-                        self.write_body(source, &event, &mut out);
-                    }
-                }
-                Item::Gap(gap) => {
-                    match gap.position {
-                        Some(position) => self.stand(source, Point::At(position)),
-                        // Made anew, and still without a position: at its very beginning.
-                        None if gap.reason == GapReason::Reset => self.stand(source, Point::Earliest),
-                        None => {}
-                    }
-                    if self.streams.router.concerns(source, self.filter.patterns()) {
-                        self.write_id(&mut out);
-                        frame::gap(&mut out, self.streams.hub.name(source).as_str(), &gap);
-                    }
-                }
-                Item::Tail(position) => {
-                    let last = self.point(source) == Some(Point::Last);
-                    if last {
-                        self.write_last(&mut out);
-                    }
-                    match position {
-                        Some(position) => self.stand(source, Point::At(position)),
-                        None if last => self.stand(source, Point::Earliest),
-                        None => {}
-                    }
-                    if last {
-                        self.write_id(&mut out);
-                        out.push(b'\n');
-                    }
-                }
-            }
-        }
-        (!out.is_empty()).then(|| out.into())
-    }
-
-    fn write_body(&self, source: usize, event: &Event, out: &mut Vec<u8>) {
-        let origin = frame::Origin { source: self.streams.hub.name(source).as_str(), epoch: self.streams.hub.epoch(), seq: 0 };
-        frame::body(out, event, self.filter.form(), origin);
-    }
-
-    /// Keeps an event until it is known whether routing gave a newer one the same subject.
-    fn keep_last(&mut self, source: usize, event: &Event, seq: u64, out: &mut Vec<u8>) {
-        let mut body = Vec::new();
-        self.write_body(source, event, &mut body);
-        self.last_bytes += body.len();
-        if let Some((_, old)) = self.last.insert(event.subject.as_str().to_owned(), (seq, body)) {
-            self.last_bytes -= old.len();
-        }
-        if self.last_bytes > LAST {
-            self.write_last(out);
-        }
-    }
-
-    /// The id stays where it is: until all have come, all are wanted again.
-    fn write_last(&mut self, out: &mut Vec<u8>) {
-        let mut events: Vec<_> = std::mem::take(&mut self.last).into_values().collect();
-        self.last_bytes = 0;
-        events.sort_unstable_by_key(|(seq, _)| *seq);
-        for (_, body) in events {
-            self.write_id(out);
-            out.extend_from_slice(&body);
         }
     }
 }

@@ -1,0 +1,80 @@
+//! How finished entries reach windows and channels, under the hub's `state` lock.
+
+use std::sync::Arc;
+
+use super::{Began, Channel, Filter, Kind, LOG_ENTRY, LOGS, Logged, Pushed, Slot, SourceId, State};
+use crate::event::Timestamp;
+
+impl State {
+    pub(super) fn open(&mut self, filter: Arc<Filter>) -> u32 {
+        let entry = self.channels.vacant_entry();
+        let key = entry.key() as u32;
+        self.serial += 1;
+        let channel = Arc::new(Channel::new(key, self.serial, filter.clone()));
+        entry.insert(Slot { channel, members: 0, told: self.seq, batch: 0 });
+        for pattern in filter.patterns() {
+            self.index.insert(pattern, key);
+        }
+        self.filters.insert(filter, key);
+        key
+    }
+
+    pub(super) fn take(&mut self, source: SourceId, pushed: Pushed, found: &mut Vec<u32>, dirty: &mut Vec<Arc<Channel>>, now: Timestamp) {
+        let of = &mut self.sources[source];
+        let (entry, live) = match pushed {
+            Pushed::Skip(position) => return of.window.skip(position),
+            Pushed::Warm(seq, position) => {
+                if let Some(position) = position {
+                    of.window.skip(position);
+                }
+                if !of.warm {
+                    of.warm = true;
+                    let empty = of.window.is_empty() && of.window.floor() == 0 && position.is_none_or(|p| p.seq == 0);
+                    of.start = Some(Began { seq, position, empty });
+                }
+                return;
+            }
+            Pushed::Clear(entry, live) => {
+                of.window.clear(entry.seq.saturating_sub(1), now);
+                (entry, live)
+            }
+            Pushed::Entry(entry, live) => (entry, live),
+        };
+        if live {
+            match entry.kind {
+                Kind::Event => self.index.find(entry.encoded.subject(), found),
+                Kind::Gap => {
+                    let concerned = self.channels.iter().filter(|(_, slot)| of.concerns(slot.channel.filter()));
+                    found.extend(concerned.map(|(key, _)| key as u32));
+                }
+            }
+            let mut bytes = entry.encoded.len();
+            for key in found.drain(..) {
+                let Some(slot) = self.channels.get_mut(key as usize) else { continue };
+                if std::mem::replace(&mut slot.told, entry.seq) == entry.seq {
+                    continue;
+                }
+                // The bytes are shared: they count once.
+                let cost = LOG_ENTRY + std::mem::take(&mut bytes);
+                self.logged += cost;
+                self.order.push_back(Logged { key, serial: slot.channel.serial(), cost: cost as u32, batch: self.batch });
+                slot.channel.lock().append(entry.encoded.frame(slot.channel.filter().form()));
+                if std::mem::replace(&mut slot.batch, self.batch) != self.batch {
+                    dirty.push(slot.channel.clone());
+                }
+            }
+        }
+        of.window.push(entry);
+    }
+
+    /// Drops what is too much of the channels' logs, but nothing of batch `pending` or later.
+    pub(super) fn trim_logs(&mut self, pending: u64) {
+        while self.logged > LOGS && self.order.front().is_some_and(|l| l.batch < pending) {
+            let Some(oldest) = self.order.pop_front() else { return };
+            self.logged -= oldest.cost as usize;
+            if let Some(slot) = self.channels.get(oldest.key as usize).filter(|s| s.channel.serial() == oldest.serial) {
+                slot.channel.lock().drop_first();
+            }
+        }
+    }
+}

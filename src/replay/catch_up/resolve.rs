@@ -1,0 +1,113 @@
+//! Where a client stands in the windows, and what it has lost on the way there.
+
+use super::{CatchUp, Track, state_epoch};
+use crate::cursor::{Point, Position};
+use crate::event::{Gap, GapReason, Timestamp};
+use crate::hub::{Place, State};
+
+impl CatchUp {
+    /// Finds where the client stands in the windows.
+    pub(super) fn resolve(&mut self, state: &State) {
+        if self.volatile.is_none() && self.newest.is_none() {
+            self.resolve_volatile(state);
+        }
+        for source in 0..self.tracks.len() {
+            let of = &state.sources()[source];
+            match self.tracks[source] {
+                Track::Fresh if of.warm() => {
+                    let began = of.began();
+                    self.tracks[source] = Track::Follow(began.map_or(state.seq(), |b| b.seq));
+                    let position = began.and_then(|b| b.position);
+                    self.stand(source, position.map_or(Point::Earliest, Point::At));
+                }
+                Track::Pending if of.warm() => self.resolve_pending(source, state),
+                _ => continue,
+            }
+            if self.tracks[source] != Track::Pending && self.history.as_ref().is_some_and(|h| h.source == source) {
+                self.history = None;
+            }
+        }
+    }
+
+    pub(super) fn resolve_volatile(&mut self, state: &State) {
+        let volatile = || state.sources().iter().enumerate().filter(|(_, s)| s.tag().is_none());
+        let floors = |covered: &mut Vec<u64>| volatile().for_each(|(n, s)| covered[n] = s.window().floor());
+        let seq = match self.at.volatile {
+            Point::At(p) if self.at.epoch == state_epoch(&self.streams) && p.seq <= state.seq() => p.seq,
+            Point::At(p) => {
+                // Another process counted: of what was before this one, nothing is known.
+                for (source, _) in volatile().filter(|(_, s)| s.concerns(&self.filter)) {
+                    self.notes.push((Some(source), Gap { reason: GapReason::Restart, from: Some(p.seq), to: None, position: None }));
+                }
+                floors(&mut self.covered);
+                0
+            }
+            Point::Earliest => {
+                floors(&mut self.covered);
+                0
+            }
+            Point::Since(millis) => {
+                let time = Timestamp::from_micros(millis.saturating_mul(1000));
+                for (source, of) in volatile() {
+                    let window = of.window();
+                    let lost = window.floor() > 0 && window.floor_time() >= time && of.concerns(&self.filter);
+                    if lost {
+                        let to = window.after(0).next().map(|e| e.seq);
+                        self.notes.push((Some(source), Gap { reason: GapReason::Retention, from: None, to, position: None }));
+                    }
+                }
+                floors(&mut self.covered);
+                let first = volatile().filter_map(|(_, s)| s.window().after(0).find(|e| e.time >= time)).map(|e| e.seq).min();
+                first.map_or(state.seq(), |seq| seq - 1)
+            }
+            Point::Last => {
+                self.look_for_newest(state, true, volatile().map(|(n, _)| n).collect());
+                return;
+            }
+        };
+        self.volatile = Some(seq);
+        self.at.epoch = state_epoch(&self.streams);
+        self.at.volatile = Point::At(Position::unverified(seq));
+    }
+
+    pub(super) fn resolve_pending(&mut self, source: usize, state: &State) {
+        let of = &state.sources()[source];
+        let Some(at) = self.point(source) else { return };
+        match at {
+            Point::At(position) => match of.window().find(position) {
+                Place::After(seq) => self.tracks[source] = Track::Follow(seq),
+                Place::Outside => {}
+                Place::Other => {
+                    if of.concerns(&self.filter) {
+                        let gap = Gap { reason: GapReason::Reset, from: Some(position.seq), to: None, position: None };
+                        self.notes.push((Some(source), gap));
+                    }
+                    self.history = None;
+                    self.stand(source, Point::Earliest);
+                }
+            },
+            Point::Earliest => {
+                if let Some(began) = of.began().filter(|b| b.empty && of.window().floor() <= b.seq) {
+                    self.tracks[source] = Track::Follow(began.seq);
+                }
+            }
+            Point::Since(millis) => {
+                let time = Timestamp::from_micros(millis.saturating_mul(1000));
+                // The window holds all that ever was where the log was empty when this process first saw it.
+                let whole = of.began().filter(|b| b.empty && of.window().floor() <= b.seq);
+                let seq = match whole {
+                    Some(began) => Some(of.window().after(began.seq).find(|e| e.time >= time).map_or(u64::MAX, |e| e.seq - 1)),
+                    None => of.window().since(time),
+                };
+                if let Some(seq) = seq {
+                    self.tracks[source] = Track::Follow(seq.min(state.seq()));
+                }
+            }
+            Point::Last => {
+                if !self.log(source).adapter.keeps_last() && self.newest.is_none() {
+                    self.look_for_newest(state, false, vec![source]);
+                }
+            }
+        }
+    }
+}
