@@ -24,7 +24,7 @@ pub enum Error {
 }
 
 /// Libraries that log every lost connection as an error of their own, which the sources tell once, and with its cause.
-const LOUD: [&str; 1] = ["lapin"];
+const LOUD: [&str; 2] = ["lapin", "async_nats"];
 
 /// The filter without what these say, unless it names them.
 fn quietened(filter: &str) -> String {
@@ -69,8 +69,8 @@ mod tests {
 
     #[test]
     fn a_loud_library_is_heard_only_when_asked_for() {
-        assert_eq!(quietened("info"), "lapin=off,info");
-        assert_eq!(quietened("info,lapin=debug"), "info,lapin=debug");
+        assert_eq!(quietened("info"), "lapin=off,async_nats=off,info");
+        assert_eq!(quietened("info,lapin=debug"), "async_nats=off,info,lapin=debug");
         assert!(quietened("brokercast=debug,warn").parse::<EnvFilter>().is_ok());
     }
 }

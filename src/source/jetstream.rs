@@ -66,15 +66,19 @@ impl JetStreamSource {
 
     async fn line(&self) -> Result<Line, SourceError> {
         let living = |shared: &Weak<Shared>| shared.upgrade().filter(|shared| !shared.is_dead());
-        if let Some(shared) = living(&self.shared.lock()) {
-            return Ok(Line::new(shared));
+        let known = living(&self.shared.lock());
+        if let Some(shared) = known {
+            return Line::new(shared).await;
         }
         // Not under the lock: whoever waits here may not be polled for long. If two connect, the first one is used.
         let fresh = Shared::connect(&self.config, &self.last_server).await?;
-        let mut shared = self.shared.lock();
-        let first = living(&shared).unwrap_or(fresh);
-        *shared = Arc::downgrade(&first);
-        Ok(Line::new(first))
+        let first = {
+            let mut shared = self.shared.lock();
+            let first = living(&shared).unwrap_or(fresh);
+            *shared = Arc::downgrade(&first);
+            first
+        };
+        Line::new(first).await
     }
 
     /// The stream as it is, made if it is missing and to be made.

@@ -1,28 +1,39 @@
 //! NATS: core subscriptions, which the server forgets as soon as it has sent them.
 //!
-//! Reads at its own pace: while batches are not taken in, the server waits, and in the end cuts the connection, which
-//! is a `reconnect` gap. So nothing is lost in silence. Streams are read in [`super::jetstream`].
+//! What is not taken in waits in the library's queues. When those are full it drops messages, which is an `overflow` gap
+//! behind those that waited. So nothing is lost in silence. Streams are read in [`super::jetstream`].
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
+use async_nats::Subscriber;
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
+use tokio::task::unconstrained;
+use tokio::time::{Instant, Interval, MissedTickBehavior, timeout};
 
 use super::jetstream::JetStreamSource;
 use super::{Adapter, Common, Connection, Item, SourceError, Start};
-use crate::event::{Message, SourceName, Timestamp};
+use crate::event::{Gap, GapReason, Message, SourceName, Timestamp};
 use crate::subject::{Pattern, Subject};
 
 mod config;
-pub(in crate::source) mod parse;
 #[cfg(test)]
 pub(crate) mod tests;
-mod tls;
 pub(in crate::source) mod wire;
 
 pub use config::{Auth, Config, JetStream, Limits, Raw, Server, Tls};
-use parse::{Delivery, Op};
-use wire::{LastServer, Wire};
+use wire::{LastServer, PROBE, Wire};
+
+/// Messages that wait for us in one subscription.
+const CAPACITY: usize = 65_536;
+/// Time between looks at a connection that says nothing.
+const TICK: Duration = Duration::from_secs(1);
+/// For the answer of a stream.
+const ANSWER: Duration = Duration::from_secs(5);
 
 impl Config {
     /// Makes the adapter; connects nothing.
@@ -85,18 +96,20 @@ impl Adapter for Nats {
 
     fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
         Box::pin(async {
-            let mut wire = wire::connect(&self.config, &self.last_server).await?;
-            for (n, (pattern, _)) in self.subscriptions.iter().enumerate() {
-                let group = self.config.queue_group.as_deref().unwrap_or_default();
-                wire.send(&[format!("SUB {pattern} {group} {n}\r\n").as_bytes()]);
+            let mut wire = wire::connect(&self.config, &self.last_server, CAPACITY).await?;
+            let mut subscribers = Vec::new();
+            for (pattern, earlier) in &self.subscriptions {
+                let subscribed = match &self.config.queue_group {
+                    Some(group) => wire.client.queue_subscribe(pattern.to_string(), group.clone()).await,
+                    None => wire.client.subscribe(pattern.to_string()).await,
+                };
+                subscribers.push((subscribed.map_err(wire::gone)?, earlier.clone()));
             }
-            let mut early = Vec::new();
-            wire.settle(&mut early).await?;
-            let earlier = self.subscriptions.iter().map(|(_, earlier)| earlier.clone()).collect();
-            let mut reading = Reading { wire, early: Vec::new(), earlier, last: None, unnamed: self.unnamed.clone() };
-            let early: Result<Vec<_>, _> = early.into_iter().map(|op| reading.item(op)).collect();
-            reading.early = early?.into_iter().flatten().collect();
-            Ok(Box::new(reading) as Box<dyn Connection>)
+            let taken = wire.settle().await?;
+            let inbox = Inbox { subscribers, taken, last: None, unnamed: self.unnamed.clone() };
+            let mut tick = tokio::time::interval(TICK);
+            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            Ok(Box::new(Reading { wire, inbox, tick, slow: 0, suspected: None, lost: 0 }) as Box<dyn Connection>)
         })
     }
 
@@ -107,40 +120,30 @@ impl Adapter for Nats {
 
 /// Publishes on a connection of its own. With `jetstream` the stream's answer is waited for, else the server's.
 pub(in crate::source) async fn publish(config: &Config, subject: &str, payload: Bytes) -> Result<(), SourceError> {
-    const INBOX: &str = "_INBOX.brokercast";
     let subject: Subject = subject.parse().map_err(|e| SourceError::with("the subject cannot be published to", e))?;
-    let mut wire = wire::connect(config, &LastServer::default()).await?;
-    if wire.info.max_payload > 0 && payload.len() > wire.info.max_payload {
-        return Err(SourceError::new(format!("the payload is larger than the server takes ({} bytes)", wire.info.max_payload)));
+    let mut wire = wire::connect(config, &LastServer::default(), 64).await?;
+    let most = wire.client.max_payload();
+    if most > 0 && payload.len() > most {
+        return Err(SourceError::new(format!("the payload is larger than the server takes ({most} bytes)")));
     }
-    let reply = format!("{INBOX}.{:016x}", rand::random::<u64>());
-    let reply = if config.jetstream.is_some() { &*reply } else { "" };
-    if !reply.is_empty() {
-        wire.send(&[format!("SUB {reply} 1\r\n").as_bytes()]);
+    let subject = subject.as_str().to_owned();
+    if config.jetstream.is_some() {
+        let reply = format!("_INBOX.brokercast.{:016x}", rand::random::<u64>());
+        let mut answers = wire.client.subscribe(reply.clone()).await.map_err(wire::gone)?;
+        wire.client.publish_with_reply(subject, reply, payload).await.map_err(wire::gone)?;
+        wire.settle().await?;
+        let answer = timeout(ANSWER, answers.next()).await.map_err(|_| SourceError::new("no stream answered in time"))?;
+        let answer = answer.ok_or_else(|| wire.end().unwrap_or_else(|| SourceError::new("the connection has ended")))?;
+        stored(&answer.payload)?;
+    } else {
+        wire.client.publish(subject, payload).await.map_err(wire::gone)?;
+        wire.settle().await?;
     }
-    wire.send(&[format!("PUB {subject} {reply} {}\r\n", payload.len()).as_bytes(), &payload, b"\r\n"]);
-    let mut early = Vec::new();
-    wire.settle(&mut early).await?;
-    if !reply.is_empty() {
-        let answered = async {
-            loop {
-                let op = if early.is_empty() { wire.next_op().await? } else { early.remove(0) };
-                match op {
-                    Op::Message(answer) => return stored(&answer),
-                    Op::Err(said) => return Err(SourceError::new(format!("the server refused: {said}"))),
-                    _ => {}
-                }
-            }
-        };
-        let limit = std::time::Duration::from_secs(5);
-        tokio::time::timeout(limit, answered).await.unwrap_or_else(|_| Err(SourceError::new("no stream answered in time")))?;
-    }
-    wire.shutdown().await;
-    Ok(())
+    wire.close().await.map_or(Ok(()), |said| Err(SourceError::new(said)))
 }
 
 /// What a stream says to a message: that it has it.
-fn stored(answer: &Delivery) -> Result<(), SourceError> {
+fn stored(answer: &[u8]) -> Result<(), SourceError> {
     #[derive(serde::Deserialize)]
     struct Answer {
         #[serde(default)]
@@ -152,49 +155,113 @@ fn stored(answer: &Delivery) -> Result<(), SourceError> {
         #[serde(default)]
         description: String,
     }
-    match serde_json::from_slice::<Answer>(&answer.payload) {
+    match serde_json::from_slice::<Answer>(answer) {
         Ok(Answer { error: Some(error), .. }) => Err(SourceError::new(format!("the stream refused: {}", error.description))),
         Ok(Answer { seq: 1.., .. }) => Ok(()),
         _ => Err(SourceError::new("no stream takes this subject")),
     }
 }
 
-struct Reading {
-    wire: Wire,
-    /// What came before the subscriptions were confirmed.
-    early: Vec<Item>,
-    /// For each subscription those that deliver the same subject already.
-    earlier: Vec<Vec<Pattern>>,
+/// The subscriptions of a connection.
+struct Inbox {
+    /// Each with those before it that deliver the same subject already.
+    subscribers: Vec<(Subscriber, Vec<Pattern>)>,
+    /// Messages that were taken out.
+    taken: u64,
     /// The last subject, as it came and as it is called here: most are the same as the one before.
-    last: Option<(Bytes, Subject)>,
+    last: Option<(async_nats::Subject, Subject)>,
     unnamed: Subject,
 }
 
-impl Reading {
-    fn item(&mut self, op: Op) -> Result<Option<Item>, SourceError> {
-        match op {
-            Op::Message(delivery) => Ok(self.message(delivery).map(Item::Message)),
-            // Permissions that were taken away, a reader too slow, an account that ended: none can be lived with.
-            Op::Err(said) => Err(SourceError::new(format!("the server says: {said}"))),
-            _ => Ok(None),
+/// How much of what waited has been taken.
+enum Taken {
+    All,
+    /// There may be more.
+    Some,
+    /// And the library has ended.
+    Ended,
+}
+
+impl Inbox {
+    /// From each in turn, so that their messages stay about in order. Pending when there is nothing.
+    fn poll_take(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Item>, limit: usize) -> Poll<Taken> {
+        let before = batch.len();
+        loop {
+            let (mut any, mut ended) = (false, false);
+            for n in 0..self.subscribers.len() {
+                if batch.len() - before >= limit {
+                    return Poll::Ready(Taken::Some);
+                }
+                match self.subscribers[n].0.poll_next_unpin(cx) {
+                    Poll::Ready(Some(message)) => {
+                        any = true;
+                        self.taken += 1;
+                        batch.extend(self.message(n, message).map(Item::Message));
+                    }
+                    Poll::Ready(None) => ended = true,
+                    Poll::Pending => {}
+                }
+            }
+            match (any, ended, batch.len() > before) {
+                (true, ..) => {}
+                (_, true, _) => return Poll::Ready(Taken::Ended),
+                (.., true) => return Poll::Ready(Taken::All),
+                _ => return Poll::Pending,
+            }
         }
     }
 
     /// `None` for what another subscription delivers too.
-    fn message(&mut self, delivery: Delivery) -> Option<Message> {
-        let earlier = usize::try_from(delivery.sid).ok().and_then(|n| self.earlier.get(n))?;
-        if !earlier.is_empty() {
-            let name = String::from_utf8_lossy(&delivery.subject);
-            if earlier.iter().any(|pattern| pattern.matches(&name)) {
-                return None;
-            }
+    fn message(&mut self, n: usize, message: async_nats::Message) -> Option<Message> {
+        let earlier = &self.subscribers[n].1;
+        if earlier.iter().any(|pattern| pattern.matches(&message.subject)) || message.subject.starts_with(PROBE) {
+            return None;
         }
         let subject = match &self.last {
-            Some((name, subject)) if *name == delivery.subject => subject.clone(),
-            _ => Subject::from_broker(&delivery.subject, &self.unnamed),
+            Some((name, subject)) if *name == message.subject => subject.clone(),
+            _ => Subject::from_broker(message.subject.as_bytes(), &self.unnamed),
         };
-        self.last = Some((delivery.subject, subject.clone()));
-        Some(Message { subject, payload: delivery.payload, time: Timestamp::now(), position: None })
+        self.last = Some((message.subject, subject.clone()));
+        // Copies: a message that is kept must not keep the whole read buffer with it.
+        let payload = Bytes::copy_from_slice(&message.payload);
+        Some(Message { subject, payload, time: Timestamp::now(), position: None })
+    }
+}
+
+struct Reading {
+    wire: Wire,
+    inbox: Inbox,
+    tick: Interval,
+    /// Times that a queue was full, as far as that is known here.
+    slow: u64,
+    /// Since then messages are missing that no gap tells of.
+    suspected: Option<Instant>,
+    /// Messages that gaps have told of.
+    lost: u64,
+}
+
+impl Reading {
+    /// A gap for what the library has dropped, behind what it dropped it for. `received` is the count from before the
+    /// last look into the queues, where that found them empty.
+    fn dropped(&mut self, received: Option<u64>) -> Option<Item> {
+        let slow = self.wire.life.borrow().slow;
+        if std::mem::replace(&mut self.slow, slow) != slow {
+            self.suspected.get_or_insert_with(Instant::now);
+        }
+        let missing = received.map(|received| received.saturating_sub(self.inbox.taken));
+        let since = self.suspected?;
+        match missing {
+            Some(missing) => {
+                self.suspected = None;
+                if std::mem::replace(&mut self.lost, missing) >= missing {
+                    return None;
+                }
+            }
+            // Who never comes to the end must tell it all the same.
+            None if since.elapsed() > TICK => self.suspected = Some(Instant::now()),
+            None => return None,
+        }
+        Some(Item::Gap(Gap { reason: GapReason::Overflow, from: None, to: None, position: None }))
     }
 }
 
@@ -202,22 +269,34 @@ impl Connection for Reading {
     fn next<'a>(&'a mut self, batch: &'a mut Vec<Item>, limit: usize) -> BoxFuture<'a, Result<(), SourceError>> {
         Box::pin(async move {
             let before = batch.len();
-            batch.append(&mut self.early);
             loop {
-                while batch.len() - before < limit
-                    && let Some(op) = self.wire.ready_op()?
-                {
-                    batch.extend(self.item(op)?);
-                }
+                let received = self.wire.received();
+                let (inbox, life) = (&mut self.inbox, &mut self.wire.life);
+                let taken = tokio::select! {
+                    biased;
+                    // The scheduler's budget would look like an empty queue.
+                    taken = unconstrained(poll_fn(|cx| inbox.poll_take(cx, batch, limit))) => taken,
+                    changed = life.changed() => if changed.is_ok() { Taken::All } else { Taken::Ended },
+                    _ = self.tick.tick() => Taken::All,
+                };
+                batch.extend(self.dropped(if matches!(taken, Taken::Some) { None } else { Some(received) }));
                 if batch.len() > before {
                     return Ok(());
                 }
-                self.wire.fill().await?;
+                if let Some(error) = self.wire.end() {
+                    return Err(error);
+                }
+                if matches!(taken, Taken::Ended) {
+                    return Err(SourceError::new("the connection has ended"));
+                }
             }
         })
     }
 
-    fn close(mut self: Box<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(async move { self.wire.shutdown().await })
+    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            drop(self.inbox);
+            self.wire.close().await;
+        })
     }
 }

@@ -1,171 +1,109 @@
-//! One connection for all readers of a source: whoever is polled reads for all.
+//! One connection for all readers of a source, each with an inbox and a queue of its own.
 //!
-//! No task of its own and nothing that a reader could hold while it is not polled: a client that takes nothing suspends
-//! the reader of its history anywhere. So the socket is pumped under a lock that no await crosses, until it has no more,
-//! and when it has more again all readers are woken. What waits in a reader's queue is bounded by what that reader has
-//! asked the server for.
+//! No reader holds up another: the library reads for all, and what waits in a reader's queue is bounded by what that
+//! reader has asked the server for, which is far less than the queue holds. Asking never waits, for a client that takes
+//! nothing suspends the reader of its history anywhere.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, Wake, Waker};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use async_nats::message::OutboundMessage;
+use async_nats::{Client, HeaderMap, Message, Subscriber};
+use bytes::Bytes;
+use futures_util::{Sink as _, StreamExt as _};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::source::SourceError;
 use crate::source::nats::Config;
-use crate::source::nats::parse::{Delivery, Op};
-use crate::source::nats::wire::{self, LastServer, Wire};
-use crate::source::{SourceError, supervisor};
+use crate::source::nats::wire::{self, LastServer, Life, Wire};
 
 /// For an answer of the server.
 const ANSWER: Duration = Duration::from_secs(5);
+/// For the last words.
+const LEAVING: Duration = Duration::from_secs(1);
+/// What a reader's queue holds: several times what any reader asks for.
+const CAPACITY: usize = 32_768;
 
 /// A connection that readers share.
 pub(super) struct Shared {
-    wire: Mutex<Wire>,
-    readers: Mutex<HashMap<u64, mpsc::UnboundedSender<Delivery>>>,
-    next: AtomicU64,
-    /// What readers want to say; whoever pumps writes it.
-    outgoing: Mutex<BytesMut>,
-    waiting: Arc<Waiting>,
-    /// Wakes all who wait.
-    waker: Waker,
-    dead: OnceLock<String>,
-    /// The largest payload that the server takes.
-    max_payload: usize,
-}
-
-/// The readers that wait for the socket.
-#[derive(Default)]
-struct Waiting(Mutex<HashMap<u64, Waker>>);
-
-impl Waiting {
-    fn register(&self, sid: u64, waker: &Waker) {
-        let mut wakers = self.0.lock();
-        match wakers.get_mut(&sid) {
-            Some(old) => old.clone_from(waker),
-            None => drop(wakers.insert(sid, waker.clone())),
-        }
-    }
-}
-
-impl Wake for Waiting {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-    fn wake_by_ref(self: &Arc<Self>) {
-        let wakers: Vec<Waker> = self.0.lock().values().cloned().collect();
-        wakers.into_iter().for_each(Waker::wake);
-    }
+    wire: Wire,
 }
 
 impl Shared {
     pub(super) async fn connect(config: &Config, lost: &LastServer) -> Result<Arc<Self>, SourceError> {
-        let wire = wire::connect(config, lost).await?;
-        let waiting = Arc::<Waiting>::default();
-        Ok(Arc::new(Self {
-            max_payload: wire.info.max_payload,
-            wire: Mutex::new(wire),
-            readers: Mutex::default(),
-            next: AtomicU64::new(1),
-            outgoing: Mutex::default(),
-            waker: waiting.clone().into(),
-            waiting,
-            dead: OnceLock::new(),
-        }))
+        Ok(Arc::new(Self { wire: wire::connect(config, lost, CAPACITY).await? }))
     }
 
     pub(super) fn is_dead(&self) -> bool {
-        self.dead.get().is_some()
+        self.end().is_some()
+    }
+
+    fn end(&self) -> Option<SourceError> {
+        // No reader can go on when some message is missing.
+        let slow = self.wire.life.borrow().slow > 0;
+        self.wire.end().or_else(|| slow.then(|| SourceError::new("a queue was full")))
     }
 
     fn death(&self) -> SourceError {
-        SourceError::new(self.dead.get().map_or("the connection has ended", |why| why))
+        self.end().unwrap_or_else(|| SourceError::new("the connection has ended"))
     }
+}
 
-    fn say(&self, text: &str) {
-        self.outgoing.lock().extend_from_slice(text.as_bytes());
-    }
+/// What came to a line.
+#[derive(Debug)]
+pub(super) struct Delivery {
+    pub(super) subject: Bytes,
+    /// Where an answer goes; empty: nowhere.
+    pub(super) reply: Bytes,
+    pub(super) payload: Bytes,
+    headers: Option<HeaderMap>,
+    status: Option<(u16, String)>,
+}
 
-    /// Reads what has come and hands it out, until there is no more: then all who wait will be woken for the next.
-    fn pump(&self) -> Result<(), SourceError> {
-        if self.is_dead() {
-            return Err(self.death());
+impl From<Message> for Delivery {
+    fn from(message: Message) -> Self {
+        // Copies: a message that is kept must not keep the whole read buffer with it.
+        Self {
+            subject: Bytes::copy_from_slice(message.subject.as_bytes()),
+            reply: message.reply.map_or_else(Bytes::new, |reply| Bytes::copy_from_slice(reply.as_bytes())),
+            payload: Bytes::copy_from_slice(&message.payload),
+            headers: message.headers,
+            status: message.status.map(|code| (code.as_u16(), message.description.unwrap_or_default())),
         }
-        let mut wire = self.wire.lock();
-        let pumped = self.pump_wire(&mut wire);
-        if let Err(error) = &pumped {
-            self.dead.get_or_init(|| supervisor::chain(error));
-            // Their queues end, so they ask why.
-            self.readers.lock().clear();
-        }
-        pumped
-    }
-
-    fn pump_wire(&self, wire: &mut Wire) -> Result<(), SourceError> {
-        let said = std::mem::take(&mut *self.outgoing.lock());
-        if !said.is_empty() {
-            wire.send(&[&said]);
-        }
-        let mut cx = Context::from_waker(&self.waker);
-        while let Poll::Ready(filled) = wire.poll_fill(&mut cx) {
-            filled?;
-            self.hand_out(wire)?;
-        }
-        Ok(())
-    }
-
-    fn hand_out(&self, wire: &mut Wire) -> Result<(), SourceError> {
-        let readers = self.readers.lock();
-        let mut last: Option<(u64, &mpsc::UnboundedSender<Delivery>)> = None;
-        while let Some(op) = wire.ready_op()? {
-            match op {
-                Op::Message(delivery) => {
-                    if last.is_none_or(|(sid, _)| sid != delivery.sid) {
-                        last = readers.get(&delivery.sid).map(|reader| (delivery.sid, reader));
-                    }
-                    if let Some((_, reader)) = last.filter(|(sid, _)| *sid == delivery.sid) {
-                        // A reader that is going needs nothing more.
-                        reader.send(delivery).unwrap_or_default();
-                    }
-                }
-                Op::Err(said) => return Err(SourceError::new(format!("the server says: {said}"))),
-                _ => {}
-            }
-        }
-        Ok(())
     }
 }
 
 /// One reader's line on a shared connection: an inbox of its own, and requests.
 pub(super) struct Line {
     shared: Arc<Shared>,
-    sid: u64,
+    client: Client,
     inbox: String,
-    queue: mpsc::UnboundedReceiver<Delivery>,
+    queue: Subscriber,
+    life: watch::Receiver<Life>,
+    /// What has not gone yet.
+    outbox: VecDeque<OutboundMessage>,
     asked: u64,
     /// What the server is told when the line goes.
-    farewell: String,
+    farewell: Option<OutboundMessage>,
 }
 
 impl Line {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let sid = shared.next.fetch_add(1, Ordering::Relaxed);
-        let inbox = format!("_INBOX.brokercast.{:016x}{sid:x}", rand::random::<u64>());
-        let (sender, queue) = mpsc::unbounded_channel();
-        shared.readers.lock().insert(sid, sender);
-        shared.say(&format!("SUB {inbox}.* {sid}\r\n"));
-        Self { shared, sid, inbox, queue, asked: 0, farewell: String::new() }
+    pub(super) async fn new(shared: Arc<Shared>) -> Result<Self, SourceError> {
+        let inbox = format!("_INBOX.brokercast.{:032x}", rand::random::<u128>());
+        let client = shared.wire.client.clone();
+        let queue = client.subscribe(format!("{inbox}.*")).await.map_err(wire::gone)?;
+        let life = shared.wire.life.clone();
+        Ok(Self { shared, client, inbox, queue, life, outbox: VecDeque::new(), asked: 0, farewell: None })
     }
 
     /// The largest message that the server can have taken, about.
     pub(super) fn largest(&self) -> usize {
-        self.shared.max_payload + (64 << 10)
+        self.client.max_payload() + (64 << 10)
     }
 
     /// Whether a delivery is an answer to this line, not a message of a stream; then to what.
@@ -174,34 +112,48 @@ impl Line {
     }
 
     /// Publishes; answers come to the inbox under `tag`.
-    pub(super) fn ask(&self, subject: &str, tag: &str, payload: &str) {
-        self.shared.say(&format!("PUB {subject} {}.{tag} {}\r\n{payload}\r\n", self.inbox, payload.len()));
-        // At once, though messages may wait in the queue: more are to come while those are read. A connection that is
-        // lost says so to whoever receives.
-        self.shared.pump().unwrap_or_default();
+    pub(super) fn ask(&mut self, subject: &str, tag: &str, payload: &str) {
+        let reply = Some(format!("{}.{tag}", self.inbox).into());
+        self.outbox.push_back(OutboundMessage { subject: subject.into(), reply, payload: payload.to_owned().into(), headers: None });
+        // At once, though messages may wait in the queue: more are to come while those are read.
+        self.send_some();
     }
 
     /// What the server is told when the line is dropped.
     pub(super) fn at_the_end(&mut self, subject: &str) {
-        self.farewell = format!("PUB {subject} 0\r\n\r\n");
+        self.farewell = Some(OutboundMessage { subject: subject.into(), reply: None, payload: Bytes::new(), headers: None });
+    }
+
+    /// What goes without waiting. The rest goes while something is received; and a connection that is lost says so there.
+    fn send_some(&mut self) {
+        let sent = poll_send(&mut self.client, &mut self.outbox, &mut Context::from_waker(Waker::noop()));
+        if let Poll::Ready(Err(error)) = sent {
+            tracing::debug!(%error, "could not ask");
+        }
     }
 
     /// What has come already.
     pub(super) fn try_recv(&mut self) -> Option<Delivery> {
-        self.queue.try_recv().ok()
+        match self.queue.poll_next_unpin(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(message) => message.map(Delivery::from),
+            Poll::Pending => None,
+        }
     }
 
     /// Waits for what comes next. Cancel safe.
     pub(super) async fn recv(&mut self) -> Result<Delivery, SourceError> {
-        poll_fn(|cx| {
-            self.shared.waiting.register(self.sid, cx.waker());
-            if let Poll::Ready(delivery) = self.queue.poll_recv(cx) {
-                return Poll::Ready(delivery.ok_or_else(|| self.shared.death()));
+        loop {
+            let Self { shared, client, outbox, queue, life, .. } = self;
+            let received = poll_fn(|cx| match poll_send(client, outbox, cx) {
+                Poll::Ready(Err(_)) => Poll::Ready(None),
+                _ => queue.poll_next_unpin(cx),
+            });
+            tokio::select! {
+                biased;
+                message = received => return message.map(Delivery::from).ok_or_else(|| shared.death()),
+                changed = life.changed() => if changed.is_err() || shared.is_dead() { return Err(shared.death()) },
             }
-            self.shared.pump()?;
-            self.queue.poll_recv(cx).map(|delivery| delivery.ok_or_else(|| self.shared.death()))
-        })
-        .await
+        }
     }
 
     /// Asks and waits for the answer; whatever else comes is dropped, so only before messages are read.
@@ -224,44 +176,39 @@ impl Line {
         Ok(answer.payload)
     }
 
-    /// Says goodbye. The last one waits until it is said; else another reader says it.
+    /// Says goodbye, and waits until it is said.
     pub(super) async fn close(self) {
-        let shared = self.shared.clone();
+        let client = self.client.clone();
         drop(self);
-        if let Some(shared) = Arc::into_inner(shared) {
-            let (mut wire, said) = (shared.wire.into_inner(), shared.outgoing.into_inner());
-            wire.send(&[&said]);
-            wire.shutdown().await;
-        }
-    }
-
-    fn leave(&mut self) {
-        self.shared.waiting.0.lock().remove(&self.sid);
-        if self.shared.readers.lock().remove(&self.sid).is_some() {
-            let farewell = std::mem::take(&mut self.farewell);
-            self.shared.say(&format!("UNSUB {}\r\n{farewell}", self.sid));
-            self.shared.waker.wake_by_ref();
-        }
+        // Whoever is leaving has nothing to do about it.
+        timeout(LEAVING, client.flush()).await.map(Result::unwrap_or_default).unwrap_or_default();
     }
 }
 
 impl Drop for Line {
     fn drop(&mut self) {
-        self.leave();
+        self.outbox.extend(self.farewell.take());
+        self.send_some();
     }
+}
+
+fn poll_send(client: &mut Client, outbox: &mut VecDeque<OutboundMessage>, cx: &mut Context<'_>) -> Poll<Result<(), SourceError>> {
+    while !outbox.is_empty() {
+        ready!(Pin::new(&mut *client).poll_ready(cx)).map_err(wire::gone)?;
+        if let Some(message) = outbox.pop_front() {
+            Pin::new(&mut *client).start_send(message).map_err(wire::gone)?;
+        }
+    }
+    Poll::Ready(Ok(()))
 }
 
 /// The status of an answer without a message: its code and its words.
 pub(super) fn status(delivery: &Delivery) -> Option<(u16, String)> {
-    let line = delivery.headers.split(|b| *b == b'\r').next()?.strip_prefix(b"NATS/1.0")?.trim_ascii();
-    let line = std::str::from_utf8(line).ok()?;
-    let (code, words) = line.split_once(' ').unwrap_or((line, ""));
-    Some((code.parse().ok()?, words.to_owned()))
+    delivery.status.clone()
 }
 
 /// A header's number.
 pub(super) fn number(delivery: &Delivery, name: &str) -> Option<u64> {
-    let headers = std::str::from_utf8(&delivery.headers).ok()?;
-    let found = headers.lines().find_map(|line| line.split_once(':').filter(|(key, _)| key.eq_ignore_ascii_case(name)))?;
-    found.1.trim().parse().ok()
+    let (_, values) = delivery.headers.as_ref()?.iter().find(|(key, _)| key.to_string().eq_ignore_ascii_case(name))?;
+    values.first()?.as_str().trim().parse().ok()
 }

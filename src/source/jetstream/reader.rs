@@ -14,11 +14,10 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::api::{self, Place, StreamInfo};
-use super::line::{Line, number, status};
+use super::line::{Delivery, Line, number, status};
 use super::{Known, now};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, Message, Timestamp};
-use crate::source::nats::parse::Delivery;
 use crate::source::{Connection, Item, SourceError};
 use crate::subject::{Pattern, Subject};
 

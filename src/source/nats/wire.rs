@@ -1,96 +1,78 @@
-//! A connection to a NATS server: the greeting, who we are, subscriptions, keeping alive.
+//! A connection to a NATS server by async-nats: who we are, and when it has ended.
 //!
-//! The core source and `brokercast publish` speak the protocol themselves, because what the contract promises cannot be
-//! had above a client library's queues: one order over all subscriptions, the moment from which a subscription counts,
-//! and a stalled reader that makes the server wait instead of losing messages in silence.
+//! The library would reconnect by itself and say nothing of what was missed. Here a connection that is lost has ended;
+//! the supervisor makes the next one.
 
-use std::future::poll_fn;
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::{Buf as _, BytesMut};
-use rustls::pki_types::ServerName;
-use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::time::{Interval, MissedTickBehavior, timeout};
-use tokio_rustls::TlsConnector;
+use async_nats::connection::State;
+use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerAddr, ServerError};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::config::{Auth, Config, Server};
-use super::parse::{Op, ProtocolError, parse};
-use super::tls::client_config;
 use crate::source::SourceError;
 
 /// For one server: resolving, TCP, TLS and the greeting.
 const GREETING: Duration = Duration::from_secs(5);
-/// Time between pings while nothing comes. A peer that is silent for three of them is dead: 6 to 9 s.
+/// Time between pings while nothing comes. The library gives up when it would send the third: 6 to 9 s.
 const PING: Duration = Duration::from_secs(3);
-const UNANSWERED: u32 = 2;
-/// What is read at once.
-const READ: usize = 128 << 10;
-
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-/// What a server says of itself; the rest is of no interest.
-#[derive(Debug, Default, Deserialize)]
-pub(in crate::source) struct Info {
-    #[serde(default)]
-    tls_required: bool,
-    #[serde(default)]
-    tls_available: bool,
-    #[serde(default)]
-    nonce: String,
-    #[serde(default)]
-    pub(in crate::source) max_payload: usize,
-}
-
-#[derive(Serialize)]
-struct Hello<'a> {
-    verbose: bool,
-    pedantic: bool,
-    tls_required: bool,
-    name: &'a str,
-    lang: &'static str,
-    version: &'static str,
-    protocol: u8,
-    echo: bool,
-    headers: bool,
-    no_responders: bool,
-    #[serde(flatten)]
-    identity: Identity,
-}
-
-#[derive(Serialize, Default)]
-struct Identity {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pass: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    auth_token: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    jwt: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    nkey: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sig: Option<String>,
-}
+/// For an answer of the server.
+const ANSWER: Duration = Duration::from_secs(5);
+/// For leaving in good order.
+const LEAVING: Duration = Duration::from_secs(1);
+/// The library tries once more before it ends; by then nobody holds the connection.
+const TOO_LATE: Duration = Duration::from_secs(1);
+/// For errors on their way through the library when the server has answered what came behind them.
+const GRACE: Duration = Duration::from_millis(20);
+/// What [`Wire::settle`] publishes to. Never an event.
+pub(super) const PROBE: &str = "_INBOX.brokercast.probe.";
 
 /// A connection that a server has accepted.
 pub(in crate::source) struct Wire {
-    stream: Box<dyn Stream>,
-    input: BytesMut,
-    output: BytesMut,
-    flushed: bool,
-    ping: Interval,
-    unanswered: u32,
-    pub(in crate::source) info: Info,
+    pub(in crate::source) client: Client,
+    pub(in crate::source) life: watch::Receiver<Life>,
+}
+
+/// What the library has told of a connection.
+#[derive(Debug, Default)]
+pub(in crate::source) struct Life {
+    /// Why it has ended.
+    pub(in crate::source) ended: Option<String>,
+    /// Times that a queue was full. Fewer than the messages that were dropped, but never none of them.
+    pub(in crate::source) slow: u64,
+    /// The server would not have a probe: an answer too.
+    refused: bool,
+    closed: bool,
+}
+
+impl Life {
+    fn hear(&mut self, event: &Event) {
+        match event {
+            Event::Disconnected => self.end("the connection was lost"),
+            Event::Closed => self.closed = true,
+            Event::SlowConsumer(_) => self.slow += 1,
+            // Permissions that were taken away, a reader too slow, an account that ended: none can be lived with.
+            Event::ServerError(ServerError::Other(said)) if said.contains(PROBE) => self.refused = true,
+            Event::ServerError(error) => self.end(&format!("the server says: {}", words(error))),
+            _ => {}
+        }
+    }
+
+    fn end(&mut self, why: &str) {
+        self.ended.get_or_insert_with(|| why.to_owned());
+    }
+}
+
+fn words(error: &ServerError) -> String {
+    match error {
+        ServerError::Other(said) => said.chars().filter(|c| !c.is_control()).take(512).collect(),
+        other => other.to_string(),
+    }
 }
 
 /// The server that a source was connected to.
@@ -98,14 +80,15 @@ pub(in crate::source) struct Wire {
 pub(in crate::source) struct LastServer(parking_lot::Mutex<Option<Server>>);
 
 /// Connects to one of the servers, in a random order; the one that was connected to last, and is lost, is tried last.
-pub(in crate::source) async fn connect(config: &Config, lost: &LastServer) -> Result<Wire, SourceError> {
+/// At most `capacity` messages wait in a subscription.
+pub(in crate::source) async fn connect(config: &Config, lost: &LastServer, capacity: usize) -> Result<Wire, SourceError> {
     let mut servers: Vec<&Server> = config.servers.iter().collect();
     rand::seq::SliceRandom::shuffle(&mut servers[..], &mut rand::rng());
     let last = lost.0.lock().clone();
     servers.sort_by_key(|server| last.as_ref() == Some(*server));
     let mut failures = Vec::new();
     for server in servers {
-        let failure = match timeout(GREETING, greet(config, server)).await {
+        let failure = match timeout(GREETING, greet(config, server, capacity)).await {
             Ok(Ok(wire)) => {
                 *lost.0.lock() = Some(server.clone());
                 return Ok(wire);
@@ -124,218 +107,115 @@ pub(in crate::source) async fn connect(config: &Config, lost: &LastServer) -> Re
     Err(SourceError::new(format!("could not connect to any server ({})", each.join("; "))))
 }
 
-async fn greet(config: &Config, server: &Server) -> Result<Wire, SourceError> {
-    let tcp = TcpStream::connect((&*server.host, server.port)).await.map_err(lost)?;
-    tcp.set_nodelay(true).map_err(lost)?;
-    let mut wire = Wire::new(Box::new(tcp));
-    wire.info = match wire.next_op().await? {
-        Op::Info(json) => serde_json::from_slice(&json).map_err(|e| SourceError::with("the server's greeting cannot be read", e))?,
-        _ => return Err(SourceError::new("the server's greeting is not that of NATS")),
-    };
-    let wants_tls = config.tls.required || server.tls;
-    if wants_tls && !wire.info.tls_required && !wire.info.tls_available {
-        return Err(SourceError::new("the server offers no TLS"));
+async fn greet(config: &Config, server: &Server, capacity: usize) -> Result<Wire, SourceError> {
+    let address: ServerAddr = server.to_string().parse().map_err(|e| SourceError::with("the server's address cannot be read", e))?;
+    let (sender, life) = watch::channel(Life::default());
+    let sender = Arc::new(sender);
+    let tried = AtomicBool::new(false);
+    let mut options = ConnectOptions::new()
+        .name(&config.name)
+        .connection_timeout(GREETING)
+        .ping_interval(PING)
+        .subscription_capacity(capacity)
+        .ignore_discovered_servers()
+        .require_tls(config.tls.required || server.tls)
+        .max_reconnects(1)
+        .reconnect_delay_callback(move |_| if tried.swap(true, Ordering::Relaxed) { TOO_LATE } else { Duration::ZERO })
+        .event_callback(move |event| {
+            sender.send_modify(|life| life.hear(&event));
+            std::future::ready(())
+        });
+    if let Some(ca) = &config.tls.ca {
+        options = options.add_root_certificates(ca.clone());
     }
-    if wants_tls || wire.info.tls_required {
-        let connector = TlsConnector::from(Arc::new(client_config(&config.tls).await?));
-        let name = ServerName::try_from(server.host.clone()).map_err(|e| SourceError::with("the server's name is none for TLS", e))?;
-        let info = wire.info;
-        let stream = connector.connect(name, wire.stream).await.map_err(|e| SourceError::with("the TLS handshake failed", e))?;
-        wire = Wire::new(Box::new(stream));
-        wire.info = info;
+    if let Some((certificate, key)) = &config.tls.identity {
+        options = options.add_client_certificate(certificate.clone(), key.clone());
     }
     let auth = if config.auth == Auth::None { &server.auth } else { &config.auth };
-    let hello = Hello {
-        verbose: false,
-        pedantic: false,
-        tls_required: wants_tls,
-        name: &config.name,
-        lang: "rust",
-        version: env!("CARGO_PKG_VERSION"),
-        protocol: 1,
-        echo: true,
-        headers: true,
-        no_responders: true,
-        identity: identity(auth, &wire.info.nonce).await?,
-    };
-    let hello = serde_json::to_string(&hello).map_err(|e| SourceError::with("could not say who we are", e))?;
-    wire.send(&[b"CONNECT ", hello.as_bytes(), b"\r\nPING\r\n"]);
-    loop {
-        match wire.next_op().await? {
-            Op::Pong => return Ok(wire),
-            Op::Err(said) => return Err(refused(&said)),
-            _ => {}
-        }
-    }
+    let client = identify(options, auth).await?.connect(address).await;
+    let client = client.map_err(|error| refusal(error, config.tls.required || server.tls))?;
+    Ok(Wire { client, life })
 }
 
-async fn identity(auth: &Auth, nonce: &str) -> Result<Identity, SourceError> {
+async fn identify(options: ConnectOptions, auth: &Auth) -> Result<ConnectOptions, SourceError> {
     let text = |secret: &crate::config::Secret| {
         secret.expose_str().map(str::to_owned).map_err(|_| SourceError::new("a secret of this source is not UTF-8"))
     };
     Ok(match auth {
-        Auth::None => Identity::default(),
-        Auth::User(user, password) => Identity { user: Some(user.clone()), pass: Some(text(password)?), ..Identity::default() },
-        Auth::Token(token) => Identity { auth_token: Some(text(token)?), ..Identity::default() },
-        Auth::Nkey(seed) => {
-            let (nkey, sig) = sign(&text(seed)?, nonce)?;
-            Identity { nkey: Some(nkey), sig: Some(sig), ..Identity::default() }
-        }
+        Auth::None => options,
+        Auth::User(user, password) => options.user_and_password(user.clone(), text(password)?),
+        Auth::Token(token) => options.token(text(token)?),
+        Auth::Nkey(seed) => options.nkey(text(seed)?.trim().to_owned()),
         Auth::Credentials(path) => {
             let file = tokio::fs::read_to_string(path).await;
             let file = file.map_err(|e| SourceError::with(format!("could not read `{}`", path.display()), e))?;
-            let (jwt, seed) = credentials(&file)
-                .ok_or_else(|| SourceError::new(format!("`{}` is no NATS credentials file: a JWT, then a seed", path.display())))?;
-            Identity { jwt: Some(jwt.to_owned()), sig: Some(sign(seed, nonce)?.1), ..Identity::default() }
+            // The library's error may quote the file.
+            options
+                .credentials(&file)
+                .map_err(|_| SourceError::new(format!("`{}` is no NATS credentials file: a JWT, then a seed", path.display())))?
         }
     })
 }
 
-fn sign(seed: &str, nonce: &str) -> Result<(String, String), SourceError> {
-    // The library's error may quote the seed.
-    let keys = nkeys::KeyPair::from_seed(seed.trim()).map_err(|_| SourceError::new("the seed of the nkey cannot be read"))?;
-    let signature = keys.sign(nonce.as_bytes()).map_err(|_| SourceError::new("the nkey cannot sign"))?;
-    Ok((keys.public_key(), URL_SAFE_NO_PAD.encode(signature)))
-}
-
-/// JWT and seed: what stands between `-----BEGIN …-----` and `------END …------`, in this order.
-pub(in crate::source) fn credentials(file: &str) -> Option<(&str, &str)> {
-    let mut bodies = file.lines().map(str::trim).scan(false, |inside, line| {
-        let rule = line.starts_with("---") && line.ends_with("---");
-        let body = (*inside && !rule && !line.is_empty()).then_some(line);
-        if rule {
-            *inside = line.contains("BEGIN");
-        }
-        Some(body)
-    });
-    let mut next = || bodies.by_ref().flatten().next();
-    Some((next()?, next()?))
-}
-
-fn lost(error: io::Error) -> SourceError {
-    SourceError::with("the connection failed", error)
-}
-
-fn refused(said: &str) -> SourceError {
-    SourceError::new(format!("the server refused: {said}"))
-}
-
-impl From<ProtocolError> for SourceError {
-    fn from(error: ProtocolError) -> Self {
-        Self::new(error.to_string())
+fn refusal(error: ConnectError, tls: bool) -> SourceError {
+    use std::error::Error as _;
+    let io = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+    match error.kind() {
+        ConnectErrorKind::AuthorizationViolation => SourceError::new("the server refused: Authorization Violation"),
+        _ if tls => SourceError::with("the connection with TLS failed", error),
+        _ if io == Some(std::io::ErrorKind::InvalidInput) => SourceError::with("the server does not speak the NATS protocol", error),
+        ConnectErrorKind::Tls => SourceError::with("the TLS handshake failed", error),
+        _ => SourceError::with("the connection failed", error),
     }
+}
+
+/// The library has ended the connection.
+pub(in crate::source) fn gone(error: impl std::error::Error + Send + Sync + 'static) -> SourceError {
+    SourceError::with("the connection has ended", error)
 }
 
 impl Wire {
-    fn new(stream: Box<dyn Stream>) -> Self {
-        let mut ping = tokio::time::interval_at(tokio::time::Instant::now() + PING, PING);
-        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (input, output) = (BytesMut::with_capacity(READ), BytesMut::new());
-        Self { stream, input, output, flushed: true, ping, unanswered: 0, info: Info::default() }
-    }
-
-    /// Queues bytes; they leave while something is awaited.
-    pub(in crate::source) fn send(&mut self, parts: &[&[u8]]) {
-        for part in parts {
-            self.output.extend_from_slice(part);
+    /// Why it is not to be used any more.
+    pub(in crate::source) fn end(&self) -> Option<SourceError> {
+        if let Some(why) = &self.life.borrow().ended {
+            return Some(SourceError::new(why));
         }
-        self.flushed = false;
+        // What the library tells can be lost among much else that it tells.
+        let again = self.client.statistics().connects.load(Ordering::Relaxed) > 1;
+        (again || self.client.connection_state() != State::Connected).then(|| SourceError::new("the connection was lost"))
     }
 
-    /// The next operation that has come already. Pings are answered here.
-    pub(in crate::source) fn ready_op(&mut self) -> Result<Option<Op>, SourceError> {
-        loop {
-            match parse(&mut self.input)? {
-                Some(Op::Ping) => self.send(&[b"PONG\r\n"]),
-                Some(Op::Ok) => {}
-                other => return Ok(other),
+    /// Messages that have come, taken or not.
+    pub(super) fn received(&self) -> u64 {
+        self.client.statistics().in_messages.load(Ordering::SeqCst)
+    }
+
+    /// Returns when the server has done all that was asked, and has told what it would not do. How many messages came for
+    /// that: the library shows no answer to its pings, so one is sent to ourselves. Where that is forbidden, being told
+    /// so is the answer.
+    pub(super) async fn settle(&mut self) -> Result<u64, SourceError> {
+        let probe = format!("{PROBE}{:016x}", rand::random::<u64>());
+        let mut echo = self.client.subscribe(probe.clone()).await.map_err(gone)?;
+        self.client.publish(probe, Bytes::new()).await.map_err(gone)?;
+        let answered = async {
+            tokio::select! {
+                biased;
+                message = echo.next() => u64::from(message.is_some()),
+                _ = self.life.wait_for(|life| life.refused || life.ended.is_some()) => 0,
             }
-        }
+        };
+        let own = timeout(ANSWER, answered).await.map_err(|_| SourceError::new("the server did not answer in time"))?;
+        tokio::time::sleep(GRACE).await;
+        self.end().map_or(Ok(own), Err)
     }
 
-    /// The next operation. Cancel safe.
-    pub(super) async fn next_op(&mut self) -> Result<Op, SourceError> {
-        loop {
-            if let Some(op) = self.ready_op()? {
-                return Ok(op);
-            }
-            self.fill().await?;
-        }
-    }
-
-    /// Waits for more bytes, writes what is queued, and keeps the connection alive. Cancel safe.
-    pub(super) async fn fill(&mut self) -> Result<(), SourceError> {
-        poll_fn(|cx| self.poll_fill(cx)).await
-    }
-
-    /// As [`Wire::fill`]; when it is pending, the waker will be woken for whatever makes it ready.
-    pub(in crate::source) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SourceError>> {
-        loop {
-            if let Poll::Ready(Err(error)) = self.poll_send(cx) {
-                return Poll::Ready(Err(lost(error)));
-            }
-            if let Poll::Ready(read) = self.poll_read(cx) {
-                self.unanswered = 0;
-                return Poll::Ready(match read {
-                    Ok(0) => Err(SourceError::new("the server closed the connection")),
-                    Ok(_) => Ok(()),
-                    Err(error) => Err(lost(error)),
-                });
-            }
-            ready!(self.ping.poll_tick(cx));
-            if self.unanswered >= UNANSWERED {
-                return Poll::Ready(Err(SourceError::new("the server does not answer pings")));
-            }
-            self.unanswered += 1;
-            self.send(&[b"PING\r\n"]);
-        }
-    }
-
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.input.capacity() - self.input.len() < READ / 4 {
-            self.input.reserve(READ);
-        }
-        tokio_util::io::poll_read_buf(Pin::new(&mut *self.stream), cx, &mut self.input)
-    }
-
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.output.is_empty() {
-            let written = ready!(Pin::new(&mut *self.stream).poll_write(cx, &self.output))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.output.advance(written);
-        }
-        if !self.flushed {
-            ready!(Pin::new(&mut *self.stream).poll_flush(cx))?;
-            self.flushed = true;
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Sends what is queued, and a ping, and waits for the answer: then the server has done all that was asked. What
-    /// comes meanwhile goes to `early`.
-    pub(super) async fn settle(&mut self, early: &mut Vec<Op>) -> Result<(), SourceError> {
-        self.send(&[b"PING\r\n"]);
-        loop {
-            match self.next_op().await? {
-                Op::Pong => return Ok(()),
-                Op::Err(said) => return Err(refused(&said)),
-                op => early.push(op),
-            }
-        }
-    }
-
-    /// Writes what is queued.
-    async fn flush(&mut self) -> io::Result<()> {
-        poll_fn(|cx| self.poll_send(cx)).await
-    }
-
-    /// Leaves in good order.
-    pub(in crate::source) async fn shutdown(&mut self) {
-        if self.flush().await.is_ok() {
+    /// Leaves in good order. Whatever the server had to say has been heard then.
+    pub(super) async fn close(mut self) -> Option<String> {
+        if self.client.drain().await.is_ok() {
+            let closed = async { self.life.wait_for(|life| life.closed).await.is_ok() };
             // Whoever is leaving has nothing to do about it.
-            tokio::io::AsyncWriteExt::shutdown(&mut self.stream).await.unwrap_or_default();
+            timeout(LEAVING, closed).await.unwrap_or_default();
         }
+        self.life.borrow().ended.clone()
     }
 }
