@@ -6,7 +6,7 @@ use bytes::Bytes;
 use super::*;
 use crate::event::{Envelope, Event, Timestamp};
 use crate::frame::Form;
-use crate::hub::{Concerns, Filter, Input, Limits, SourceSpec};
+use crate::hub::{Concerns, Filter, Input, Limits, Listener, SourceSpec};
 use crate::replay::{From, Request, Settings, Streams};
 
 struct World {
@@ -111,6 +111,16 @@ async fn members_that_come_and_go_between_events_are_told_of_the_next() {
         assert_eq!(read(&mut stays, 2), [n.to_string(), "next".to_owned()]);
         assert_eq!(read(&mut late, 1), ["next"]);
     }
+}
+
+#[tokio::test]
+async fn news_of_a_channel_that_nobody_is_left_in_leave_nothing_pending() {
+    let world = world(1, Duration::from_secs(10));
+    let filter = Arc::new(Filter::new(vec!["a".parse().unwrap()], Form::Routed));
+    let (seat, _) = world.streams.hub().join(&mut world.streams.hub().state(), &filter);
+    // As told when the last member has just left.
+    Listener::ready(&*world.writer.lanes[0], seat.channel(), 7);
+    world.eventually("nothing is pending", || Listener::pending(&*world.writer.lanes[0]) == u64::MAX);
 }
 
 #[tokio::test]

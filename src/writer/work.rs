@@ -66,6 +66,8 @@ pub(super) struct Work {
     channels: Vec<Option<Group>>,
     /// Channels to be written in this round.
     round: Vec<u32>,
+    /// What was pending has been taken into the round.
+    begun: bool,
     /// How far the round has come: which of its channels, and which of that one's members.
     at: (usize, usize),
     /// When somebody's time is up, at the earliest.
@@ -99,6 +101,7 @@ impl Work {
             members: Slab::new(),
             channels: Vec::new(),
             round: Vec::new(),
+            begun: false,
             at: (0, 0),
             due: None,
             drain: None,
@@ -352,6 +355,7 @@ impl Work {
     }
 
     fn begin_round(&mut self, dirty: Vec<u32>) {
+        self.begun |= !dirty.is_empty();
         self.round = dirty;
         self.at = (0, 0);
         self.round.retain(|slot| match self.channels.get_mut(*slot as usize).and_then(Option::as_mut) {
@@ -369,9 +373,10 @@ impl Work {
             }
             self.at = (self.at.0 + 1, 0);
         }
-        if !self.round.is_empty() {
-            self.round.clear();
-            self.at = (0, 0);
+        self.round.clear();
+        self.at = (0, 0);
+        // Also when all whose channels were to be written have gone meanwhile.
+        if std::mem::take(&mut self.begun) {
             let inbox = self.lane.inbox.lock();
             self.lane.pending.store(inbox.since.unwrap_or(IDLE), Ordering::SeqCst);
             drop(inbox);
