@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::support::chromium::Chromium;
 use crate::support::proxy::Proxy;
 use crate::support::token::{jwt, mint};
-use crate::support::{Bridge, eventually};
+use crate::support::{Bridge, Nats, eventually};
 
 /// A page that notes all that its EventSource tells.
 const PAGE: &str = r#"<!doctype html><meta charset="utf-8"><title>test</title><script src="page.js"></script>"#;
@@ -114,6 +114,44 @@ async fn event_source_survives_cuts_and_a_restart_and_misses_nothing_unsaid() {
     assert_eq!((told["source"].as_str(), told["reason"].as_str()), (Some("inbox"), Some("restart")));
     assert_eq!(tail.as_array().unwrap().len(), 6, "{tail}");
     assert_eq!(browser.run("return numbers()").await, json!((0..n + 5).collect::<Vec<_>>()));
+}
+
+#[tokio::test]
+async fn event_source_resumes_exactly_over_restarts_from_the_brokers_log() {
+    let nats = Nats::start().await;
+    let builder = with_page("");
+    let path = builder.folder().join("log.yaml");
+    let source =
+        format!("log: {{ nats: {{ servers: [\"{}\"], subjects: [\"log.>\"], jetstream: {{ stream: LOG, create: true }} }} }}", nats.url());
+    std::fs::write(&path, format!("sources: {{ {source} }}\n")).unwrap();
+    let mut bridge = builder.file(path).start().await;
+    let browser = Chromium::start().await;
+    browser.open(&bridge.url("/dashboards/test.html")).await;
+    browser.run("start('/events?subject=log.>')").await;
+    browser.until("the stream to be open", "return source.readyState === 1").await;
+    let context = nats.jetstream().await;
+    let publish = async |numbers: std::ops::Range<u64>| {
+        for n in numbers {
+            context.publish("log.a", format!("{{\"n\":{n}}}").into()).await.unwrap().await.unwrap();
+        }
+    };
+    publish(0..20).await;
+    browser.until("the first numbers", "return numbers().length >= 20").await;
+    for round in 1..3_u64 {
+        // Once killed, once ended in good order; what is written meanwhile waits in the log.
+        if round == 1 {
+            bridge.kill()
+        } else {
+            drop(bridge.terminate().await)
+        };
+        publish(20 * round..20 * round + 10).await;
+        bridge.restart().await;
+        publish(20 * round + 10..20 * round + 20).await;
+        browser.until("the next numbers", &format!("return numbers().length >= {}", 20 * round + 20)).await;
+    }
+    assert_eq!(browser.run("return numbers()").await, json!((0..60).collect::<Vec<_>>()));
+    assert_eq!(browser.run("return seen.filter((e) => e.type === 'brokercast.gap').length").await, json!(0));
+    assert_eq!(browser.run("return seen.filter((e) => e.type === 'brokercast.closing').length").await, json!(1));
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::support::bridge::OPEN;
 use crate::support::certs::Certs;
+use crate::support::process::Process;
 use crate::support::{Bridge, Raw, Sse, eventually};
 
 /// Reads a stream with curl for a while and returns what it printed.
@@ -72,6 +73,47 @@ async fn cleartext_http_2_works_with_prior_knowledge() {
     assert!(printed.starts_with("HTTP/2 200"), "{printed}");
     assert_eq!(printed.matches("\"n\":").count(), 3, "{printed}");
     assert!(printed.contains("\"draining\""), "{printed}");
+}
+
+#[tokio::test]
+async fn reader_that_is_stuck_on_http_2_or_tls_is_closed_after_max_stall() {
+    let certs = Certs::new();
+    let tls = format!(
+        "server: {{ tls: {{ certificate: \"{}\", private_key: \"{}\" }} }}\n",
+        certs.path("server.crt").display(),
+        certs.path("server.key").display()
+    );
+    let ca = certs.path("ca.crt").display().to_string();
+    let pool = "subscribers: { max_stall: 2s }\n";
+    for (flag, secure) in [("--http2-prior-knowledge", false), ("--http2", true), ("--http1.1", true)] {
+        let config = format!("{OPEN}\n{pool}{}", if secure { tls.as_str() } else { "" });
+        let builder = Bridge::builder(&config);
+        let bridge = if secure { builder.tls(&certs.ca_pem).start().await } else { builder.start().await };
+        let start = std::time::Instant::now();
+        // Stopped, it reads nothing more and closes nothing.
+        let mut command = Command::new("curl");
+        command.args(["-sSN", "--noproxy", "*", flag, "--cacert", &ca, &bridge.url("/events")]);
+        let stuck = Process::spawn("curl", &bridge.folder().join("curl"), "apt-get install curl", &mut command);
+        eventually("curl to subscribe", async || (bridge.metric("brokercast_subscribers", &[]).await == 1.0).then_some(())).await;
+        eprintln!("subscribed");
+        stuck.signal(rustix::process::Signal::STOP);
+        let mut reader = bridge.subscribe("").await;
+        eprintln!("reading");
+        let publish = async {
+            for n in 0..400_u64 {
+                bridge.publish("demo.a", format!("{{\"n\":{n},\"x\":\"{}\"}}", "x".repeat(64 * 1024))).await;
+                if n % 50 == 0 { eprintln!("published {n}"); }
+            }
+        };
+        let (events, ()) = tokio::join!(reader.events(400), publish);
+        assert_eq!(crate::support::bridge::numbers(&events), (0..400).collect::<Vec<_>>());
+        tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+        eprintln!("{flag}: all read, {:?} {}", start.elapsed(), bridge.metrics().await);
+        eventually(&format!("the stuck reader of {flag} to be closed"), async || {
+            (bridge.metric("brokercast_subscribers", &[]).await == 1.0).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
