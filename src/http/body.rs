@@ -129,6 +129,15 @@ struct Watched {
     _entered: Entered,
 }
 
+/// The body holds a waker, which holds the slot, which holds the body: without this nobody would ever let go of it.
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // Dropped outside the lock: it may have much to do.
+        let body = self.slot.body.lock().take();
+        drop(body);
+    }
+}
+
 impl http_body::Body for Watched {
     type Data = Bytes;
     type Error = axum::Error;
