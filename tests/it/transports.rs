@@ -102,7 +102,9 @@ async fn reader_that_is_stuck_on_http_2_or_tls_is_closed_after_max_stall() {
         let publish = async {
             for n in 0..400_u64 {
                 bridge.publish("demo.a", format!("{{\"n\":{n},\"x\":\"{}\"}}", "x".repeat(64 * 1024))).await;
-                if n % 50 == 0 { eprintln!("published {n}"); }
+                if n % 50 == 0 {
+                    eprintln!("published {n}");
+                }
             }
         };
         let (events, ()) = tokio::join!(reader.events(400), publish);
