@@ -142,7 +142,7 @@ async fn event_source_resumes_exactly_over_restarts_from_the_brokers_log() {
         if round == 1 {
             bridge.kill()
         } else {
-            drop(bridge.terminate().await)
+            bridge.terminate().await;
         };
         publish(20 * round..20 * round + 10).await;
         bridge.restart().await;
