@@ -13,6 +13,7 @@ use crate::support::drive::{Reading, chain, source, subjects, texts};
 use crate::support::plain::{Plain, long, short};
 use crate::support::proxy::Proxy;
 use crate::support::rabbit::{Amqp, Rabbit};
+use crate::support::wait::within;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_exchange_gets_arrives_under_its_routing_key_whatever_bytes_that_is() {
@@ -163,6 +164,11 @@ fn threads() -> usize {
         .count()
 }
 
+/// Threads end a moment after their connections, those of the broker's readiness check too.
+async fn threads_become(count: usize) {
+    within(Duration::from_secs(20), "the client library's threads to end", async || (threads() == count).then_some(())).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_is_silent_is_noticed_and_nothing_stays_behind() {
     let rabbit = Rabbit::start().await;
@@ -170,7 +176,7 @@ async fn a_broker_that_is_silent_is_noticed_and_nothing_stays_behind() {
     let url = format!("amqp://127.0.0.1:{}/%2f", proxy.port());
     let trades = source("trades", json!({ "url": url, "exchange": "trades" }));
     let mut reading = Reading::open(&trades, Start::Now).await.unwrap();
-    assert_eq!(threads(), 1);
+    threads_become(1).await;
     rabbit.freeze();
     let (_, after) = reading.broken().await;
     assert!(after < Duration::from_secs(15), "{after:?}");
@@ -181,16 +187,14 @@ async fn a_broker_that_is_silent_is_noticed_and_nothing_stays_behind() {
     assert!(begun.elapsed() < Duration::from_secs(13), "{:?}", begun.elapsed());
     tokio::time::timeout(Duration::from_millis(300), trades.connect(Start::Now)).await.err().unwrap();
     rabbit.thaw();
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(threads(), 0);
+    threads_become(0).await;
 
     let mut reading = Reading::insist(&trades, Start::Now).await;
     proxy.set_silent(true);
     // Nobody hears the goodbye; it does not take long.
     reading.during(Duration::from_millis(50)).await;
     reading.close().await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(threads(), 0);
+    threads_become(0).await;
     proxy.set_silent(false);
     proxy.set_open(false);
     refused(&trades, "connect").await;

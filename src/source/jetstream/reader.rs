@@ -107,7 +107,7 @@ pub(super) struct Reader {
     last: Option<Place>,
     /// The place that was told last.
     told: u64,
-    /// When the consumer last said, it had nothing more.
+    /// The consumer had nothing more, and has been asked for more ever since: what comes is sent at once.
     caught_up: bool,
     /// Until it is told.
     tail: Option<Position>,
@@ -117,6 +117,8 @@ pub(super) struct Reader {
     /// A pull ended for its bytes, and no message has come since.
     cramped: bool,
     outstanding: usize,
+    /// How much of that was asked for before the last pull.
+    earlier: usize,
     tick: Interval,
     silent: u32,
     /// Ticks since the question that has no answer yet.
@@ -157,19 +159,20 @@ impl Reader {
             floor: begin.floor,
             last: None,
             told: begin.floor.unwrap_or_default(),
-            caught_up: begin.pending == 0,
+            caught_up: false,
             tail: Some(begin.end),
             last_only: begin.last_only,
             credit: Credit { bytes: begin.credit.bytes.max(largest), ..begin.credit },
             cramped: false,
             outstanding: 0,
+            earlier: 0,
             tick,
             silent: 0,
             unanswered: None,
             moved: false,
             idle: 0,
         };
-        if reader.caught_up {
+        if begin.pending == 0 {
             reader.tell_tail();
             reader.settle();
         }
@@ -185,6 +188,7 @@ impl Reader {
         let (expires, heartbeat) = (EXPIRES.as_nanos(), HEARTBEAT.as_nanos());
         let what = format!(r#"{{"batch":{more},"max_bytes":{bytes},"expires":{expires},"idle_heartbeat":{heartbeat}}}"#);
         self.line.ask(&format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.stream, self.consumer), "p", &what);
+        self.earlier = self.outstanding;
         self.outstanding += more;
     }
 
@@ -229,7 +233,10 @@ impl Reader {
         if !self.last_only {
             self.floor = self.floor.max(Some(place.seq));
         }
-        self.caught_up = place.pending == 0;
+        // The last of a pull ends what the consumer owes; the next pull may have reached it much later.
+        let last_of_pull = self.outstanding == 0 || self.earlier == 1;
+        self.earlier = self.earlier.saturating_sub(1);
+        self.caught_up = place.pending == 0 && !last_of_pull;
         if self.called.0 != delivery.subject {
             let name = String::from_utf8_lossy(&delivery.subject);
             let ours = self.subjects.iter().any(|pattern| pattern.matches(&name));
@@ -243,7 +250,7 @@ impl Reader {
             self.ready.items.push(Item::Message(Message { subject, payload: delivery.payload, time, position }));
             self.told = place.seq;
         }
-        if self.caught_up && self.tail.is_some() {
+        if place.pending == 0 && self.tail.is_some() {
             self.tell_tail();
         }
         Ok(())
@@ -288,7 +295,10 @@ impl Reader {
 
     fn give_back(&mut self, answer: &Delivery) {
         let left = number(answer, "Nats-Pending-Messages").and_then(|left| usize::try_from(left).ok());
-        self.outstanding = self.outstanding.saturating_sub(left.unwrap_or(self.outstanding));
+        let left = left.unwrap_or(self.outstanding);
+        self.outstanding = self.outstanding.saturating_sub(left);
+        self.earlier = self.earlier.saturating_sub(left);
+        self.caught_up = false;
     }
 
     /// What the stream says of itself.

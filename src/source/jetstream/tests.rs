@@ -344,6 +344,25 @@ async fn a_purge_of_what_a_slow_reader_had_before_it_is_told_even_if_nothing_fol
 }
 
 #[tokio::test]
+async fn a_purge_of_what_came_when_a_reader_had_asked_for_no_more_is_told() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    let stream = make(&context, named(&["a"])).await;
+    let running = Running::start(source(&server, &["a"]));
+    running.until_state(State::Up).await;
+    running.recorder.stalled.store(true, Ordering::SeqCst);
+    // One at a time: with each the server says that nothing is left, with the last that was asked for too.
+    for n in 0..LIVE.messages + 100 {
+        publish(&context, "a", n..n + 1).await;
+    }
+    stream.purge().await.expect("purges");
+    running.recorder.stalled.store(false, Ordering::SeqCst);
+    let gap = running.until_gap(GapReason::Reset).await;
+    assert_eq!(gap.to, Some(LIVE.messages as u64 + 101));
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn what_limits_drop_before_a_slow_reader_is_told_as_retention() {
     let server = Server::start().await;
     let context = client(&server).await;
