@@ -145,6 +145,8 @@ mod hub_publish {
             channel.looked(0);
         }
 
+        fn wake(&self) {}
+
         fn pending(&self) -> u64 {
             u64::MAX
         }

@@ -8,6 +8,7 @@ use std::io::Write as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use memchr::memchr2;
 use serde_json::value::RawValue;
 
 use crate::event::{Envelope, Event, Gap};
@@ -150,6 +151,11 @@ enum Data<'a> {
 
 impl<'a> Data<'a> {
     fn of(payload: &'a [u8]) -> Self {
+        // What cannot begin a JSON value (RFC 8259, section 3) is not worth an error's making.
+        let first = payload.iter().find(|b| !matches!(b, b' ' | b'\t' | b'\n' | b'\r'));
+        if !first.is_some_and(|b| matches!(b, b'{' | b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n')) {
+            return std::str::from_utf8(payload).map_or(Self::Binary(payload), Self::Text);
+        }
         match serde_json::from_slice::<&RawValue>(payload) {
             Ok(json) => Self::Json(json.get()),
             Err(_) => match std::str::from_utf8(payload) {
@@ -194,7 +200,7 @@ fn begin_data(out: &mut Vec<u8>) -> usize {
 
 /// Ends what [`begin_data`] began. Only a JSON payload can have brought line ends.
 fn end_data(out: &mut Vec<u8>, start: usize, payload: &[u8]) {
-    if payload.iter().any(|b| matches!(b, b'\n' | b'\r')) {
+    if memchr2(b'\n', b'\r', payload).is_some() {
         let text = out.split_off(start);
         out.truncate(start - b"data: ".len());
         data_lines(out, &text);
@@ -208,7 +214,7 @@ pub fn data_lines(out: &mut Vec<u8>, text: &[u8]) {
     let mut rest = text;
     loop {
         out.extend_from_slice(b"data: ");
-        let Some(at) = rest.iter().position(|b| matches!(b, b'\n' | b'\r')) else {
+        let Some(at) = memchr2(b'\n', b'\r', rest) else {
             out.extend_from_slice(rest);
             out.push(b'\n');
             return;

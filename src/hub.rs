@@ -6,8 +6,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Waker;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use slab::Slab;
@@ -69,8 +70,9 @@ pub enum Input {
     Tail(Option<Position>),
 }
 
-/// Bytes of all channels' logs together, above which the oldest entries are dropped.
-const LOGS: usize = 32 << 20;
+/// Bytes of all channels' logs together, above which the oldest entries are dropped: enough for whoever is a moment
+/// late, as everybody else is served from the windows. More would only be memory that is touched once.
+const LOGS: usize = 8 << 20;
 /// What an entry of a channel's log costs beside its bytes.
 const LOG_ENTRY: usize = 64;
 
@@ -193,9 +195,12 @@ struct Publisher {
     scratch: Vec<u8>,
     id: Vec<u8>,
     bodies: [Vec<u8>; 2],
+    /// What is left of the memory that events of each source are written to.
+    blocks: Vec<BytesMut>,
     entries: Vec<Pushed>,
     found: Vec<u32>,
     dirty: Vec<Arc<Channel>>,
+    wakers: Vec<Waker>,
 }
 
 enum Pushed {
@@ -237,9 +242,11 @@ impl Hub {
             scratch: Vec::new(),
             id: Vec::new(),
             bodies: Default::default(),
+            blocks: vec![BytesMut::new(); sources.len()],
             entries: Vec::new(),
             found: Vec::new(),
             dirty: Vec::new(),
+            wakers: Vec::new(),
         };
         let sources = sources.into_iter().zip(tags).map(|(spec, tag)| Source {
             warm: !spec.durable,
@@ -360,7 +367,6 @@ impl Hub {
             p.prepare(source, input, now);
         }
         p.encode_id();
-        let mut wakers = Vec::new();
         let (id, batch);
         {
             let mut state = self.state.lock();
@@ -373,15 +379,12 @@ impl Hub {
             batch = s.batch;
             id = s.id.clone();
             for pushed in p.entries.drain(..) {
-                s.take(source, pushed, &mut p.found, &mut p.dirty, now);
+                s.take(source, pushed, &mut p.found, &mut p.dirty, &mut p.wakers, now);
             }
             s.sources[source].window.trim(self.limits, now);
             self.trim(s, batch);
-            for channel in &p.dirty {
-                channel.lock().waiting(&mut wakers);
-            }
         }
-        self.tell(&mut p.dirty, batch, wakers);
+        self.tell(&mut p.dirty, batch, &mut p.wakers);
         self.changed.notify_waiters();
         id
     }
@@ -421,27 +424,31 @@ impl Hub {
                 let mut log = slot.channel.lock();
                 // What was joined long ago helps nobody any more.
                 log.forget();
-                log.append(frame.clone());
+                log.append(frame.clone(), &mut wakers);
                 drop(log);
                 s.order.push_back(Logged { key: key as u32, serial: slot.channel.serial(), cost: LOG_ENTRY as u32, batch });
                 s.logged += LOG_ENTRY;
                 dirty.push(slot.channel.clone());
             }
             self.trim(s, batch);
-            for channel in &dirty {
-                channel.lock().waiting(&mut wakers);
-            }
         }
-        self.tell(&mut dirty, batch, wakers);
+        self.tell(&mut dirty, batch, &mut wakers);
         drop(publisher);
     }
 
-    fn tell(&self, dirty: &mut Vec<Arc<Channel>>, batch: u64, wakers: Vec<std::task::Waker>) {
+    fn tell(&self, dirty: &mut Vec<Arc<Channel>>, batch: u64, wakers: &mut Vec<Waker>) {
         let listeners = self.listeners.read().clone();
+        let mut told = 0;
         for channel in dirty.drain(..) {
-            channel.tell(&listeners, batch);
+            told |= channel.tell(&listeners, batch);
         }
-        wakers.into_iter().for_each(std::task::Waker::wake);
+        // Only now: one that was woken at its first channel would look, sleep and be woken again for each.
+        for (number, listener) in listeners.iter().enumerate() {
+            if told & (1 << number) != 0 {
+                listener.wake();
+            }
+        }
+        wakers.drain(..).for_each(Waker::wake);
     }
 
     /// Takes a seat in the channel of a filter, at its end: what was published before has to come from the windows,

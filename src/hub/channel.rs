@@ -84,6 +84,9 @@ pub trait Listener: Send + Sync {
     /// `batch` is the one that brought it.
     fn ready(&self, channel: &Arc<Channel>, batch: u64);
 
+    /// No more channels are ready for now. Must not block.
+    fn wake(&self);
+
     /// The oldest batch of which it may not have taken everything yet, `u64::MAX` if there is none: what channels' logs
     /// hold of it and of later ones is not dropped.
     fn pending(&self) -> u64;
@@ -183,12 +186,14 @@ impl Channel {
         self.log.lock()
     }
 
-    pub(super) fn tell(self: &Arc<Self>, listeners: &[Arc<dyn Listener>], batch: u64) {
+    /// Tells the listeners that have members here and have not been told; returns which, to be woken.
+    pub(super) fn tell(self: &Arc<Self>, listeners: &[Arc<dyn Listener>], batch: u64) -> u64 {
         let members = self.members.load(Ordering::Acquire);
         if members == 0 {
-            return;
+            return 0;
         }
-        let mut untold = members & !self.told.fetch_or(members, Ordering::AcqRel);
+        let all = members & !self.told.fetch_or(members, Ordering::AcqRel);
+        let mut untold = all;
         while untold != 0 {
             let listener = untold.trailing_zeros() as usize;
             untold &= untold - 1;
@@ -196,6 +201,7 @@ impl Channel {
                 listener.ready(self, batch);
             }
         }
+        all
     }
 }
 
@@ -223,8 +229,13 @@ struct Joined {
 }
 
 impl Log {
-    pub(super) fn append(&mut self, entry: Bytes) {
+    /// Appends, and moves out whoever waits for that, to be woken when no lock is held.
+    pub(super) fn append(&mut self, entry: Bytes, wakers: &mut Vec<Waker>) {
         self.entries.push_back(entry);
+        if self.waiting > 0 {
+            self.waiting = 0;
+            wakers.extend(self.wakers.iter_mut().filter_map(|(_, w)| w.take()));
+        }
     }
 
     pub(super) fn drop_first(&mut self) {
@@ -295,14 +306,6 @@ impl Log {
     fn leave(&mut self, key: usize) {
         if self.wakers.try_remove(key).flatten().is_some() {
             self.waiting -= 1;
-        }
-    }
-
-    /// Moves out whoever waits, to be woken when no lock is held.
-    pub(super) fn waiting(&mut self, out: &mut Vec<Waker>) {
-        if self.waiting > 0 {
-            self.waiting = 0;
-            out.extend(self.wakers.iter_mut().filter_map(|(_, w)| w.take()));
         }
     }
 }

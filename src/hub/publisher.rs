@@ -7,6 +7,9 @@ use crate::cursor::{Point, Position};
 use crate::event::{GapReason, Timestamp};
 use crate::frame::{self, Form};
 
+/// Bytes of the blocks of memory that events of one source share: a page for each would cost more than writing it.
+const BLOCK: usize = 16 << 10;
+
 impl Publisher {
     /// Gives an input its sequence, moves the cursor and encodes it.
     pub(super) fn prepare(&mut self, source: SourceId, input: Input, now: Timestamp) {
@@ -26,7 +29,7 @@ impl Publisher {
                 self.stand(source, gap.position);
                 self.bodies[0].clear();
                 frame::gap(&mut self.bodies[0], self.names[source].as_str(), &gap);
-                let entry = self.entry(None, gap.position, now, false);
+                let entry = self.entry(source, None, gap.position, now, false);
                 let live = self.warm[source];
                 // What stood before has positions of another log.
                 let anew = gap.reason == GapReason::Reset && self.tags[source].is_some();
@@ -42,7 +45,7 @@ impl Publisher {
                     body.clear();
                     frame::body(body, &event, form, origin);
                 }
-                let entry = self.entry(Some(event.subject.as_str()), event.position, event.time, both);
+                let entry = self.entry(source, Some(event.subject.as_str()), event.position, event.time, both);
                 self.entries.push(Pushed::Entry(entry, self.warm[source]));
             }
         }
@@ -64,18 +67,21 @@ impl Publisher {
         self.cursor.encode(&mut self.scratch, &mut self.id);
     }
 
-    fn entry(&mut self, subject: Option<&str>, position: Option<Position>, time: Timestamp, both: bool) -> Entry {
+    fn entry(&mut self, source: SourceId, subject: Option<&str>, position: Option<Position>, time: Timestamp, both: bool) -> Entry {
         self.encode_id();
         let subject = subject.unwrap_or_default();
         let id_line = b"id: \n".len() + self.id.len();
         let mut bodies = [0, 0];
         let mut split = 0;
         let length: usize = self.bodies.iter().take(1 + usize::from(both)).map(|b| b.len() + id_line + 32).sum();
-        // Each event has memory of its own: in a shared block one that somebody keeps would keep its neighbours too.
-        let mut block = BytesMut::with_capacity(subject.len() + length);
+        // Of one source's events, which are dropped in the order in which they came: a block has few survivors.
+        let block = &mut self.blocks[source];
+        if block.capacity() < subject.len() + length {
+            *block = BytesMut::with_capacity(BLOCK.max(subject.len() + length));
+        }
         block.extend_from_slice(subject.as_bytes());
         for (form, body) in self.bodies.iter().take(1 + usize::from(both)).enumerate() {
-            frame::chunk_head(&mut block, id_line + body.len());
+            frame::chunk_head(&mut *block, id_line + body.len());
             block.extend_from_slice(b"id: ");
             block.extend_from_slice(&self.id);
             block.put_u8(b'\n');

@@ -1,6 +1,7 @@
 //! How finished entries reach windows and channels, under the hub's `state` lock.
 
 use std::sync::Arc;
+use std::task::Waker;
 
 use super::{Began, Channel, Filter, Kind, LOG_ENTRY, LOGS, Logged, Pushed, Slot, SourceId, State};
 use crate::event::Timestamp;
@@ -19,7 +20,15 @@ impl State {
         key
     }
 
-    pub(super) fn take(&mut self, source: SourceId, pushed: Pushed, found: &mut Vec<u32>, dirty: &mut Vec<Arc<Channel>>, now: Timestamp) {
+    pub(super) fn take(
+        &mut self,
+        source: SourceId,
+        pushed: Pushed,
+        found: &mut Vec<u32>,
+        dirty: &mut Vec<Arc<Channel>>,
+        wakers: &mut Vec<Waker>,
+        now: Timestamp,
+    ) {
         let of = &mut self.sources[source];
         let (entry, live) = match pushed {
             Pushed::Skip(position) => return of.window.skip(position),
@@ -58,7 +67,7 @@ impl State {
                 let cost = LOG_ENTRY + std::mem::take(&mut bytes);
                 self.logged += cost;
                 self.order.push_back(Logged { key, serial: slot.channel.serial(), cost: cost as u32, batch: self.batch });
-                slot.channel.lock().append(entry.encoded.frame(slot.channel.filter().form()));
+                slot.channel.lock().append(entry.encoded.frame(slot.channel.filter().form()), wakers);
                 if std::mem::replace(&mut slot.batch, self.batch) != self.batch {
                     dirty.push(slot.channel.clone());
                 }

@@ -144,19 +144,23 @@ fn what_is_read_before_the_tail_is_not_live() {
 
 #[test]
 fn a_listener_is_told_once_until_it_looks() {
-    struct Count(AtomicUsize);
+    struct Count(AtomicUsize, AtomicUsize);
     impl Listener for Count {
         fn ready(&self, _: &Arc<Channel>, _: u64) {
             self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn wake(&self) {
+            self.1.fetch_add(1, Ordering::Relaxed);
         }
         fn pending(&self) -> u64 {
             u64::MAX
         }
     }
     let hub = hub(WIDE);
-    let count = Arc::new(Count(AtomicUsize::new(0)));
+    let count = Arc::new(Count(AtomicUsize::new(0), AtomicUsize::new(0)));
     let number = hub.listen(count.clone());
     let (seat, _) = join(&hub, &["a"]);
+    let (other, _) = join(&hub, &["b"]);
     hub.publish(0, &mut vec![event("a", "1")], now());
     assert_eq!(count.0.load(Ordering::Relaxed), 0);
     seat.channel().set_member(number, true);
@@ -164,9 +168,11 @@ fn a_listener_is_told_once_until_it_looks() {
         hub.publish(0, &mut vec![event("a", "1"), event("a", "2")], now());
     }
     assert_eq!(count.0.load(Ordering::Relaxed), 1);
+    assert_eq!(count.1.load(Ordering::Relaxed), 1);
     seat.channel().looked(number);
-    hub.publish(0, &mut vec![event("a", "1")], now());
-    assert_eq!(count.0.load(Ordering::Relaxed), 2);
+    other.channel().set_member(number, true);
+    hub.publish(0, &mut vec![event("a", "1"), event("b", "1")], now());
+    assert_eq!((count.0.load(Ordering::Relaxed), count.1.load(Ordering::Relaxed)), (3, 2), "woken once for both");
 }
 
 #[test]

@@ -222,9 +222,8 @@ impl Inbox {
             _ => Subject::from_broker(message.subject.as_bytes(), &self.unnamed),
         };
         self.last = Some((message.subject, subject.clone()));
-        // Copies: a message that is kept must not keep the whole read buffer with it.
-        let payload = Bytes::copy_from_slice(&message.payload);
-        Some(Message { subject, payload, time: Timestamp::now(), position: None })
+        // It shares the library's read buffer, which is fine for as long as it takes to be encoded.
+        Some(Message { subject, payload: message.payload, time: Timestamp::now(), position: None })
     }
 }
 

@@ -48,6 +48,9 @@ impl Listener for Lane {
             // Under the lock, so that the loop does not call itself idle in between.
             self.pending.fetch_min(batch, Ordering::SeqCst);
         }
+    }
+
+    fn wake(&self) {
         self.tell();
     }
 

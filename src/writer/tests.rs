@@ -120,6 +120,7 @@ async fn news_of_a_channel_that_nobody_is_left_in_leave_nothing_pending() {
     let (seat, _) = world.streams.hub().join(&mut world.streams.hub().state(), &filter);
     // As told when the last member has just left.
     Listener::ready(&*world.writer.lanes[0], seat.channel(), 7);
+    Listener::wake(&*world.writer.lanes[0]);
     world.eventually("nothing is pending", || Listener::pending(&*world.writer.lanes[0]) == u64::MAX);
 }
 

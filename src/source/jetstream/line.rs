@@ -67,11 +67,11 @@ pub(super) struct Delivery {
 
 impl From<Message> for Delivery {
     fn from(message: Message) -> Self {
-        // Copies: a message that is kept must not keep the whole read buffer with it.
+        // The payload shares the library's read buffer, which is fine for as long as it takes to be encoded.
         Self {
             subject: Bytes::copy_from_slice(message.subject.as_bytes()),
             reply: message.reply.map_or_else(Bytes::new, |reply| Bytes::copy_from_slice(reply.as_bytes())),
-            payload: Bytes::copy_from_slice(&message.payload),
+            payload: message.payload,
             headers: message.headers,
             status: message.status.map(|code| (code.as_u16(), message.description.unwrap_or_default())),
         }
