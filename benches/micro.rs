@@ -2,39 +2,24 @@
 //!
 //! What they measure and how to repeat them stands in `README.md` beside this file. No socket, no runtime.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use brokercast::cursor::{Check, Cursor, Point, Position, Tag};
-use brokercast::event::{Envelope, Event, Timestamp};
+use brokercast::event::Envelope;
 use brokercast::frame::{self, Form, Origin};
-use brokercast::hub::{Channel, Concerns, Filter, Hub, Input, Limits, Listener, Seat, SourceSpec};
-use brokercast::subject::Pattern;
+use brokercast::hub::{Hub, Input};
 use brokercast::subject::index::Index;
 use bytes::Bytes;
 use divan::{Bencher, black_box, counter::BytesCount, counter::ItemsCount};
+
+use fixture::{NOW, PAYLOAD, event, json, pattern};
+
+#[path = "common/fixture.rs"]
+mod fixture;
 
 fn main() {
     divan::main();
 }
 
 const COUNTS: [usize; 3] = [1, 1_000, 100_000];
-/// Bytes of each payload.
-const PAYLOAD: usize = 200;
-const NOW: Timestamp = Timestamp::from_micros(1_800_000_000_000_000);
-
-fn json() -> Bytes {
-    let head = r#"{"sensor":"boiler","value":21.5,"text":""#;
-    format!("{head}{}\"}}", "x".repeat(PAYLOAD - head.len() - 2)).into()
-}
-
-fn event(subject: &str, payload: Bytes, envelope: Envelope) -> Event {
-    Event { subject: subject.parse().expect("a subject"), payload, time: NOW, position: None, name: None, envelope }
-}
-
-fn pattern(text: &str) -> Pattern {
-    text.parse().expect("a pattern")
-}
 
 mod encoder {
     use super::*;
@@ -137,36 +122,6 @@ mod cursor {
 mod hub_publish {
     use super::*;
 
-    /// A writer's loop that has always taken everything already: the telling is measured, the writing is not.
-    struct Swift;
-
-    impl Listener for Swift {
-        fn ready(&self, channel: &Arc<Channel>, _: u64) {
-            channel.looked(0);
-        }
-
-        fn wake(&self) {}
-
-        fn pending(&self) -> u64 {
-            u64::MAX
-        }
-    }
-
-    /// A hub whose subscriber number n wants the pattern `wants(n)`; small windows, so that they are full soon.
-    fn hub(subscribers: usize, wants: impl Fn(usize) -> String) -> (Arc<Hub>, Vec<Seat>) {
-        let source = SourceSpec { name: "plant".parse().expect("a source's name"), durable: false, concerns: Concerns(Arc::new(|_| true)) };
-        let hub = Hub::new(vec![source], Limits { bytes: 1 << 20, age: Duration::from_secs(600) }, 7);
-        let listener = hub.listen(Arc::new(Swift));
-        let mut seats = Vec::with_capacity(subscribers);
-        for n in 0..subscribers {
-            let filter = Arc::new(Filter::new(vec![pattern(&wants(n))], Form::Routed));
-            let (seat, _) = hub.join(&mut hub.state(), &filter);
-            seat.channel().set_member(listener, true);
-            seats.push(seat);
-        }
-        (hub, seats)
-    }
-
     fn publish<const BATCH: usize>(bencher: Bencher<'_, '_>, hub: &Hub, subject: &str) {
         let batch = vec![Input::Event(event(subject, json(), Envelope::Json)); BATCH];
         bencher
@@ -177,21 +132,21 @@ mod hub_publish {
 
     #[divan::bench(args = COUNTS, consts = [1, 64])]
     fn one_channel<const BATCH: usize>(bencher: Bencher<'_, '_>, subscribers: usize) {
-        let (hub, seats) = hub(subscribers, |_| "plant.>".to_owned());
+        let (hub, seats) = fixture::hub(subscribers, |_| vec!["plant.>".to_owned()]);
         publish::<BATCH>(bencher, &hub, "plant.boiler");
         drop(seats);
     }
 
     #[divan::bench(args = COUNTS, consts = [1, 64])]
     fn distinct_channels_one_matches<const BATCH: usize>(bencher: Bencher<'_, '_>, subscribers: usize) {
-        let (hub, seats) = hub(subscribers, |n| format!("plant.{n}"));
+        let (hub, seats) = fixture::hub(subscribers, |n| vec![format!("plant.{n}")]);
         publish::<BATCH>(bencher, &hub, &format!("plant.{}", subscribers / 2));
         drop(seats);
     }
 
     #[divan::bench(args = COUNTS, consts = [1, 64])]
     fn nobody_wants_it<const BATCH: usize>(bencher: Bencher<'_, '_>, subscribers: usize) {
-        let (hub, seats) = hub(subscribers, |n| format!("plant.{n}"));
+        let (hub, seats) = fixture::hub(subscribers, |n| vec![format!("plant.{n}")]);
         publish::<BATCH>(bencher, &hub, "office.door");
         drop(seats);
     }

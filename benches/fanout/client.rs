@@ -12,9 +12,9 @@ use super::http;
 /// Publishers, each with one request under way.
 pub(super) const PUBLISHERS: usize = 64;
 /// Events that the subscribers together may be behind.
-const AHEAD: usize = 256;
+pub(super) const AHEAD: usize = 256;
 /// How long a run may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Stands once in each event and nowhere else in a stream.
 pub(super) const MARK: u8 = b'~';
 
@@ -25,6 +25,36 @@ pub(super) enum Mode {
     OneAtATime,
     /// From all publishers at once.
     InFlight,
+}
+
+/// What the subjects begin with that are never published.
+pub(super) const OTHER: &str = "other.";
+
+/// What subscribers ask for. Events have the subject `bench.a`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wants {
+    /// All the same: one filter.
+    Same,
+    /// All of them every event, but by so many different filters.
+    Filters(usize),
+    /// Something else, that never comes: so many different patterns, a few by each subscriber.
+    Other(usize),
+}
+
+impl Wants {
+    /// The request of subscriber `n` of `subscribers`.
+    fn get(self, n: usize, subscribers: usize) -> String {
+        let query = match self {
+            Self::Same => "subject=bench.%3E".to_owned(),
+            Self::Filters(filters) => format!("subject=bench.a&subject=none.{}", n % filters),
+            Self::Other(patterns) => {
+                let of = |n: usize| patterns * n / subscribers;
+                let each = (of(n)..of(n + 1)).map(|pattern| format!("subject=bench.{OTHER}{pattern}"));
+                each.collect::<Vec<_>>().join("&")
+            }
+        };
+        format!("GET /events?{query} HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n")
+    }
 }
 
 struct Publisher {
@@ -51,10 +81,9 @@ pub(super) struct Client {
 
 impl Client {
     /// Opens all streams and waits until each has begun.
-    pub(super) fn connect(address: SocketAddr, subscribers: usize, request: Vec<u8>) -> io::Result<Self> {
+    pub(super) fn connect(address: SocketAddr, subscribers: usize, wants: Wants, request: Vec<u8>) -> io::Result<Self> {
         let poll = Poll::new()?;
-        let get = b"GET /events?subject=bench.%3E HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n";
-        let stream = |n| Ok((connect(&poll, address, n, Some(get))?, 0));
+        let stream = |n| Ok((connect(&poll, address, n, Some(wants.get(n, subscribers).as_bytes()))?, 0));
         let streams = (0..subscribers).map(stream).collect::<io::Result<_>>()?;
         Ok(Self {
             address,
@@ -106,7 +135,7 @@ impl Client {
                 Mode::InFlight => {
                     for n in 0..self.publishers.len() {
                         let behind = self.published * self.subscribers.len() - self.delivered;
-                        if self.published < until && !self.publishers[n].busy && behind < AHEAD * self.subscribers.len() {
+                        if self.published < until && !self.publishers[n].busy && behind < AHEAD * self.subscribers.len().max(1) {
                             self.publish(n)?;
                         }
                     }
@@ -146,7 +175,7 @@ impl Client {
         for event in &self.events {
             let n = event.token().0;
             if let Some((socket, got)) = self.subscribers.get_mut(n) {
-                while let Some(read) = read(socket, &mut self.buffer)? {
+                while let Some(read) = read(socket, &mut self.buffer).map_err(|e| io::Error::other(format!("subscriber {n}: {e}")))? {
                     let new = memchr::memchr_iter(MARK, &self.buffer[..read]).count();
                     *got += new;
                     self.delivered += new;
@@ -155,7 +184,9 @@ impl Client {
                     }
                 }
             } else if let Some(publisher) = self.publishers.get_mut(n - self.subscribers.len()) {
-                while let Some(read) = read(&mut publisher.socket, &mut self.buffer)? {
+                while let Some(read) =
+                    read(&mut publisher.socket, &mut self.buffer).map_err(|e| io::Error::other(format!("publisher: {e}")))?
+                {
                     publisher.answer.extend_from_slice(&self.buffer[..read]);
                 }
                 if let Some(message) = http::first(&publisher.answer) {

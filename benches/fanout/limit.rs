@@ -9,6 +9,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
+use super::client::OTHER;
 use super::http::{self, ANSWERED, OPENED};
 
 /// The argument with which this program is the limit server.
@@ -22,7 +23,6 @@ struct Peer {
     sent: Vec<u8>,
     /// What its socket had no room for.
     rest: Vec<u8>,
-    subscriber: bool,
 }
 
 /// Listens on a free port, prints it, and serves until standard input ends.
@@ -38,6 +38,7 @@ pub(super) fn serve() -> io::Result<()> {
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
     let mut events = Events::with_capacity(1024);
     let mut peers: Slab<Peer> = Slab::new();
+    let mut audience = Vec::new();
     loop {
         if let Err(error) = poll.poll(&mut events, None)
             && error.kind() != ErrorKind::Interrupted
@@ -48,7 +49,7 @@ pub(super) fn serve() -> io::Result<()> {
             if event.token() == LISTENER {
                 accept(&listener, &poll, &mut peers)?;
             } else {
-                happened(event.token().0, &mut peers);
+                happened(event.token().0, &mut peers, &mut audience);
             }
         }
     }
@@ -61,7 +62,7 @@ fn accept(listener: &TcpListener, poll: &Poll, peers: &mut Slab<Peer>) -> io::Re
                 socket.set_nodelay(true)?;
                 let entry = peers.vacant_entry();
                 poll.registry().register(&mut socket, Token(entry.key()), Interest::READABLE | Interest::WRITABLE)?;
-                entry.insert(Peer { socket, sent: Vec::new(), rest: Vec::new(), subscriber: false });
+                entry.insert(Peer { socket, sent: Vec::new(), rest: Vec::new() });
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(error),
@@ -69,11 +70,11 @@ fn accept(listener: &TcpListener, poll: &Poll, peers: &mut Slab<Peer>) -> io::Re
     }
 }
 
-fn happened(key: usize, peers: &mut Slab<Peer>) {
+fn happened(key: usize, peers: &mut Slab<Peer>, audience: &mut Vec<usize>) {
     let Some(peer) = peers.get_mut(key) else { return };
     let rest = std::mem::take(&mut peer.rest);
     if !read(peer) || !write(peer, &rest) {
-        peers.remove(key);
+        leave(key, peers, audience);
         return;
     }
     while let Some(peer) = peers.get_mut(key)
@@ -81,16 +82,29 @@ fn happened(key: usize, peers: &mut Slab<Peer>) {
     {
         let body = peer.sent[request.head..request.end].to_vec();
         let publishes = peer.sent.starts_with(b"POST ");
+        // No subscriber that wants other things is ever looked at again.
+        if !publishes && memchr::memmem::find(&peer.sent[..request.head], OTHER.as_bytes()).is_none() {
+            audience.push(key);
+        }
         peer.sent.drain(..request.end);
-        peer.subscriber = !publishes;
-        let alive = write(peer, if publishes { ANSWERED } else { OPENED });
-        if !alive {
-            peers.remove(key);
+        if !write(peer, if publishes { ANSWERED } else { OPENED }) {
+            leave(key, peers, audience);
         }
         if publishes {
-            peers.retain(|_, peer| !peer.subscriber || write(peer, &body));
+            audience.retain(|key| {
+                let alive = peers.get_mut(*key).is_some_and(|peer| write(peer, &body));
+                if !alive && peers.contains(*key) {
+                    peers.remove(*key);
+                }
+                alive
+            });
         }
     }
+}
+
+fn leave(key: usize, peers: &mut Slab<Peer>, audience: &mut Vec<usize>) {
+    peers.remove(key);
+    audience.retain(|one| *one != key);
 }
 
 /// Takes in what it sent; false when it has gone.

@@ -6,17 +6,24 @@
 use std::io;
 use std::process::ExitCode;
 
-use client::{Client, MARK, Mode};
+use rustix::process::{Resource, Rlimit};
+
+use client::{Client, MARK, Mode, Wants};
 use servers::Server;
 
 mod client;
 mod http;
+mod inside;
 mod limit;
+mod load;
+mod plot;
 mod servers;
+mod sweep;
+mod transports;
 
 /// Bytes of each payload.
 const PAYLOAD: usize = 200;
-const USAGE: &str = "cargo bench --bench fanout -- [--subscribers 200] [--events 500] [--rounds 3]";
+const USAGE: &str = "cargo bench --bench fanout -- [sweep | transports] [--subscribers 200] [--events 500] [--rounds 3]";
 
 struct Options {
     subscribers: usize,
@@ -33,9 +40,18 @@ fn main() -> ExitCode {
     };
     let done = if has(limit::ARGUMENT) {
         limit::serve()
+    } else if arguments.first().is_some_and(|a| a == load::ARGUMENT) {
+        load::obey(&arguments)
     } else if has("--bench") && !has("--help") && !has("--list") {
         let options = Options { subscribers: number("--subscribers", 200), events: number("--events", 500), rounds: number("--rounds", 3) };
-        compare(&options)
+        raise_files();
+        if has("sweep") {
+            sweep::run(options.rounds)
+        } else if has("transports") {
+            transports::run(options.subscribers, options.events, options.rounds)
+        } else {
+            compare(&options).and_then(|()| transports::run(options.subscribers, options.events, options.rounds))
+        }
     } else {
         // Test runners start every target, without `--bench`: nothing is timed then.
         eprintln!("{USAGE}");
@@ -50,17 +66,31 @@ fn main() -> ExitCode {
     }
 }
 
+/// What a subscriber needs one of is often limited below what the system allows.
+fn raise_files() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    // Where it cannot be raised, opening too many says so.
+    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).ok();
+}
+
+/// JSON that holds the mark.
+fn payload() -> Vec<u8> {
+    let head = format!(r#"{{"mark":"{}","text":""#, MARK as char);
+    format!("{head}{}\"}}", "x".repeat(PAYLOAD - head.len() - 2)).into_bytes()
+}
+
+fn median(mut of: Vec<f64>) -> f64 {
+    of.sort_by(f64::total_cmp);
+    of[of.len() / 2]
+}
+
 fn compare(options: &Options) -> io::Result<()> {
-    let payload = {
-        let head = format!(r#"{{"mark":"{}","text":""#, MARK as char);
-        format!("{head}{}\"}}", "x".repeat(PAYLOAD - head.len() - 2))
-    };
-    let ours = Server::brokercast(options.subscribers)?;
-    let mut to_ours = Client::connect(ours.address, options.subscribers, http::post("/publish/bench.a", payload.as_bytes()))?;
+    let ours = Server::brokercast(options.subscribers, None)?;
+    let mut to_ours = Client::connect(ours.address, options.subscribers, Wants::Same, http::post("/publish/bench.a", &payload()))?;
     let frame = to_ours.observe()?;
     let limit = Server::limit()?;
     // The same bytes for each subscriber, ready to be written.
-    let mut to_limit = Client::connect(limit.address, options.subscribers, http::post("/", &frame))?;
+    let mut to_limit = Client::connect(limit.address, options.subscribers, Wants::Same, http::post("/", &frame))?;
 
     println!("{} subscribers, {PAYLOAD} bytes of payload, {} on the wire", options.subscribers, frame.len());
     println!("deliveries per second of the server's processor time\n");
@@ -80,8 +110,7 @@ fn compare(options: &Options) -> io::Result<()> {
             println!("{round:>8} {a:>12.0} {b:>12.0} {:>7.2}", a / b);
             ratios.push(a / b);
         }
-        ratios.sort_by(f64::total_cmp);
-        println!("{:>8} {:>12} {:>12} {:>7.2}\n", "median", "", "", ratios[ratios.len() / 2]);
+        println!("{:>8} {:>12} {:>12} {:>7.2}\n", "median", "", "", median(ratios));
     }
     Ok(())
 }

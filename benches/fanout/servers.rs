@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,16 +21,20 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// brokercast itself, on free ports, with a configuration of its own.
-    pub(super) fn brokercast(subscribers: usize) -> io::Result<Self> {
+    /// brokercast itself, on free ports, with a configuration of its own; with TLS where there is a certificate and a key.
+    pub(super) fn brokercast(subscribers: usize, tls: Option<(&Path, &Path)>) -> io::Result<Self> {
         let folder = TempDir::with_prefix("brokercast-bench-")?;
         // Both held at once, so that they differ.
         let (public, admin) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
         let (address, admin_address) = (public.local_addr()?, admin.local_addr()?);
         drop((public, admin));
         let max = subscribers + 8;
+        let pem = |(certificate, key): (&Path, &Path)| {
+            format!(", tls: {{ certificate: \"{}\", private_key: \"{}\" }}", certificate.display(), key.display())
+        };
+        let tls = tls.map(pem).unwrap_or_default();
         let config = format!(
-            "server: {{ listen: \"{address}\" }}\n\
+            "server: {{ listen: \"{address}\"{tls} }}\n\
              admin: {{ listen: \"{admin_address}\" }}\n\
              auth: {{ anonymous: {{ subscribe: [\">\"], publish: [\">\"] }} }}\n\
              subscribers: {{ max: {max}, max_per_identity: {max} }}\n\
@@ -75,6 +80,13 @@ impl Server {
         let mut server = Self { child, address: ([127, 0, 0, 1], 0).into(), _folder: None };
         server.address = address.map_err(|_| io::Error::other("the limit server does not listen"))?;
         Ok(server)
+    }
+
+    /// Its resident memory, in bytes.
+    pub(super) fn memory(&self) -> io::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.map(|kib| kib << 10).ok_or_else(|| io::Error::other("no VmRSS"))
     }
 
     /// The processor time of all its threads so far.

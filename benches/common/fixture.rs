@@ -1,0 +1,58 @@
+//! What the measurements of the sync core are made of.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use brokercast::event::{Envelope, Event, Timestamp};
+use brokercast::frame::Form;
+use brokercast::hub::{Channel, Concerns, Filter, Hub, Limits, Listener, Seat, SourceSpec};
+use brokercast::subject::Pattern;
+use bytes::Bytes;
+
+/// Bytes of each payload.
+pub(crate) const PAYLOAD: usize = 200;
+pub(crate) const NOW: Timestamp = Timestamp::from_micros(1_800_000_000_000_000);
+
+pub(crate) fn json() -> Bytes {
+    let head = r#"{"sensor":"boiler","value":21.5,"text":""#;
+    format!("{head}{}\"}}", "x".repeat(PAYLOAD - head.len() - 2)).into()
+}
+
+pub(crate) fn event(subject: &str, payload: Bytes, envelope: Envelope) -> Event {
+    Event { subject: subject.parse().expect("a subject"), payload, time: NOW, position: None, name: None, envelope }
+}
+
+pub(crate) fn pattern(text: &str) -> Pattern {
+    text.parse().expect("a pattern")
+}
+
+/// A writer's loop that has always taken everything already: the telling is measured, the writing is not.
+struct Swift;
+
+impl Listener for Swift {
+    fn ready(&self, channel: &Arc<Channel>, _: u64) {
+        channel.looked(0);
+    }
+
+    fn wake(&self) {}
+
+    fn pending(&self) -> u64 {
+        u64::MAX
+    }
+}
+
+/// A hub whose subscriber number n wants the patterns `wants(n)`; small windows, so that they are full soon.
+pub(crate) fn hub(subscribers: usize, wants: impl Fn(usize) -> Vec<String>) -> (Arc<Hub>, Vec<Seat>) {
+    let source = SourceSpec { name: "plant".parse().expect("a source's name"), durable: false, concerns: Concerns(Arc::new(|_| true)) };
+    let hub = Hub::new(vec![source], Limits { bytes: 1 << 20, age: Duration::from_secs(600) }, 7);
+    let listener = hub.listen(Arc::new(Swift));
+    let mut seats = Vec::with_capacity(subscribers);
+    for n in 0..subscribers {
+        let patterns = wants(n).iter().map(|text| pattern(text)).collect();
+        let filter = Arc::new(Filter::new(patterns, Form::Routed));
+        let (seat, _) = hub.join(&mut hub.state(), &filter);
+        seat.channel().set_member(listener, true);
+        seats.push(seat);
+    }
+    (hub, seats)
+}
