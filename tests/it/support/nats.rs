@@ -77,8 +77,9 @@ impl Nats {
     /// Starts it (again), with its data, on the same port.
     pub async fn restart(&mut self) {
         self.kill();
-        let program = ["/usr/sbin/nats-server", "/usr/local/bin/nats-server"].into_iter().find(|p| std::path::Path::new(p).exists());
-        let mut command = Command::new(program.unwrap_or("nats-server"));
+        let installed = ["/usr/sbin/nats-server", "/usr/local/bin/nats-server"].into_iter().find(|p| std::path::Path::new(p).exists());
+        let chosen = std::env::var_os("BROKERCAST_TEST_NATS_SERVER");
+        let mut command = Command::new(chosen.unwrap_or_else(|| installed.unwrap_or("nats-server").into()));
         command.arg("-c").arg(self.folder.path().join("nats.conf"));
         let mut process = Process::spawn("nats-server", &self.folder.path().join("log"), "apt-get install nats-server", &mut command);
         let address = self.port.address();
