@@ -41,8 +41,6 @@ mod system;
 use intake::Intake;
 use system::Signals;
 
-/// Readers of brokers' histories at a time.
-const HISTORY_READERS: usize = 16;
 /// Between two heartbeats the channels take turns in so many parts, so that not all sockets are written at once.
 const BEATS: u32 = 16;
 /// Streams end so far apart when the process drains, as long as the time allows.
@@ -189,7 +187,12 @@ impl Bridge {
         let window = Limits { bytes: config.window.bytes, age: config.window.age };
         let hub = Hub::new(sources.iter().enumerate().map(spec).collect(), window, rand::random());
         let logs = sources.iter().map(|s| replay::Log { adapter: s.adapter.clone(), max_payload: s.max_payload }).collect();
-        let settings = replay::Settings { heartbeat: config.server.heartbeat, retry: config.server.retry, readers: HISTORY_READERS };
+        let settings = replay::Settings {
+            heartbeat: config.server.heartbeat,
+            retry: config.server.retry,
+            readers: config.history.readers,
+            rate: config.history.rate,
+        };
         let streams = Streams::new(hub.clone(), router.clone(), logs, settings);
         let pool = Pool::new(&config.subscribers);
         let connections = TaskTracker::new();

@@ -36,6 +36,8 @@ pub struct Config {
     pub subscribers: Subscribers,
     /// Events kept in memory for resuming, of each source.
     pub window: Window,
+    /// Reading brokers' own logs for clients that are behind the window.
+    pub history: History,
     /// Logging.
     pub log: Log,
     /// By name, in the order of names.
@@ -266,6 +268,16 @@ pub struct Window {
     /// Default 10 min.
     #[serde(serialize_with = "value::serialize_duration")]
     pub age: Duration,
+}
+
+/// `history`
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct History {
+    /// At a time; default 16.
+    pub readers: usize,
+    /// Bytes per second that all of them read together; default 64 MiB.
+    #[serde(serialize_with = "value::serialize_size")]
+    pub rate: usize,
 }
 
 /// `log`

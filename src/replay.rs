@@ -25,10 +25,12 @@ use crate::source::Adapter;
 
 mod catch_up;
 mod history;
+mod pace;
 #[cfg(test)]
 mod tests;
 
 use catch_up::{CatchUp, Step};
+use pace::Pace;
 
 /// Where a client wants to begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +70,8 @@ pub struct Settings {
     pub retry: Duration,
     /// Readers of brokers' histories at a time.
     pub readers: usize,
+    /// Bytes per second that they read together, about: subjects and payloads.
+    pub rate: usize,
 }
 
 /// One of the hub's sources, as its history is read.
@@ -93,6 +97,7 @@ pub struct Streams {
     logs: Vec<Log>,
     settings: Settings,
     readers: Arc<Semaphore>,
+    pace: Arc<Pace>,
     draining: CancellationToken,
     /// Milliseconds over which streams end when draining.
     drain: AtomicU64,
@@ -112,6 +117,7 @@ impl Streams {
     pub fn new(hub: Arc<Hub>, router: Arc<Router>, logs: Vec<Log>, settings: Settings) -> Arc<Self> {
         Arc::new(Self {
             readers: Arc::new(Semaphore::new(settings.readers)),
+            pace: Arc::new(Pace::new(settings.rate)),
             hub,
             router,
             logs,

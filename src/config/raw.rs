@@ -20,6 +20,7 @@ pub(super) struct Raw {
     pub(super) auth: Auth,
     pub(super) subscribers: Subscribers,
     pub(super) window: Window,
+    pub(super) history: History,
     pub(super) log: Log,
     pub(super) sources: BTreeMap<String, Source>,
     pub(super) routes: Vec<Route>,
@@ -158,6 +159,13 @@ pub(super) struct WhenFull {
 pub(super) struct Window {
     pub(super) bytes: Option<SizeText>,
     pub(super) age: Option<DurationText>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct History {
+    pub(super) readers: Option<usize>,
+    pub(super) rate: Option<SizeText>,
 }
 
 #[derive(Deserialize, Default)]

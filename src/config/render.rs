@@ -49,6 +49,7 @@ impl Serialize for Effective<'_> {
         map.serialize_entry("auth", &AuthShown(&config.auth, tree))?;
         map.serialize_entry("subscribers", &SubscribersShown(&config.subscribers))?;
         map.serialize_entry("window", &config.window)?;
+        map.serialize_entry("history", &config.history)?;
         map.serialize_entry("log", &config.log)?;
         map.serialize_entry("sources", &SourcesShown(config, tree))?;
         match tree.get(&KeyPath::default().key("routes")) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::node::{KeyPath, Kind, Node};
 use super::value::{DurationText, SizeText, Switch};
-use super::{Admin, Anonymous, Config, Cors, Limits, Log, Problems, Server, Source, Subscribers, Tls, Window, raw};
+use super::{Admin, Anonymous, Config, Cors, History, Limits, Log, Problems, Server, Source, Subscribers, Tls, Window, raw};
 use crate::cursor::Tag;
 use crate::event::SourceName;
 use crate::source::AdapterConfig;
@@ -44,13 +44,17 @@ pub(super) fn validate(raw: raw::Raw, whole: &Node, problems: &mut Problems) -> 
         bytes: size(raw.window.bytes, 16 << 20, 1, usize::MAX, "window.bytes", problems),
         age: duration(raw.window.age, 600_000, 1, "window.age", problems),
     };
+    let history = History {
+        readers: number(raw.history.readers, 16, "history.readers", problems),
+        rate: size(raw.history.rate, 64 << 20, 1 << 10, usize::MAX, "history.rate", problems),
+    };
     let log = log(raw.log, problems);
     let sources = sources(raw.sources, problems);
     let routes = routes::validate(raw.routes, &source_names(whole), problems);
     if !problems.0.iter().any(|p| p.path.starts_with("auth")) {
         auth::try_keys(&auth, &server.limits, problems);
     }
-    problems.0.is_empty().then_some(Config { server, admin, auth, subscribers, window, log, sources, routes })
+    problems.0.is_empty().then_some(Config { server, admin, auth, subscribers, window, history, log, sources, routes })
 }
 
 /// The names under `sources`, also of those that are at fault themselves.

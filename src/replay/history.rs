@@ -1,21 +1,26 @@
 //! Reading a broker's own log for one client that is behind the window.
 //!
-//! Bounded in number by the permits of [`super::Streams`] and in rate by the client itself: nothing is read that
-//! its socket has not asked for, and never more than a batch ahead.
+//! Bounded in number by the permits of [`super::Streams`], and in rate by the client itself, for nothing is read that its
+//! socket has not asked for and never more than a batch ahead, and by a [`Pace`] that all readers share.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::Log;
+use super::pace::Pace;
 use crate::cursor::Point;
 use crate::event::Timestamp;
 use crate::source::{Connection, Item, SourceError, Start, drop_oversized};
 
 /// Messages read at a time.
 const BATCH: usize = 256;
+/// What a message counts for beside its subject and payload, about.
+const OVERHEAD: usize = 64;
 
 /// A reader of one source's log.
 pub(super) struct History {
@@ -23,6 +28,9 @@ pub(super) struct History {
     pub(super) source: usize,
     log: Log,
     readers: Arc<Semaphore>,
+    pace: Arc<Pace>,
+    /// Before more is read.
+    pause: Option<Pin<Box<Sleep>>>,
     stage: Stage,
     failures: u32,
 }
@@ -37,14 +45,18 @@ enum Stage {
 
 impl History {
     /// Of one source.
-    pub(super) fn new(source: usize, log: Log, readers: Arc<Semaphore>) -> Self {
-        Self { source, stage: Stage::Waiting(Box::pin(std::future::ready(()))), log, readers, failures: 0 }
+    pub(super) fn new(source: usize, log: Log, readers: Arc<Semaphore>, pace: Arc<Pace>) -> Self {
+        Self { source, stage: Stage::Waiting(Box::pin(std::future::ready(()))), log, readers, pace, pause: None, failures: 0 }
     }
 
     /// Waits for what follows `at`, where the client stands; `Point::Last` only where the broker keeps the last of each
     /// subject. Cancel safe. A broker that is away is waited for.
     pub(super) async fn next(&mut self, items: &mut Vec<Item>, at: Point) {
         loop {
+            if let Some(pause) = &mut self.pause {
+                pause.await;
+                self.pause = None;
+            }
             match &mut self.stage {
                 Stage::Waiting(wait) => {
                     wait.await;
@@ -56,6 +68,8 @@ impl History {
                 },
                 Stage::Reading(_, connection) => {
                     let result = connection.next(items, BATCH).await;
+                    let until = self.pace.took(items.iter().map(weight).sum(), Instant::now());
+                    self.pause = until.map(|until| Box::pin(sleep_until(until)));
                     drop_oversized(items, self.log.max_payload);
                     match result {
                         Ok(()) => self.failures = 0,
@@ -75,6 +89,10 @@ impl History {
         tracing::debug!(error = error as &dyn std::error::Error, "a history cannot be read now");
         self.stage = Stage::Waiting(Box::pin(tokio::time::sleep(most.mul_f64(rand::random_range(0.5..1.0)))));
     }
+}
+
+fn weight(item: &Item) -> usize {
+    if let Item::Message(message) = item { message.subject.as_str().len() + message.payload.len() + OVERHEAD } else { 0 }
 }
 
 fn start(at: Point) -> Start {

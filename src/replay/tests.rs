@@ -186,7 +186,7 @@ impl Bridge {
         let hub = Hub::new(vec![spec(0), spec(1)], Limits { bytes: window, age: Duration::from_secs(3600) }, epoch);
         let adapter: Arc<dyn Adapter> = Arc::new(FakeAdapter(log.clone()));
         let logs = vec![Log { adapter, max_payload: 1000 }; 2];
-        let settings = Settings { heartbeat: Duration::from_secs(15), retry: Duration::from_secs(3), readers: 4 };
+        let settings = Settings { heartbeat: Duration::from_secs(15), retry: Duration::from_secs(3), readers: 4, rate: 1 << 30 };
         let this = Self { streams: Streams::new(hub, router, logs, settings), log: log.clone(), generation: 0, fed: 0, volatile: 0 };
         this.warmed()
     }

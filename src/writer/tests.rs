@@ -20,7 +20,7 @@ fn world(loops: usize, stall: Duration) -> World {
     let spec = SourceSpec { name: "demo".parse().unwrap(), durable: false, concerns: Concerns(Arc::new(|_| true)) };
     let hub = Hub::new(vec![spec], Limits { bytes: 64 << 20, age: Duration::from_secs(60) }, 1);
     let router = Arc::new(crate::route::Router::new(&[], &[("demo".parse().unwrap(), Vec::new())]).unwrap());
-    let settings = Settings { heartbeat: Duration::from_secs(15), retry: Duration::from_secs(3), readers: 1 };
+    let settings = Settings { heartbeat: Duration::from_secs(15), retry: Duration::from_secs(3), readers: 1, rate: 1 << 30 };
     let (writer, ends) = Writer::start(&hub, loops, stall).unwrap();
     World { streams: Streams::new(hub, router, Vec::new(), settings), writer, ends, listener: TcpListener::bind("127.0.0.1:0").unwrap() }
 }

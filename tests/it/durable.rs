@@ -502,6 +502,24 @@ async fn missing_stream_is_waited_for_and_not_made_unasked() {
 }
 
 #[tokio::test]
+async fn histories_keep_to_their_common_rate_and_what_is_live_does_not_wait_for_them() {
+    let log = Log { name: "log".into(), broker: Broker::Jet(Nats::start().await) };
+    let bridge = Bridge::start(&format!("history: {{ rate: 512KiB }}\n{}", config("16KiB", &[log.source()]))).await;
+    let mut live = bridge.subscribe("").await;
+    log.publish_with("a", 0..1000, &"x".repeat(1000)).await;
+    assert_eq!(read_to(&mut live, 999).await, range(0..1000));
+    let begun = Instant::now();
+    let mut late = [Sse::open(bridge.events("since=all")).await, Sse::open(bridge.events("since=all")).await];
+    log.publish_numbers("a", 1000..1001).await;
+    assert_eq!(read_to(&mut live, 1000).await, [1000]);
+    for client in &mut late {
+        assert_eq!(read_to(client, 1000).await, range(0..1001));
+    }
+    // Twice a megabyte at half a mebibyte a second.
+    assert!(begun.elapsed() > Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn seven_durable_sources_fit_a_short_id() {
     let nats = Nats::start().await;
     let source = |n: usize| {

@@ -65,6 +65,7 @@ fn with_a_file_nothing_of_the_demo_counts_and_defaults_are_the_documented_ones()
     assert!(config.sources.is_empty() && config.auth.anonymous.subscribe.is_empty() && config.auth.anonymous.publish.is_empty());
     assert_eq!(config.window.age.as_secs(), 60);
     assert_eq!(config.window.bytes, 16 << 20);
+    assert_eq!((config.history.readers, config.history.rate), (16, 64 << 20));
     assert_eq!(config.server.heartbeat.as_secs(), 15);
     assert_eq!(config.server.retry.as_secs(), 3);
     assert_eq!(config.server.drain.as_secs(), 10);
@@ -215,7 +216,7 @@ unknown: 1
         "0.yaml:17:33: sources.clock.ticker.subject: has white space",
         "0.yaml:18:3: sources.-bad: a source's name must be",
         "0.yaml:19:3: sources.none: must hold exactly one of",
-        "0.yaml:20:1: unknown: is no known key (known: server, admin, auth, subscribers, window, log, sources, routes)",
+        "0.yaml:20:1: unknown: is no known key (known: server, admin, auth, subscribers, window, history, log, sources, routes)",
     ];
     for (at, start) in starts.iter().enumerate() {
         assert!(problems.get(at).is_some_and(|line| line.starts_with(start)), "expected {start}\nin {problems:#?}");

@@ -30,7 +30,7 @@ fn serve() -> (SocketAddr, mpsc::UnboundedReceiver<Left>, TaskTracker) {
     let spec = SourceSpec { name: "demo".parse().unwrap(), durable: false, concerns: Concerns(Arc::new(|_| true)) };
     let hub = Hub::new(vec![spec], Limits { bytes: 1 << 20, age: Duration::from_secs(60) }, 1);
     let router = Arc::new(crate::route::Router::new(&[], &[("demo".parse().unwrap(), Vec::new())]).unwrap());
-    let settings = Settings { heartbeat: Duration::from_secs(15), retry: Duration::from_secs(3), readers: 1 };
+    let settings = Settings { heartbeat: Duration::from_secs(15), retry: Duration::from_secs(3), readers: 1, rate: 1 << 30 };
     let streams = Streams::new(hub, router, Vec::new(), settings);
     let answer = move || {
         let filter = Arc::new(Filter::new(vec!["a".parse().unwrap()], Form::Routed));

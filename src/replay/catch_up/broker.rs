@@ -22,7 +22,7 @@ impl CatchUp {
             (0..self.tracks.len()).find(behind)
         };
         if let Some(source) = chosen {
-            self.history = Some(History::new(source, self.log(source).clone(), self.streams.readers.clone()));
+            self.history = Some(History::new(source, self.log(source).clone(), self.streams.readers.clone(), self.streams.pace.clone()));
         }
     }
 
