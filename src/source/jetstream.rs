@@ -18,18 +18,22 @@ use crate::event::{Gap, GapReason, SourceName, Timestamp};
 use crate::subject::{Pattern, Subject};
 
 mod api;
+mod detour;
 mod line;
 mod reader;
 #[cfg(test)]
 mod tests;
 
 use api::{NewConsumer, NewStream, Stored, StreamInfo};
+use detour::Trouble;
 use line::{Line, Shared};
 use reader::{Begin, Credit, Reader};
 
 /// Messages that the live reader asks for at a time, and a history's.
 const LIVE: Credit = Credit { messages: 4096, bytes: 32 << 20 };
 const HISTORY: Credit = Credit { messages: 512, bytes: 4 << 20 };
+/// Stands for the newest of each subject, where a sequence is meant.
+const NEWEST: u64 = u64::MAX;
 /// How long the server keeps the place of a reader that is gone.
 const INACTIVE: Duration = Duration::from_secs(60);
 
@@ -42,7 +46,11 @@ pub struct JetStreamSource {
     unnamed: Subject,
     /// The connection of all this source's readers, while there is one.
     shared: Mutex<Weak<Shared>>,
+    /// The connection of histories, where some have to do with messages that the library cannot read: then the live
+    /// reader does not lose its own over them.
+    aside: Mutex<Weak<Shared>>,
     known: Arc<Mutex<Known>>,
+    trouble: Arc<Mutex<Trouble>>,
     last_server: LastServer,
 }
 
@@ -61,19 +69,31 @@ impl JetStreamSource {
     pub fn new(config: Config, stream: JetStream, name: &SourceName) -> Self {
         let subjects = without_overlap(&config.subjects).into_iter().map(|(pattern, _)| pattern).collect();
         let unnamed = Subject::new(name.as_str()).expect("a source's name is made of what subjects are made of");
-        Self { config, stream, subjects, unnamed, shared: Mutex::default(), known: Arc::default(), last_server: LastServer::default() }
+        Self {
+            config,
+            stream,
+            subjects,
+            unnamed,
+            shared: Mutex::default(),
+            aside: Mutex::default(),
+            known: Arc::default(),
+            trouble: Arc::default(),
+            last_server: LastServer::default(),
+        }
     }
 
-    async fn line(&self) -> Result<Line, SourceError> {
+    async fn line(&self, live: bool) -> Result<Line, SourceError> {
         let living = |shared: &Weak<Shared>| shared.upgrade().filter(|shared| !shared.is_dead());
-        let known = living(&self.shared.lock());
+        let apart = !live && self.trouble.lock().is_known();
+        let slot = if apart { &self.aside } else { &self.shared };
+        let known = living(&slot.lock());
         if let Some(shared) = known {
             return Line::new(shared).await;
         }
         // Not under the lock: whoever waits here may not be polled for long. If two connect, the first one is used.
         let fresh = Shared::connect(&self.config, &self.last_server).await?;
         let first = {
-            let mut shared = self.shared.lock();
+            let mut shared = slot.lock();
             let first = living(&shared).unwrap_or(fresh);
             *shared = Arc::downgrade(&first);
             first
@@ -147,7 +167,7 @@ impl JetStreamSource {
     }
 
     async fn attach(&self, start: Start, live: bool) -> Result<Reader, SourceError> {
-        let mut line = self.line().await?;
+        let mut line = self.line(live).await?;
         let info = self.info(&mut line, live).await?;
         self.suits(&info)?;
         let (first, last) = (info.first(), info.state.last_seq);
@@ -160,9 +180,10 @@ impl JetStreamSource {
             mem_storage: true,
             ..NewConsumer::default()
         };
+        let trouble = self.trouble.clone();
         let end = self.position(&mut line, last).await?;
         let (known, credit) = if live { (Some(self.known.clone()), LIVE) } else { (None, HISTORY) };
-        let mut begin = Begin { items: Vec::new(), floor: None, end, pending: 0, last_only: false, credit, known };
+        let mut begin = Begin { items: Vec::new(), floor: None, end, pending: 0, last_only: false, credit, known, next: 0, trouble };
         match start {
             Start::Now => {
                 begin.floor = Some(last);
@@ -183,6 +204,14 @@ impl JetStreamSource {
                     _ => new.start_at(time),
                 }
             }
+            // One of the newest cannot be read: that something is missing is told, and on from the end.
+            Start::LastPerSubject if self.trouble.lock().was_lost_at(NEWEST) => {
+                self.trouble.lock().told_newest();
+                let gap = Gap { reason: GapReason::Overflow, from: None, to: None, position: Some(end) };
+                begin.items.push(Item::Gap(gap));
+                begin.floor = Some(last);
+                new.opt_start_seq = Some(last + 1);
+            }
             Start::LastPerSubject => {
                 new.deliver_policy = "last_per_subject";
                 begin.last_only = true;
@@ -196,8 +225,23 @@ impl JetStreamSource {
             several => new.filter_subjects = several.to_vec(),
         }
         let name = &*self.stream.stream;
-        let consumer = api::create_consumer(&mut line, name, &new).await?;
-        let consumer = consumer.ok_or_else(|| SourceError::new(format!("the stream `{name}` has just gone")))?;
+        let gone = || SourceError::new(format!("the stream `{name}` has just gone"));
+        let mut consumer = api::create_consumer(&mut line, name, &new).await?.ok_or_else(gone)?;
+        begin.next = if begin.last_only { NEWEST } else { consumer.delivered.stream_seq + 1 };
+        if !begin.last_only && self.trouble.lock().is_near(begin.next) {
+            let detour = self.detour(&mut line, &info, begin.next).await?;
+            if let Some(place) = detour.end {
+                line.ask(&format!("$JS.API.CONSUMER.DELETE.{name}.{}", consumer.name), "d", "");
+                begin.items.extend(detour.items);
+                begin.floor = Some(place.seq);
+                begin.next = place.seq + 1;
+                if place.seq > begin.end.seq {
+                    begin.end = place;
+                }
+                (new.deliver_policy, new.opt_start_time, new.opt_start_seq) = ("by_start_sequence", None, Some(begin.next));
+                consumer = api::create_consumer(&mut line, name, &new).await?.ok_or_else(gone)?;
+            }
+        }
         line.at_the_end(&format!("$JS.API.CONSUMER.DELETE.{name}.{}", consumer.name));
         tracing::debug!(stream = name, consumer = consumer.name, first, last, pending = consumer.num_pending, "reads a stream");
         begin.pending = consumer.num_pending;

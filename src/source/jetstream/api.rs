@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -88,13 +89,27 @@ pub(super) struct NewConsumer {
 pub(super) struct ConsumerInfo {
     pub(super) name: String,
     #[serde(default)]
+    pub(super) delivered: Delivered,
+    #[serde(default)]
     pub(super) num_pending: u64,
 }
 
-/// A stored message, as far as it tells one from another.
+/// Up to where a consumer has delivered.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Delivered {
+    #[serde(default)]
+    pub(super) stream_seq: u64,
+}
+
+/// A stored message.
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) seq: u64,
+    /// In it, a replacement character stands for each byte that is no UTF-8.
+    pub(super) subject: String,
+    pub(super) payload: Bytes,
+    /// The library may not be able to read it.
+    pub(super) odd: bool,
     /// Nanoseconds since 1970.
     pub(super) time: u64,
     pub(super) check: Check,
@@ -111,6 +126,8 @@ struct RawMessage {
     seq: u64,
     #[serde(default)]
     data: String,
+    #[serde(default)]
+    hdrs: String,
     time: String,
 }
 
@@ -191,7 +208,43 @@ pub(super) fn read_message(answer: &[u8]) -> Result<Option<Stored>, SourceError>
     let bad = |what: &str| SourceError::new(format!("JetStream's answer about a message has no {what}"));
     let payload = STANDARD.decode(&message.data).map_err(|_| bad("payload"))?;
     let time = nanos(&message.time).ok_or_else(|| bad("time"))?;
-    Ok(Some(Stored { seq: message.seq, time, check: check(message.subject.as_bytes(), &payload, time) }))
+    let check = check(message.subject.as_bytes(), &payload, time);
+    let odd = message.subject.contains(char::REPLACEMENT_CHARACTER) || !(message.hdrs.is_empty() || plain(&message));
+    Ok(Some(Stored { seq: message.seq, subject: message.subject, payload: payload.into(), odd, time, check }))
+}
+
+/// Whether headers are what every client can read: a line for each, of a name and a value. With headers, white space of any
+/// kind in the subject is too much.
+fn plain(message: &RawMessage) -> bool {
+    let Ok(bytes) = STANDARD.decode(&message.hdrs) else { return false };
+    let Some(lines) = std::str::from_utf8(&bytes).ok().and_then(|text| text.strip_prefix("NATS/1.0\r\n")) else { return false };
+    let readable =
+        |line: &str| line.split_once(':').is_some_and(|(name, _)| !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic()));
+    !message.subject.contains(char::is_whitespace) && lines.lines().all(|line| line.is_empty() || readable(line))
+}
+
+/// What there is from a sequence on.
+pub(super) enum Found {
+    Nothing,
+    Message(Stored),
+    /// The answer makes no sense.
+    Unreadable,
+}
+
+/// The first message from a sequence on that one of the filters takes.
+pub(super) async fn find(line: &mut Line, stream: &str, seq: u64, filters: &[String]) -> Result<Found, SourceError> {
+    let mut first: Option<Stored> = None;
+    for filter in filters {
+        let what = serde_json::json!({ "seq": seq, "next_by_subj": filter }).to_string();
+        let answer = line.request(&format!("$JS.API.STREAM.MSG.GET.{stream}"), &what).await?;
+        let refused = || serde_json::from_slice::<Refusal>(&answer).is_ok_and(|answer| answer.error.is_some());
+        match read_message(&answer) {
+            Ok(found) => first = first.into_iter().chain(found).min_by_key(|stored| stored.seq),
+            Err(error) if refused() => return Err(error),
+            Err(_) => return Ok(Found::Unreadable),
+        }
+    }
+    Ok(first.map_or(Found::Nothing, Found::Message))
 }
 
 /// What a delivered message's reply subject tells of it.

@@ -101,6 +101,11 @@ impl Line {
         Ok(Self { shared, client, inbox, queue, life, outbox: VecDeque::new(), asked: 0, farewell: None })
     }
 
+    /// Whether its connection has ended.
+    pub(super) fn is_dead(&self) -> bool {
+        self.shared.is_dead()
+    }
+
     /// The largest message that the server can have taken, about.
     pub(super) fn largest(&self) -> usize {
         self.client.max_payload() + (64 << 10)

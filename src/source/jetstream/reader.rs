@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::api::{self, Place, StreamInfo};
+use super::detour::Trouble;
 use super::line::{Delivery, Line, number, status};
 use super::{Known, now};
 use crate::cursor::Position;
@@ -59,6 +60,9 @@ pub(super) struct Begin {
     pub(super) credit: Credit,
     /// What the live reader notes.
     pub(super) known: Option<Arc<Mutex<Known>>>,
+    /// The first sequence that the consumer may deliver, and where it is noted that nothing came of it.
+    pub(super) next: u64,
+    pub(super) trouble: Arc<Mutex<Trouble>>,
 }
 
 /// A hole before an item.
@@ -93,6 +97,9 @@ pub(super) struct Reader {
     /// The last message when the stream was asked.
     asked_behind: u64,
     known: Option<Arc<Mutex<Known>>>,
+    /// The sequence that is to come, while nothing has come.
+    first: Option<u64>,
+    trouble: Arc<Mutex<Trouble>>,
 
     /// What can be handed out.
     out: VecDeque<Item>,
@@ -152,6 +159,8 @@ impl Reader {
             asked_at: Instant::now(),
             asked_behind: 0,
             known: begin.known,
+            first: Some(begin.next),
+            trouble: begin.trouble,
             out: begin.items.into(),
             checking: Batch::default(),
             ready: Batch::default(),
@@ -408,6 +417,14 @@ impl Reader {
         let count = limit.min(self.out.len());
         let from = batch.len();
         batch.extend(self.out.drain(..count));
+        let told = |item: &Item| match item {
+            Item::Message(message) => message.position.is_some_and(|at| self.first.is_some_and(|first| at.seq >= first)),
+            Item::Tail(_) => true,
+            Item::Gap(_) => false,
+        };
+        if self.first.is_some() && batch[from..].iter().any(told) {
+            self.trouble.lock().read_at(self.first.take().unwrap_or_default());
+        }
         if let Some(known) = &self.known {
             let mut known = known.lock();
             if known.created.as_ref() != Some(&self.info.created) {
@@ -426,6 +443,9 @@ impl Reader {
                 return Ok(());
             }
             if let Some(error) = self.failed.take() {
+                if let Some(first) = self.first.take_if(|_| self.line.is_dead()) {
+                    self.trouble.lock().lost_at(first);
+                }
                 return Err(error);
             }
             self.pull();

@@ -303,6 +303,103 @@ async fn a_stream_made_anew_is_a_reset_for_the_live_reader_and_for_histories() {
     running.stop().await;
 }
 
+/// A message as no client library would send it.
+fn raw(subject: &[u8], headers: &[u8], payload: &str) -> Vec<u8> {
+    let sizes = if headers.is_empty() {
+        format!(" {}\r\n", payload.len())
+    } else {
+        format!(" {} {}\r\n", headers.len(), headers.len() + payload.len())
+    };
+    let verb: &[u8] = if headers.is_empty() { b"PUB " } else { b"HPUB " };
+    [verb, subject, sizes.as_bytes(), headers, payload.as_bytes(), b"\r\n"].concat()
+}
+
+/// Publishes such messages, and waits until the stream holds so many in all.
+async fn publish_raw(server: &Server, stream: &mut stream::Stream, bytes: &[u8], stored: u64) {
+    let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", server.port)).await.expect("connects");
+    let all = [b"CONNECT {\"verbose\":false,\"headers\":true}\r\n", bytes].concat();
+    tokio::io::AsyncWriteExt::write_all(&mut socket, &all).await.expect("writes");
+    eventually("all to be stored", async || match stream.info().await.expect("info").state.messages {
+        n if n == stored => Ok(()),
+        n => Err(n.to_string()),
+    })
+    .await;
+}
+
+/// As [`read`], by a client who comes again from where it stands when the reading fails.
+async fn read_on(source: &Arc<dyn Adapter>, start: Start) -> Vec<Item> {
+    let (mut items, mut start, mut failures) = (Vec::new(), start, 0);
+    while failures < 20 {
+        let Ok(mut connection) = source.history(start).await else {
+            failures += 1;
+            continue;
+        };
+        let result = loop {
+            let result = timeout(Duration::from_secs(10), connection.next(&mut items, 100)).await.expect("in time");
+            if result.is_err() || items.iter().any(|item| matches!(item, Item::Tail(_))) {
+                break result;
+            }
+        };
+        let Err(_) = result else { return items };
+        failures += 1;
+        let place = |item: &Item| if let Item::Message(m) = item { m.position } else { None };
+        if let (Some(at), false) = (items.iter().rev().find_map(place), matches!(start, Start::LastPerSubject)) {
+            start = Start::After(at);
+        }
+    }
+    panic!("the history does not come to its end: {:?}", texts(&items));
+}
+
+#[tokio::test]
+async fn messages_that_the_library_cannot_read_hold_up_nobody() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    let mut stream = make(&context, named(&["a.*", "b"])).await;
+    let source = source(&server, &["a.>"]);
+    // What there is before the first reader comes.
+    publish_raw(&server, &mut stream, &raw(b"a.\xff", b"", "0"), 1).await;
+    publish(&context, "a.x", 1..4).await;
+    let running = Running::start(source.clone());
+    running.until_messages(4).await;
+    // While it reads, among others' messages, with odd subjects and odd headers, one behind the other.
+    publish(&context, "b", 0..10).await;
+    let odd = [
+        raw(b"a.x", b"NATS/1.0\r\nA: \xff\r\n\r\n", "4"),
+        raw(b"a.\xe2\x82", b"", "5"),
+        raw(b"a.x", b"NATS/1.0 what is this\r\n\r\n", "6"),
+        raw(b"a.x", b"NATS/1.0\r\nno colon\r\n\r\n", "7"),
+        raw("a.\u{a0}".as_bytes(), b"NATS/1.0\r\nA: b\r\n\r\n", "8"),
+    ];
+    publish_raw(&server, &mut stream, &odd.concat(), 19).await;
+    publish(&context, "b", 0..10).await;
+    publish(&context, "a.x", 9..100).await;
+    running.until_messages(100).await;
+    assert_eq!(ledger(&running.recorder.items.lock(), 100), []);
+    let live = running.recorder.items.lock().clone();
+    let messages = |items: &[Item]| {
+        items
+            .iter()
+            .filter_map(|i| if let Item::Message(m) = i { Some((m.subject.to_string(), m.position)) } else { None })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(messages(&live)[0].0, "a.\u{fffd}");
+    assert_eq!(messages(&live)[5].0, "a.\u{fffd}\u{fffd}");
+    // Histories come past them too, and find their places again; the live reader's connection is not theirs.
+    let reconnects = running.handle.counters.reconnects();
+    let all = read_on(&source, Start::Earliest).await;
+    assert_eq!(messages(&all), messages(&live));
+    for (n, (_, place)) in messages(&all).iter().enumerate().take(12) {
+        let on = read_on(&source, Start::After(place.expect("a place"))).await;
+        assert_eq!((messages(&on), ledger(&[&all[..=n], &on[..]].concat(), 100)), (messages(&all)[n + 1..].to_vec(), vec![]), "behind {n}");
+    }
+    // Where the newest of a subject is such a message, that is told.
+    let last = read_on(&source, Start::LastPerSubject).await;
+    let end = last.iter().rev().take(2).cloned().collect::<Vec<_>>();
+    assert!(matches!(&end[..], [Item::Tail(Some(_)), Item::Gap(Gap { reason: GapReason::Overflow, .. })]), "{:?}", texts(&last));
+    assert!(running.handle.counters.reconnects() <= reconnects + 1);
+    running.stop().await;
+}
+
 #[tokio::test]
 async fn a_purge_is_a_reset_for_who_had_not_read_it_and_nothing_for_who_had() {
     let server = Server::start().await;

@@ -71,7 +71,8 @@ impl Server {
 
     pub(crate) async fn revive(&mut self) {
         let log = self.folder.path().join("log");
-        let child = Command::new("nats-server")
+        let program = std::env::var_os("BROKERCAST_TEST_NATS_SERVER").unwrap_or_else(|| "nats-server".into());
+        let child = Command::new(program)
             .arg("-c")
             .arg(self.folder.path().join("nats.conf"))
             .arg("-l")
