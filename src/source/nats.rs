@@ -219,10 +219,13 @@ impl Inbox {
         }
         let subject = match &self.last {
             Some((name, subject)) if *name == message.subject => subject.clone(),
-            _ => Subject::from_broker(message.subject.as_bytes(), &self.unnamed),
+            _ => {
+                let subject = Subject::from_broker(message.subject.as_bytes(), &self.unnamed);
+                self.last = Some((message.subject, subject.clone()));
+                subject
+            }
         };
-        self.last = Some((message.subject, subject.clone()));
-        // It shares the library's read buffer, which is fine for as long as it takes to be encoded.
+        // Not copied, though it keeps the whole read buffer: it is handed in at once, and there it is encoded and let go.
         Some(Message { subject, payload: message.payload, time: Timestamp::now(), position: None })
     }
 }

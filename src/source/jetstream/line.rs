@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use async_nats::message::OutboundMessage;
-use async_nats::{Client, HeaderMap, Message, Subscriber};
+use async_nats::{Client, Message, Subscriber};
 use bytes::Bytes;
 use futures_util::{Sink as _, StreamExt as _};
 use tokio::sync::watch;
@@ -54,27 +54,27 @@ impl Shared {
     }
 }
 
-/// What came to a line.
+/// What came to a line. Its payload lies in the buffer that the connection was read into: whoever keeps that for long
+/// copies it.
 #[derive(Debug)]
-pub(super) struct Delivery {
-    pub(super) subject: Bytes,
-    /// Where an answer goes; empty: nowhere.
-    pub(super) reply: Bytes,
-    pub(super) payload: Bytes,
-    headers: Option<HeaderMap>,
-    status: Option<(u16, String)>,
-}
+pub(super) struct Delivery(Message);
 
-impl From<Message> for Delivery {
-    fn from(message: Message) -> Self {
-        // The payload shares the library's read buffer, which is fine for as long as it takes to be encoded.
-        Self {
-            subject: Bytes::copy_from_slice(message.subject.as_bytes()),
-            reply: message.reply.map_or_else(Bytes::new, |reply| Bytes::copy_from_slice(reply.as_bytes())),
-            payload: message.payload,
-            headers: message.headers,
-            status: message.status.map(|code| (code.as_u16(), message.description.unwrap_or_default())),
-        }
+impl Delivery {
+    pub(super) fn subject(&self) -> &[u8] {
+        self.0.subject.as_bytes()
+    }
+
+    /// Where an answer goes; empty: nowhere.
+    pub(super) fn reply(&self) -> &[u8] {
+        self.0.reply.as_ref().map_or(&[], |reply| reply.as_bytes())
+    }
+
+    pub(super) fn payload(&self) -> &[u8] {
+        &self.0.payload
+    }
+
+    pub(super) fn into_payload(self) -> Bytes {
+        self.0.payload
     }
 }
 
@@ -113,7 +113,7 @@ impl Line {
 
     /// Whether a delivery is an answer to this line, not a message of a stream; then to what.
     pub(super) fn answers<'a>(&self, delivery: &'a Delivery) -> Option<&'a [u8]> {
-        delivery.subject.strip_prefix(self.inbox.as_bytes())?.strip_prefix(b".")
+        delivery.subject().strip_prefix(self.inbox.as_bytes())?.strip_prefix(b".")
     }
 
     /// Publishes; answers come to the inbox under `tag`.
@@ -140,7 +140,7 @@ impl Line {
     /// What has come already.
     pub(super) fn try_recv(&mut self) -> Option<Delivery> {
         match self.queue.poll_next_unpin(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(message) => message.map(Delivery::from),
+            Poll::Ready(message) => message.map(Delivery),
             Poll::Pending => None,
         }
     }
@@ -155,7 +155,7 @@ impl Line {
             });
             tokio::select! {
                 biased;
-                message = received => return message.map(Delivery::from).ok_or_else(|| shared.death()),
+                message = received => return message.map(Delivery).ok_or_else(|| shared.death()),
                 changed = life.changed() => if changed.is_err() || shared.is_dead() { return Err(shared.death()) },
             }
         }
@@ -178,7 +178,7 @@ impl Line {
         if status(&answer).is_some_and(|(code, _)| code == 503) {
             return Err(SourceError::new("the server has no JetStream, or not for this account"));
         }
-        Ok(answer.payload)
+        Ok(answer.into_payload())
     }
 
     /// Says goodbye, and waits until it is said.
@@ -209,11 +209,12 @@ fn poll_send(client: &mut Client, outbox: &mut VecDeque<OutboundMessage>, cx: &m
 
 /// The status of an answer without a message: its code and its words.
 pub(super) fn status(delivery: &Delivery) -> Option<(u16, String)> {
-    delivery.status.clone()
+    let code = delivery.0.status?;
+    Some((code.as_u16(), delivery.0.description.clone().unwrap_or_default()))
 }
 
 /// A header's number.
 pub(super) fn number(delivery: &Delivery, name: &str) -> Option<u64> {
-    let (_, values) = delivery.headers.as_ref()?.iter().find(|(key, _)| key.to_string().eq_ignore_ascii_case(name))?;
+    let (_, values) = delivery.0.headers.as_ref()?.iter().find(|(key, _)| key.to_string().eq_ignore_ascii_case(name))?;
     values.first()?.as_str().trim().parse().ok()
 }

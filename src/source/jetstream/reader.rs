@@ -214,15 +214,15 @@ impl Reader {
                 self.silent = 0;
                 self.pulled(&delivery)
             }
-            Some(b"i") => self.informed(&delivery.payload),
-            Some(b"c") => self.counted(&delivery.payload),
-            Some(b"m") => self.looked_up(&delivery.payload),
+            Some(b"i") => self.informed(delivery.payload()),
+            Some(b"c") => self.counted(delivery.payload()),
+            Some(b"m") => self.looked_up(delivery.payload()),
             Some(_) => Ok(()),
         }
     }
 
     fn message(&mut self, delivery: Delivery) -> Result<(), SourceError> {
-        let place = api::place(&delivery.reply).ok_or_else(|| SourceError::new("a message of the stream says no sequence"))?;
+        let place = api::place(delivery.reply()).ok_or_else(|| SourceError::new("a message of the stream says no sequence"))?;
         self.silent = 0;
         self.moved = true;
         self.cramped = false;
@@ -246,23 +246,34 @@ impl Reader {
         let last_of_pull = self.outstanding == 0 || self.earlier == 1;
         self.earlier = self.earlier.saturating_sub(1);
         self.caught_up = place.pending == 0 && !last_of_pull;
-        if self.called.0 != delivery.subject {
-            let name = String::from_utf8_lossy(&delivery.subject);
+        if self.called.0 != delivery.subject() {
+            let name = String::from_utf8_lossy(delivery.subject());
             let ours = self.subjects.iter().any(|pattern| pattern.matches(&name));
-            let subject = ours.then(|| Subject::from_broker(&delivery.subject, &self.unnamed));
-            self.called = (delivery.subject.clone(), subject);
+            let subject = ours.then(|| Subject::from_broker(delivery.subject(), &self.unnamed));
+            self.called = (Bytes::copy_from_slice(delivery.subject()), subject);
         }
         if let Some(subject) = self.called.1.clone() {
-            let check = api::check(&delivery.subject, &delivery.payload, place.time);
+            let check = api::check(delivery.subject(), delivery.payload(), place.time);
             let position = Some(Position { seq: place.seq, check: Some(check) });
             let time = Timestamp::from_micros(place.time / 1000);
-            self.ready.items.push(Item::Message(Message { subject, payload: delivery.payload, time, position }));
+            let payload = self.keep(delivery);
+            self.ready.items.push(Item::Message(Message { subject, payload, time, position }));
             self.told = place.seq;
         }
         if place.pending == 0 && self.tail.is_some() {
             self.tell_tail();
         }
         Ok(())
+    }
+
+    /// The payload, apart from the buffer that it was read into where it may be kept: for an answer of the stream, or by a
+    /// history for its client. What is handed in at once gives the buffer free soon.
+    fn keep(&self, delivery: Delivery) -> Bytes {
+        let waits = |batch: &Batch| !batch.holes.is_empty();
+        if self.known.is_none() || waits(&self.checking) || waits(&self.ready) {
+            return Bytes::copy_from_slice(delivery.payload());
+        }
+        delivery.into_payload()
     }
 
     /// All that the log held at the beginning has come.
