@@ -70,7 +70,7 @@ pub enum Wire {
 /// What stands in a channel's log from some place on.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Take {
-    /// Bytes, and the place behind them.
+    /// Bytes, and the place behind them; there may be more.
     Bytes(Bytes, u64),
     /// Nothing yet.
     Empty,
@@ -155,6 +155,12 @@ impl Channel {
         if let Some(key) = seat.0.take() {
             self.log.lock().leave(key);
         }
+    }
+
+    /// The place behind the last entry.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.log.lock().end()
     }
 
     /// The id of the last event before `place` that is still in the log.

@@ -41,7 +41,12 @@ impl World {
     }
 
     fn publish(&self, subject: &str, payload: &str) {
-        let event = Event {
+        self.publish_all(subject, &[payload.to_owned()]);
+    }
+
+    /// All in one batch.
+    fn publish_all(&self, subject: &str, payloads: &[String]) {
+        let event = |payload: &String| Event {
             subject: subject.parse().unwrap(),
             payload: Bytes::copy_from_slice(payload.as_bytes()),
             time: Timestamp::now(),
@@ -49,7 +54,8 @@ impl World {
             name: None,
             envelope: Envelope::Raw,
         };
-        self.streams.hub().publish(0, &mut vec![Input::Event(event)], Timestamp::now());
+        let mut batch = payloads.iter().map(event).map(Input::Event).collect();
+        self.streams.hub().publish(0, &mut batch, Timestamp::now());
     }
 
     fn eventually(&self, what: &str, mut check: impl FnMut() -> bool) {
@@ -96,6 +102,22 @@ async fn every_member_of_a_channel_gets_every_event_in_order_over_any_loop() {
     drop(clients);
     world.eventually("departed clients are let go", || world.streams.opened() == 0 && world.streams.hub().channels() == 0);
     assert_eq!(world.writer.streams(), 0);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_into_one_piece_is_written_as_well() {
+    let world = world(1, Duration::from_secs(10));
+    // One that is a piece by itself, and several that fill one: both leave the rest of the log to another piece.
+    for (count, size) in [(4, 20 << 10), (45, 2 << 10)] {
+        let mut clients: Vec<_> = (0..3).map(|_| world.client("a", None)).collect();
+        let mut payloads: Vec<_> = (0..count).map(|n| format!("{n:0size$}")).collect();
+        payloads.push("end".to_owned());
+        world.publish_all("a", &payloads);
+        for client in &mut clients {
+            let read = read(client, payloads.len());
+            assert!(read[..count] == payloads[..count], "of {count} events of {size} bytes");
+        }
+    }
 }
 
 #[tokio::test]

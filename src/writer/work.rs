@@ -70,6 +70,8 @@ pub(super) struct Work {
     begun: bool,
     /// How far the round has come: which of its channels, and which of that one's members.
     at: (usize, usize),
+    /// The channel under way holds more than the pieces that were taken of it.
+    rest: bool,
     /// When somebody's time is up, at the earliest.
     due: Option<Timestamp>,
     drain: Option<Duration>,
@@ -103,6 +105,7 @@ impl Work {
             round: Vec::new(),
             begun: false,
             at: (0, 0),
+            rest: false,
             due: None,
             drain: None,
         }
@@ -392,6 +395,18 @@ impl Work {
             group.channel.looked(self.number);
         }
         let channel = group.channel.clone();
+        while self.hand_round(slot, &channel, budget) {
+            // A piece is bounded: what is left is nobody's news, so nobody would tell of it.
+            if !std::mem::take(&mut self.rest) {
+                return true;
+            }
+            self.at.1 = 0;
+        }
+        false
+    }
+
+    /// Writes the next piece to each member from `at` on; false when the budget is used up.
+    fn hand_round(&mut self, slot: usize, channel: &Channel, budget: &mut usize) -> bool {
         let mut piece: Option<Piece> = None;
         while let Some(key) = self.channels.get(slot).and_then(Option::as_ref).and_then(|g| g.members.get(self.at.1)).copied() {
             if *budget == 0 {
@@ -413,7 +428,10 @@ impl Work {
                 }
                 Some(piece) if piece.to == place => self.at.1 += 1,
                 _ => match channel.take(place, Wire::Chunked) {
-                    Take::Bytes(bytes, to) => piece = Some(Piece { from: place, to, bytes }),
+                    Take::Bytes(bytes, to) => {
+                        self.rest |= to < channel.end();
+                        piece = Some(Piece { from: place, to, bytes });
+                    }
                     Take::Empty => self.at.1 += 1,
                     Take::Lagged => self.give_back(key),
                 },
