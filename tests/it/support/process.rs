@@ -31,7 +31,7 @@ impl Process {
             Err(error) => panic!("cannot start {name} ({:?}): {error}; install it: {install}", command.get_program()),
         };
         // Where this process is killed, the pipe closes and the shell ends the group.
-        let script = format!("read _; kill -KILL -- -{} 2>/dev/null", child.id());
+        let script = format!("read _; kill -s KILL -- -{} 2>/dev/null", child.id());
         let reaper = Command::new("sh")
             .args(["-c", &script])
             .stdin(Stdio::piped())
