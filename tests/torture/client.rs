@@ -200,14 +200,16 @@ impl Notes {
             return lines.push_str(&line);
         }
         self.count += 1;
-        let turn = self.count == 20;
+        let turn = self.count.is_multiple_of(20);
         match self.sabotage {
             Some(Sabotage::Skip) if turn => {}
             Some(Sabotage::Repeat) if turn => lines.push_str(&line.repeat(2)),
-            Some(Sabotage::Swap) if turn => self.held = Some(line),
+            Some(Sabotage::Swap) if turn && self.held.is_none() => self.held = Some(line),
             _ => {
                 lines.push_str(&line);
-                if let Some(held) = self.held.take() {
+                // Events of two sources have no order that could be wrong.
+                let source = |line: &str| line.split('\t').nth(2).map(str::to_owned);
+                if let Some(held) = self.held.take_if(|held| source(held) == source(&line)) {
                     lines.push_str(&held);
                 }
             }
