@@ -27,7 +27,7 @@ mod catch_up;
 mod history;
 mod pace;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use catch_up::{CatchUp, Step};
 use pace::Pace;

@@ -21,6 +21,16 @@ use crate::hub::{Input, Limits, SourceSpec};
 use crate::source::{Connection, Item, SourceError, Start};
 use crate::subject::Pattern;
 
+/// Streams of a hub with one source, `demo`, that has no log.
+pub(crate) fn demo(window: usize) -> Arc<Streams> {
+    let name: crate::event::SourceName = "demo".parse().unwrap();
+    let router = Arc::new(Router::new(&[], &[(name.clone(), Vec::new())]).unwrap());
+    let spec = SourceSpec { name, durable: false, concerns: Concerns(Arc::new(|_| true)) };
+    let hub = Hub::new(vec![spec], Limits { bytes: window, age: Duration::from_secs(60) }, 1);
+    let settings = Settings { heartbeat: Duration::from_secs(15), retry: Duration::from_secs(3), readers: 1, rate: 1 << 30 };
+    Streams::new(hub, router, Vec::new(), settings)
+}
+
 /// One message: its number in its generation of the log, and its subject.
 #[derive(Debug, Clone, PartialEq)]
 struct Written {

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use super::*;
 use crate::event::{Envelope, Event, Timestamp};
 use crate::frame::Form;
-use crate::hub::{Concerns, Filter, Input, Limits, Listener, SourceSpec};
-use crate::replay::{From, Request, Settings, Streams};
+use crate::hub::{Filter, Input, Listener};
+use crate::replay::{From, Request, Streams};
 
 struct World {
     streams: Arc<Streams>,
@@ -17,12 +17,9 @@ struct World {
 }
 
 fn world(loops: usize, stall: Duration) -> World {
-    let spec = SourceSpec { name: "demo".parse().unwrap(), durable: false, concerns: Concerns(Arc::new(|_| true)) };
-    let hub = Hub::new(vec![spec], Limits { bytes: 64 << 20, age: Duration::from_secs(60) }, 1);
-    let router = Arc::new(crate::route::Router::new(&[], &[("demo".parse().unwrap(), Vec::new())]).unwrap());
-    let settings = Settings { heartbeat: Duration::from_secs(15), retry: Duration::from_secs(3), readers: 1, rate: 1 << 30 };
-    let (writer, ends) = Writer::start(&hub, loops, stall).unwrap();
-    World { streams: Streams::new(hub, router, Vec::new(), settings), writer, ends, listener: TcpListener::bind("127.0.0.1:0").unwrap() }
+    let streams = crate::replay::tests::demo(64 << 20);
+    let (writer, ends) = Writer::start(streams.hub(), loops, stall).unwrap();
+    World { streams, writer, ends, listener: TcpListener::bind("127.0.0.1:0").unwrap() }
 }
 
 impl World {

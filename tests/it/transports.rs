@@ -36,14 +36,16 @@ async fn read_with_curl(bridge: &Bridge, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
+/// The line of `server` that has it speak TLS.
+fn tls(certs: &Certs) -> String {
+    let (certificate, key) = (certs.path("server.crt"), certs.path("server.key"));
+    format!("tls: {{ certificate: \"{}\", private_key: \"{}\" }}", certificate.display(), key.display())
+}
+
 #[tokio::test]
 async fn tls_speaks_http_2_and_http_1_by_alpn() {
     let certs = Certs::new();
-    let config = format!(
-        "{OPEN}\nserver: {{ tls: {{ certificate: \"{}\", private_key: \"{}\" }} }}\n",
-        certs.path("server.crt").display(),
-        certs.path("server.key").display()
-    );
+    let config = format!("{OPEN}\nserver: {{ {} }}\n", tls(&certs));
     let ca = certs.path("ca.crt").display().to_string();
     for (flag, version) in [("--http2", "HTTP/2 200"), ("--http1.1", "HTTP/1.1 200 OK")] {
         let bridge = Bridge::builder(&config).tls(&certs.ca_pem).start().await;
@@ -78,15 +80,11 @@ async fn cleartext_http_2_works_with_prior_knowledge() {
 #[tokio::test]
 async fn reader_that_is_stuck_on_http_2_or_tls_is_closed_after_max_stall() {
     let certs = Certs::new();
-    let tls = format!(
-        "server: {{ tls: {{ certificate: \"{}\", private_key: \"{}\" }} }}\n",
-        certs.path("server.crt").display(),
-        certs.path("server.key").display()
-    );
+    let server = format!("server: {{ {} }}\n", tls(&certs));
     let ca = certs.path("ca.crt").display().to_string();
     let pool = "subscribers: { max_stall: 2s }\n";
     for (flag, secure) in [("--http2-prior-knowledge", false), ("--http2", true), ("--http1.1", true)] {
-        let config = format!("{OPEN}\n{pool}{}", if secure { tls.as_str() } else { "" });
+        let config = format!("{OPEN}\n{pool}{}", if secure { server.as_str() } else { "" });
         let builder = Bridge::builder(&config);
         let bridge = if secure { builder.tls(&certs.ca_pem).start().await } else { builder.start().await };
         // Stopped, it reads nothing more and closes nothing.
@@ -171,11 +169,7 @@ async fn client_that_ends_its_sending_side_or_sends_rubbish_is_handled() {
 #[tokio::test]
 async fn tls_handshake_that_never_ends_loses_its_connection() {
     let certs = Certs::new();
-    let config = format!(
-        "{OPEN}\nserver: {{ tls: {{ certificate: \"{}\", private_key: \"{}\" }}, limits: {{ handshake_timeout: 1s }} }}\n",
-        certs.path("server.crt").display(),
-        certs.path("server.key").display()
-    );
+    let config = format!("{OPEN}\nserver: {{ {}, limits: {{ handshake_timeout: 1s }} }}\n", tls(&certs));
     let bridge = Bridge::builder(&config).tls(&certs.ca_pem).start().await;
     let mut silent = Raw::connect(&bridge.address()).await;
     let mut half = Raw::connect(&bridge.address()).await;

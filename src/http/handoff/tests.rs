@@ -13,8 +13,8 @@ use tokio_util::task::TaskTracker;
 use super::super::connection::{Bounds, Ends, Server};
 use super::*;
 use crate::frame::Form;
-use crate::hub::{Concerns, Filter, Hub, Limits, SourceSpec};
-use crate::replay::{From, Request, Settings, Streams};
+use crate::hub::Filter;
+use crate::replay::{From, Request};
 
 const BOUNDS: Bounds =
     Bounds { handshake: Duration::from_secs(2), header: Duration::from_secs(2), stall: Duration::from_secs(2), header_bytes: 16 << 10 };
@@ -27,11 +27,7 @@ struct Left {
 
 /// A server with one stream, and what leaves it.
 fn serve() -> (SocketAddr, mpsc::UnboundedReceiver<Left>, TaskTracker) {
-    let spec = SourceSpec { name: "demo".parse().unwrap(), durable: false, concerns: Concerns(Arc::new(|_| true)) };
-    let hub = Hub::new(vec![spec], Limits { bytes: 1 << 20, age: Duration::from_secs(60) }, 1);
-    let router = Arc::new(crate::route::Router::new(&[], &[("demo".parse().unwrap(), Vec::new())]).unwrap());
-    let settings = Settings { heartbeat: Duration::from_secs(15), retry: Duration::from_secs(3), readers: 1, rate: 1 << 30 };
-    let streams = Streams::new(hub, router, Vec::new(), settings);
+    let streams = crate::replay::tests::demo(1 << 20);
     let answer = move || {
         let filter = Arc::new(Filter::new(vec!["a".parse().unwrap()], Form::Routed));
         let handover = Handover::new(streams.open(Request { filter, from: From::Now, expires: None, permit: Box::new(()) }));

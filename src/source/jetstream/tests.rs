@@ -421,14 +421,20 @@ async fn a_purge_is_a_reset_for_who_had_not_read_it_and_nothing_for_who_had() {
     running.stop().await;
 }
 
-#[tokio::test]
-async fn a_purge_of_what_a_slow_reader_had_before_it_is_told_even_if_nothing_follows() {
+/// A reader of an empty stream, who takes nothing more.
+async fn stalled() -> (Server, jetstream::Context, stream::Stream, Running) {
     let server = Server::start().await;
     let context = client(&server).await;
     let stream = make(&context, named(&["a"])).await;
     let running = Running::start(source(&server, &["a"]));
     running.until_state(State::Up).await;
     running.recorder.stalled.store(true, Ordering::SeqCst);
+    (server, context, stream, running)
+}
+
+#[tokio::test]
+async fn a_purge_of_what_a_slow_reader_had_before_it_is_told_even_if_nothing_follows() {
+    let (_server, context, stream, running) = stalled().await;
     publish(&context, "a", 0..20_000).await;
     stream.purge().await.expect("purges");
     running.recorder.stalled.store(false, Ordering::SeqCst);
@@ -442,12 +448,7 @@ async fn a_purge_of_what_a_slow_reader_had_before_it_is_told_even_if_nothing_fol
 
 #[tokio::test]
 async fn a_purge_of_what_came_when_a_reader_had_asked_for_no_more_is_told() {
-    let server = Server::start().await;
-    let context = client(&server).await;
-    let stream = make(&context, named(&["a"])).await;
-    let running = Running::start(source(&server, &["a"]));
-    running.until_state(State::Up).await;
-    running.recorder.stalled.store(true, Ordering::SeqCst);
+    let (_server, context, stream, running) = stalled().await;
     // One at a time: with each the server says that nothing is left, with the last that was asked for too.
     for n in 0..LIVE.messages + 100 {
         publish(&context, "a", n..n + 1).await;
