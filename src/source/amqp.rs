@@ -23,6 +23,7 @@ mod reach;
 pub(in crate::source) mod scrub;
 #[cfg(test)]
 mod tests;
+pub(in crate::source) mod upkeep;
 mod wire;
 
 pub use config::{Binding, Broker, Config, Declare, ExchangeType, Origin, QueueType, Raw, Tls};

@@ -22,6 +22,7 @@ use super::amqp::acks::Acks;
 use super::amqp::link::{Link, set_up};
 use super::amqp::publish::publish;
 use super::amqp::queue::{lost, stamped};
+use super::amqp::upkeep::Upkeep;
 use super::amqp::{Amqp, Names};
 use super::{Adapter, Connection, Item, SourceError, Start};
 use crate::cursor::Position;
@@ -60,9 +61,11 @@ impl Stream {
     async fn live(&self, start: Start) -> Result<Reader, SourceError> {
         let link = Link::open(&self.amqp.config.broker, &self.amqp.name).await?;
         let (channel, _) = set_up(&link, &self.amqp.config, &self.amqp.name).await?;
+        let upkeep = Upkeep::start(&link, &self.amqp.config, &self.queue).await?;
         // Its own connection: what it does not take holds up nobody else.
         link.flow().meter(channel.id());
-        self.read(Arc::new(link), channel, self.amqp.config.prefetch, start).await
+        let reader = self.read(Arc::new(link), channel, self.amqp.config.prefetch, start).await?;
+        Ok(Reader { upkeep, ..reader })
     }
 
     async fn old(&self, start: Start) -> Result<Reader, SourceError> {
@@ -112,6 +115,7 @@ impl Stream {
             tail: plan.tail.filter(|_| !reached).map(|tail| tail.seq),
             last: None,
             held: None,
+            upkeep: None,
             link,
         })
     }
@@ -162,6 +166,8 @@ struct Reader {
     last: Option<Position>,
     /// A message behind a hole, and the question where the stream begins now.
     held: Option<Held>,
+    /// Of the live one.
+    upkeep: Option<Upkeep>,
     link: Arc<Link>,
 }
 
@@ -212,6 +218,11 @@ impl Reader {
         if let Poll::Ready(e) = self.acks.poll(cx) {
             return Poll::Ready(Err(lost(&self.queue, Some(e))));
         }
+        if let Some(upkeep) = &mut self.upkeep
+            && let Poll::Ready(error) = upkeep.poll(cx)
+        {
+            return Poll::Ready(Err(error));
+        }
         if batch.len() > before { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
@@ -260,7 +271,7 @@ impl Reader {
         if self.after.is_none_or(|after| position.seq > after) {
             let now = Timestamp::now();
             let old = || self.tail.and_then(|_| published(&delivery, now));
-            let time = stamped(&delivery).or_else(old).unwrap_or(now);
+            let time = stamped(&delivery, now).or_else(old).unwrap_or(now);
             let key = odd.as_deref().unwrap_or(delivery.routing_key.as_str().as_bytes());
             if let Some(subject) = self.names.subject(key) {
                 batch.push(Item::Message(Message { subject, payload: Bytes::from(delivery.data), time, position: Some(position) }));
@@ -285,10 +296,10 @@ impl Connection for Reader {
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        let Self { acks, link, consumer, channel, held, .. } = *self;
+        let Self { acks, link, consumer, channel, held, upkeep, .. } = *self;
         Box::pin(async move {
             // Acknowledging means nothing to a stream. Where others read over this connection, it stays.
-            drop((held, acks, consumer, channel));
+            drop((held, upkeep, acks, consumer, channel));
             if let Some(link) = Arc::into_inner(link) {
                 link.close().await;
             }

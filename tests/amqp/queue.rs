@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use brokercast::event::Timestamp;
 use brokercast::source::{Adapter, Item, Start};
-use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
-use lapin::types::FieldTable;
+use lapin::options::{BasicPublishOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, ExchangeKind};
 use serde_json::json;
 
 use crate::support::certs::Certs;
@@ -155,6 +157,70 @@ async fn a_queue_keeps_what_was_not_acknowledged() {
     assert!(chain(&reading.broken().await.0).contains("needs `queue_type: stream`"));
     let nobody = source("x", json!({ "url": rabbit.url(), "user": "guest", "password": "hush", "exchange": "x" }));
     refused(&nobody, "ACCESS_REFUSED").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exchange_that_somebody_deletes_is_declared_again_and_one_made_anew_is_bound_again() {
+    let rabbit = Rabbit::start().await;
+    let client = rabbit.client().await;
+    for queue in [json!({}), json!({ "queue_type": "stream" })] {
+        let mut config = json!({ "url": rabbit.url(), "exchange": "trades", "binding_keys": ["a.*", "b"] });
+        config.as_object_mut().unwrap().extend(queue.as_object().unwrap().clone());
+        let trades = source("trades", config);
+        let mut reading = Reading::insist(&trades, Start::Earliest).await;
+        client.publish("trades", "a.b", b"1").await;
+        reading.messages(1).await;
+        client.channel.exchange_delete("trades".into(), ExchangeDeleteOptions::default()).await.unwrap();
+        let (error, after) = reading.broken().await;
+        assert!(chain(&error).contains("exchange `trades` was deleted") && after < Duration::from_secs(10), "{error} {after:?}");
+        drop(reading);
+        let mut reading = Reading::insist(&trades, Start::Now).await;
+        client.publish("trades", "a.b", b"2").await;
+        assert_eq!(texts(&reading.messages(1).await), ["2"]);
+        // Made anew at once, nobody finds it missing; but its bindings are.
+        client.channel.exchange_delete("trades".into(), ExchangeDeleteOptions::default()).await.unwrap();
+        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        client.channel.exchange_declare("trades".into(), ExchangeKind::Topic, options, FieldTable::default()).await.unwrap();
+        let publishing = async {
+            loop {
+                client.publish("trades", "b", b"3").await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::select! {
+            read = reading.messages(2) => assert_eq!(texts(&read)[1], "3"),
+            () = publishing => {}
+        }
+        reading.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_with_a_streams_header_does_not_make_its_queue_a_stream() {
+    let rabbit = Rabbit::start().await;
+    let client = rabbit.client().await;
+    for kind in ["classic", "quorum"] {
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let mut table = FieldTable::default();
+        table.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
+        client.channel.queue_declare(kind.into(), options, table).await.unwrap();
+        let mut headers = FieldTable::default();
+        headers.insert("x-stream-offset".into(), AMQPValue::LongLongInt(7));
+        // In the year 2200: a publisher's own.
+        headers.insert("timestamp_in_ms".into(), AMQPValue::LongLongInt(7_258_118_400_000));
+        let copied = BasicProperties::default().with_headers(headers);
+        let publishing = client.channel.basic_publish("".into(), kind.into(), BasicPublishOptions::default(), b"copied", copied);
+        publishing.await.unwrap().await.unwrap();
+        client.publish("", kind, b"2").await;
+        let queue = source("copies", json!({ "url": rabbit.url(), "queue": kind }));
+        let mut reading = Reading::open(&queue, Start::Now).await.unwrap();
+        let read = reading.messages(2).await;
+        assert_eq!(texts(&read), ["copied", "2"]);
+        assert!(read[0].time <= Timestamp::now(), "{}", read[0].time);
+        reading.close().await;
+        let mut reading = Reading::open(&queue, Start::Now).await.unwrap();
+        assert!(reading.during(Duration::from_millis(200)).await.items.is_empty(), "both were acknowledged");
+    }
 }
 
 fn threads() -> usize {

@@ -128,7 +128,7 @@ pub(in crate::source) async fn set_up(link: &Link, config: &Config, source: &Sou
 }
 
 /// Names have been checked to fit.
-fn short(name: &str) -> ShortString {
+pub(in crate::source) fn short(name: &str) -> ShortString {
     ShortString::try_new(name).unwrap_or_default()
 }
 

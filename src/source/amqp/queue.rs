@@ -5,8 +5,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use futures_util::future::{BoxFuture, poll_fn};
+use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::protocol::AMQPSoftError;
@@ -14,7 +14,9 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 
 use super::acks::Acks;
+use super::config::Origin;
 use super::link::{Link, answer, is, set_up};
+use super::upkeep::Upkeep;
 use super::{Amqp, Names};
 use crate::event::{Message, Timestamp};
 use crate::source::{Connection, Item, SourceError};
@@ -31,16 +33,26 @@ pub(in crate::source) struct Reader {
     channel: u16,
     names: Arc<Names>,
     queue: ShortString,
-    first: bool,
-    link: Link,
+    /// Whether the queue may be a stream: the first message shows it.
+    doubtful: bool,
+    /// A message that looks like one of a stream, and the question whether the queue is one.
+    held: Option<Held>,
+    upkeep: Option<Upkeep>,
+    link: Arc<Link>,
+}
+
+struct Held {
+    delivery: Delivery,
+    asked: BoxFuture<'static, Result<(), SourceError>>,
 }
 
 impl Reader {
     /// Connects, declares what is to be declared, and consumes.
     pub(in crate::source) async fn open(source: &Amqp) -> Result<Self, SourceError> {
         let config = &source.config;
-        let link = Link::open(&config.broker, &source.name).await?;
+        let link = Arc::new(Link::open(&config.broker, &source.name).await?);
         let (channel, queue) = set_up(&link, config, &source.name).await?;
+        let upkeep = Upkeep::start(&link, config, &queue).await?;
         link.flow().meter(channel.id());
         let consumer = consume(&channel, &queue, config.prefetch, FieldTable::default()).await?;
         Ok(Self {
@@ -49,7 +61,10 @@ impl Reader {
             acks: Acks::new(channel, config.prefetch, ACK_DELAY),
             names: Arc::clone(&source.names),
             queue,
-            first: true,
+            // Of what was declared the type is known.
+            doubtful: matches!(config.origin, Origin::Named { declare: None, .. }),
+            held: None,
+            upkeep,
             link,
         })
     }
@@ -57,29 +72,66 @@ impl Reader {
     fn poll(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Item>, limit: usize) -> Poll<Result<(), SourceError>> {
         let before = batch.len();
         while batch.len() - before < limit {
+            if let Some(held) = &mut self.held {
+                match held.asked.poll_unpin(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(asked) => asked?,
+                }
+                if let Some(held) = self.held.take() {
+                    self.hand_out(held.delivery, batch);
+                }
+                continue;
+            }
             let delivery = match self.consumer.poll_next_unpin(cx) {
                 Poll::Pending => break,
                 Poll::Ready(Some(Ok(delivery))) => delivery,
                 Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(lost(&self.queue, Some(e)))),
                 Poll::Ready(None) => return Poll::Ready(Err(lost(&self.queue, None))),
             };
-            if std::mem::take(&mut self.first) && offset(&delivery).is_some() {
-                return Poll::Ready(Err(SourceError::new(format!("queue `{}` is a stream: it needs `queue_type: stream`", self.queue))));
+            if std::mem::take(&mut self.doubtful) && offset(&delivery).is_some() {
+                let asked = Box::pin(is_no_stream(Arc::clone(&self.link), self.queue.clone()));
+                self.held = Some(Held { delivery, asked });
+            } else {
+                self.hand_out(delivery, batch);
             }
-            let tag = delivery.delivery_tag;
-            self.link.flow().took(delivery.data.len());
-            match self.names.message(delivery, self.link.odd().take(self.channel, tag)) {
-                Some(message) => {
-                    self.acks.took(tag);
-                    batch.push(Item::Message(message));
-                }
-                None => self.acks.skipped(tag),
-            }
+        }
+        if let Some(upkeep) = &mut self.upkeep
+            && let Poll::Ready(error) = upkeep.poll(cx)
+        {
+            return Poll::Ready(Err(error));
         }
         if let Poll::Ready(e) = self.acks.poll(cx) {
             return Poll::Ready(Err(lost(&self.queue, Some(e))));
         }
         if batch.len() > before { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    fn hand_out(&mut self, delivery: Delivery, batch: &mut Vec<Item>) {
+        let tag = delivery.delivery_tag;
+        self.link.flow().took(delivery.data.len());
+        match self.names.message(delivery, self.link.odd().take(self.channel, tag)) {
+            Some(message) => {
+                self.acks.took(tag);
+                batch.push(Item::Message(message));
+            }
+            None => self.acks.skipped(tag),
+        }
+    }
+}
+
+/// Asks for what only a stream has: a place to begin at. That a message has the header is no proof, for whoever copies
+/// messages from a stream to a queue copies it too.
+async fn is_no_stream(link: Arc<Link>, queue: ShortString) -> Result<(), SourceError> {
+    let channel = link.channel().await?;
+    let mut table = FieldTable::default();
+    table.insert(ShortString::from(OFFSET), AMQPValue::LongString("next".into()));
+    let failed = |e| SourceError::with(format!("cannot see whether queue `{queue}` is a stream"), e);
+    answer("setting the prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?.map_err(failed)?;
+    let consuming = channel.basic_consume(queue.clone(), ShortString::default(), BasicConsumeOptions::default(), table);
+    match answer("consuming", consuming).await? {
+        Ok(_) => Err(SourceError::new(format!("queue `{queue}` is a stream: it needs `queue_type: stream`"))),
+        Err(e) if is(&e, AMQPSoftError::PRECONDITIONFAILED) => Ok(()),
+        Err(e) => Err(failed(e)),
     }
 }
 
@@ -98,10 +150,13 @@ impl Connection for Reader {
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        let Self { acks, link, consumer, .. } = *self;
+        let Self { acks, link, consumer, held, upkeep, .. } = *self;
         Box::pin(async move {
             acks.leave().await;
-            link.close().await;
+            drop((held, upkeep));
+            if let Some(link) = Arc::into_inner(link) {
+                link.close().await;
+            }
             drop(consumer);
         })
     }
@@ -146,16 +201,21 @@ impl Names {
     /// A delivery as a message; `None` where the binding does not ask for it.
     pub(in crate::source) fn message(&self, delivery: Delivery, odd: Option<Box<[u8]>>) -> Option<Message> {
         let subject = self.subject(odd.as_deref().unwrap_or(delivery.routing_key.as_str().as_bytes()))?;
-        let time = stamped(&delivery).unwrap_or_else(Timestamp::now);
+        let now = Timestamp::now();
+        let time = stamped(&delivery, now).unwrap_or(now);
         Some(Message { subject, payload: Bytes::from(delivery.data), time, position: None })
     }
 }
 
 /// The broker's time of a message, where it is set to note it (RabbitMQ's `message_interceptors`). The `timestamp`
-/// property is the publisher's and in seconds, so that it does not count here.
-pub(in crate::source) fn stamped(delivery: &Delivery) -> Option<Timestamp> {
+/// property is the publisher's and in seconds, so that it does not count here. Where the broker notes none a publisher may
+/// have written this one too: a time to come would outlast all others in a window.
+pub(in crate::source) fn stamped(delivery: &Delivery, now: Timestamp) -> Option<Timestamp> {
     match delivery.properties.headers().as_ref()?.inner().get("timestamp_in_ms")? {
-        AMQPValue::LongLongInt(millis) => u64::try_from(*millis).ok()?.checked_mul(1000).map(Timestamp::from_micros),
+        AMQPValue::LongLongInt(millis) => {
+            let time = Timestamp::from_micros(u64::try_from(*millis).ok()?.checked_mul(1000)?);
+            Some(time.min(now))
+        }
         _ => None,
     }
 }

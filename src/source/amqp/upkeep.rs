@@ -1,0 +1,78 @@
+//! Looking after what was declared, for the broker tells nobody: without its exchange or its binding a queue lies there in good
+//! health, and gets nothing.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions};
+use lapin::protocol::AMQPSoftError;
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, ExchangeKind};
+use tokio::time::{Sleep, sleep};
+
+use super::config::{Binding, Config};
+use super::link::{Link, is, short};
+use super::queue::lost;
+use crate::source::SourceError;
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// Looks whether an exchange is still there, and binds a queue to it again.
+pub(in crate::source) struct Upkeep {
+    /// Of its own: an error closes it.
+    channel: Channel,
+    binding: Binding,
+    queue: ShortString,
+    due: Pin<Box<Sleep>>,
+    looking: Option<BoxFuture<'static, Result<(), SourceError>>>,
+}
+
+impl Upkeep {
+    /// For the queue that was set up; `None` where it is bound to nothing.
+    pub(in crate::source) async fn start(link: &Link, config: &Config, queue: &ShortString) -> Result<Option<Self>, SourceError> {
+        let Some(binding) = config.binding().cloned() else { return Ok(None) };
+        let channel = link.channel().await?;
+        Ok(Some(Self { channel, binding, queue: queue.clone(), due: Box::pin(sleep(EVERY)), looking: None }))
+    }
+
+    /// Ready only with an error: something has to be declared again.
+    pub(in crate::source) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<SourceError> {
+        loop {
+            match &mut self.looking {
+                None if self.due.poll_unpin(cx).is_pending() => return Poll::Pending,
+                None => self.looking = Some(Box::pin(look(self.channel.clone(), self.binding.clone(), self.queue.clone()))),
+                Some(looking) => match looking.poll_unpin(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Err(error)) => return Poll::Ready(error),
+                    Poll::Ready(Ok(())) => {
+                        self.looking = None;
+                        self.due = Box::pin(sleep(EVERY));
+                    }
+                },
+            }
+        }
+    }
+}
+
+/// Has no time limit: the answers come behind messages, which may wait for us. A broker that is gone shows otherwise.
+async fn look(channel: Channel, binding: Binding, queue: ShortString) -> Result<(), SourceError> {
+    let exchange = &binding.exchange;
+    // Only whether it is there: if it were declared here, nobody would be told what was missed.
+    let passive = ExchangeDeclareOptions { passive: true, durable: true, ..ExchangeDeclareOptions::default() };
+    let found = channel.exchange_declare(short(exchange), ExchangeKind::default(), passive, FieldTable::default()).await;
+    let missing = |e| match is(&e, AMQPSoftError::NOTFOUND) {
+        true => SourceError::new(format!("exchange `{exchange}` was deleted")),
+        false => lost(&queue, Some(e)),
+    };
+    found.map_err(missing)?;
+    // Nothing happens where it is bound.
+    for key in &binding.keys {
+        let bound = channel.queue_bind(queue.clone(), short(exchange), short(key), QueueBindOptions::default(), FieldTable::default());
+        bound.await.map_err(missing)?;
+    }
+    Ok(())
+}
