@@ -25,6 +25,7 @@ pub mod supervisor;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod ticker;
+mod tls;
 
 pub use status::{Counters, Handle, State, Status, StatusCell};
 

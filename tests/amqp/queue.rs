@@ -291,6 +291,17 @@ async fn tls_checks_the_broker_and_shows_a_certificate() {
     refused(&with(json!({ "ca": at("ca.crt") })), "").await;
     let missing = with(json!({ "ca": at("nothing.crt") }));
     refused(&missing, "cannot read `tls.ca`").await;
+    let foreign = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let other = source("other", json!({ "url": format!("amqp://{}", foreign.local_addr().unwrap()), "exchange": "x" }));
+    let answering = std::thread::spawn(move || {
+        use std::io::{Read as _, Write as _};
+        let (mut socket, _) = foreign.accept().unwrap();
+        socket.read_exact(&mut [0; 8]).unwrap();
+        socket.write_all(b"INFO {\"server_id\":\"NATS\"}\r\n").unwrap();
+        socket
+    });
+    refused(&other, "does not speak AMQP 0-9-1").await;
+    answering.join().unwrap();
 }
 
 fn resident() -> usize {

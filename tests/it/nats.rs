@@ -149,19 +149,28 @@ async fn tls_with_an_own_authority_and_a_client_certificate() {
         .add_client_certificate(certs.path("client.crt"), certs.path("client.key"));
     publish_numbers(&nats.client_with(options).await, "chat.a", [1]).await;
     assert_eq!(numbers(&sse.events(1).await), [1]);
-    // Without the authority, and without the certificate, nothing connects.
+    // Without the authority, and without the certificate, nothing connects; and of what cannot be used the file is named.
     let other = Certs::new();
-    for bad in [
-        format!("servers: [\"{url}\"], subjects: [\"chat.>\"], tls: {{ ca: \"{}\" }}", other.path("ca.crt").display()),
-        format!("servers: [\"{url}\"], subjects: [\"chat.>\"], tls: {{ ca: \"{ca}\" }}"),
+    std::fs::write(other.path("empty.crt"), "").unwrap();
+    let (none, empty) = (other.path("none.crt"), other.path("empty.crt"));
+    let (none, empty) = (none.display(), empty.display());
+    let foreign_ca = other.path("ca.crt").display().to_string();
+    for (tls, said) in [
+        (format!("ca: \"{foreign_ca}\""), "certificate".to_owned()),
+        (format!("ca: \"{ca}\""), "TLS failed".to_owned()),
+        (format!("ca: \"{none}\""), format!("cannot read `tls.ca` from `{none}`")),
+        (format!("ca: \"{empty}\""), format!("there is no certificate in `{empty}`")),
+        (format!("ca: \"{ca}\", certificate: \"{crt}\", private_key: \"{}\"", file("client.key")), "do not go together".to_owned()),
     ] {
+        let bad = format!("servers: [\"{url}\"], subjects: [\"chat.>\"], tls: {{ {tls} }}");
         let bridge = Bridge::builder(&config(&bad)).spawn().await;
-        eventually("the error to be told", async || {
+        let error = eventually("the error to be told", async || {
             let (status, body) = bridge.readyz().await;
             assert_eq!(status, 503);
             body["sources"]["chat"]["error"].as_str().map(str::to_owned)
         })
         .await;
+        assert!(error.contains(&said), "{error}");
     }
 }
 

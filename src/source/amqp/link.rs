@@ -50,6 +50,9 @@ impl Link {
         let connecting = lapin::Connection::connector(broker.uri.clone(), runtime, once, properties);
         match tokio::time::timeout(ANSWER, connecting).await {
             Ok(Ok(connection)) => Ok(Self { connection, shared, end: guard }),
+            Ok(Err(e)) if matches!(e.kind(), ErrorKind::ParsingError(_)) => {
+                Err(SourceError::new(format!("{broker} does not speak AMQP 0-9-1 (where it wants TLS, the address begins with amqps://)")))
+            }
             Ok(Err(e)) => Err(SourceError::with(format!("{broker} refused the connection"), e)),
             Err(_) => Err(SourceError::new(format!("{broker} does not answer"))),
         }

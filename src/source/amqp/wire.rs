@@ -16,8 +16,7 @@ use async_rs::Tokio;
 use async_rs::traits::Reactor;
 use futures_io::{AsyncRead, AsyncWrite};
 use lapin::uri::AMQPScheme;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -26,10 +25,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use super::config::{Broker, Tls};
+use super::config::Broker;
 use super::flow::Flow;
 use super::scrub::{OddKeys, Scrub};
-use crate::source::SourceError;
+use crate::source::{SourceError, tls};
 
 /// For one address of a host.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -94,7 +93,8 @@ impl Wire {
             AMQPScheme::AMQPS => {
                 let name = ServerName::try_from(authority.host.clone())
                     .map_err(|e| SourceError::with(format!("the host of {broker} cannot be in a certificate"), e))?;
-                let stream = connector(&broker.tls)?.connect(name, stream).await;
+                let config = tls::client(broker.tls.ca.as_deref(), broker.tls.identity.as_ref())?;
+                let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
                 Io::Tls(Box::new(stream.map_err(|e| SourceError::with(format!("no TLS connection to {broker}"), e))?))
             }
         };
@@ -154,46 +154,6 @@ impl Wire {
         self.pause = None;
         Poll::Ready(())
     }
-}
-
-fn connector(tls: &Tls) -> Result<TlsConnector, SourceError> {
-    let mut roots = rustls::RootCertStore::empty();
-    let unreadable = |what: &str, path: &std::path::Path, e: rustls::pki_types::pem::Error| {
-        SourceError::with(format!("cannot read {what} from `{}`", path.display()), e)
-    };
-    match &tls.ca {
-        Some(path) => {
-            for certificate in CertificateDer::pem_file_iter(path).map_err(|e| unreadable("`tls.ca`", path, e))? {
-                let certificate = certificate.map_err(|e| unreadable("`tls.ca`", path, e))?;
-                roots.add(certificate).map_err(|e| SourceError::with("`tls.ca` holds what is no certificate authority", e))?;
-            }
-            if roots.is_empty() {
-                return Err(SourceError::new(format!("there is no certificate in `{}` (`tls.ca`)", path.display())));
-            }
-        }
-        None => {
-            // Single bad ones among the system's are skipped.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| SourceError::with("no TLS version to speak", e))?
-        .with_root_certificates(roots);
-    let config = match &tls.identity {
-        None => builder.with_no_client_auth(),
-        Some((certificate, key)) => {
-            let chain = CertificateDer::pem_file_iter(certificate)
-                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                .map_err(|e| unreadable("`tls.certificate`", certificate, e))?;
-            let key = PrivateKeyDer::from_pem_file(key).map_err(|e| unreadable("`tls.private_key`", key, e))?;
-            builder
-                .with_client_auth_cert(chain, key)
-                .map_err(|e| SourceError::with("`tls.certificate` and `tls.private_key` do not go together", e))?
-        }
-    };
-    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 impl AsyncRead for Wire {

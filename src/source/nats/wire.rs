@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::config::{Auth, Config, Server};
-use crate::source::SourceError;
+use crate::source::{SourceError, tls};
 
 /// For one server: resolving, TCP, TLS and the greeting.
 const GREETING: Duration = Duration::from_secs(5);
@@ -86,6 +86,10 @@ pub(in crate::source) async fn connect(config: &Config, lost: &LastServer, capac
     rand::seq::SliceRandom::shuffle(&mut servers[..], &mut rand::rng());
     let last = lost.0.lock().clone();
     servers.sort_by_key(|server| last.as_ref() == Some(*server));
+    if config.tls.ca.is_some() || config.tls.identity.is_some() {
+        // The library reads the same files, but names none of them in its errors.
+        tls::client(config.tls.ca.as_deref(), config.tls.identity.as_ref())?;
+    }
     let mut failures = Vec::new();
     for server in servers {
         let failure = match timeout(GREETING, greet(config, server, capacity)).await {
