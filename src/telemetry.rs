@@ -4,8 +4,9 @@
 
 use std::io::IsTerminal as _;
 
+use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::{ParseError, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
@@ -23,13 +24,19 @@ pub enum Error {
     Twice(#[source] TryInitError),
 }
 
-/// Libraries that log every lost connection as an error of their own, which the sources tell once, and with its cause.
+/// Libraries that log every lost connection as an error of their own, which the sources tell once, and with its cause. Their
+/// lowest level is what goes over the wire, passwords and payloads too.
 const LOUD: [&str; 2] = ["lapin", "async_nats"];
 
 /// The filter without what these say, unless it names them.
 fn quietened(filter: &str) -> String {
     let unasked = LOUD.iter().filter(|name| !filter.contains(*name));
     unasked.map(|name| format!("{name}=off,")).collect::<String>() + filter
+}
+
+/// Whether an event may be logged, whatever the filter says.
+fn discreet(event: &Metadata<'_>) -> bool {
+    *event.level() < Level::TRACE || !LOUD.iter().any(|name| event.target().starts_with(name))
 }
 
 /// Sets the log up for the whole process. `RUST_LOG`, where set, counts instead of `log.filter`.
@@ -45,7 +52,7 @@ pub fn init(log: &Log) -> Result<(), Error> {
         LogFormat::Text => true,
         LogFormat::Json => false,
     };
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(discreet));
     // Where standard error is gone, saying so there would only be a panic.
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let done = if text {

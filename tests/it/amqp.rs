@@ -56,6 +56,7 @@ async fn exchanges_and_queues_of_a_rabbitmq_node_reach_the_browser() {
         r##"
 auth: {{ anonymous: {{ subscribe: [">"], publish: [">"] }} }}
 server: {{ heartbeat: 1s }}
+log: {{ filter: "info,lapin=trace", format: json }}
 sources:
   trades: {{ max_payload: 4KiB, amqp: {{ url: "{url}", exchange: trades, binding_keys: ["#"] }} }}
   bound: {{ amqp: {{ url: "{url}", exchange: trades, binding_keys: ["eu.*", "us.#"] }} }}
@@ -82,6 +83,7 @@ routes:
     tls_source_delivers(&bridge, &client).await;
     missing_queue_is_waited_for(&bridge, &client).await;
     deleted_queue_is_set_up_again(&bridge, &client).await;
+    client_library_is_heard_without_what_it_carries(&bridge);
     queue_is_emptied_only_into_the_window(bridge, &client).await;
 }
 
@@ -170,6 +172,13 @@ async fn deleted_queue_is_set_up_again(bridge: &Bridge, client: &Amqp) {
     let mut jobs = bridge.subscribe("subject=from-jobs").await;
     publish_numbers(client, "", "jobs.done", [9]).await;
     assert_eq!(next_numbers(&mut jobs, 1).await, [9]);
+}
+
+/// At its lowest level it writes each frame as numbers: the login's, and all payloads.
+fn client_library_is_heard_without_what_it_carries(bridge: &Bridge) {
+    let log = bridge.log();
+    assert!(log.contains("lapin::"), "{log}");
+    assert!(!log.contains("TRACE"), "{log}");
 }
 
 async fn queue_is_emptied_only_into_the_window(mut bridge: Bridge, client: &Amqp) {

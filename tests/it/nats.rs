@@ -130,6 +130,21 @@ async fn user_token_and_nkey_open_the_door_and_wrong_ones_do_not() {
 }
 
 #[tokio::test]
+async fn client_library_is_heard_without_what_it_carries() {
+    let nats = Nats::with("authorization { user: ada, password: \"s3cret pass\" }").await;
+    let ours = format!("servers: [\"{}\"], subjects: [\"chat.>\"], user: ada, password: \"s3cret pass\"", nats.url());
+    let bridge = Bridge::start(&(config(&ours) + "log: { filter: \"info,async_nats=trace\", format: json }\n")).await;
+    let mut sse = bridge.subscribe("").await;
+    let client = nats.client_with(ConnectOptions::with_user_and_password("ada".into(), "s3cret pass".into())).await;
+    client.publish("chat.a", "\"a payload\"".into()).await.unwrap();
+    client.flush().await.unwrap();
+    assert_eq!(sse.event().await.payload(), "a payload");
+    let log = bridge.log();
+    assert!(log.contains("async_nats"), "{log}");
+    assert!(!log.contains("s3cret") && !log.contains("a payload"), "{log}");
+}
+
+#[tokio::test]
 async fn tls_with_an_own_authority_and_a_client_certificate() {
     let certs = Certs::new();
     let file = |name: &str| certs.path(name).display().to_string();
