@@ -164,7 +164,7 @@ impl Bridge {
         };
         // Both ports first: nothing else has begun when one is taken.
         let user_timeout = (bounds.stall * 4).max(Duration::from_secs(60));
-        let tls = config.server.tls.as_ref().map(crate::http::tls::Tls::load).transpose()?;
+        let tls = config.server.tls.as_ref().map(crate::http::tls::Tls::load).transpose()?.map(Arc::new);
         let public = listen::bind("server.listen", config.server.listen, user_timeout)?;
         let private = listen::bind("admin.listen", config.admin.listen, user_timeout)?;
 
@@ -235,8 +235,15 @@ impl Bridge {
             }),
         };
         let face = crate::http::router(&config, rooms);
-        let server =
-            Server::new(face, tls, bounds, bridge.ends.clone(), bridge.connections.clone(), metrics.stalled.clone(), Some(adopt.clone()));
+        let server = Server::new(
+            face,
+            tls.clone(),
+            bounds,
+            bridge.ends.clone(),
+            bridge.connections.clone(),
+            metrics.stalled.clone(),
+            Some(adopt.clone()),
+        );
         let stalled = metrics.stalled.clone();
         let admin = admin::router(admin::Rooms {
             metrics,
@@ -254,6 +261,9 @@ impl Bridge {
             auth.refresh_keys().await;
             std::future::pending().await
         });
+        if let Some(tls) = tls {
+            bridge.own("certificate", async move { match tls.follow().await {} });
+        }
         for ended in writing.ended {
             bridge.own("writer", async move { drop(ended.await) });
         }

@@ -69,7 +69,7 @@ pub(crate) struct Ends {
 /// What all connections of a listener share.
 pub(crate) struct Server {
     router: Router,
-    tls: Option<Tls>,
+    tls: Option<Arc<Tls>>,
     http1: http1::Builder,
     http2: http2::Builder<Tracked>,
     bounds: Bounds,
@@ -97,7 +97,7 @@ where
 impl Server {
     pub(crate) fn new(
         router: Router,
-        tls: Option<Tls>,
+        tls: Option<Arc<Tls>>,
         bounds: Bounds,
         ends: Ends,
         tasks: TaskTracker,

@@ -2,14 +2,20 @@
 //!
 //! Knows rustls and files. What is served stands behind a swap, so that a newer certificate needs no restart.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
+
+/// How often the files are looked at. Not watched: what renews certificates exchanges links and folders, also where no
+/// file system tells of it.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Why the files make no TLS server.
 #[derive(Debug, thiserror::Error)]
@@ -25,16 +31,29 @@ pub enum TlsError {
         path: PathBuf,
         /// Why.
         #[source]
-        cause: rustls::pki_types::pem::Error,
+        cause: pem::Error,
     },
     /// They do not go together.
     #[error("`server.tls`: certificate and private key make no server")]
     Config(#[source] rustls::Error),
 }
 
-/// The server's side of TLS, as the files were when last read.
+/// The server's side of TLS, as the files were when they last were good.
 pub(crate) struct Tls {
-    current: ArcSwap<ServerConfig>,
+    files: crate::config::Tls,
+    served: ArcSwap<Served>,
+}
+
+struct Served {
+    pem: Pem,
+    config: Arc<ServerConfig>,
+}
+
+/// What the files hold.
+#[derive(PartialEq, Eq)]
+struct Pem {
+    certificate: Vec<u8>,
+    private_key: Vec<u8>,
 }
 
 impl Tls {
@@ -43,35 +62,90 @@ impl Tls {
     /// # Errors
     /// When they are missing, unreadable or do not belong together.
     pub(crate) fn load(files: &crate::config::Tls) -> Result<Self, TlsError> {
-        Ok(Self { current: ArcSwap::new(read(files)?) })
+        let pem = Pem::read(files)?;
+        let config = pem.server(files)?;
+        Ok(Self { files: files.clone(), served: ArcSwap::from_pointee(Served { pem, config }) })
     }
 
     /// For the next handshake.
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(self.current.load_full())
+        TlsAcceptor::from(self.served.load().config.clone())
+    }
+
+    /// Reads the files again whenever they change, for ever. Connections that are open stay as they are.
+    pub(crate) async fn follow(&self) -> Infallible {
+        let mut failures = 0_u32;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match self.reread().await {
+                Ok(changed) => {
+                    if changed {
+                        tracing::info!("newer certificate is served");
+                    }
+                    failures = 0;
+                }
+                Err(error) => {
+                    failures = failures.saturating_add(1);
+                    // Once for each spell, and not for files that are just being exchanged one after the other.
+                    if failures == 2 {
+                        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+                        let error = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+                        tracing::warn!(%error, "certificate cannot be read again, the last good one is served");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether there is a newer certificate.
+    async fn reread(&self) -> Result<bool, TlsError> {
+        let files = self.files.clone();
+        // On a file system that hangs, only this waits.
+        let Ok(pem) = tokio::task::spawn_blocking(move || Pem::read(&files)).await else { return Ok(false) };
+        let pem = pem?;
+        if pem == self.served.load().pem {
+            return Ok(false);
+        }
+        let config = pem.server(&self.files)?;
+        self.served.store(Arc::new(Served { pem, config }));
+        Ok(true)
     }
 }
 
-fn read(files: &crate::config::Tls) -> Result<Arc<ServerConfig>, TlsError> {
-    let pem = |key, what, path: &Path| {
-        let path = path.to_owned();
-        move |cause| TlsError::Pem { key, what, path, cause }
-    };
-    let (certificate, private_key) = (&files.certificate, &files.private_key);
-    let failed = || pem("server.tls.certificate", "certificate", certificate);
-    let chain: Vec<_> = CertificateDer::pem_file_iter(certificate).map_err(failed())?.collect::<Result<_, _>>().map_err(failed())?;
-    if chain.is_empty() {
-        return Err(failed()(rustls::pki_types::pem::Error::NoItemsFound));
+fn unreadable(key: &'static str, what: &'static str, path: &Path) -> impl Fn(pem::Error) -> TlsError {
+    let path = path.to_owned();
+    move |cause| TlsError::Pem { key, what, path: path.clone(), cause }
+}
+
+impl Pem {
+    fn read(files: &crate::config::Tls) -> Result<Self, TlsError> {
+        let certificate = std::fs::read(&files.certificate).map_err(pem::Error::Io).map_err(no_certificate(files))?;
+        let private_key = std::fs::read(&files.private_key).map_err(pem::Error::Io).map_err(no_key(files))?;
+        Ok(Self { certificate, private_key })
     }
-    let key = PrivateKeyDer::from_pem_file(private_key).map_err(pem("server.tls.private_key", "private key", private_key))?;
-    // The provider is named, so that it does not hang on who installed one for the process.
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(TlsError::Config)?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(TlsError::Config)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+
+    fn server(&self, files: &crate::config::Tls) -> Result<Arc<ServerConfig>, TlsError> {
+        let chain = CertificateDer::pem_slice_iter(&self.certificate).collect::<Result<Vec<_>, _>>();
+        let chain = chain.and_then(|chain| if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) });
+        let chain = chain.map_err(no_certificate(files))?;
+        let key = PrivateKeyDer::from_pem_slice(&self.private_key).map_err(no_key(files))?;
+        // The provider is named, so that it does not hang on who installed one for the process.
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(TlsError::Config)?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .map_err(TlsError::Config)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+}
+
+fn no_certificate(files: &crate::config::Tls) -> impl Fn(pem::Error) -> TlsError {
+    unreadable("server.tls.certificate", "certificate", &files.certificate)
+}
+
+fn no_key(files: &crate::config::Tls) -> impl Fn(pem::Error) -> TlsError {
+    unreadable("server.tls.private_key", "private key", &files.private_key)
 }
