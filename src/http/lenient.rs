@@ -1,8 +1,9 @@
 //! What people type: `curl 'localhost:8080/events?subject=orders.>'`.
 //!
 //! A `>` must be escaped in a URL, browsers do so, and hyper answers anything else with a bare 400. As patterns are what this
-//! server is asked for, the first request line of a connection has such characters escaped before hyper sees it. Later
-//! ones are left alone: where they begin is only known to whoever reads bodies.
+//! server is asked for, such characters in request lines are escaped before hyper sees them: in the first one of a
+//! connection, and, since proxies send one client's request behind another's, in all that follow until one has a body.
+//! Behind a body a line begins where only its reader knows.
 
 use std::io;
 use std::pin::Pin;
@@ -13,23 +14,91 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// The longest request line that is looked at.
 const LONGEST: usize = 64 << 10;
 
-/// A connection whose first line may be written carelessly.
+/// A connection whose request lines may be written carelessly.
 pub(crate) struct Lenient<I> {
     io: I,
-    state: State,
+    place: Place,
+    /// What did not fit after escaping, and how much of it has been read.
+    rest: (Box<[u8]>, usize),
 }
 
-enum State {
-    /// So many bytes of the first line have gone by.
+enum Place {
+    /// In a request line, of which so many bytes have gone by.
     Line(usize),
-    /// What did not fit after escaping, and whether the line has ended in it.
-    Rest(Box<[u8]>, usize, bool),
+    /// In a line of the head.
+    Head(Head),
+    /// Nothing is looked at any more.
     Done,
+}
+
+#[derive(Default)]
+struct Head {
+    /// How the line begins: as much as the longest name below, its colon and one more.
+    start: [u8; 19],
+    /// How much of that there is.
+    len: usize,
+    /// Whether a line before announced a body.
+    body: bool,
+}
+
+impl Head {
+    /// The line has ended; whether the head has too.
+    fn end_line(&mut self) -> bool {
+        let start = &self.start[..self.len];
+        let name = start.split(|byte| *byte == b':').next().unwrap_or_default().trim_ascii();
+        self.body |= name.eq_ignore_ascii_case(b"content-length") || name.eq_ignore_ascii_case(b"transfer-encoding");
+        let empty = matches!(start, [] | [b'\r']);
+        self.len = 0;
+        empty
+    }
+}
+
+impl Place {
+    /// Goes on by one byte; whether that is to be escaped.
+    fn step(&mut self, byte: u8) -> bool {
+        match self {
+            // Empty lines before a request are skipped (RFC 9112 section 2.2).
+            Self::Line(0) if matches!(byte, b'\r' | b'\n') => {}
+            Self::Line(_) if byte == b'\n' => *self = Self::Head(Head::default()),
+            Self::Line(LONGEST..) => *self = Self::Done,
+            Self::Line(seen) => {
+                *seen += 1;
+                return matches!(byte, b'<' | b'>' | b'"');
+            }
+            Self::Head(head) if byte == b'\n' => {
+                if head.end_line() {
+                    *self = if head.body { Self::Done } else { Self::Line(0) };
+                }
+            }
+            Self::Head(head) => {
+                if let Some(free) = head.start.get_mut(head.len) {
+                    *free = byte;
+                    head.len += 1;
+                }
+            }
+            Self::Done => {}
+        }
+        false
+    }
+
+    /// Goes on by all that was read; what it becomes, unless nothing is to be escaped.
+    fn escape(&mut self, read: &[u8]) -> Option<Vec<u8>> {
+        let mut escaped: Option<Vec<u8>> = None;
+        for (at, byte) in read.iter().enumerate() {
+            if self.step(*byte) {
+                let out = escaped.get_or_insert_with(|| read[..at].to_vec());
+                out.extend_from_slice(format!("%{byte:02X}").as_bytes());
+            } else if let Some(out) = &mut escaped {
+                out.push(*byte);
+            }
+        }
+        escaped
+    }
 }
 
 impl<I> Lenient<I> {
     pub(crate) fn new(io: I) -> Self {
-        Self { io, state: State::Line(0) }
+        Self { io, place: Place::Line(0), rest: (Box::default(), 0) }
     }
 
     pub(crate) fn into_inner(self) -> I {
@@ -37,57 +106,28 @@ impl<I> Lenient<I> {
     }
 }
 
-fn careless(byte: u8) -> bool {
-    matches!(byte, b'<' | b'>' | b'"')
-}
-
 impl<I: AsyncRead + Unpin> AsyncRead for Lenient<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        match &mut this.state {
-            State::Done => Pin::new(&mut this.io).poll_read(cx, buf),
-            State::Rest(rest, at, ended) => {
-                let n = buf.remaining().min(rest.len() - *at);
-                buf.put_slice(&rest[*at..*at + n]);
-                *at += n;
-                if *at == rest.len() {
-                    this.state = if *ended { State::Done } else { State::Line(*at) };
-                }
-                Poll::Ready(Ok(()))
-            }
-            State::Line(seen) => {
-                let before = buf.filled().len();
-                ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-                let read = &buf.filled()[before..];
-                let end = read.iter().position(|b| *b == b'\n');
-                let line = &read[..end.unwrap_or(read.len())];
-                let ended = end.is_some() || *seen + line.len() > LONGEST;
-                if !line.iter().copied().any(careless) {
-                    this.state = if ended { State::Done } else { State::Line(*seen + line.len()) };
-                    return Poll::Ready(Ok(()));
-                }
-                let mut escaped = Vec::with_capacity(read.len() + 16);
-                for byte in line {
-                    if careless(*byte) {
-                        escaped.extend_from_slice(format!("%{byte:02X}").as_bytes());
-                    } else {
-                        escaped.push(*byte);
-                    }
-                }
-                escaped.extend_from_slice(&read[line.len()..]);
-                buf.set_filled(before);
-                let n = buf.remaining().min(escaped.len());
-                buf.put_slice(&escaped[..n]);
-                this.state = if n < escaped.len() {
-                    State::Rest(escaped[n..].into(), 0, ended)
-                } else if ended {
-                    State::Done
-                } else {
-                    State::Line(*seen + n)
-                };
-                Poll::Ready(Ok(()))
-            }
+        let (rest, at) = &mut this.rest;
+        if *at < rest.len() {
+            let n = buf.remaining().min(rest.len() - *at);
+            buf.put_slice(&rest[*at..*at + n]);
+            *at += n;
+            return Poll::Ready(Ok(()));
         }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        if matches!(this.place, Place::Done) {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(escaped) = this.place.escape(&buf.filled()[before..]) {
+            buf.set_filled(before);
+            let n = buf.remaining().min(escaped.len());
+            buf.put_slice(&escaped[..n]);
+            this.rest = (escaped[n..].into(), 0);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -141,14 +181,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_first_line_is_escaped_however_it_comes() {
-        let typed = "POST /publish/a?b=\"<c>\" HTTP/1.1\r\nX: <a>\r\n\r\n{\"a\":\"<b>\"}\n>\n";
-        let meant = "POST /publish/a?b=%22%3Cc%3E%22 HTTP/1.1\r\nX: <a>\r\n\r\n{\"a\":\"<b>\"}\n>\n";
+    async fn request_lines_are_escaped_up_to_the_first_body_however_they_come() {
+        let typed = "GET /a?>\" HTTP/1.1\r\nX: <a>\r\nContent-Lengths: >\r\n\r\n\r\nGET /b?> HTTP/1.1\nX: >\n\n\
+                     POST /publish/a?b=\"<c>\" HTTP/1.1\r\nX: <a>\r\ncontent-LENGTH: 13\r\nY: >\r\n\r\n{\"a\":\"<b>\"}\n>\n\n\nGET /> HTTP/1.1\r\n";
+        let meant = "GET /a?%3E%22 HTTP/1.1\r\nX: <a>\r\nContent-Lengths: >\r\n\r\n\r\nGET /b?%3E HTTP/1.1\nX: >\n\n\
+                     POST /publish/a?b=%22%3Cc%3E%22 HTTP/1.1\r\nX: <a>\r\ncontent-LENGTH: 13\r\nY: >\r\n\r\n{\"a\":\"<b>\"}\n>\n\n\nGET /> HTTP/1.1\r\n";
         for write in [1, 2, 7, 30, 1000] {
             for read in [1, 3, 8, 1000] {
                 assert_eq!(through(typed, write, read).await, meant, "{write} {read}");
                 assert_eq!(through(meant, write, read).await, meant, "{write} {read}");
             }
         }
+        let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n\n\n>\r\n0\r\n\r\n";
+        assert_eq!(through(chunked, 1000, 1000).await, chunked);
+        let endless = format!("GET /{}>", "x".repeat(LONGEST));
+        assert_eq!(through(&endless, 1000, 1000).await, endless);
     }
 }

@@ -69,6 +69,50 @@ async fn tls_speaks_http_2_and_http_1_by_alpn() {
 }
 
 #[tokio::test]
+async fn newer_certificate_is_served_without_a_restart_and_a_broken_one_is_not() {
+    let (certs, renewed) = (Certs::new(), Certs::new());
+    let bridge = Bridge::builder(&format!("{OPEN}\nserver: {{ {} }}\n", tls(&certs))).tls(&certs.ca_pem).start().await;
+    let mut sse = Sse::open(bridge.events("")).await;
+    sse.id().await;
+    // Who trusts one authority only, and makes a new connection for each request.
+    let trusting = |certs: &Certs| {
+        let root = reqwest::Certificate::from_pem(certs.ca_pem.as_bytes()).unwrap();
+        reqwest::Client::builder().no_proxy().tls_certs_only([root]).pool_max_idle_per_host(0).build().unwrap()
+    };
+    let (before, after) = (trusting(&certs), trusting(&renewed));
+    let page = bridge.url("/");
+    std::fs::write(certs.path("server.crt"), "no certificate").unwrap();
+    eventually("a word in the log", async || bridge.log().contains("certificate cannot be read again").then_some(())).await;
+    assert_eq!(before.get(&page).send().await.unwrap().status(), 200);
+    assert!(after.get(&page).send().await.is_err());
+    for name in ["server.key", "server.crt"] {
+        std::fs::copy(renewed.path(name), certs.path(name)).unwrap();
+    }
+    eventually("the newer certificate", async || after.get(&page).send().await.ok()).await;
+    assert!(before.get(&page).send().await.is_err());
+    // What is open stays open.
+    bridge.http.post(bridge.url("/publish/demo.a")).body("1").send().await.unwrap();
+    assert_eq!(sse.event().await.payload(), json!(1));
+}
+
+#[tokio::test]
+async fn patterns_may_be_typed_unescaped_in_every_request_of_a_connection() {
+    let bridge = Bridge::open().await;
+    let mut raw = Raw::connect(&bridge.address()).await;
+    // As a proxy sends one client's request behind another's.
+    for _ in 0..3 {
+        raw.send(format!("GET /events?subject=a.>.b HTTP/1.1\r\nHost: {}\r\n\r\n", bridge.address())).await;
+        let head = raw.head().await;
+        assert!(raw.body(&head).await.contains("a.>.b"), "{head:?}");
+    }
+    raw.send(format!("GET /events?subject=demo.> HTTP/1.1\r\nHost: {}\r\n\r\n", bridge.address())).await;
+    assert_eq!(raw.head().await.status, 200);
+    raw.read_until("\n\n").await;
+    bridge.publish("demo.a", "{\"n\":1}").await;
+    raw.read_until("\"n\":1").await;
+}
+
+#[tokio::test]
 async fn cleartext_http_2_works_with_prior_knowledge() {
     let bridge = Bridge::open().await;
     let printed = read_with_curl(&bridge, &["--http2-prior-knowledge"]).await;
