@@ -136,7 +136,9 @@ fn finish(mut tree: Node, faults: Vec<Fault>) -> Result<Loaded, ConfigError> {
     let mut problems = Problems::default();
     let config = validate::validate(raw, &whole, &mut problems);
     let mut found: Vec<Found> = faults.into_iter().map(Found::from).collect();
-    for problem in problems.0 {
+    for mut problem in problems.0 {
+        // What could not be read was taken out of its list, and those after it have moved.
+        problem.path = tree.as_written(&problem.path);
         if misread.iter().any(|m| m.explains(&problem.path)) {
             continue;
         }

@@ -165,18 +165,8 @@ impl Node {
             return Some(&self.place);
         }
         match &self.kind {
-            Kind::Map(entries) => {
-                // Names may hold dots (then they are a problem themselves): the longest that fits.
-                let fits = |key: &str| {
-                    let rest = path.strip_prefix(key)?;
-                    (rest.is_empty() || rest.starts_with(['.', '['])).then_some(rest)
-                };
-                let found = entries.iter().filter_map(|(key, node)| Some((key.len(), fits(key)?, node))).max_by_key(|f| f.0);
-                found.and_then(|(_, rest, node)| node.locate(rest.strip_prefix('.').unwrap_or(rest)))
-            }
-            Kind::List(items) => path.strip_prefix('[').and_then(|path| {
-                let (index, rest) = path.split_once(']')?;
-                let index: usize = index.parse().ok()?;
+            Kind::Map(entries) => first_key(entries, path).and_then(|(_, node, rest)| node.locate(rest.strip_prefix('.').unwrap_or(rest))),
+            Kind::List(items) => first_index(path).and_then(|(index, rest)| {
                 let (_, node) = items.iter().find(|(i, _)| *i == index)?;
                 node.locate(rest.strip_prefix('.').unwrap_or(rest))
             }),
@@ -184,6 +174,36 @@ impl Node {
         }
         .or(Some(&self.place))
     }
+
+    /// A key path whose indices count what is left in lists, with the indices that were written.
+    pub(crate) fn as_written(&self, path: &str) -> String {
+        let found = match &self.kind {
+            Kind::Map(entries) => first_key(entries, path).map(|(key, node, rest)| (key.to_owned(), node, rest)),
+            Kind::List(items) => first_index(path).and_then(|(index, rest)| {
+                let (written, node) = items.get(index)?;
+                Some((format!("[{written}]"), node, rest))
+            }),
+            _ => None,
+        };
+        let Some((step, node, rest)) = found else { return path.to_owned() };
+        match rest.strip_prefix('.') {
+            Some(rest) => format!("{step}.{}", node.as_written(rest)),
+            None => step + &node.as_written(rest),
+        }
+    }
+}
+
+/// The entry that a key path in text form begins with, and the rest of the path.
+fn first_key<'n, 'p>(entries: &'n [(String, Node)], path: &'p str) -> Option<(&'n str, &'n Node, &'p str)> {
+    // Names may hold dots (then they are a problem themselves): the longest that fits.
+    let fits = |key: &str| path.strip_prefix(key).filter(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+    entries.iter().filter_map(|(key, node)| Some((key.as_str(), node, fits(key)?))).max_by_key(|found| found.0.len())
+}
+
+/// The index that a key path in text form begins with, and the rest of the path.
+fn first_index(path: &str) -> Option<(usize, &str)> {
+    let (index, rest) = path.strip_prefix('[')?.split_once(']')?;
+    Some((index.parse().ok()?, rest))
 }
 
 /// What stands in the place of a secret.

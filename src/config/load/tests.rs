@@ -315,6 +315,28 @@ fn a_type_error_hides_no_other_problem_and_brings_no_false_one() {
 }
 
 #[test]
+fn an_element_of_the_wrong_type_hides_none_beside_it() {
+    let problems = bad(
+        &[
+            "auth: { anonymous: { subscribe: [a, {}, b..c] } }\nroutes: [5, { match: { source: x } }, [], { match: {}, event: brokercast.a }]",
+        ],
+        &[],
+    );
+    let starts = [
+        "0.yaml:1:37: auth.anonymous.subscribe[1]: must be a text",
+        "0.yaml:1:41: auth.anonymous.subscribe[2]: has an empty token",
+        "0.yaml:2:10: routes[0]: must be a map",
+        "0.yaml:2:24: routes[1].match.source: must be the name of a source",
+        "0.yaml:2:39: routes[2]: must be a map",
+        "0.yaml:2:56: routes[3].event: begins with `brokercast.`",
+    ];
+    for start in starts {
+        assert!(problems.iter().any(|line| line.starts_with(start)), "{start}: {problems:#?}");
+    }
+    assert_eq!(problems.len(), starts.len(), "{problems:#?}");
+}
+
+#[test]
 fn a_missing_key_hides_no_other_problem() {
     let problems = bad(
         &[

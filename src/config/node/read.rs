@@ -45,9 +45,7 @@ impl Misread {
             Done::Stood => below(&self.path),
             Done::Taken(taken) => {
                 let parent = taken.parent().unwrap_or_default();
-                // An element taken out of a list moves those after it.
-                let moved = matches!(taken.0.last(), Some(Step::Index(_))) && below(&parent);
-                moved || below(taken) || parent.to_string() == path
+                below(taken) || parent.to_string() == path
             }
         }
     }
