@@ -46,7 +46,12 @@ impl Origins {
 
     /// Where this request comes from.
     pub(crate) fn classify(&self, request: &Parts, tls: bool) -> Origin {
-        let Some(value) = request.headers.get(header::ORIGIN) else { return Origin::Absent };
+        let mut values = request.headers.get_all(header::ORIGIN).iter();
+        let Some(value) = values.next() else { return Origin::Absent };
+        if values.next().is_some() {
+            // No browser sends two, and neither is more to be believed than the other.
+            return Origin::Foreign;
+        }
         let Ok(text) = value.to_str() else { return Origin::Foreign };
         let origin = normal(text);
         if self.any || self.listed.contains(&origin) {

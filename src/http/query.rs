@@ -67,8 +67,9 @@ impl Query {
                 }
                 "since" => once("since", &mut since, text("since", value)?)?,
                 "envelope" => once("envelope", &mut envelope, text("envelope", value)?)?,
-                // A client that appends it to a URL that has one already means the later.
-                "last_event_id" | "lastEventId" => cursor = Some(value),
+                // A client that appends it to a URL that has one already means the later. An empty one is what a client
+                // says that has none (HTML, "last event ID string"), and takes nobody's place.
+                "last_event_id" | "lastEventId" if !value.is_empty() => cursor = Some(value),
                 _ => {}
             }
         }
@@ -78,9 +79,8 @@ impl Query {
             Some("json") => true,
             Some(_) => return Err(Problem::parameter("envelope", "`envelope` is `json` or absent")),
         };
-        // An empty id is what a client says that has none (HTML, "last event ID string").
         let sent = headers.get("last-event-id").map(http::HeaderValue::as_bytes).filter(|id| !id.is_empty());
-        let sent = sent.map(Cow::Borrowed).or_else(|| cursor.filter(|id| !id.is_empty()));
+        let sent = sent.map(Cow::Borrowed).or(cursor);
         let begin = match sent {
             Some(id) => match std::str::from_utf8(&id).ok().and_then(|id| Cursor::from_id(id).ok()) {
                 Some(cursor) => Begin::After(cursor),

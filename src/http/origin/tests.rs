@@ -33,6 +33,8 @@ fn the_same_origin_has_the_same_scheme_host_and_port() {
     for (origin, tls) in [("https://a.example", false), ("http://a.example:81", false), ("http://b.example", false), ("null", false)] {
         assert_eq!(classify(&plain, "a.example", origin, tls), Origin::Foreign, "{origin}");
     }
+    let two = request(&[("host", "a.example"), ("origin", "http://a.example"), ("origin", "http://b.example")]);
+    assert_eq!(plain.classify(&two, false), Origin::Foreign);
     let proxied = origins(&[], Some("https://live.example"), None);
     assert_eq!(classify(&proxied, "inner:8080", "https://live.example", false), Origin::Same);
     assert_eq!(classify(&proxied, "inner:8080", "http://inner:8080", false), Origin::Foreign);

@@ -84,6 +84,7 @@ fn header_beats_parameter_beats_since() {
     assert_eq!(begin(&format!("lastEventId={id}"), None), at);
     assert_eq!(begin("last_event_id=nonsense", Some(&id)), at);
     assert_eq!(begin(&format!("last_event_id={id}"), Some("nonsense")), Begin::Unreadable);
+    assert_eq!(begin(&format!("last_event_id={id}&lastEventId="), None), at);
     assert_eq!(begin("since=all&last_event_id=nonsense", None), Begin::Unreadable);
     assert_eq!(begin("since=all&last_event_id=", Some("")), Begin::Earliest);
 }
