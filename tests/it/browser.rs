@@ -55,6 +55,14 @@ async fn dashboard_shows_events_in_a_wide_and_a_narrow_window() {
     bridge.publish("demo.xss", "\"<img src=x onerror='window.owned=1'>\"").await;
     browser.until("the markup as text", "return document.querySelector('#events').textContent.includes('<img src=x')").await;
     assert_eq!(browser.run("return window.owned === undefined").await, json!(true));
+    // What turns the order of characters is shown as what it is, and a row that is opened holds what came.
+    bridge.publish("demo.%E2%80%AEgnp", "\"a\u{202e}gnp.exe\"").await;
+    let row = "const row = [...document.querySelectorAll('#events details')].find((d) => d.textContent.includes('gnp.exe'));";
+    browser.until("its row", &format!("{row} return row")).await;
+    let line = browser.run(&format!("{row} row.open = true; return row.querySelector('summary').textContent")).await;
+    let line = line.as_str().unwrap();
+    assert!(line.contains("demo.\\u202egnp") && line.contains("a\\u202egnp.exe"), "{line}");
+    browser.until("what came", &format!("{row} return row.querySelector('pre')?.textContent === 'a\\u202egnp.exe'")).await;
     let console = browser.console().await;
     assert!(!console.iter().any(|l| l.starts_with("SEVERE")), "{console:?}");
 }

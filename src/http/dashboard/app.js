@@ -15,6 +15,11 @@ const COOKIE = "brokercast";
 const $ = (id) => document.getElementById(id);
 const list = $("events");
 
+// What turns the order of the characters around it: an `exe.png` that is a `gnp.exe`.
+const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+/** A text for one line, in which nothing that cannot be seen moves what can. */
+const oneLine = (text) => text.replace(BIDI, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
 function element(name, className, text) {
   const node = document.createElement(name);
   if (className) node.className = className;
@@ -246,16 +251,16 @@ function clock(value) {
 function preview(entry) {
   if (entry.form === "bytes") return `${base64Length(entry.raw).toLocaleString("en")} bytes`;
   const short = entry.raw.slice(0, PREVIEW).replace(/\s+/g, " ");
-  return entry.raw === "" ? "empty" : short + (entry.raw.length > PREVIEW ? "…" : "");
+  return entry.raw === "" ? "empty" : oneLine(short) + (entry.raw.length > PREVIEW ? "…" : "");
 }
 
 function eventRow(entry) {
   const row = element("li");
   const details = element("details");
   const summary = element("summary");
-  summary.append(element("time", "", clock(entry.time ?? entry.at)), element("span", "subject", entry.subject));
+  summary.append(element("time", "", clock(entry.time ?? entry.at)), element("span", "subject", oneLine(entry.subject)));
   const text = element("span", entry.form === "text" && entry.raw === "" ? "preview off" : "preview");
-  if (entry.name !== null) text.append(element("span", "tag name", entry.name));
+  if (entry.name !== null) text.append(element("span", "tag name", oneLine(entry.name)));
   if (entry.form !== "json") text.append(element("span", "tag", { text: "text", bytes: "bytes", odd: "no envelope" }[entry.form]));
   text.append(preview(entry));
   summary.append(text);
@@ -282,9 +287,9 @@ function body(entry) {
     span.append(element("code", "", value));
     meta.append(span);
   };
-  part("subject", entry.subject);
+  part("subject", oneLine(entry.subject));
   if (entry.time !== null) part("time", entry.time);
-  if (entry.name !== null) part("event", entry.name);
+  if (entry.name !== null) part("event", oneLine(entry.name));
   if (entry.id) part("id", entry.id);
   const copy = element("button", "quiet", "Copy");
   copy.type = "button";
@@ -414,9 +419,10 @@ function figures() {
   shown.forEach((row, at) => {
     const tr = table.rows[at] ?? subjectRow(table);
     const button = tr.cells[0].firstElementChild;
-    if (button.textContent !== row.subject) {
-      button.textContent = row.subject;
-      button.title = `Only ${row.subject}`;
+    if (button.value !== row.subject) {
+      button.value = row.subject;
+      button.textContent = oneLine(row.subject);
+      button.title = `Only ${oneLine(row.subject)}`;
     }
     button.style.setProperty("--share", `${Math.round((row.rate / most) * 100)}%`);
     tr.cells[1].textContent = rateText(row.rate);
@@ -432,7 +438,7 @@ function subjectRow(table) {
   const button = element("button");
   button.type = "button";
   button.addEventListener("click", () => {
-    $("subject").value = button.textContent;
+    $("subject").value = button.value;
     connect();
   });
   tr.insertCell().append(button);
