@@ -14,7 +14,7 @@ use crate::config::Server;
 #[derive(Debug, clap::Args)]
 pub(super) struct Reach {
     /// The bridge's address; by default that of the configuration's `server.listen`
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = address)]
     pub(super) url: Option<Url>,
     /// A token to show; better in the environment, where `ps` does not show it
     #[arg(long, env = "BROKERCAST_TOKEN", hide_env_values = true)]
@@ -31,7 +31,7 @@ impl Reach {
     /// The bridge's address, from the configuration where none is given.
     pub(super) fn address(&self, files: &[PathBuf]) -> Result<Url, Error> {
         match &self.url {
-            Some(url) => base(url.clone()),
+            Some(url) => Ok(url.clone()),
             None => self.address_of(&load(files)?.config.server),
         }
     }
@@ -39,7 +39,7 @@ impl Reach {
     /// The bridge's address, where its configuration has been read.
     pub(super) fn address_of(&self, server: &Server) -> Result<Url, Error> {
         if let Some(url) = &self.url {
-            return base(url.clone());
+            return Ok(url.clone());
         }
         let scheme = if server.tls.is_some() { "https" } else { "http" };
         parse(&format!("{scheme}://{}", reachable(server.listen)))
@@ -71,6 +71,13 @@ impl Reach {
     }
 }
 
+/// An address as it is typed.
+fn address(text: &str) -> Result<Url, &'static str> {
+    // `127.0.0.1:8080` is no URL, and `localhost:8080` one of a scheme that nobody means.
+    let url = text.parse().ok().filter(|url: &Url| matches!(url.scheme(), "http" | "https"));
+    url.ok_or("must begin with http:// or https://, as http://127.0.0.1:8080 does")
+}
+
 /// What every client here is: no redirects (a token must not follow one), a bound on connecting.
 pub(super) fn client() -> reqwest::ClientBuilder {
     Client::builder()
@@ -81,16 +88,7 @@ pub(super) fn client() -> reqwest::ClientBuilder {
 }
 
 pub(super) fn parse(text: &str) -> Result<Url, Error> {
-    base(text.parse().map_err(|e| Error::with("the bridge's address is no URL", Box::<dyn std::error::Error + Send + Sync>::from(e)))?)
-}
-
-/// An address under which paths can be appended.
-fn base(url: Url) -> Result<Url, Error> {
-    if matches!(url.scheme(), "http" | "https") {
-        Ok(url)
-    } else {
-        Err(Error::new("the bridge's address must begin with http:// or https://"))
-    }
+    address(text).map_err(|why| Error::new(format!("the bridge's address {why}")))
 }
 
 /// `path`, below the path that the address may have.
@@ -158,6 +156,14 @@ mod tests {
             [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:2", "[::1]:2"), ("10.1.2.3:4", "10.1.2.3:4"), ("127.0.0.1:5", "127.0.0.1:5")]
         {
             assert_eq!(reachable(listen.parse().unwrap()).to_string(), asked);
+        }
+    }
+
+    #[test]
+    fn an_address_is_one_of_http() {
+        assert_eq!(address("http://127.0.0.1:8080").unwrap().as_str(), "http://127.0.0.1:8080/");
+        for typed in ["127.0.0.1:8080", "localhost:8080", "ftp://h", "http://", ""] {
+            assert!(address(typed).is_err_and(|why| why.contains("http://127.0.0.1:8080")), "{typed}");
         }
     }
 
