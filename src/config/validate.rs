@@ -146,7 +146,13 @@ fn tls(raw: raw::Tls, problems: &mut Problems) -> Option<Tls> {
         }
     };
     let (certificate, private_key) = (file("certificate", raw.certificate), file("private_key", raw.private_key));
-    Some(Tls { certificate: certificate?, private_key: private_key? })
+    let tls = Tls { certificate: certificate?, private_key: private_key? };
+    // Whether they are a certificate and its key only shows when they are read.
+    if let Err(error) = crate::http::tls::Tls::load(&tls) {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        problems.add(error.key(), format!("{}{cause}", error.expected()));
+    }
+    Some(tls)
 }
 
 fn cors(raw: raw::Cors, problems: &mut Problems) -> Cors {

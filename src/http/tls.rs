@@ -13,6 +13,24 @@ use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 
+impl TlsError {
+    /// The key to change.
+    pub(crate) fn key(&self) -> &'static str {
+        match self {
+            Self::Pem { key, .. } => key,
+            Self::Config(_) => "server.tls",
+        }
+    }
+
+    /// What was expected.
+    pub(crate) fn expected(&self) -> String {
+        match self {
+            Self::Pem { what, .. } => format!("must name a PEM file with a {what}"),
+            Self::Config(_) => "must be a certificate and the private key that belongs to it".to_owned(),
+        }
+    }
+}
+
 /// How often the files are looked at. Not watched: what renews certificates exchanges links and folders, also where no
 /// file system tells of it.
 const LOOK: Duration = Duration::from_secs(2);

@@ -337,6 +337,31 @@ fn an_element_of_the_wrong_type_hides_none_beside_it() {
 }
 
 #[test]
+fn files_that_make_no_tls_server_are_told_among_all_else_and_not_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let pair = |name: &str| {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        (write(&format!("{name}.crt"), &made.cert.pem()), write(&format!("{name}.key"), &made.signing_key.serialize_pem()))
+    };
+    let ((certificate, key), (_, other)) = (pair("a"), pair("b"));
+    for (certificate, key, expected) in [
+        (&key, &key, "server.tls.certificate: must name a PEM file with a certificate"),
+        (&certificate, &certificate, "server.tls.private_key: must name a PEM file with a private key"),
+        (&certificate, &other, "server.tls: must be a certificate and the private key that belongs to it"),
+    ] {
+        let problems = bad(&[&format!("server:\n  tls: {{ certificate: {certificate}, private_key: {key} }}\n  heartbeat: x\n")], &[]);
+        assert_eq!(problems.len(), 2, "{problems:#?}");
+        assert!(problems.iter().any(|line| line.starts_with("0.yaml:2:") && line.contains(expected)), "{problems:#?}");
+        assert!(problems.iter().all(|line| !line.contains(folder.path().to_str().unwrap())), "{problems:#?}");
+    }
+}
+
+#[test]
 fn a_missing_key_hides_no_other_problem() {
     let problems = bad(
         &[
