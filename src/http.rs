@@ -46,6 +46,7 @@ pub(crate) use query::Begin;
 pub use tls::TlsError;
 
 use connection::Peer;
+use dashboard::Dashboard;
 use files::Files;
 use origin::{Origin, Origins};
 use problem::Problem;
@@ -103,7 +104,7 @@ struct Shared {
     retry: Duration,
     /// How long a publisher may take to send its message.
     body_timeout: Duration,
-    dashboard: bool,
+    dashboard: Option<Dashboard>,
     dashboards: Option<Files>,
 }
 
@@ -117,7 +118,7 @@ pub(crate) fn router(config: &Config, rooms: Rooms) -> Router {
         trusted_proxies: config.subscribers.trusted_proxies.clone(),
         retry: server.retry,
         body_timeout: server.limits.header_timeout * 3,
-        dashboard: server.dashboard,
+        dashboard: server.dashboard.then(|| Dashboard::new(config.auth.carriers.cookie.as_deref())),
         dashboards: server.dashboards.clone().map(Files::new),
     });
     Router::new()
@@ -165,8 +166,8 @@ fn route_of(path: &str) -> Route {
 /// Everything that is no API: the dashboard, own pages, nothing.
 async fn page(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let path = request.uri().path();
-    let answer = if shared.dashboard && dashboard::PATHS.contains(&path) {
-        dashboard::answer(request.method(), path)
+    let answer = if let Some(page) = shared.dashboard.as_ref().filter(|_| dashboard::PATHS.contains(&path)) {
+        page.answer(request.method(), path)
     } else if let Some(files) = shared.dashboards.as_ref().filter(|_| path == "/dashboards" || path.starts_with("/dashboards/")) {
         match path.strip_prefix("/dashboards/") {
             Some(rest) => files.answer(request.method(), rest, request.headers()).await,

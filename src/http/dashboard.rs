@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::response::Response;
+use bytes::Bytes;
 use http::{HeaderValue, Method, header};
 
 use super::problem::Problem;
@@ -13,22 +14,37 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 /// Where its parts stand.
 pub(crate) const PATHS: [&str; 3] = ["/", "/dashboard.js", "/dashboard.css"];
 
-pub(crate) fn answer(method: &Method, path: &str) -> Result<Response, Problem> {
-    if method != Method::GET && method != Method::HEAD {
-        return Err(Problem::method("GET, HEAD"));
+/// The page of one configuration.
+pub(crate) struct Dashboard {
+    html: Bytes,
+}
+
+impl Dashboard {
+    /// `cookie`: the one that a token is looked for in, if any.
+    pub(crate) fn new(cookie: Option<&str>) -> Self {
+        // Of what a cookie's name may hold, this alone is markup.
+        let cookie = cookie.unwrap_or_default().replace('&', "&amp;");
+        Self { html: include_str!("dashboard/index.html").replace("{{cookie}}", &cookie).into() }
     }
-    let (kind, text) = match path {
-        "/dashboard.js" => ("text/javascript; charset=utf-8", include_str!("dashboard/app.js")),
-        "/dashboard.css" => ("text/css; charset=utf-8", include_str!("dashboard/style.css")),
-        _ => ("text/html; charset=utf-8", include_str!("dashboard/index.html")),
-    };
-    let mut response = Response::new(if method == Method::HEAD { Body::empty() } else { Body::from(text) });
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(header::CONTENT_LENGTH, text.len().into());
-    // A new version of the program is a new page at once.
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    Ok(response)
+
+    pub(crate) fn answer(&self, method: &Method, path: &str) -> Result<Response, Problem> {
+        if method != Method::GET && method != Method::HEAD {
+            return Err(Problem::method("GET, HEAD"));
+        }
+        let (kind, text) = match path {
+            "/dashboard.js" => ("text/javascript; charset=utf-8", Bytes::from_static(include_bytes!("dashboard/app.js"))),
+            "/dashboard.css" => ("text/css; charset=utf-8", Bytes::from_static(include_bytes!("dashboard/style.css"))),
+            _ => ("text/html; charset=utf-8", self.html.clone()),
+        };
+        let length = text.len();
+        let mut response = Response::new(if method == Method::HEAD { Body::empty() } else { Body::from(text) });
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        headers.insert(header::CONTENT_LENGTH, length.into());
+        // A new version of the program is a new page at once.
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+        headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        Ok(response)
+    }
 }

@@ -69,9 +69,20 @@ async fn dashboard_shows_events_in_a_wide_and_a_narrow_window() {
 
 #[tokio::test]
 async fn dashboard_takes_a_token_and_shows_refusals() {
-    let config = format!("auth:\n{}sources: {{ inbox: {{ http: {{ subjects: [\"demo.>\"] }} }} }}\n", jwt());
-    let bridge = Bridge::start(&config).await;
     let browser = Chromium::start().await;
+    takes_a_token(&browser, "").await;
+    // Under the name that the server looks for.
+    takes_a_token(&browser, "  carriers: { cookie: \"it's&own\" }\n").await;
+    let closed = "auth: { carriers: { cookie: false } }";
+    let bridge = Bridge::start(closed).await;
+    browser.open(&bridge.url("/")).await;
+    browser.run("document.querySelector('#token').value = 'a.b.c'; document.querySelector('#connect').click()").await;
+    browser.until("why not", "return document.querySelector('#refusal').textContent.includes('auth.carriers.cookie')").await;
+}
+
+async fn takes_a_token(browser: &Chromium, carriers: &str) {
+    let config = format!("auth:\n{}{carriers}sources: {{ inbox: {{ http: {{ subjects: [\"demo.>\"] }} }} }}\n", jwt());
+    let bridge = Bridge::start(&config).await;
     browser.open(&bridge.url("/")).await;
     browser.run("document.querySelector('#connect').click()").await;
     browser

@@ -10,9 +10,9 @@ const SHOWN_SUBJECTS = 60; // and how many of them stand in the table
 const SPAN = 5; // seconds over which a rate is taken
 const PREVIEW = 280; // characters of a payload in its row
 const PRETTY = 100_000; // characters of a payload that are laid out when a row is opened
-const COOKIE = "brokercast";
 
 const $ = (id) => document.getElementById(id);
+const COOKIE = document.querySelector('meta[name="token-cookie"]').content; // `auth.carriers.cookie`; empty: none
 const list = $("events");
 
 // What turns the order of the characters around it: an `exe.png` that is a `gnp.exe`.
@@ -452,7 +452,10 @@ setInterval(tick, 1000);
 // ---------------------------------------------------------------------------------------------------------------------
 // The token: in a cookie, since an EventSource sends no headers of its own. It never stands in the address.
 
-const readCookie = () => document.cookie.split("; ").find((c) => c.startsWith(`${COOKIE}=`))?.slice(COOKIE.length + 1) ?? "";
+const readCookie = () => {
+  const found = COOKIE && document.cookie.split("; ").find((c) => c.startsWith(`${COOKIE}=`));
+  return found ? found.slice(COOKIE.length + 1) : "";
+};
 
 function writeCookie(token) {
   const secure = location.protocol === "https:" ? "; Secure" : "";
@@ -463,6 +466,7 @@ function writeCookie(token) {
 function applyToken() {
   const token = $("token").value.trim().replace(/^Bearer\s+/i, "");
   if (token && !/^[\w.~+/=-]+$/.test(token)) return "The token has characters that no token has: it must be letters, digits and - . _ ~ + / =";
+  if (token && !COOKIE) return "This server takes no token from a cookie (auth.carriers.cookie is off), and a page has no other way to show one.";
   if (token !== readCookie()) writeCookie(token);
   describeToken(token);
   return readCookie() === token ? "" : `The browser did not take the token as a cookie${token.length > 4000 ? ": it is longer than about 4,000 characters" : ""}.`;
