@@ -24,9 +24,11 @@ pub enum Error {
     Twice(#[source] TryInitError),
 }
 
-/// Libraries that log every lost connection as an error of their own, which the sources tell once, and with its cause. Their
-/// lowest level is what goes over the wire, passwords and payloads too.
+/// Libraries that log every lost connection as an error of their own, which the sources tell once, and with its cause.
 const LOUD: [&str; 2] = ["lapin", "async_nats"];
+
+/// Who shows from which level on what goes over the wire: passwords and payloads, a path that is no URL with its token.
+const TELLTALE: [(&str, Level); 3] = [("lapin", Level::TRACE), ("async_nats", Level::TRACE), ("h2::server", Level::DEBUG)];
 
 /// The filter without what these say, unless it names them.
 fn quietened(filter: &str) -> String {
@@ -36,7 +38,7 @@ fn quietened(filter: &str) -> String {
 
 /// Whether an event may be logged, whatever the filter says.
 fn discreet(event: &Metadata<'_>) -> bool {
-    *event.level() < Level::TRACE || !LOUD.iter().any(|name| event.target().starts_with(name))
+    !TELLTALE.iter().any(|(name, level)| event.level() >= level && event.target().starts_with(name))
 }
 
 /// Sets the log up for the whole process. `RUST_LOG`, where set, counts instead of `log.filter`.
