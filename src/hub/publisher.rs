@@ -29,7 +29,7 @@ impl Publisher {
                 self.stand(source, gap.position);
                 self.bodies[0].clear();
                 frame::gap(&mut self.bodies[0], self.names[source].as_str(), &gap);
-                let entry = self.entry(source, None, gap.position, now, false);
+                let entry = self.entry(source, None, gap.position, (now, now), false);
                 let live = self.warm[source];
                 // What stood before has positions of another log.
                 let anew = gap.reason == GapReason::Reset && self.tags[source].is_some();
@@ -45,7 +45,7 @@ impl Publisher {
                     body.clear();
                     frame::body(body, &event, form, origin);
                 }
-                let entry = self.entry(source, Some(event.subject.as_str()), event.position, event.time, both);
+                let entry = self.entry(source, Some(event.subject.as_str()), event.position, (event.time, now), both);
                 self.entries.push(Pushed::Entry(entry, self.warm[source]));
             }
         }
@@ -67,7 +67,14 @@ impl Publisher {
         self.cursor.encode(&mut self.scratch, &mut self.id);
     }
 
-    fn entry(&mut self, source: SourceId, subject: Option<&str>, position: Option<Position>, time: Timestamp, both: bool) -> Entry {
+    fn entry(
+        &mut self,
+        source: SourceId,
+        subject: Option<&str>,
+        position: Option<Position>,
+        (time, came): (Timestamp, Timestamp),
+        both: bool,
+    ) -> Entry {
         self.encode_id();
         let subject = subject.unwrap_or_default();
         let id_line = b"id: \n".len() + self.id.len();
@@ -94,6 +101,6 @@ impl Publisher {
         }
         let encoded =
             Encoded { bytes: block.split().freeze(), subject: subject.len() as u16, body: bodies[0], split, json_body: bodies[1] };
-        Entry { seq: self.seq, position, time, kind: if subject.is_empty() { Kind::Gap } else { Kind::Event }, encoded }
+        Entry { seq: self.seq, position, time, came, kind: if subject.is_empty() { Kind::Gap } else { Kind::Event }, encoded }
     }
 }

@@ -184,3 +184,16 @@ fn windows_drop_what_is_too_old() {
     assert_eq!(hub.state().sources[0].window.len(), 0);
     assert_eq!(hub.state().sources[0].window.floor(), 1);
 }
+
+#[test]
+fn windows_keep_what_was_old_when_it_came() {
+    let hub = hub(Limits { age: Duration::from_secs(10), ..WIDE });
+    let Input::Event(mut waited) = event("a", "1") else { unreachable!() };
+    // In a queue, say, that the broker has acknowledged to its publisher long ago.
+    waited.time = now().before(Duration::from_secs(3600));
+    hub.publish(0, &mut vec![Input::Event(waited)], now());
+    hub.beat(0, 1, Timestamp::from_micros(now().as_micros() + 9_000_000));
+    assert_eq!(hub.state().sources[0].window.len(), 1);
+    hub.beat(0, 1, Timestamp::from_micros(now().as_micros() + 11_000_000));
+    assert_eq!(hub.state().sources[0].window.len(), 0);
+}

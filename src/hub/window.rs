@@ -78,6 +78,8 @@ pub struct Entry {
     pub position: Option<Position>,
     /// The event's time.
     pub time: Timestamp,
+    /// When it came here: it is kept from then on, however old it was.
+    pub came: Timestamp,
     /// What it is.
     pub kind: Kind,
     /// The bytes; a gap has no subject.
@@ -146,12 +148,12 @@ impl Window {
         self.head = None;
     }
 
-    /// Drops what is too much or too old. Returns whether anything was.
+    /// Drops what is too much or has been here too long. Returns whether anything was.
     pub(super) fn trim(&mut self, limits: Limits, now: Timestamp) -> bool {
         let oldest = now.before(limits.age);
         let before = self.entries.len();
         while let Some(first) = self.entries.front() {
-            if self.bytes <= limits.bytes && first.time >= oldest {
+            if self.bytes <= limits.bytes && first.came >= oldest {
                 break;
             }
             self.bytes -= first.cost();
