@@ -42,6 +42,43 @@ impl Timestamp {
         self.0 / 1000
     }
 
+    /// Appends it as RFC 3339 with microseconds and `Z`. Stands in every event: formatting it by the machinery of `fmt`
+    /// would cost as much as the rest of a small one.
+    pub fn write(self, out: &mut Vec<u8>) {
+        let seconds = self.0 / 1_000_000;
+        let days = seconds / 86_400;
+        // Days to a date of the proleptic Gregorian calendar, counted in eras of 400 years from March.
+        let z = days + 719_468;
+        let (era, day_of_era) = (z / 146_097, z % 146_097);
+        let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let shifted_month = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+        let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+        let year = year_of_era + era * 400 + u64::from(month <= 2);
+        let mut text = *b"000000-00-00T00:00:00.000000Z";
+        let mut put = |end: usize, width: usize, mut number: u64| {
+            for place in (end - width..end).rev() {
+                text[place] = b'0' + (number % 10) as u8;
+                number /= 10;
+            }
+        };
+        put(6, 6, year);
+        put(9, 2, month);
+        put(12, 2, day);
+        put(15, 2, seconds / 3600 % 24);
+        put(18, 2, seconds / 60 % 60);
+        put(21, 2, seconds % 60);
+        put(28, 6, self.0 % 1_000_000);
+        // A year has four digits, or as many as it needs.
+        let more = match year {
+            0..10_000 => 2,
+            10_000..100_000 => 1,
+            _ => 0,
+        };
+        out.extend_from_slice(&text[more..]);
+    }
+
     /// This long before, or 1970.
     #[must_use]
     pub fn before(self, span: Duration) -> Self {
@@ -60,30 +97,8 @@ impl From<SystemTime> for Timestamp {
 /// RFC 3339 with microseconds and `Z`.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.0 / 1_000_000;
-        let days = seconds / 86_400;
-        // Days to a date of the proleptic Gregorian calendar, counted in eras of 400 years from March.
-        let z = days + 719_468;
-        let (era, day_of_era) = (z / 146_097, z % 146_097);
-        let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let shifted_month = (5 * day_of_year + 2) / 153;
-        let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-        let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-        let year = year_of_era + era * 400 + u64::from(month <= 2);
-        let (h, m, s) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-        let mut text = *b"0000-00-00T00:00:00.000000Z";
-        if year > 9999 {
-            return write!(f, "{year}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{:06}Z", self.0 % 1_000_000);
-        }
-        for (at, width, mut number) in
-            [(0, 4, year), (5, 2, month), (8, 2, day), (11, 2, h), (14, 2, m), (17, 2, s), (20, 6, self.0 % 1_000_000)]
-        {
-            for place in (at..at + width).rev() {
-                text[place] = b'0' + (number % 10) as u8;
-                number /= 10;
-            }
-        }
+        let mut text = Vec::with_capacity(32);
+        self.write(&mut text);
         f.write_str(std::str::from_utf8(&text).unwrap_or_default())
     }
 }
@@ -234,6 +249,14 @@ mod tests {
             let expected: jiff::Timestamp = text.parse().expect("a time");
             let ours = Timestamp::from_micros(u64::try_from(expected.as_microsecond()).expect("after 1970"));
             assert_eq!(ours.to_string().parse::<jiff::Timestamp>().expect("RFC 3339"), expected, "{text}");
+        }
+        // Beyond what RFC 3339 knows: nothing is cut off.
+        for (micros, text) in [
+            (253_402_300_799_999_999, "9999-12-31T23:59:59.999999Z"),
+            (253_402_300_800_000_000, "10000-01-01T00:00:00.000000Z"),
+            (u64::MAX, "586524-01-19T08:01:49.551615Z"),
+        ] {
+            assert_eq!(Timestamp::from_micros(micros).to_string(), text);
         }
     }
 }

@@ -128,7 +128,7 @@ pub fn body(out: &mut Vec<u8>, event: &Event, form: Form, origin: Origin<'_>) {
                 out.extend_from_slice(br#","event":"#);
                 string(out, name);
             }
-            write!(out, r#","time":"{}""#, event.time).unwrap_or_default();
+            time(out, event);
             data.write(out);
             end_data(out, start, &event.payload);
         }
@@ -139,7 +139,13 @@ pub fn body(out: &mut Vec<u8>, event: &Event, form: Form, origin: Origin<'_>) {
 fn subject_and_time(out: &mut Vec<u8>, event: &Event) {
     out.extend_from_slice(br#","subject":"#);
     string(out, event.subject.as_str());
-    write!(out, r#","time":"{}""#, event.time).unwrap_or_default();
+    time(out, event);
+}
+
+fn time(out: &mut Vec<u8>, event: &Event) {
+    out.extend_from_slice(br#","time":""#);
+    event.time.write(out);
+    out.push(b'"');
 }
 
 /// What the bytes of a payload are.

@@ -370,7 +370,7 @@ impl Subscription {
                 Phase::Live(Waiting(None, _), _) => self.phase = Phase::Done,
                 Phase::Live(Waiting(Some(seat), waker), place) => {
                     match seat.channel().poll_take(*place, Wire::Plain, waker, cx.waker()) {
-                        Take::Bytes(bytes, next) => {
+                        Take::Bytes { bytes, to: next, .. } => {
                             *place = next;
                             if let Some(id) = seat.channel().id_before(next) {
                                 self.last_id.clear();
@@ -438,7 +438,7 @@ fn closing(streams: &Streams, seat: &Seat, place: &mut u64, reason: Closing, las
     let mut out = Vec::new();
     let mut id = last_id.map(<[u8]>::to_vec);
     if reason == Closing::Draining {
-        while let Take::Bytes(bytes, next) = seat.channel().take(*place, Wire::Plain) {
+        while let Take::Bytes { bytes, to: next, .. } = seat.channel().take(*place, Wire::Plain) {
             out.extend_from_slice(&bytes);
             *place = next;
             id = seat.channel().id_before(next).map(|id| id.to_vec()).or(id);

@@ -70,8 +70,15 @@ pub enum Wire {
 /// What stands in a channel's log from some place on.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Take {
-    /// Bytes, and the place behind them; there may be more.
-    Bytes(Bytes, u64),
+    /// A piece of it, as long as a piece may be.
+    Bytes {
+        /// Whole events.
+        bytes: Bytes,
+        /// The place behind them.
+        to: u64,
+        /// Something stands there already.
+        more: bool,
+    },
     /// Nothing yet.
     Empty,
     /// The place has been dropped.
@@ -155,12 +162,6 @@ impl Channel {
         if let Some(key) = seat.0.take() {
             self.log.lock().leave(key);
         }
-    }
-
-    /// The place behind the last entry.
-    #[must_use]
-    pub fn end(&self) -> u64 {
-        self.log.lock().end()
     }
 
     /// The id of the last event before `place` that is still in the log.
@@ -265,11 +266,11 @@ impl Log {
         let at = (place - self.start) as usize;
         let joined = &self.joined[wire as usize];
         if joined.from == place && joined.to > place && (joined.to == end || joined.bytes.len() >= ENOUGH) {
-            return Take::Bytes(joined.bytes.clone(), joined.to);
+            return Take::Bytes { bytes: joined.bytes.clone(), to: joined.to, more: joined.to < end };
         }
         let first = &self.entries[at];
         if place + 1 == end || first.len() >= ENOUGH {
-            return Take::Bytes(cut(first, wire), place + 1);
+            return Take::Bytes { bytes: cut(first, wire), to: place + 1, more: place + 1 < end };
         }
         let mut length = 0;
         let fits = self.entries.range(at..).take_while(|e| {
@@ -284,7 +285,7 @@ impl Log {
         let bytes = bytes.freeze();
         let to = place + count as u64;
         self.joined[wire as usize] = Joined { from: place, to, bytes: bytes.clone() };
-        Take::Bytes(bytes, to)
+        Take::Bytes { bytes, to, more: to < end }
     }
 
     pub(super) fn forget(&mut self) {

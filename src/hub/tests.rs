@@ -40,7 +40,7 @@ fn join(hub: &Arc<Hub>, patterns: &[&str]) -> (Seat, u64) {
 
 fn text(take: Take) -> (String, u64) {
     match take {
-        Take::Bytes(bytes, place) => (String::from_utf8(bytes.to_vec()).unwrap(), place),
+        Take::Bytes { bytes, to: place, .. } => (String::from_utf8(bytes.to_vec()).unwrap(), place),
         other => panic!("{other:?}"),
     }
 }
@@ -52,7 +52,9 @@ fn equal_filters_share_a_channel_and_its_bytes() {
     let (b, at_b) = join(&hub, &["a.>"]);
     assert!(Arc::ptr_eq(a.channel(), b.channel()));
     hub.publish(0, &mut vec![event("a.b", "1"), event("x", "2"), event("a.c", "3")], now());
-    let (Take::Bytes(x, _), Take::Bytes(y, _)) = (a.channel().take(at_a, Wire::Plain), b.channel().take(at_b, Wire::Plain)) else {
+    let (Take::Bytes { bytes: x, .. }, Take::Bytes { bytes: y, .. }) =
+        (a.channel().take(at_a, Wire::Plain), b.channel().take(at_b, Wire::Plain))
+    else {
         panic!()
     };
     assert_eq!(x.as_ptr(), y.as_ptr());

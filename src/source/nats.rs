@@ -186,6 +186,8 @@ impl Inbox {
     /// From each in turn, so that their messages stay about in order. Pending when there is nothing.
     fn poll_take(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Item>, limit: usize) -> Poll<Taken> {
         let before = batch.len();
+        // They have been read together.
+        let mut received = None;
         loop {
             let (mut any, mut ended) = (false, false);
             for n in 0..self.subscribers.len() {
@@ -196,7 +198,8 @@ impl Inbox {
                     Poll::Ready(Some(message)) => {
                         any = true;
                         self.taken += 1;
-                        batch.extend(self.message(n, message).map(Item::Message));
+                        let received = *received.get_or_insert_with(Timestamp::now);
+                        batch.extend(self.message(n, message, received).map(Item::Message));
                     }
                     Poll::Ready(None) => ended = true,
                     Poll::Pending => {}
@@ -212,7 +215,7 @@ impl Inbox {
     }
 
     /// `None` for what another subscription delivers too.
-    fn message(&mut self, n: usize, message: async_nats::Message) -> Option<Message> {
+    fn message(&mut self, n: usize, message: async_nats::Message, time: Timestamp) -> Option<Message> {
         let earlier = &self.subscribers[n].1;
         if earlier.iter().any(|pattern| pattern.matches(&message.subject)) || message.subject.starts_with(PROBE) {
             return None;
@@ -226,7 +229,7 @@ impl Inbox {
             }
         };
         // Not copied, though it keeps the whole read buffer: it is handed in at once, and there it is encoded and let go.
-        Some(Message { subject, payload: message.payload, time: Timestamp::now(), position: None })
+        Some(Message { subject, payload: message.payload, time, position: None })
     }
 }
 

@@ -97,8 +97,9 @@ impl<T: Copy + PartialEq> Index<T> {
     pub fn find(&self, subject: &str, found: &mut Vec<T>) {
         fn walk<T: Copy>(node: &Node<T>, rest: &str, found: &mut Vec<T>) {
             found.extend_from_slice(&node.tails);
-            let (token, rest) = match rest.split_once('.') {
-                Some((token, rest)) => (token, Some(rest)),
+            // Tokens are short: a search by words of the machine would not come to its first.
+            let (token, rest) = match rest.bytes().position(|b| b == b'.') {
+                Some(at) => (&rest[..at], Some(&rest[at + 1..])),
                 None => (rest, None),
             };
             let next = [node.literal.get(token), node.any.as_deref()];

@@ -291,7 +291,7 @@ impl Work {
                     member.blocked = None;
                     return;
                 }
-                Take::Bytes(bytes, to) => {
+                Take::Bytes { bytes, to, .. } => {
                     member.blocked = None;
                     if !self.write(key, &Piece { from: place, to, bytes }) {
                         return;
@@ -428,8 +428,8 @@ impl Work {
                 }
                 Some(piece) if piece.to == place => self.at.1 += 1,
                 _ => match channel.take(place, Wire::Chunked) {
-                    Take::Bytes(bytes, to) => {
-                        self.rest |= to < channel.end();
+                    Take::Bytes { bytes, to, more } => {
+                        self.rest |= more;
                         piece = Some(Piece { from: place, to, bytes });
                     }
                     Take::Empty => self.at.1 += 1,

@@ -260,20 +260,23 @@ pub(super) struct Place {
 /// `$JS.ACK.<stream>.<consumer>.<delivered>.<seq>.<consumer seq>.<time>.<pending>`, or, from newer servers, with a domain
 /// and an account before the stream, and perhaps more behind.
 pub(super) fn place(reply: &[u8]) -> Option<Place> {
-    let mut tokens: [&[u8]; 12] = [&[]; 12];
-    let mut count = 0;
-    for token in reply.split(|b| *b == b'.').take(12) {
-        tokens[count] = token;
-        count += 1;
-    }
-    if tokens[0] != b"$JS" || tokens[1] != b"ACK" {
-        return None;
-    }
-    let base = match count {
-        9 => 5,
-        11.. => 7,
+    let rest = reply.strip_prefix(b"$JS.ACK.")?;
+    let skipped = match rest.iter().filter(|b| **b == b'.').count() {
+        6 => 3,
+        8.. => 5,
         _ => return None,
     };
-    let number = |n: usize| std::str::from_utf8(tokens[n]).ok()?.parse().ok();
-    Some(Place { seq: number(base)?, time: number(base + 2)?, pending: number(base + 3)? })
+    let mut numbers = rest.split(|b| *b == b'.').skip(skipped).map(number);
+    let (seq, _, time, pending) = (numbers.next()??, numbers.next()?, numbers.next()??, numbers.next()??);
+    Some(Place { seq, time, pending })
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0u64, |number, digit| {
+        let digit = digit.wrapping_sub(b'0');
+        if digit > 9 { None } else { number.checked_mul(10)?.checked_add(digit.into()) }
+    })
 }
