@@ -352,7 +352,7 @@ fn adopt(writer: Arc<Writer>, stall: Duration) -> Adopt {
         let writer = writer.clone();
         Box::pin(async move {
             if let Some((socket, live)) = pump(socket, stream, stall).await {
-                writer.adopt(socket, live, beyond);
+                writer.adopt(socket, live, beyond).await;
             }
         })
     })

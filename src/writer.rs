@@ -75,11 +75,14 @@ impl Writer {
     }
 
     /// Takes a socket over, `beyond` bytes of whose input were read already.
-    pub fn adopt(&self, socket: TcpStream, live: Live, beyond: usize) {
+    pub async fn adopt(&self, socket: TcpStream, live: Live, beyond: usize) {
         let lane = &self.lanes[self.next.fetch_add(1, Ordering::Relaxed) % self.lanes.len()];
         // A socket that cannot leave the runtime is closed, and so its client comes back.
         if let Ok(socket) = socket.into_std() {
-            lane.adopt(socket, live, beyond);
+            lane.put(socket, live, beyond);
+            // Of a crowd that connects, many have arrived when this goes on: the loop is woken once for all of them.
+            tokio::task::yield_now().await;
+            lane.tell_of_new();
         }
     }
 

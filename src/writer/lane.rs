@@ -92,10 +92,17 @@ impl Lane {
         }
     }
 
-    pub(super) fn adopt(&self, socket: std::net::TcpStream, live: Live, beyond: usize) {
+    /// Leaves a socket for the loop, which finds it when it is told next.
+    pub(super) fn put(&self, socket: std::net::TcpStream, live: Live, beyond: usize) {
         self.members.fetch_add(1, Ordering::Relaxed);
         self.inbox.lock().new.push((socket, live, beyond));
-        self.tell();
+    }
+
+    /// Tells of sockets that were left, unless the loop has found them.
+    pub(super) fn tell_of_new(&self) {
+        if !self.inbox.lock().new.is_empty() {
+            self.tell();
+        }
     }
 
     pub(super) fn drain(&self, within: Duration) {

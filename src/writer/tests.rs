@@ -24,7 +24,7 @@ fn world(loops: usize, stall: Duration) -> World {
 
 impl World {
     /// A client whose stream is with the writer.
-    fn client(&self, pattern: &str, expires: Option<Timestamp>) -> TcpStream {
+    async fn client(&self, pattern: &str, expires: Option<Timestamp>) -> TcpStream {
         let client = TcpStream::connect(self.listener.local_addr().unwrap()).unwrap();
         client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let (socket, _) = self.listener.accept().unwrap();
@@ -33,7 +33,7 @@ impl World {
         let mut stream = self.streams.open(Request { filter, from: From::Now, expires, permit: Box::new(()) });
         drop(stream.take_first());
         let live = stream.into_live().unwrap();
-        self.writer.adopt(tokio::net::TcpStream::from_std(socket).unwrap(), live, 0);
+        self.writer.adopt(tokio::net::TcpStream::from_std(socket).unwrap(), live, 0).await;
         client
     }
 
@@ -87,7 +87,10 @@ fn lines(body: &[u8]) -> Vec<String> {
 #[tokio::test]
 async fn every_member_of_a_channel_gets_every_event_in_order_over_any_loop() {
     let world = world(3, Duration::from_secs(10));
-    let mut clients: Vec<_> = (0..30).map(|n| world.client(["a", "b", ">"][n % 3], None)).collect();
+    let mut clients = Vec::new();
+    for n in 0..30 {
+        clients.push(world.client(["a", "b", ">"][n % 3], None).await);
+    }
     for n in 0..200 {
         world.publish(if n % 2 == 0 { "a" } else { "b" }, &n.to_string());
     }
@@ -106,7 +109,7 @@ async fn what_does_not_fit_into_one_piece_is_written_as_well() {
     let world = world(1, Duration::from_secs(10));
     // One that is a piece by itself, and several that fill one: both leave the rest of the log to another piece.
     for (count, size) in [(4, 20 << 10), (45, 2 << 10)] {
-        let mut clients: Vec<_> = (0..3).map(|_| world.client("a", None)).collect();
+        let mut clients = [world.client("a", None).await, world.client("a", None).await, world.client("a", None).await];
         let mut payloads: Vec<_> = (0..count).map(|n| format!("{n:0size$}")).collect();
         payloads.push("end".to_owned());
         world.publish_all("a", &payloads);
@@ -121,11 +124,11 @@ async fn what_does_not_fit_into_one_piece_is_written_as_well() {
 async fn members_that_come_and_go_between_events_are_told_of_the_next() {
     let world = world(1, Duration::from_secs(10));
     for n in 0..300 {
-        let mut stays = world.client("a", None);
-        let goes = world.client("a", None);
+        let mut stays = world.client("a", None).await;
+        let goes = world.client("a", None).await;
         world.publish("a", &n.to_string());
         drop(goes);
-        let mut late = world.client("a", None);
+        let mut late = world.client("a", None).await;
         world.publish("a", "next");
         assert_eq!(read(&mut stays, 2), [n.to_string(), "next".to_owned()]);
         assert_eq!(read(&mut late, 1), ["next"]);
@@ -146,8 +149,8 @@ async fn news_of_a_channel_that_nobody_is_left_in_leave_nothing_pending() {
 #[tokio::test]
 async fn a_stuck_socket_is_closed_and_its_neighbours_go_on() {
     let world = world(1, Duration::from_millis(300));
-    let mut good = world.client("a", None);
-    let stuck = world.client("a", None);
+    let mut good = world.client("a", None).await;
+    let stuck = world.client("a", None).await;
     let payload = "x".repeat(1 << 20);
     for _ in 0..16 {
         world.publish("a", &payload);
@@ -163,7 +166,7 @@ async fn a_stuck_socket_is_closed_and_its_neighbours_go_on() {
 #[tokio::test]
 async fn one_that_fell_out_of_the_log_is_given_back_behind_a_true_id() {
     let mut world = world(1, Duration::from_secs(20));
-    let slow = world.client("a", None);
+    let slow = world.client("a", None).await;
     let payload = "y".repeat(1 << 20);
     for _ in 0..60 {
         world.publish("a", &payload);
@@ -193,8 +196,8 @@ async fn one_that_fell_out_of_the_log_is_given_back_behind_a_true_id() {
 #[tokio::test]
 async fn streams_end_with_their_reason_and_the_last_chunk() {
     let world = world(2, Duration::from_secs(10));
-    let mut expires = world.client("a", Some(Timestamp::from_micros(Timestamp::now().as_micros() + 300_000)));
-    let mut drains = world.client("a", None);
+    let mut expires = world.client("a", Some(Timestamp::from_micros(Timestamp::now().as_micros() + 300_000))).await;
+    let mut drains = world.client("a", None).await;
     world.publish("a", "1");
     let mut text = String::new();
     expires.read_to_string(&mut text).unwrap();
@@ -211,7 +214,7 @@ async fn streams_end_with_their_reason_and_the_last_chunk() {
 #[tokio::test]
 async fn whoever_talks_into_a_stream_is_cut_off() {
     let world = world(1, Duration::from_secs(10));
-    let mut client = world.client("a", None);
+    let mut client = world.client("a", None).await;
     let chatter = vec![b'z'; 4 * pump::IGNORED];
     // It may be reset before all of it is sent.
     client.write_all(&chatter).ok();

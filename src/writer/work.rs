@@ -124,7 +124,7 @@ impl Work {
             }
             for event in &events {
                 if event.token() != WAKE {
-                    self.happened(event.token().0 as u32, event.is_writable());
+                    self.happened(event.token().0 as u32, event.is_readable() || event.is_error(), event.is_writable());
                 }
             }
             if self.lane.told.swap(false, Ordering::AcqRel) || busy {
@@ -200,8 +200,8 @@ impl Work {
         } else {
             self.remind(ends);
         }
-        // What came between its seat and now, and whether it is still there.
-        self.happened(key, true);
+        // What came between its seat and now, and whether it is still there, is looked at with its first event: a new
+        // socket can be written, and so has one.
     }
 
     fn remind(&mut self, micros: u64) {
@@ -250,10 +250,10 @@ impl Work {
         Some(member)
     }
 
-    /// Something happened on a socket, or it is new.
-    fn happened(&mut self, key: u32, writable: bool) {
+    /// Something happened on a socket, or it is new. Whoever hangs up makes it readable.
+    fn happened(&mut self, key: u32, readable: bool, writable: bool) {
         let Some(member) = self.members.get_mut(key as usize) else { return };
-        if !alive(&mut member.socket, &mut member.ignored) {
+        if readable && !alive(&mut member.socket, &mut member.ignored) {
             self.remove(key);
             return;
         }
