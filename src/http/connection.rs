@@ -139,21 +139,24 @@ impl Server {
             None => {
                 let Some(Ok(Ok(h2))) = self.unless_closed(timeout(self.bounds.header, speaks_http2(&socket))).await else { return };
                 let io = Stall::new(socket, self.bounds.stall);
+                // The other ways are boxed: the task of most connections would be twice as large.
                 match &self.adopt {
-                    _ if h2 => self.serve_http2(io, peer).await,
+                    _ if h2 => Box::pin(self.serve_http2(io, peer)).await,
                     Some(adopt) => self.serve_adoptable(io, peer, adopt).await,
-                    None => self.serve_http1(io, peer).await,
+                    None => Box::pin(self.serve_http1(io, peer)).await,
                 }
             }
-            Some(tls) => {
-                let handshake = tls.acceptor().accept(Stall::new(socket, self.bounds.stall));
-                let Some(Ok(Ok(io))) = self.unless_closed(timeout(self.bounds.handshake, handshake)).await else { return };
-                if io.get_ref().1.alpn_protocol() == Some(b"h2") {
-                    self.serve_http2(io, peer).await;
-                } else {
-                    self.serve_http1(io, peer).await;
-                }
-            }
+            Some(tls) => Box::pin(self.serve_tls(socket, peer, tls)).await,
+        }
+    }
+
+    async fn serve_tls(&self, socket: TcpStream, peer: Peer, tls: &Tls) {
+        let handshake = tls.acceptor().accept(Stall::new(socket, self.bounds.stall));
+        let Some(Ok(Ok(io))) = self.unless_closed(timeout(self.bounds.handshake, handshake)).await else { return };
+        if io.get_ref().1.alpn_protocol() == Some(b"h2") {
+            Box::pin(self.serve_http2(io, peer)).await;
+        } else {
+            Box::pin(self.serve_http1(io, peer)).await;
         }
     }
 
