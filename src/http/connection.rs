@@ -14,12 +14,13 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
+use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::metrics::counter::Counter;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,8 @@ use super::tls::Tls;
 
 /// An HTTP/2 connection without an open request is closed after this.
 const IDLE: Duration = Duration::from_secs(75);
+/// Bytes that are read at once to see what a connection speaks: most requests whole.
+const START: usize = 2 << 10;
 /// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4). No method of HTTP/1.1 begins so.
 const PREFACE: &[u8] = b"PRI ";
 
@@ -133,17 +136,18 @@ impl Server {
         .await;
     }
 
-    async fn serve(self: Arc<Self>, socket: TcpStream, address: SocketAddr) {
+    async fn serve(self: Arc<Self>, mut socket: TcpStream, address: SocketAddr) {
         let peer = Peer { address, tls: self.tls.is_some() };
         match &self.tls {
             None => {
-                let Some(Ok(Ok(h2))) = self.unless_closed(timeout(self.bounds.header, speaks_http2(&socket))).await else { return };
+                let look = timeout(self.bounds.header, speaks_http2(&mut socket));
+                let Some(Ok(Ok((h2, start)))) = self.unless_closed(look).await else { return };
                 let io = Stall::new(socket, self.bounds.stall);
-                // The other ways are boxed: the task of most connections would be twice as large.
+                // The other ways are boxed: the task of most connections would be four times as large.
                 match &self.adopt {
-                    _ if h2 => Box::pin(self.serve_http2(io, peer)).await,
-                    Some(adopt) => self.serve_adoptable(io, peer, adopt).await,
-                    None => Box::pin(self.serve_http1(io, peer)).await,
+                    _ if h2 => Box::pin(self.serve_http2(Lenient::untouched(start, io), peer)).await,
+                    Some(adopt) => self.serve_adoptable(Lenient::behind(start, io), peer, adopt).await,
+                    None => Box::pin(self.serve_http1(Lenient::behind(start, io), peer)).await,
                 }
             }
             Some(tls) => Box::pin(self.serve_tls(socket, peer, tls)).await,
@@ -156,7 +160,7 @@ impl Server {
         if io.get_ref().1.alpn_protocol() == Some(b"h2") {
             Box::pin(self.serve_http2(io, peer)).await;
         } else {
-            Box::pin(self.serve_http1(io, peer)).await;
+            Box::pin(self.serve_http1(Lenient::behind(Bytes::new(), io), peer)).await;
         }
     }
 
@@ -170,7 +174,7 @@ impl Server {
     }
 
     /// As [`Self::serve_http1`], until a stream leaves with the socket.
-    async fn serve_adoptable(&self, io: Stall, peer: Peer, adopt: &Adopt) {
+    async fn serve_adoptable(&self, io: Lenient<Stall>, peer: Peer, adopt: &Adopt) {
         let leaving = Arc::new(Leaving::default());
         let service = Service { router: self.router.clone(), peer, streams: None, leaving: Some(leaving.clone()) };
         let mut connection = self.http1.serve_connection(Io::new(io, leaving.clone()), service);
@@ -203,7 +207,7 @@ impl Server {
 
     async fn serve_http1<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, io: I, peer: Peer) {
         let service = Service { router: self.router.clone(), peer, streams: None, leaving: None };
-        let mut connection = std::pin::pin!(self.http1.serve_connection(TokioIo::new(Lenient::new(io)), service));
+        let mut connection = std::pin::pin!(self.http1.serve_connection(TokioIo::new(io), service));
         tokio::select! {
             ended = connection.as_mut() => return self.note(ended),
             () = self.ends.close.cancelled() => connection.as_mut().graceful_shutdown(),
@@ -261,22 +265,20 @@ fn is_stall(error: &(dyn std::error::Error + 'static)) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::TimedOut)
 }
 
-/// Looks at the first bytes and leaves them where they are.
-async fn speaks_http2(socket: &TcpStream) -> std::io::Result<bool> {
-    let mut start = [0; PREFACE.len()];
+/// Reads the first bytes, for whoever is to read on behind them, and says whether they begin HTTP/2.
+async fn speaks_http2(socket: &mut TcpStream) -> std::io::Result<(bool, Bytes)> {
+    let mut start = BytesMut::with_capacity(START);
     loop {
-        let n = socket.peek(&mut start).await?;
-        if n == 0 {
+        if socket.read_buf(&mut start).await? == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
+        let n = start.len().min(PREFACE.len());
         if start[..n] != PREFACE[..n] {
-            return Ok(false);
+            return Ok((false, start.freeze()));
         }
         if n == PREFACE.len() {
-            return Ok(true);
+            return Ok((true, start.freeze()));
         }
-        // `P`, and the rest is on its way: the socket is readable all the time, so it cannot be waited for.
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -112,8 +112,8 @@ pub(crate) struct Io {
 }
 
 impl Io {
-    pub(crate) fn new(io: Stall, leaving: Arc<Leaving>) -> Self {
-        Self { inner: TokioIo::new(Lenient::new(io)), leaving }
+    pub(crate) fn new(io: Lenient<Stall>, leaving: Arc<Leaving>) -> Self {
+        Self { inner: TokioIo::new(io), leaving }
     }
 
     pub(crate) fn into_socket(self) -> TcpStream {

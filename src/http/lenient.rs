@@ -9,6 +9,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The longest request line that is looked at.
@@ -18,8 +19,8 @@ const LONGEST: usize = 64 << 10;
 pub(crate) struct Lenient<I> {
     io: I,
     place: Place,
-    /// What did not fit after escaping, and how much of it has been read.
-    rest: (Box<[u8]>, usize),
+    /// What comes before what is read next: it was read before, or did not fit after escaping.
+    rest: Bytes,
 }
 
 enum Place {
@@ -97,8 +98,16 @@ impl Place {
 }
 
 impl<I> Lenient<I> {
-    pub(crate) fn new(io: I) -> Self {
-        Self { io, place: Place::Line(0), rest: (Box::default(), 0) }
+    /// `start` is what was read of `io` already.
+    pub(crate) fn behind(start: Bytes, io: I) -> Self {
+        let mut place = Place::Line(0);
+        let rest = place.escape(&start).map_or(start, Bytes::from);
+        Self { io, place, rest }
+    }
+
+    /// The same for what has no request lines.
+    pub(crate) fn untouched(start: Bytes, io: I) -> Self {
+        Self { io, place: Place::Done, rest: start }
     }
 
     pub(crate) fn into_inner(self) -> I {
@@ -109,11 +118,8 @@ impl<I> Lenient<I> {
 impl<I: AsyncRead + Unpin> AsyncRead for Lenient<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let (rest, at) = &mut this.rest;
-        if *at < rest.len() {
-            let n = buf.remaining().min(rest.len() - *at);
-            buf.put_slice(&rest[*at..*at + n]);
-            *at += n;
+        if !this.rest.is_empty() {
+            buf.put_slice(&this.rest.split_to(buf.remaining().min(this.rest.len())));
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
@@ -122,10 +128,10 @@ impl<I: AsyncRead + Unpin> AsyncRead for Lenient<I> {
             return Poll::Ready(Ok(()));
         }
         if let Some(escaped) = this.place.escape(&buf.filled()[before..]) {
+            let mut escaped = Bytes::from(escaped);
             buf.set_filled(before);
-            let n = buf.remaining().min(escaped.len());
-            buf.put_slice(&escaped[..n]);
-            this.rest = (escaped[n..].into(), 0);
+            buf.put_slice(&escaped.split_to(buf.remaining().min(escaped.len())));
+            this.rest = escaped;
         }
         Poll::Ready(Ok(()))
     }
@@ -159,12 +165,13 @@ mod tests {
 
     use super::*;
 
-    /// Writes in pieces of one size and reads in pieces of another.
-    async fn through(text: &str, write: usize, read: usize) -> String {
+    /// Writes in pieces of one size and reads in pieces of another; the first `before` bytes were read before.
+    async fn through(text: &str, before: usize, write: usize, read: usize) -> String {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let mut server = Lenient::new(server);
+        let (start, after) = text.as_bytes().split_at(before);
+        let mut server = Lenient::behind(Bytes::copy_from_slice(start), server);
         let mut out = Vec::new();
-        for piece in text.as_bytes().chunks(write) {
+        for piece in after.chunks(write) {
             client.write_all(piece).await.unwrap();
             let mut buffer = vec![0; read];
             let n = server.read(&mut buffer).await.unwrap();
@@ -188,13 +195,19 @@ mod tests {
                      POST /publish/a?b=%22%3Cc%3E%22 HTTP/1.1\r\nX: <a>\r\ncontent-LENGTH: 13\r\nY: >\r\n\r\n{\"a\":\"<b>\"}\n>\n\n\nGET /> HTTP/1.1\r\n";
         for write in [1, 2, 7, 30, 1000] {
             for read in [1, 3, 8, 1000] {
-                assert_eq!(through(typed, write, read).await, meant, "{write} {read}");
-                assert_eq!(through(meant, write, read).await, meant, "{write} {read}");
+                for before in [0, 1, 9, 60, typed.len() - 1] {
+                    assert_eq!(through(typed, before, write, read).await, meant, "{before} {write} {read}");
+                    assert_eq!(through(meant, before, write, read).await, meant, "{before} {write} {read}");
+                }
             }
         }
         let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n\n\n>\r\n0\r\n\r\n";
-        assert_eq!(through(chunked, 1000, 1000).await, chunked);
+        assert_eq!(through(chunked, 0, 1000, 1000).await, chunked);
         let endless = format!("GET /{}>", "x".repeat(LONGEST));
-        assert_eq!(through(&endless, 1000, 1000).await, endless);
+        assert_eq!(through(&endless, 0, 1000, 1000).await, endless);
+        let mut other = Lenient::untouched(Bytes::from_static(b"PRI > \n\n>"), tokio::io::empty());
+        let mut out = String::new();
+        other.read_to_string(&mut out).await.unwrap();
+        assert_eq!(out, "PRI > \n\n>");
     }
 }
