@@ -144,6 +144,14 @@ impl JetStreamSource {
         Ok(())
     }
 
+    /// `create` leaves a stream that is there as it is: what it does not take would be missed in silence.
+    fn tell_what_never_comes(&self, info: &StreamInfo) {
+        let theirs = info.own_subjects();
+        for ours in self.subjects.iter().filter(|ours| !theirs.is_empty() && !theirs.iter().any(|theirs| theirs.intersects(ours))) {
+            tracing::warn!(stream = &*self.stream.stream, subject = %ours, "the stream is not made for this subject: nothing of it will come");
+        }
+    }
+
     /// What the server may leave out. Servers before 2.10 ignore a list; so the reader filters all the same.
     fn filters(&self, info: &StreamInfo) -> Vec<String> {
         let theirs = info.own_subjects();
@@ -170,6 +178,9 @@ impl JetStreamSource {
         let mut line = self.line(live).await?;
         let info = self.info(&mut line, live).await?;
         self.suits(&info)?;
+        if live {
+            self.tell_what_never_comes(&info);
+        }
         let (first, last) = (info.first(), info.state.last_seq);
         let mut new = NewConsumer {
             deliver_policy: "by_start_sequence",

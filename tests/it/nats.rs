@@ -145,6 +145,18 @@ async fn client_library_is_heard_without_what_it_carries() {
 }
 
 #[tokio::test]
+async fn subjects_that_a_stream_never_takes_are_told() {
+    let nats = Nats::start().await;
+    let stream = async_nats::jetstream::stream::Config { name: "LOG".into(), subjects: vec!["chat.eu.>".into()], ..Default::default() };
+    nats.jetstream().await.create_stream(stream).await.unwrap();
+    let ours = "subjects: [\"chat.>\", \"user.>\"], jetstream: { stream: LOG, create: true }";
+    let bridge = Bridge::start(&config(&format!("servers: [\"{}\"], {ours}", nats.url()))).await;
+    let log = bridge.log();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("nothing of it will come")).collect();
+    assert!(matches!(told[..], [one] if one.contains("user.>") && one.contains("LOG")), "{log}");
+}
+
+#[tokio::test]
 async fn tls_with_an_own_authority_and_a_client_certificate() {
     let certs = Certs::new();
     let file = |name: &str| certs.path(name).display().to_string();
