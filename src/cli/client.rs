@@ -108,6 +108,21 @@ pub(super) fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
+/// What to say of a bridge that cannot be asked.
+pub(super) fn unreachable(url: &Url, error: reqwest::Error) -> Error {
+    let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
+    let mut kinds = causes.filter_map(|cause| Some(cause.downcast_ref::<std::io::Error>()?.kind()));
+    let nobody = kinds.any(|kind| kind == std::io::ErrorKind::ConnectionRefused);
+    let hint = if nobody { " (is it running there? `--url` names another place)" } else { "" };
+    Error::with(format!("the bridge at {} cannot be reached{hint}", place(url)), error.without_url())
+}
+
+/// Host and port.
+pub(super) fn place(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port_or_known_default().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
 fn read(file: &Path) -> Result<String, Error> {
     std::fs::read_to_string(file).map_err(|e| Error::with(format!("cannot read `{}`", file.display()), e))
 }

@@ -31,17 +31,12 @@ async fn ask(url: Url) -> Result<(bool, String), Error> {
     // A proxy from the environment has no business between a container and itself.
     let client = client::client().no_proxy().timeout(Duration::from_secs(3)).build();
     let client = client.map_err(|e| Error::with("cannot make an HTTP client", e))?;
-    let failed = |e: reqwest::Error| Error::with(format!("no answer from the admin listener at {}", address(&url)), e.without_url());
+    let failed = |e: reqwest::Error| Error::with(format!("no answer from the admin listener at {}", client::place(&url)), e.without_url());
     let answer = client.get(url.clone()).send().await.map_err(failed)?;
     let status = answer.status();
     let body: Option<Value> = answer.json().await.ok();
     let said = body.as_ref().and_then(describe).unwrap_or_else(|| status.to_string());
     Ok((status.is_success(), said))
-}
-
-fn address(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    url.port_or_known_default().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 /// `degraded (clock: up, orders: down)`

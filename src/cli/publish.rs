@@ -66,8 +66,8 @@ fn payload(data: Option<String>) -> Result<Bytes, Error> {
 /// To a running bridge: an http source has no broker but it.
 async fn post(address: reqwest::Url, reach: &Reach, subject: &str, payload: Bytes) -> Result<ExitCode, Error> {
     let url = client::below(&address, &format!("/publish/{}", utf8_percent_encode(subject, IN_PATH)));
-    let request = reach.client()?.post(url).timeout(PATIENCE).body(payload);
-    let answer = request.send().await.map_err(|e| Error::with("the bridge cannot be reached", e))?;
+    let request = reach.client()?.post(url.clone()).timeout(PATIENCE).body(payload);
+    let answer = request.send().await.map_err(|e| client::unreachable(&url, e))?;
     if !answer.status().is_success() {
         return Err(Error::new(format!("the bridge refused the message: {}", client::refusal(answer).await)));
     }

@@ -181,7 +181,7 @@ impl<W: Write> Tail<W> {
         if self.streamed {
             Broken::Again(format!("the bridge cannot be reached: {}", chain(&error)), None)
         } else {
-            Broken::Never(Error::with("the bridge cannot be reached", error))
+            Broken::Never(client::unreachable(&self.url, error))
         }
     }
 

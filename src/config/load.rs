@@ -162,7 +162,7 @@ fn read_file(file: &Path) -> Result<String, String> {
     use std::io::Read as _;
     let mut bytes = Vec::new();
     let read = std::fs::File::open(file).and_then(|f| f.take(MAX_FILE + 1).read_to_end(&mut bytes));
-    read.map_err(|e| super::value::why(&e))?;
+    read.map_err(|e| super::value::why(file, &e))?;
     if bytes.len() as u64 > MAX_FILE {
         return Err("it is larger than 16 MiB".to_owned());
     }

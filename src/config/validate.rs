@@ -139,7 +139,7 @@ fn tls(raw: raw::Tls, problems: &mut Problems) -> Option<Tls> {
             Some(file) => match std::fs::File::open(&file) {
                 Ok(_) => Some(file),
                 Err(error) => {
-                    problems.add(path, format!("must name a readable PEM file: {}", super::value::why(&error)));
+                    problems.add(path, format!("must name a readable PEM file: {}", super::value::why(&file, &error)));
                     None
                 }
             },

@@ -282,8 +282,12 @@ pub fn read_text_file(file: &Path, path: &str, problems: &mut Problems) -> Optio
 }
 
 /// Why a file cannot be read, without its name.
-pub(crate) fn why(error: &std::io::Error) -> String {
+pub(crate) fn why(file: &Path, error: &std::io::Error) -> String {
     match error.kind() {
+        // Mostly it is there, but not below where somebody happened to stand.
+        std::io::ErrorKind::NotFound if file.is_relative() => {
+            "there is none of this name (a relative path begins where brokercast is started)".to_owned()
+        }
         std::io::ErrorKind::NotFound => "there is none of this name".to_owned(),
         std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
         std::io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
@@ -293,9 +297,9 @@ pub(crate) fn why(error: &std::io::Error) -> String {
 
 /// A file's bytes, or why there are none, without the file's name.
 fn read_bounded(file: &Path) -> Result<Vec<u8>, String> {
-    let opened = std::fs::File::open(file).map_err(|e| why(&e))?;
+    let opened = std::fs::File::open(file).map_err(|e| why(file, &e))?;
     let mut bytes = Vec::new();
-    opened.take(MAX_SECRET_FILE + 1).read_to_end(&mut bytes).map_err(|e| why(&e))?;
+    opened.take(MAX_SECRET_FILE + 1).read_to_end(&mut bytes).map_err(|e| why(file, &e))?;
     if bytes.len() as u64 > MAX_SECRET_FILE { Err("it is larger than 1 MiB".to_owned()) } else { Ok(bytes) }
 }
 

@@ -6,6 +6,7 @@ use std::process::{Output, Stdio};
 use serde_json::{Value, json};
 
 use crate::support::bridge::{OPEN, command, run};
+use crate::support::port::Port;
 use crate::support::process::Process;
 use crate::support::token::{SECRET, jwt};
 use crate::support::{Bridge, Nats, PATIENCE, eventually};
@@ -179,6 +180,18 @@ async fn tail_follows_and_resumes_over_a_restart() {
     assert!(printed.contains("demo.a") && printed.contains("{\"n\":4}"), "{printed}");
     let refused = tokio::task::spawn_blocking(|| run(&["tail", "a..b"])).await.unwrap();
     assert_ne!(refused.status.code(), Some(0));
+}
+
+#[test]
+fn commands_that_find_no_bridge_say_where_they_looked() {
+    let port = Port::take();
+    let url = format!("http://someone:hidden@{}", port.address());
+    for args in [&["tail", "--url", &url][..], &["publish", "inbox", "demo.a", "1", "--url", &url]] {
+        let output = run(args);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(&port.address()) && said.contains("--url") && !said.contains("hidden"), "{said}");
+    }
 }
 
 #[test]

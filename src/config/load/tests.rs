@@ -286,6 +286,16 @@ fn files_that_are_missing_or_no_yaml_are_all_named() {
 }
 
 #[test]
+fn a_relative_path_that_leads_nowhere_says_where_it_begins() {
+    let key = |file| format!("auth: {{ jwt: {{ keys: [{{ algorithms: [HS256], secret_file: {file} }}] }} }}");
+    let start = "(a relative path begins where brokercast is started)";
+    for (file, said) in [("nowhere/secret", true), ("/nowhere/secret", false)] {
+        let problems = bad(&[&key(file)], &[]);
+        assert!(problems[0].contains("there is none of this name") && problems[0].ends_with(start) == said, "{problems:?}");
+    }
+}
+
+#[test]
 fn a_problem_names_the_layer_that_brought_the_value() {
     let problems =
         bad(&["window: { age: 1m }", "window: { age: long }", "window: { bytes: 1MiB }"], &[("BROKERCAST__LOG__FORMAT", "loud")]);
