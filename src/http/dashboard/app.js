@@ -650,7 +650,9 @@ async function explain(url) {
   // A proxy's own 502, a full server, a network that is away: waiting may mend it, so try again from the last id.
   const asked = Number(answer?.headers.get("Retry-After")) || 0;
   const wait = status >= 200 && status < 300 ? 1 : Math.max(asked, Math.min(30, 2 ** attempt++)) * (0.75 + Math.random() / 2);
-  if (!answer?.ok) line("closing", "Not available", `${status ? `${status} ${problem.title ?? answer.statusText}` : "The server does not answer"}; this page tries again in ${Math.ceil(wait)} s.`);
+  // HTTP/2 has no words for a status.
+  const said = status ? `${status} ${problem.title ?? answer.statusText}`.trim() : "The server does not answer";
+  if (!answer?.ok) line("closing", "Not available", `${said}; this page tries again in ${Math.ceil(wait)} s.`);
   retryTimer = setTimeout(() => open(lastId), wait * 1000);
   state("waiting", status ? `waiting: ${status}` : "reconnecting");
 }
