@@ -7,7 +7,7 @@ use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions, QueueDeleteOpt
 use lapin::types::FieldTable;
 use serde_json::json;
 
-use crate::support::bridge::numbers;
+use crate::support::bridge::{numbers, run};
 use crate::support::certs::Certs;
 use crate::support::rabbit::Amqp;
 use crate::support::{Bridge, Rabbit, Sse, eventually};
@@ -78,6 +78,7 @@ routes:
     let bridge = Bridge::start(&config).await;
     let client = rabbit.client().await;
     exchange_is_declared_and_bindings_choose(&bridge, &client).await;
+    published_message_arrives_or_its_publisher_is_told(&bridge, &url).await;
     routing_keys_of_any_kind_become_subjects(&bridge, &client).await;
     too_large_message_is_a_gap(&bridge, &client).await;
     tls_source_delivers(&bridge, &client).await;
@@ -98,6 +99,23 @@ async fn exchange_is_declared_and_bindings_choose(bridge: &Bridge, client: &Amqp
     }
     assert_eq!(numbers(&bound.events(4).await), [0, 3, 4, 5]);
     assert_eq!(numbers(&all.events(6).await), [0, 1, 2, 3, 4, 5]);
+}
+
+async fn published_message_arrives_or_its_publisher_is_told(bridge: &Bridge, url: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.yaml");
+    let source = |exchange: &str| format!("  {exchange}: {{ amqp: {{ url: \"{url}\", exchange: {exchange} }} }}\n");
+    std::fs::write(&file, format!("sources:\n{}{}", source("trades"), source("unbound"))).unwrap();
+    let publish = async |source: &'static str| {
+        let file = file.display().to_string();
+        tokio::task::spawn_blocking(move || run(&["publish", "-c", &file, source, "eu.a.cli", "\"hello\""])).await.unwrap()
+    };
+    let mut sse = bridge.subscribe("subject=eu.a.cli").await;
+    assert!(publish("trades").await.status.success());
+    assert_eq!(sse.event().await.payload(), "hello");
+    let output = publish("unbound").await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("NO_ROUTE"), "{output:?}");
 }
 
 async fn routing_keys_of_any_kind_become_subjects(bridge: &Bridge, client: &Amqp) {

@@ -15,7 +15,7 @@ const PERSISTENT: u8 = 2;
 /// Publishes one message and returns when the broker has it.
 ///
 /// # Errors
-/// Also where the source reads an existing queue and `key` is not its name: what is published to a queue itself arrives
+/// Also where no queue takes the message, and where the source reads an existing queue and `key` is not its name: what is published to a queue itself arrives
 /// under the queue's name.
 pub(in crate::source) async fn publish(source: &Amqp, key: &str, payload: Bytes) -> Result<(), SourceError> {
     let routing_key =
@@ -27,14 +27,15 @@ pub(in crate::source) async fn publish(source: &Amqp, key: &str, payload: Bytes)
     }
     let link = Link::open(&source.config.broker, &source.name).await?;
     let mut channel = link.channel().await?;
-    let (exchange, options) = match source.config.binding() {
+    let exchange = match source.config.binding() {
         Some(binding) => {
             channel = declare_exchange(&link, channel, binding).await?;
-            (ShortString::try_new(&*binding.exchange).unwrap_or_default(), BasicPublishOptions::default())
+            ShortString::try_new(&*binding.exchange).unwrap_or_default()
         }
-        // A queue that is not there must not swallow it.
-        None => (ShortString::default(), BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() }),
+        None => ShortString::default(),
     };
+    // A queue that is not there, or an exchange that nothing is bound to for this key, must not swallow it.
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let failed = |e| SourceError::with("the broker did not take the message", e);
     answer("asking for confirmations", channel.confirm_select(ConfirmSelectOptions::default())).await?.map_err(failed)?;
     let properties = BasicProperties::default().with_delivery_mode(PERSISTENT).with_timestamp(Timestamp::now().as_millis() / 1000);
@@ -45,7 +46,8 @@ pub(in crate::source) async fn publish(source: &Amqp, key: &str, payload: Bytes)
     match confirmation {
         Confirmation::Ack(None) => Ok(()),
         Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
-            Err(SourceError::new(format!("the broker gave the message back: {}", returned.reply_text)))
+            let said = &returned.reply_text;
+            Err(SourceError::new(format!("the broker gave the message back: {said} (does a queue that is there take this subject?)")))
         }
         Confirmation::Nack(None) | Confirmation::NotRequested => Err(SourceError::new("the broker did not take the message")),
     }
