@@ -72,7 +72,7 @@ impl Reach {
 }
 
 /// An address as it is typed.
-fn address(text: &str) -> Result<Url, &'static str> {
+pub(super) fn address(text: &str) -> Result<Url, &'static str> {
     // `127.0.0.1:8080` is no URL, and `localhost:8080` one of a scheme that nobody means.
     let url = text.parse().ok().filter(|url: &Url| matches!(url.scheme(), "http" | "https"));
     url.ok_or("must begin with http:// or https://, as http://127.0.0.1:8080 does")

@@ -12,7 +12,7 @@ use super::{Error, block_on, client, load, print};
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
     /// The admin listener's address; by default the configuration's `admin.listen`
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = client::address)]
     url: Option<Url>,
 }
 

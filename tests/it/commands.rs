@@ -203,3 +203,12 @@ fn help_names_every_command_and_version_is_the_packages() {
     assert!(succeeded(&run(&["--version"])).contains(env!("CARGO_PKG_VERSION")));
     assert_eq!(run(&["no-such-command"]).status.code(), Some(2));
 }
+
+#[test]
+fn an_address_without_a_scheme_is_refused_with_what_it_should_be() {
+    for command in ["health", "tail"] {
+        let output = run(&[command, "--url", "127.0.0.1:1"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains("must begin with http://"), "{output:?}");
+    }
+}
