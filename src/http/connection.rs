@@ -36,7 +36,7 @@ use super::tls::Tls;
 /// An HTTP/2 connection without an open request is closed after this.
 const IDLE: Duration = Duration::from_secs(75);
 /// Bytes that are read at once to see what a connection speaks: most requests whole.
-const START: usize = 2 << 10;
+const START: usize = 1 << 10;
 /// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4). No method of HTTP/1.1 begins so.
 const PREFACE: &[u8] = b"PRI ";
 
@@ -197,10 +197,14 @@ impl Server {
                 () = self.ends.cut.cancelled() => return,
             }
         }
-        let parts = connection.into_parts();
+        let (socket, beyond) = {
+            // hyper's buffers go here: catching up may take long.
+            let parts = connection.into_parts();
+            (parts.io.into_socket(), parts.read_buf.len())
+        };
         let Some(stream) = leaving.take() else { return };
         tokio::select! {
-            () = adopt(parts.io.into_socket(), stream, parts.read_buf.len()) => {}
+            () = adopt(socket, stream, beyond) => {}
             () = self.ends.cut.cancelled() => {}
         }
     }

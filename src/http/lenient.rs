@@ -113,13 +113,21 @@ impl<I> Lenient<I> {
     pub(crate) fn into_inner(self) -> I {
         self.io
     }
+
+    fn put_rest(&mut self, buf: &mut ReadBuf<'_>) {
+        buf.put_slice(&self.rest.split_to(buf.remaining().min(self.rest.len())));
+        if self.rest.is_empty() {
+            // Or it would keep its memory for as long as the connection lasts.
+            self.rest = Bytes::new();
+        }
+    }
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Lenient<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if !this.rest.is_empty() {
-            buf.put_slice(&this.rest.split_to(buf.remaining().min(this.rest.len())));
+            this.put_rest(buf);
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
@@ -128,10 +136,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for Lenient<I> {
             return Poll::Ready(Ok(()));
         }
         if let Some(escaped) = this.place.escape(&buf.filled()[before..]) {
-            let mut escaped = Bytes::from(escaped);
+            this.rest = escaped.into();
             buf.set_filled(before);
-            buf.put_slice(&escaped.split_to(buf.remaining().min(escaped.len())));
-            this.rest = escaped;
+            this.put_rest(buf);
         }
         Poll::Ready(Ok(()))
     }
