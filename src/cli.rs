@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 
 use crate::app;
 use crate::config::{self, ConfigError, Loaded};
+use crate::telemetry::chain;
 
 mod check;
 mod client;
@@ -124,22 +125,6 @@ fn files(given: Vec<PathBuf>) -> Vec<PathBuf> {
 
 fn load(files: &[PathBuf]) -> Result<Loaded, Error> {
     Ok(config::load(files)?)
-}
-
-/// An error and all that caused it, each once.
-fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let said = cause.to_string();
-        // Some libraries print their cause themselves.
-        if !text.ends_with(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        next = cause.source();
-    }
-    text
 }
 
 /// A line on standard error. Where nobody reads that there is nobody to tell.

@@ -45,12 +45,6 @@ pub(super) enum FetchError {
     Set(#[source] KeyError),
 }
 
-/// An error with its causes.
-pub(super) fn chain(error: &FetchError) -> String {
-    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
 /// One `jwks_url`.
 pub(super) struct Remote {
     url: reqwest::Url,
@@ -192,7 +186,7 @@ impl Remote {
                 Err(error) => {
                     // Once for each spell, not for each attempt.
                     if failures == 0 {
-                        let error = chain(&error);
+                        let error = crate::telemetry::chain(&error);
                         tracing::warn!(host, %error, kept = self.loaded(), "signing keys cannot be loaded");
                     }
                     None

@@ -13,24 +13,6 @@ use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 
-impl TlsError {
-    /// The key to change.
-    pub(crate) fn key(&self) -> &'static str {
-        match self {
-            Self::Pem { key, .. } => key,
-            Self::Config(_) => "server.tls",
-        }
-    }
-
-    /// What was expected.
-    pub(crate) fn expected(&self) -> String {
-        match self {
-            Self::Pem { what, .. } => format!("must name a PEM file with a {what}"),
-            Self::Config(_) => "must be a certificate and the private key that belongs to it".to_owned(),
-        }
-    }
-}
-
 /// How often the files are looked at. Not watched: what renews certificates exchanges links and folders, also where no
 /// file system tells of it.
 const LOOK: Duration = Duration::from_secs(2);
@@ -54,6 +36,24 @@ pub enum TlsError {
     /// They do not go together.
     #[error("`server.tls`: certificate and private key make no server")]
     Config(#[source] rustls::Error),
+}
+
+impl TlsError {
+    /// The key to change.
+    pub(crate) fn key(&self) -> &'static str {
+        match self {
+            Self::Pem { key, .. } => key,
+            Self::Config(_) => "server.tls",
+        }
+    }
+
+    /// What was expected.
+    pub(crate) fn expected(&self) -> String {
+        match self {
+            Self::Pem { what, .. } => format!("must name a PEM file with a {what}"),
+            Self::Config(_) => "must be a certificate and the private key that belongs to it".to_owned(),
+        }
+    }
 }
 
 /// The server's side of TLS, as the files were when they last were good.
@@ -106,8 +106,7 @@ impl Tls {
                     failures = failures.saturating_add(1);
                     // Once for each spell, and not for files that are just being exchanged one after the other.
                     if failures == 2 {
-                        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
-                        let error = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+                        let error = crate::telemetry::chain(&error);
                         tracing::warn!(%error, "certificate cannot be read again, the last good one is served");
                     }
                 }

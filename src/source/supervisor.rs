@@ -18,6 +18,7 @@ use tracing::{debug, error, info, warn};
 use super::{Adapter, Connection, Handle, Intake, Item, SourceError, Start, State, drop_oversized};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason};
+use crate::telemetry::chain;
 
 #[cfg(test)]
 mod tests;
@@ -312,21 +313,6 @@ async fn guarded<T>(future: impl Future<Output = Result<T, SourceError>>) -> Res
         Ok(result) => result.map_err(Failure::Source),
         Err(_) => Err(Failure::Panic),
     }
-}
-
-/// An error and its causes, in one line. A cause that repeats what was said is left out.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Full jitter below a ceiling that grows by half from 250 ms to 15 s. The first retry after a connection that stood is

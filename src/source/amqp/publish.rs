@@ -6,7 +6,7 @@ use lapin::types::ShortString;
 use lapin::{BasicProperties, Confirmation};
 
 use super::Amqp;
-use super::link::{Link, answer, declare_exchange};
+use super::link::{Link, answer, declare_exchange, short};
 use crate::event::Timestamp;
 use crate::source::SourceError;
 
@@ -15,8 +15,8 @@ const PERSISTENT: u8 = 2;
 /// Publishes one message and returns when the broker has it.
 ///
 /// # Errors
-/// Also where no queue takes the message, and where the source reads an existing queue and `key` is not its name: what is published to a queue itself arrives
-/// under the queue's name.
+/// Also where no queue takes the message, and where the source reads an existing queue and `key` is not its name: what
+/// is published to a queue itself arrives under the queue's name.
 pub(in crate::source) async fn publish(source: &Amqp, key: &str, payload: Bytes) -> Result<(), SourceError> {
     let routing_key =
         ShortString::try_new(key).map_err(|e| SourceError::with("the subject is too long for a routing key of RabbitMQ", e))?;
@@ -30,7 +30,7 @@ pub(in crate::source) async fn publish(source: &Amqp, key: &str, payload: Bytes)
     let exchange = match source.config.binding() {
         Some(binding) => {
             channel = declare_exchange(&link, channel, binding).await?;
-            ShortString::try_new(&*binding.exchange).unwrap_or_default()
+            short(&binding.exchange)
         }
         None => ShortString::default(),
     };

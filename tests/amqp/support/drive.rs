@@ -7,6 +7,7 @@ use brokercast::config::Problems;
 use brokercast::event::{Gap, Message, SourceName};
 use brokercast::source::amqp::Raw;
 use brokercast::source::{Adapter, Common, Connection, Item, SourceError, Start};
+pub use brokercast::telemetry::chain;
 
 /// How long something may take that should come at once.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -116,17 +117,6 @@ impl Reading {
         self.connection.close().await;
         assert!(begin.elapsed() < Duration::from_millis(1500), "closing took {:?}", begin.elapsed());
     }
-}
-
-/// An error and its causes.
-pub fn chain(error: &SourceError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// Payloads as text.
