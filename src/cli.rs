@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 
 use crate::app;
 use crate::config::{self, ConfigError, Loaded};
-use crate::telemetry::chain;
+use crate::support::causes::chain;
 
 mod check;
 mod client;
@@ -158,14 +158,5 @@ mod tests {
     #[test]
     fn arguments_are_well_formed() {
         Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn a_chain_says_each_cause_once() {
-        let inner = std::io::Error::other("the pipe burst");
-        let error = Error::with("no water: the pipe burst", inner);
-        assert_eq!(chain(&error), "no water: the pipe burst");
-        let error = Error::with("no water", Error::with("no pipe", std::io::Error::other("no money")));
-        assert_eq!(chain(&error), "no water: no pipe: no money");
     }
 }

@@ -249,8 +249,8 @@ pub struct Subscribers {
     pub max_per_identity: Option<usize>,
     /// Of one client address; off by default.
     pub max_per_address: Option<usize>,
-    /// Networks whose `X-Forwarded-For` is believed: `(address, prefix length)`.
-    pub trusted_proxies: Vec<(std::net::IpAddr, u8)>,
+    /// Networks whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<ipnet::IpNet>,
     /// How long a newcomer may wait for a slot; default 0: refused at once.
     pub wait: Duration,
     /// How many may wait; default 100.

@@ -11,7 +11,6 @@
 //! sources make longer ids; nothing is left out of them.
 
 use std::fmt;
-use std::hash::Hasher as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -86,24 +85,11 @@ impl fmt::LowerHex for Check {
     }
 }
 
-/// FNV-1a, 64 bits: the same on every machine and in every version, unlike the standard library's.
-struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl std::hash::Hasher for Fnv {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
+/// FNV-1a with 64 bits, folded to 16: the same on every machine and in every version, unlike the standard library's hash.
+fn fnv16(bytes: &[u8]) -> u16 {
+    let fnv = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325, fnv);
+    (hash ^ (hash >> 16) ^ (hash >> 32) ^ (hash >> 48)) as u16
 }
 
 /// What a cursor calls a durable source: 16 bits of its name.
@@ -114,10 +100,7 @@ impl Tag {
     /// The tag of a source's name.
     #[must_use]
     pub fn of(source: &str) -> Self {
-        let mut hash = Fnv::default();
-        hash.write(source.as_bytes());
-        let h = hash.finish();
-        Self((h ^ (h >> 16) ^ (h >> 32) ^ (h >> 48)) as u16)
+        Self(fnv16(source.as_bytes()))
     }
 }
 
@@ -211,8 +194,8 @@ impl Cursor {
             scratch.extend_from_slice(&tag.0.to_be_bytes());
             point.encode(scratch);
         }
-        let sum = checksum(scratch);
-        scratch.extend_from_slice(&sum);
+        let sum = fnv16(scratch);
+        scratch.extend_from_slice(&sum.to_be_bytes());
         let at = out.len();
         let n = base64::encoded_len(scratch.len(), false).unwrap_or_default();
         out.resize(at + n, 0);
@@ -239,7 +222,7 @@ impl Cursor {
         }
         let all = URL_SAFE_NO_PAD.decode(id).map_err(|_| CursorError)?;
         let (body, sum) = all.split_last_chunk::<2>().ok_or(CursorError)?;
-        if checksum(body) != *sum {
+        if fnv16(body).to_be_bytes() != *sum {
             return Err(CursorError);
         }
         Self::read(body).ok_or(CursorError)
@@ -263,11 +246,4 @@ impl Cursor {
         }
         Some(Self { epoch, volatile, durable })
     }
-}
-
-fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let mut hash = Fnv::default();
-    hash.write(bytes);
-    let h = hash.finish();
-    ((h ^ (h >> 16) ^ (h >> 32) ^ (h >> 48)) as u16).to_be_bytes()
 }

@@ -29,6 +29,7 @@ pub(crate) mod connection;
 mod dashboard;
 mod events;
 mod files;
+mod forwarded;
 pub(crate) mod handoff;
 mod lenient;
 pub(crate) mod listen;
@@ -100,7 +101,7 @@ struct Shared {
     rooms: Rooms,
     origins: Origins,
     limits: Limits,
-    trusted_proxies: Vec<(std::net::IpAddr, u8)>,
+    trusted_proxies: Vec<ipnet::IpNet>,
     retry: Duration,
     /// How long a publisher may take to send its message.
     body_timeout: Duration,

@@ -18,5 +18,6 @@ pub mod replay;
 pub mod route;
 pub mod source;
 pub mod subject;
+pub mod support;
 pub mod telemetry;
 pub mod writer;

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,11 +16,8 @@ use tokio::sync::oneshot;
 
 use crate::config::Subscribers;
 
-mod address;
 #[cfg(test)]
 mod tests;
-
-pub use address::client_address;
 
 /// Why there is no slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
@@ -80,6 +77,14 @@ struct State {
 struct Waiter {
     ticket: u64,
     slot: oneshot::Sender<()>,
+}
+
+/// The address that is counted: IPv4 as it is, IPv6 by its /64 network, because a client usually has one of those to itself.
+fn counted(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
+        v4 => v4,
+    }
 }
 
 /// How many there are of each key; a key with none is forgotten.
@@ -218,7 +223,7 @@ impl Pool {
         }))
     }
 
-    /// Takes a slot for a token's `sub` and a client's address (see [`client_address`]), waiting for one where the
+    /// Takes a slot for a token's `sub` and a client's address, waiting for one where the
     /// configuration says so: first come, first served. The caps of one's own are not waited for. Cancel safe:
     /// who drops the future has never been there.
     ///
@@ -248,7 +253,7 @@ impl Pool {
             (Some(identity), Some(max)) => state.identities.add(identity, max).ok_or(Refusal::Identity)?,
             _ => NONE,
         };
-        let address_at = match shared.max_per_address.map(|max| state.addresses.add(&address::counted(address), max)) {
+        let address_at = match shared.max_per_address.map(|max| state.addresses.add(&counted(address), max)) {
             Some(Some(at)) => at,
             Some(None) => {
                 if identity_at != NONE {
@@ -278,7 +283,7 @@ impl Pool {
         if identity.is_some_and(|identity| full(&state.identities, identity, self.0.max_per_identity)) {
             return Some(Refusal::Identity);
         }
-        full(&state.addresses, &address::counted(address), self.0.max_per_address).then_some(Refusal::Address)
+        full(&state.addresses, &counted(address), self.0.max_per_address).then_some(Refusal::Address)
     }
 
     /// How many slots are taken.

@@ -41,22 +41,6 @@ fn discreet(event: &Metadata<'_>) -> bool {
     !TELLTALE.iter().any(|(name, level)| event.level() >= level && event.target().starts_with(name))
 }
 
-/// An error and its causes, in one line: what stands in the log and on standard error. A cause that only repeats what was said is left out.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        cause = error.source();
-    }
-    text
-}
-
 /// Sets the log up for the whole process. `RUST_LOG`, where set, counts instead of `log.filter`.
 ///
 /// # Errors

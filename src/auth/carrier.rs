@@ -6,10 +6,10 @@ use std::borrow::Cow;
 
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, COOKIE};
-use percent_encoding::percent_decode_str;
 
 use super::token::Refused;
 use crate::config::Carriers;
+use crate::support::form;
 
 /// Which carrier brought a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,22 +109,18 @@ fn in_cookie<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, 
 /// RFC 6750 section 2.3. An empty parameter is a form field that was left empty.
 fn in_query<'a>(query: &'a str, name: &str) -> Result<Option<Cow<'a, str>>, Unreadable> {
     let mut found = None;
-    for pair in query.split('&') {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if key != name && decoded(key).as_deref() != Some(name) || value.is_empty() {
+    for (key, value) in form::pairs(query) {
+        if *key != *name.as_bytes() || value.is_empty() {
             continue;
         }
         if found.is_some() {
-            return Err(Unreadable::Request("the token stands in the query more than once"));
+            return Err(Unreadable::Request("the token is in the query more than once"));
         }
-        found = Some(decoded(value).ok_or(Unreadable::Token(Refused::Malformed))?);
+        let text = match value {
+            Cow::Borrowed(bytes) => std::str::from_utf8(bytes).ok().map(Cow::Borrowed),
+            Cow::Owned(bytes) => String::from_utf8(bytes).ok().map(Cow::Owned),
+        };
+        found = Some(text.ok_or(Unreadable::Token(Refused::Malformed))?);
     }
     Ok(found)
-}
-
-fn decoded(text: &str) -> Option<Cow<'_, str>> {
-    if text.contains('+') {
-        return percent_decode_str(&text.replace('+', " ")).decode_utf8().ok().map(|text| Cow::Owned(text.into_owned()));
-    }
-    percent_decode_str(text).decode_utf8().ok()
 }

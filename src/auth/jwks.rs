@@ -186,7 +186,7 @@ impl Remote {
                 Err(error) => {
                     // Once for each spell, not for each attempt.
                     if failures == 0 {
-                        let error = crate::telemetry::chain(&error);
+                        let error = crate::support::causes::chain(&error);
                         tracing::warn!(host, %error, kept = self.loaded(), "signing keys cannot be loaded");
                     }
                     None

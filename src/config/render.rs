@@ -131,7 +131,7 @@ impl Serialize for SubscribersShown<'_> {
             max: s.max,
             max_per_identity: cap(s.max_per_identity),
             max_per_address: cap(s.max_per_address),
-            trusted_proxies: s.trusted_proxies.iter().map(|(address, length)| format!("{address}/{length}")).collect(),
+            trusted_proxies: s.trusted_proxies.iter().map(ToString::to_string).collect(),
             when_full: WhenFull { wait: show_duration(s.wait), waiting: s.waiting },
             max_stall: show_duration(s.max_stall),
         }

@@ -15,6 +15,7 @@ use crate::cursor::Tag;
 use crate::event::SourceName;
 use crate::source::AdapterConfig;
 use crate::subject::MAX_SUBJECT;
+use crate::support::network;
 
 mod auth;
 mod routes;
@@ -240,15 +241,15 @@ fn subscribers(raw: raw::Subscribers, problems: &mut Problems) -> Subscribers {
     };
     let max_per_identity = cap(raw.max_per_identity, Some(20), "subscribers.max_per_identity");
     let max_per_address = cap(raw.max_per_address, None, "subscribers.max_per_address");
-    let network = |(n, text): (usize, String)| {
-        let found = network(&text);
+    let trusted = |(n, text): (usize, String)| {
+        let found = network::parse(&text);
         if found.is_none() {
             let expected = "must be a network or an address: 10.0.0.0/8, 192.168.1.7, fd00::/8 (without host bits)";
             problems.add(format!("subscribers.trusted_proxies[{n}]"), expected);
         }
         found
     };
-    let trusted_proxies = raw.trusted_proxies.into_iter().enumerate().filter_map(network).collect();
+    let trusted_proxies = raw.trusted_proxies.into_iter().enumerate().filter_map(trusted).collect();
     Subscribers {
         max: number(raw.max, 10_000, "subscribers.max", problems),
         max_per_identity,
@@ -258,22 +259,6 @@ fn subscribers(raw: raw::Subscribers, problems: &mut Problems) -> Subscribers {
         waiting: raw.when_full.waiting.unwrap_or(100),
         max_stall: duration(raw.max_stall, 30_000, 1, "subscribers.max_stall", problems),
     }
-}
-
-/// `10.0.0.0/8`, or one address.
-fn network(text: &str) -> Option<(IpAddr, u8)> {
-    let (address, length) = text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));
-    let address: IpAddr = address.parse().ok()?;
-    let (bits, most) = match address {
-        IpAddr::V4(v4) => (u128::from(v4.to_bits()) << 96, 32),
-        IpAddr::V6(v6) => (v6.to_bits(), 128),
-    };
-    let length = match length {
-        None => most,
-        Some(text) => text.parse().ok().filter(|n| *n <= most && text.bytes().all(|b| b.is_ascii_digit()))?,
-    };
-    let host_bits = bits.checked_shl(u32::from(length)).unwrap_or(0);
-    (host_bits == 0).then_some((address, length))
 }
 
 fn log(raw: raw::Log, problems: &mut Problems) -> Log {

@@ -16,6 +16,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use rand::Rng as _;
 
+use super::forwarded::client_address;
 use super::problem::Problem;
 use super::query::{Query, takes_only_streams};
 use super::{Opened, Opening, Peer, Shared, origin_of};
@@ -23,7 +24,7 @@ use crate::auth::{AuthError, Grant};
 use crate::event::Timestamp;
 use crate::frame::{self, Closing};
 use crate::metrics::Refused;
-use crate::pool::{self, client_address};
+use crate::pool;
 use crate::subject::Pattern;
 
 /// Without a charset: a widely used proxy breaks on one, and the standard has only UTF-8.

@@ -6,13 +6,13 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use http::HeaderMap;
-use percent_encoding::percent_decode_str;
 
 use super::problem::Problem;
 use crate::config::{Limits, value};
 use crate::cursor::Cursor;
 use crate::event::Timestamp;
 use crate::subject::Pattern;
+use crate::support::form;
 
 /// How far a client's clock may be ahead of ours.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
@@ -53,9 +53,9 @@ impl Query {
     pub(crate) fn read(query: Option<&str>, headers: &HeaderMap, limits: &Limits, now: Timestamp) -> Result<Self, Problem> {
         let mut patterns = Vec::new();
         let (mut since, mut envelope, mut cursor) = (None, None, None);
-        for (name, value) in pairs(query.unwrap_or_default()) {
+        for (name, value) in form::pairs(query.unwrap_or_default()) {
             match &*name {
-                "subject" => {
+                b"subject" => {
                     let value = text("subject", value)?;
                     let pattern = pattern(&value, limits)?;
                     if !patterns.contains(&pattern) {
@@ -65,11 +65,11 @@ impl Query {
                         patterns.push(pattern);
                     }
                 }
-                "since" => once("since", &mut since, text("since", value)?)?,
-                "envelope" => once("envelope", &mut envelope, text("envelope", value)?)?,
+                b"since" => once("since", &mut since, text("since", value)?)?,
+                b"envelope" => once("envelope", &mut envelope, text("envelope", value)?)?,
                 // A client that appends it to a URL that has one already means the later. An empty one is what a client
                 // says that has none (HTML, "last event ID string"), and takes nobody's place.
-                "last_event_id" | "lastEventId" if !value.is_empty() => cursor = Some(value),
+                b"last_event_id" | b"lastEventId" if !value.is_empty() => cursor = Some(value),
                 _ => {}
             }
         }
@@ -89,23 +89,6 @@ impl Query {
             None => since.unwrap_or(Begin::Now),
         };
         Ok(Self { patterns, begin, json })
-    }
-}
-
-/// Names and values as browsers write them (`application/x-www-form-urlencoded`).
-fn pairs(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, [u8]>)> {
-    query.split('&').filter(|part| !part.is_empty()).map(|part| {
-        let (name, value) = part.split_once('=').unwrap_or((part, ""));
-        (String::from_utf8_lossy(&decode(name)).into_owned().into(), decode(value))
-    })
-}
-
-fn decode(part: &str) -> Cow<'_, [u8]> {
-    if part.contains('+') {
-        let spaced = part.replace('+', " ");
-        Cow::Owned(percent_decode_str(&spaced).collect())
-    } else {
-        percent_decode_str(part).into()
     }
 }
 

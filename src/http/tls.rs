@@ -106,7 +106,7 @@ impl Tls {
                     failures = failures.saturating_add(1);
                     // Once for each spell, and not for files that are just being exchanged one after the other.
                     if failures == 2 {
-                        let error = crate::telemetry::chain(&error);
+                        let error = crate::support::causes::chain(&error);
                         tracing::warn!(%error, "certificate cannot be read again, the last good one is served");
                     }
                 }

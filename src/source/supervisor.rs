@@ -18,7 +18,7 @@ use tracing::{debug, error, info, warn};
 use super::{Adapter, Connection, Handle, Intake, Item, SourceError, Start, State, drop_oversized};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason};
-use crate::telemetry::chain;
+use crate::support::causes::chain;
 
 #[cfg(test)]
 mod tests;

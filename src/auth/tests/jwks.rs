@@ -178,7 +178,7 @@ async fn without_remote_keys_there_is_nothing_to_refresh() {
 async fn an_error_never_shows_the_password_in_a_url() {
     let remote = Remote::new("http://user:geheim@127.0.0.1:1/x?key=geheim", None, vec![Algorithm::RS256]).expect("a URL");
     let error = remote.attempt(&mut None).await.expect_err("nobody listens");
-    let shown = format!("{} {error:?}", crate::telemetry::chain(&error));
+    let shown = format!("{} {error:?}", crate::support::causes::chain(&error));
     assert!(shown.starts_with("the key set could not be fetched: "), "{shown}");
     assert!(!shown.contains("geheim"), "{shown}");
     assert!(!format!("{remote:?}").contains("geheim"));

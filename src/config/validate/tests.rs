@@ -111,7 +111,7 @@ fn origins_are_serialised_as_browsers_do() {
 #[test]
 fn trusted_proxies_are_networks() {
     let loaded = good(&["subscribers: { trusted_proxies: [10.0.0.0/8, 192.168.1.7, \"fd00::/8\", 0.0.0.0/0] }"], &[]);
-    assert_eq!(loaded.config.subscribers.trusted_proxies[1], ("192.168.1.7".parse().unwrap(), 32));
+    assert_eq!(loaded.config.subscribers.trusted_proxies[1], "192.168.1.7/32".parse().unwrap());
     for text in ["10.0.0.1/8", "10.0.0.0/33", "a", "10.0.0.0/", "10.0.0.0/+8"] {
         let problems = bad(&[&format!("subscribers: {{ trusted_proxies: [\"{text}\"] }}")], &[]);
         assert!(problems.len() == 1, "{text}: {problems:?}");

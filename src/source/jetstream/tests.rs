@@ -592,7 +592,7 @@ async fn streams_that_do_not_suit_are_refused_with_what_to_do() {
     let context = client(&server).await;
     let refused = async |source: &Arc<dyn Adapter>| {
         let error = source.connect(Start::Now).await.err().expect("is refused");
-        crate::telemetry::chain(&error)
+        crate::support::causes::chain(&error)
     };
     let source = source(&server, &["a"]);
     assert_eq!(refused(&source).await, "there is no stream `S` (with `create` it would be made)");

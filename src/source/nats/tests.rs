@@ -229,7 +229,7 @@ async fn each_way_to_say_who_we_are_works_and_a_wrong_one_is_told_without_its_se
         let wrong = serde_json::json!({"user": "u", "password": "s3cret wrong"});
         for bad in [&wrong, &serde_json::json!({})] {
             let error = adapter(merged(bad)).connect(Start::Now).await.err().expect("is refused");
-            let text = crate::telemetry::chain(&error);
+            let text = crate::support::causes::chain(&error);
             assert!(text.contains("Authorization Violation"), "{text}");
             assert!(!text.contains("s3cret"), "{text}");
         }
@@ -276,7 +276,7 @@ async fn a_credentials_file_says_who_we_are() {
     running.until_messages(1).await;
     std::fs::write(&file, "nothing").expect("writes");
     let error = adapter(json).connect(Start::Now).await.err().expect("is refused");
-    assert!(crate::telemetry::chain(&error).contains("is no NATS credentials file"));
+    assert!(crate::support::causes::chain(&error).contains("is no NATS credentials file"));
 }
 
 #[tokio::test]
@@ -298,7 +298,7 @@ async fn a_subject_that_is_not_allowed_and_a_server_that_is_none_are_told() {
         tokio::io::AsyncWriteExt::write_all(&mut socket, b"SSH-2.0-OpenSSH_9.2\r\n").await.expect("writes");
         sleep(Duration::from_millis(100)).await;
     });
-    let text = crate::telemetry::chain(&error.err().expect("is none"));
+    let text = crate::support::causes::chain(&error.err().expect("is none"));
     assert!(text.contains("does not speak the NATS protocol"), "{text}");
 }
 
@@ -335,12 +335,12 @@ async fn tls_with_an_own_authority_and_a_client_certificate() {
 
     let strange = serde_json::json!({"servers": [url], "subjects": ["a"]});
     let error = adapter(strange).connect(Start::Now).await.err().expect("an unknown authority");
-    let text = crate::telemetry::chain(&error);
+    let text = crate::support::causes::chain(&error);
     assert!(text.contains("TLS"), "{text}");
     let plain = Server::start().await;
     let wants = serde_json::json!({"servers": [plain.url()], "subjects": ["a"], "tls": {"ca": file("ca.pem")}});
     let error = adapter(wants).connect(Start::Now).await.err().expect("never in the clear");
-    assert!(crate::telemetry::chain(&error).contains("TLS"));
+    assert!(crate::support::causes::chain(&error).contains("TLS"));
 }
 
 #[tokio::test]

@@ -107,7 +107,7 @@ pub(in crate::source) async fn connect(config: &Config, lost: &LastServer, capac
     {
         return Err(SourceError::with(format!("could not connect to {server}"), failure));
     }
-    let each: Vec<_> = failures.iter().map(|(server, e)| format!("{server}: {}", crate::telemetry::chain(e))).collect();
+    let each: Vec<_> = failures.iter().map(|(server, e)| format!("{server}: {}", crate::support::causes::chain(e))).collect();
     Err(SourceError::new(format!("could not connect to any server ({})", each.join("; "))))
 }
 

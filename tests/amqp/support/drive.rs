@@ -7,7 +7,7 @@ use brokercast::config::Problems;
 use brokercast::event::{Gap, Message, SourceName};
 use brokercast::source::amqp::Raw;
 use brokercast::source::{Adapter, Common, Connection, Item, SourceError, Start};
-pub use brokercast::telemetry::chain;
+pub use brokercast::support::causes::chain;
 
 /// How long something may take that should come at once.
 pub const PATIENCE: Duration = Duration::from_secs(30);
