@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::config::{self, KeyMaterial};
 use crate::event::Timestamp;
-use crate::subject::{Pattern, Subject};
+use crate::subject::{self, Pattern, Subject};
 
 mod cache;
 mod carrier;
@@ -47,10 +47,19 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// Whether every subject of this pattern may be seen.
-    #[must_use]
-    pub fn permits_subscribe(&self, pattern: &Pattern) -> bool {
-        pattern.covered_by(&self.subscribe)
+    /// Returns the patterns to subscribe to: all that are wanted, provided that the grant covers every one of them.
+    ///
+    /// # Errors
+    /// With the first pattern that the grant does not cover, or with `None` if it covers nothing at all.
+    pub fn subscription(&self, wanted: Wanted) -> Result<Vec<Pattern>, NotGranted> {
+        match wanted {
+            Wanted::All if self.subscribe.is_empty() => Err(NotGranted(None)),
+            Wanted::All => Ok(self.subscribe.to_vec()),
+            Wanted::These(patterns) => match patterns.iter().find(|pattern| !pattern.covered_by(&self.subscribe)) {
+                Some(pattern) => Err(NotGranted(Some(pattern.clone()))),
+                None => Ok(patterns),
+            },
+        }
     }
 
     /// Whether this subject may be published to.
@@ -59,6 +68,19 @@ impl Grant {
         self.publish.iter().any(|pattern| pattern.matches(subject.as_str()))
     }
 }
+
+/// What a client asks to see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// Everything that its grant covers.
+    All,
+    /// The events of these patterns.
+    These(Vec<Pattern>),
+}
+
+/// A grant is too narrow for what is wanted: the first pattern that it does not cover, or `None` if it covers nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotGranted(pub Option<Pattern>);
 
 /// Why a request is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -193,18 +215,16 @@ impl Permits {
     }
 }
 
-/// Beyond this many patterns none is looked for that another one holds already.
+/// Of more patterns than this only duplicates are removed: finding those that others cover takes quadratic time.
 const MAX_REDUCED: usize = 256;
 
 /// One order and nothing twice, so that equal grants are equal lists.
 fn union(mut patterns: Vec<Pattern>) -> Arc<[Pattern]> {
+    if patterns.len() <= MAX_REDUCED {
+        return subject::minimal(patterns).into();
+    }
     patterns.sort_unstable();
     patterns.dedup();
-    if (2..=MAX_REDUCED).contains(&patterns.len()) {
-        let all = patterns.clone();
-        // Of distinct patterns no two hold each other, so that what goes is held by one that stays.
-        patterns.retain(|pattern| !all.iter().any(|other| other != pattern && pattern.covered_by(std::slice::from_ref(other))));
-    }
     patterns.into()
 }
 

@@ -26,26 +26,11 @@ pub enum Refusal {
     #[error("all subscriber slots are taken")]
     Full,
     /// This token's `sub` has all that it may have.
-    #[error("this identity has as many subscriptions as it may")]
+    #[error("this identity has as many streams as it may")]
     Identity,
     /// This client address has all that it may have.
-    #[error("this address has as many subscriptions as it may")]
+    #[error("this address has as many streams as it may")]
     Address,
-}
-
-impl Refusal {
-    /// All of them, for metrics.
-    pub const ALL: [Self; 3] = [Self::Full, Self::Identity, Self::Address];
-
-    /// The metrics' label.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Identity => "identity",
-            Self::Address => "address",
-        }
-    }
 }
 
 /// The pool; its clones are the same pool.

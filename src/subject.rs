@@ -268,6 +268,23 @@ impl Pattern {
     }
 }
 
+/// Returns the same set of subjects in fewer patterns: sorted, none twice, and none that the others cover, alone or
+/// together. Takes quadratic time.
+#[must_use]
+pub fn minimal(mut patterns: Vec<Pattern>) -> Vec<Pattern> {
+    patterns.sort_unstable();
+    patterns.dedup();
+    let mut n = 0;
+    while n < patterns.len() {
+        let pattern = patterns.remove(n);
+        if !pattern.covered_by(&patterns) {
+            patterns.insert(n, pattern);
+            n += 1;
+        }
+    }
+    patterns
+}
+
 /// Whether patterns cover every end of one or more tokens of which the first has been taken already.
 fn tail_covered<'a>(mut left: Vec<impl Iterator<Item = &'a str>>) -> bool {
     while !left.is_empty() {

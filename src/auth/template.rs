@@ -6,6 +6,7 @@
 use serde_json::{Map, Value};
 
 use crate::subject::{Pattern, SubjectError};
+use crate::support::braces::{Piece, pieces};
 
 /// Why a text is no template of a grant. Never echoes the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,25 +57,11 @@ const MAX_PATTERNS: usize = 256;
 impl std::str::FromStr for Template {
     type Err = TemplateError;
     fn from_str(text: &str) -> Result<Self, TemplateError> {
-        let (mut parts, mut literal, mut rest) = (Vec::new(), String::new(), text);
-        while let Some(at) = rest.find(['{', '}']) {
-            literal.push_str(&rest[..at]);
-            let brace = &rest[at..];
-            if brace.starts_with("{{") || brace.starts_with("}}") {
-                literal.push_str(&brace[..1]);
-                rest = &brace[2..];
-                continue;
-            }
-            let (path, after) = brace.strip_prefix('{').and_then(|inner| inner.split_once('}')).ok_or(TemplateError::Placeholder)?;
-            if path.is_empty() || path.contains('{') {
-                return Err(TemplateError::Placeholder);
-            }
-            parts.push(Part::Literal(std::mem::take(&mut literal).into()));
-            parts.push(Part::Claim(path.into()));
-            rest = after;
-        }
-        literal.push_str(rest);
-        parts.push(Part::Literal(literal.into()));
+        let part = |piece| match piece {
+            Piece::Text(text) => Part::Literal(text.into()),
+            Piece::Placeholder(path) => Part::Claim(path.into()),
+        };
+        let parts: Vec<Part> = pieces(text).ok_or(TemplateError::Placeholder)?.into_iter().map(part).collect();
         let sample: String = parts.iter().map(|part| if let Part::Literal(text) = part { text } else { "x" }).collect();
         sample.parse::<Pattern>().map_err(TemplateError::Pattern)?;
         Ok(Self(parts))

@@ -82,13 +82,27 @@ fn a_good_token_becomes_a_grant() {
     assert_eq!((patterns(&grant.subscribe), patterns(&grant.publish)), (vec!["a.>"], vec!["b.*"]));
     assert_eq!(grant.identity.as_deref(), Some("alice"));
     assert_eq!(grant.expires, Some(Timestamp::from_micros((4_000_000_000 + LEEWAY) * 1_000_000)));
-    let may = |pattern: &str| grant.permits_subscribe(&pattern.parse().expect("a pattern"));
+    let may = |pattern: &str| grant.subscription(Wanted::These(vec![pattern.parse().expect("a pattern")])).is_ok();
     assert_eq!(
         [may("a.b"), may("a.*.c"), may("a.>"), may("a"), may("b.c"), may(">"), may("*.x")],
         [true, true, true, false, false, false, false]
     );
     let may = |subject: &str| grant.permits_publish(&subject.parse().expect("a subject"));
     assert_eq!([may("b.x"), may("b"), may("a.x"), may("b.x.y")], [true, false, false, false]);
+}
+
+#[test]
+fn what_is_wanted_must_be_granted_as_a_whole() {
+    let list = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("a pattern")).collect::<Vec<Pattern>>();
+    let grant = |texts| Grant { subscribe: list(texts).into(), publish: Arc::default(), identity: None, expires: None };
+    let some = grant(&["orders.eu.>", "public.*"]);
+    assert_eq!(some.subscription(Wanted::These(list(&["orders.eu.*"]))), Ok(list(&["orders.eu.*"])));
+    assert_eq!(some.subscription(Wanted::All), Ok(some.subscribe.to_vec()));
+    let refused = some.subscription(Wanted::These(list(&["public.a", "orders.>"])));
+    assert_eq!(refused, Err(NotGranted(Some("orders.>".parse().expect("a pattern")))));
+    let none = grant(&[]);
+    assert_eq!(none.subscription(Wanted::All), Err(NotGranted(None)));
+    assert!(none.subscription(Wanted::These(list(&["a"]))).is_err());
 }
 
 #[test]

@@ -20,12 +20,11 @@ use super::forwarded::client_address;
 use super::problem::Problem;
 use super::query::{Query, takes_only_streams};
 use super::{Opened, Opening, Peer, Shared, origin_of};
-use crate::auth::{AuthError, Grant};
+use crate::auth::{AuthError, Grant, NotGranted};
 use crate::event::Timestamp;
 use crate::frame::{self, Closing};
 use crate::metrics::Refused;
 use crate::pool;
-use crate::subject::Pattern;
 
 /// Without a charset: a widely used proxy breaks on one, and the standard has only UTF-8.
 pub(super) const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("text/event-stream");
@@ -44,10 +43,8 @@ enum Refusal {
 /// What waiting mends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Later {
-    /// The pool is full.
-    Full,
-    /// The client has its share.
-    Own(&'static str),
+    /// A cap of the pool is reached.
+    Cap(pool::Refusal),
     /// The process is about to end.
     Draining,
     /// There are no keys yet to check a token with.
@@ -85,7 +82,12 @@ async fn open(shared: &Shared, parts: &Parts, body: Body) -> Result<Response, Re
     let query = Query::read(parts.uri.query(), &parts.headers, &shared.limits, Timestamp::now()).map_err(invalid)?;
     let grant = shared.subscriber(parts).await?;
     shared.origins.allow(&origin_of(parts), &parts.headers).map_err(forbidden)?;
-    let patterns = granted(query.patterns, &grant.subscribe).map_err(forbidden)?;
+    let patterns = grant.subscription(query.wanted).map_err(|NotGranted(pattern)| {
+        forbidden(match pattern {
+            Some(pattern) => Problem::not_granted("pattern", pattern.as_str()),
+            None => Problem::forbidden("the grant of this request covers no subject"),
+        })
+    })?;
     if parts.method == Method::HEAD {
         // Of a length that nobody knows, as that of the stream would be.
         return Ok(stream(Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>())));
@@ -94,13 +96,8 @@ async fn open(shared: &Shared, parts: &Parts, body: Body) -> Result<Response, Re
         return Err(Refusal::Later(Later::Draining));
     }
     let address = shared.client(parts);
-    let permit = shared.rooms.pool.acquire(grant.identity.as_ref(), address).await.map_err(|refusal| {
-        Refusal::Later(match refusal {
-            pool::Refusal::Full => Later::Full,
-            pool::Refusal::Identity => Later::Own("this identity has as many streams as it may"),
-            pool::Refusal::Address => Later::Own("this address has as many streams as it may"),
-        })
-    })?;
+    let permit =
+        shared.rooms.pool.acquire(grant.identity.as_ref(), address).await.map_err(|refusal| Refusal::Later(Later::Cap(refusal)))?;
     let opening = Opening { patterns, json: query.json, begin: query.begin, expires: grant.expires, permit };
     let Opened { body, handover } = (shared.rooms.open)(opening);
     let mut response = stream(body);
@@ -108,23 +105,6 @@ async fn open(shared: &Shared, parts: &Parts, body: Body) -> Result<Response, Re
         response.extensions_mut().insert(handover);
     }
     Ok(response)
-}
-
-/// What is wanted, as far as all of it is granted; where nothing is named, all that is.
-fn granted(wanted: Vec<Pattern>, grant: &[Pattern]) -> Result<Vec<Pattern>, Problem> {
-    if grant.is_empty() {
-        return Err(match wanted.first() {
-            Some(pattern) => Problem::not_granted("pattern", pattern.as_str()),
-            None => Problem::forbidden("the grant of this request covers no subject"),
-        });
-    }
-    if wanted.is_empty() {
-        return Ok(grant.to_vec());
-    }
-    match wanted.iter().find(|pattern| !pattern.covered_by(grant)) {
-        Some(pattern) => Err(Problem::not_granted("pattern", pattern.as_str())),
-        None => Ok(wanted),
-    }
 }
 
 fn stream(body: Body) -> Response {
@@ -146,8 +126,8 @@ pub(super) fn preflight(shared: &Shared, parts: &Parts, methods: &'static str) -
 impl Later {
     fn counted(self) -> Refused {
         match self {
-            Self::Full => Refused::Busy,
-            Self::Own(_) => Refused::OwnCap,
+            Self::Cap(pool::Refusal::Full) => Refused::Busy,
+            Self::Cap(pool::Refusal::Identity | pool::Refusal::Address) => Refused::OwnCap,
             Self::Draining => Refused::Draining,
             Self::Unavailable => Refused::Unavailable,
         }
@@ -169,8 +149,8 @@ impl Later {
     /// The same for whoever has no stream to read.
     pub(super) fn problem(self, wait: Duration) -> Problem {
         match self {
-            Self::Full => Problem::unavailable("all subscriber slots are taken", wait),
-            Self::Own(detail) => Problem::too_many(detail, wait),
+            Self::Cap(refusal @ pool::Refusal::Full) => Problem::unavailable(refusal.to_string(), wait),
+            Self::Cap(refusal) => Problem::too_many(refusal.to_string(), wait),
             Self::Draining => Problem::unavailable("the server is about to stop", wait),
             Self::Unavailable => Problem::unavailable("the keys that tokens are checked with are not loaded yet", wait),
         }
@@ -178,7 +158,7 @@ impl Later {
 
     fn closing(self) -> Closing {
         match self {
-            Self::Full | Self::Own(_) => Closing::Busy,
+            Self::Cap(_) => Closing::Busy,
             Self::Draining => Closing::Draining,
             Self::Unavailable => Closing::Unavailable,
         }
@@ -211,24 +191,16 @@ impl Shared {
 mod tests {
     use super::*;
 
-    fn patterns(texts: &[&str]) -> Vec<Pattern> {
-        texts.iter().map(|t| t.parse().unwrap()).collect()
-    }
-
-    #[test]
-    fn what_is_wanted_must_be_granted_as_a_whole() {
-        let grant = patterns(&["orders.eu.>", "public.*"]);
-        assert_eq!(granted(patterns(&["orders.eu.*"]), &grant), Ok(patterns(&["orders.eu.*"])));
-        assert_eq!(granted(Vec::new(), &grant), Ok(grant.clone()));
-        assert_eq!(granted(patterns(&["public.a", "orders.>"]), &grant), Err(Problem::not_granted("pattern", "orders.>")));
-        assert!(granted(Vec::new(), &[]).is_err());
-    }
-
     #[test]
     fn a_client_of_streams_is_refused_by_a_stream_and_any_other_by_a_status() {
         let retry = Duration::from_secs(3);
         let eventsource = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("text/event-stream"))]);
-        for (later, status) in [(Later::Full, 503), (Later::Own("x"), 429), (Later::Draining, 503), (Later::Unavailable, 503)] {
+        for (later, status) in [
+            (Later::Cap(pool::Refusal::Full), 503),
+            (Later::Cap(pool::Refusal::Identity), 429),
+            (Later::Draining, 503),
+            (Later::Unavailable, 503),
+        ] {
             let told = later.answer(&eventsource, retry);
             assert_eq!((told.status(), &told.headers()[header::CONTENT_TYPE]), (StatusCode::OK, &CONTENT_TYPE));
             let told = later.answer(&HeaderMap::new(), retry);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::HeaderMap;
 
 use super::problem::Problem;
+use crate::auth::Wanted;
 use crate::config::{Limits, value};
 use crate::cursor::Cursor;
 use crate::event::Timestamp;
@@ -37,8 +38,8 @@ pub(crate) enum Begin {
 /// The parameters of `GET /events`.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Query {
-    /// Patterns wanted; empty: all that may be seen.
-    pub(crate) patterns: Vec<Pattern>,
+    /// Which events are wanted.
+    pub(crate) wanted: Wanted,
     /// Where to begin.
     pub(crate) begin: Begin,
     /// `envelope=json`: everything in one envelope, for one `onmessage`.
@@ -88,7 +89,8 @@ impl Query {
             },
             None => since.unwrap_or(Begin::Now),
         };
-        Ok(Self { patterns, begin, json })
+        let wanted = if patterns.is_empty() { Wanted::All } else { Wanted::These(patterns) };
+        Ok(Self { wanted, begin, json })
     }
 }
 

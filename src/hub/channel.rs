@@ -14,7 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 
 use crate::frame::{CHUNK_END, Form};
-use crate::subject::Pattern;
+use crate::subject::{self, Pattern};
 
 /// A piece this long is not joined with what follows.
 const ENOUGH: usize = 16 << 10;
@@ -31,12 +31,8 @@ pub struct Filter {
 impl Filter {
     /// Of these patterns, all permitted; equal sets make equal filters. None matches nothing.
     #[must_use]
-    pub fn new(mut patterns: Vec<Pattern>, form: Form) -> Self {
-        patterns.sort();
-        patterns.dedup();
-        let all = patterns.clone();
-        patterns.retain(|p| !all.iter().any(|other| other != p && p.covered_by(std::slice::from_ref(other))));
-        Self { patterns: patterns.into(), form }
+    pub fn new(patterns: Vec<Pattern>, form: Form) -> Self {
+        Self { patterns: subject::minimal(patterns).into(), form }
     }
 
     /// Its patterns, none within another.

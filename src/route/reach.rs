@@ -5,7 +5,7 @@
 
 use super::template::{Part, SubjectTemplate};
 use super::{Action, Rule};
-use crate::subject::Pattern;
+use crate::subject::{self, Pattern};
 
 /// The subjects in both sets.
 fn intersection(a: &Pattern, b: &Pattern) -> Option<Pattern> {
@@ -106,14 +106,7 @@ pub(super) fn outputs(reach: &[Pattern], rules: &[Rule]) -> Vec<Output> {
 
 /// The outputs as patterns, none within another.
 pub(super) fn patterns(outputs: &[Output]) -> Vec<Pattern> {
-    let mut out: Vec<Pattern> = Vec::new();
-    for Output { pattern, .. } in outputs {
-        if !pattern.covered_by(&out) {
-            out.retain(|other| !other.covered_by(std::slice::from_ref(pattern)));
-            out.push(pattern.clone());
-        }
-    }
-    out
+    subject::minimal(outputs.iter().map(|output| output.pattern.clone()).collect())
 }
 
 /// Whether an event can have a subject that is asked for.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::RESERVED;
 use crate::subject::{MAX_SUBJECT, Pattern, Subject, SubjectError};
+use crate::support::braces::{Piece, pieces};
 
 /// Why a text is no template of a route. Never echoes the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,41 +64,19 @@ fn parse(text: &str, matches: &Pattern) -> Result<Vec<Part>, TemplateError> {
     }
     let tokens: Vec<&str> = matches.tokens().collect();
     let stars: Vec<usize> = (0..tokens.len()).filter(|i| tokens[*i] == "*").collect();
-    let (mut parts, mut literal) = (Vec::new(), String::new());
-    let mut rest = text;
-    while let Some(at) = rest.find(['{', '}']) {
-        literal.push_str(&rest[..at]);
-        let brace = &rest[at..];
-        if brace.starts_with("{{") || brace.starts_with("}}") {
-            literal.push_str(&brace[..1]);
-            rest = &brace[2..];
-            continue;
-        }
-        let inner = brace.strip_prefix('{').ok_or(TemplateError::Placeholder)?;
-        let (inside, after) = inner.split_once('}').ok_or(TemplateError::Placeholder)?;
-        let part = if inside == ">" {
-            if tokens.last() != Some(&">") {
-                return Err(TemplateError::NoTail);
-            }
-            Part::Tail(tokens.len() - 1)
-        } else {
-            if inside.is_empty() || inside.starts_with('0') || !inside.bytes().all(|b| b.is_ascii_digit()) {
+    let part = |piece| match piece {
+        Piece::Text(text) => Ok(Part::Literal(text.into())),
+        Piece::Placeholder(">") if tokens.last() == Some(&">") => Ok(Part::Tail(tokens.len() - 1)),
+        Piece::Placeholder(">") => Err(TemplateError::NoTail),
+        Piece::Placeholder(number) => {
+            if number.starts_with('0') || !number.bytes().all(|b| b.is_ascii_digit()) {
                 return Err(TemplateError::Placeholder);
             }
-            let asked: usize = inside.parse().map_err(|_| TemplateError::Placeholder)?;
-            Part::Token(*stars.get(asked - 1).ok_or(TemplateError::NoStar { asked, stars: stars.len() })?)
-        };
-        if !literal.is_empty() {
-            parts.push(Part::Literal(std::mem::take(&mut literal).into()));
+            let asked: usize = number.parse().map_err(|_| TemplateError::Placeholder)?;
+            Ok(Part::Token(*stars.get(asked - 1).ok_or(TemplateError::NoStar { asked, stars: stars.len() })?))
         }
-        parts.push(part);
-        rest = after;
-    }
-    literal.push_str(rest);
-    if !literal.is_empty() {
-        parts.push(Part::Literal(literal.into()));
-    }
-    Ok(parts)
+    };
+    pieces(text).ok_or(TemplateError::Placeholder)?.into_iter().map(part).collect()
 }
 
 /// What a part stands for, of a subject that the pattern matches.

@@ -11,11 +11,11 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::nats::wire::LastServer;
-use super::nats::{self, Config, JetStream, without_overlap};
+use super::nats::{self, Config, JetStream};
 use super::{Adapter, Connection, Item, SourceError, Start};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, SourceName, Timestamp};
-use crate::subject::{Pattern, Subject};
+use crate::subject::{self, Pattern, Subject};
 
 mod api;
 mod detour;
@@ -67,7 +67,7 @@ impl JetStreamSource {
     /// Of this configuration; connects nothing.
     #[must_use]
     pub fn new(config: Config, stream: JetStream, name: &SourceName) -> Self {
-        let subjects = without_overlap(&config.subjects).into_iter().map(|(pattern, _)| pattern).collect();
+        let subjects = subject::minimal(config.subjects.clone());
         let unnamed = Subject::new(name.as_str()).expect("a source's name is made of what subjects are made of");
         Self {
             config,

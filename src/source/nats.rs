@@ -18,7 +18,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, timeout};
 use super::jetstream::JetStreamSource;
 use super::{Adapter, Common, Connection, Item, SourceError, Start};
 use crate::event::{Gap, GapReason, Message, SourceName, Timestamp};
-use crate::subject::{Pattern, Subject};
+use crate::subject::{self, Pattern, Subject};
 
 mod config;
 #[cfg(test)]
@@ -54,14 +54,8 @@ impl Config {
 }
 
 /// Patterns without those that others cover, and for each the earlier ones that can match the same subject.
-pub(in crate::source) fn without_overlap(patterns: &[Pattern]) -> Vec<(Pattern, Vec<Pattern>)> {
-    let mut kept: Vec<Pattern> = Vec::new();
-    for (n, pattern) in patterns.iter().enumerate() {
-        let others: Vec<_> = kept.iter().chain(&patterns[n + 1..]).filter(|p| *p != pattern).cloned().collect();
-        if !kept.contains(pattern) && !pattern.covered_by(&others) {
-            kept.push(pattern.clone());
-        }
-    }
+fn without_overlap(patterns: &[Pattern]) -> Vec<(Pattern, Vec<Pattern>)> {
+    let kept = subject::minimal(patterns.to_vec());
     let earlier = |n: usize| kept[..n].iter().filter(|p| p.intersects(&kept[n])).cloned().collect();
     kept.iter().enumerate().map(|(n, pattern)| (pattern.clone(), earlier(n))).collect()
 }

@@ -136,6 +136,17 @@ fn all_subjects() -> Vec<String> {
     out
 }
 
+#[test]
+fn a_minimal_list_is_sorted_and_leaves_out_what_the_others_cover_together() {
+    let minimal =
+        |texts: &[&str]| minimal(texts.iter().map(|text| pattern(text)).collect()).iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(minimal(&[]), Vec::<String>::new());
+    assert_eq!(minimal(&["b", "a", "b"]), ["a", "b"]);
+    assert_eq!(minimal(&["a.b", "a.>", "c"]), ["a.>", "c"]);
+    assert_eq!(minimal(&["a.>", "a.*", "a.*.>"]), ["a.>"]);
+    assert_eq!(minimal(&[">", "*", "*.>"]), [">"]);
+}
+
 proptest! {
     #[test]
     fn matching_agrees_with_the_naive_reference(p in patterns(), s in subjects()) {
@@ -166,6 +177,19 @@ proptest! {
                 prop_assert!(!meet);
             }
         }
+    }
+
+    #[test]
+    fn a_minimal_list_holds_the_same_subjects_and_nothing_twice(all in prop::collection::vec(patterns(), 0..8), s in subjects()) {
+        let few = minimal(all.clone());
+        prop_assert_eq!(few.iter().any(|p| p.matches(&s)), all.iter().any(|p| p.matches(&s)));
+        for (n, pattern) in few.iter().enumerate() {
+            let others: Vec<_> = few.iter().enumerate().filter(|(m, _)| *m != n).map(|(_, p)| p.clone()).collect();
+            prop_assert!(!pattern.covered_by(&others), "{:?} of {:?}", pattern, all);
+        }
+        let mut turned = all;
+        turned.reverse();
+        prop_assert_eq!(minimal(turned), few);
     }
 
     #[test]

@@ -23,7 +23,10 @@ fn read(query: &str) -> Result<Query, StatusCode> {
 }
 
 fn patterns(query: &str) -> Vec<String> {
-    read(query).unwrap().patterns.iter().map(ToString::to_string).collect()
+    match read(query).unwrap().wanted {
+        Wanted::All => Vec::new(),
+        Wanted::These(patterns) => patterns.iter().map(ToString::to_string).collect(),
+    }
 }
 
 fn id() -> String {

@@ -5,7 +5,7 @@
 //! escaped form is a pattern of its own.
 
 use super::config::{Binding, ExchangeType};
-use crate::subject::{Pattern, Subject};
+use crate::subject::{self, Pattern, Subject};
 
 /// Of a key with more stars than this the rest is taken as `#`: each of them doubles the patterns.
 const MAX_STARS: usize = 3;
@@ -15,17 +15,11 @@ const ANY: char = '\u{F8FF}';
 
 /// Patterns that together hold every subject that comes through `binding`; `empty` is what an empty key becomes.
 pub(super) fn of(binding: &Binding, empty: &Subject) -> Vec<Pattern> {
-    let mut patterns: Vec<Pattern> = match binding.kind {
+    subject::minimal(match binding.kind {
         ExchangeType::Fanout | ExchangeType::Headers => vec![Pattern::all()],
         ExchangeType::Direct => binding.keys.iter().map(|key| Pattern::from(&Subject::from_broker(key.as_bytes(), empty))).collect(),
         ExchangeType::Topic => binding.keys.iter().flat_map(|key| topic(key, empty)).collect(),
-    };
-    patterns.sort();
-    patterns.dedup();
-    if patterns.contains(&Pattern::all()) {
-        return vec![Pattern::all()];
-    }
-    patterns
+    })
 }
 
 fn topic(key: &str, empty: &Subject) -> Vec<Pattern> {
