@@ -13,8 +13,11 @@ use serde_json::value::RawValue;
 
 use crate::event::{Envelope, Event, Gap};
 
+mod encoded;
 #[cfg(test)]
 mod tests;
+
+pub use encoded::{Encoded, Encoder, Kind, encode_heartbeat};
 
 /// Names of control events.
 pub const GAP: &str = "brokercast.gap";
@@ -83,8 +86,37 @@ pub fn forms_differ(event: &Event) -> bool {
     event.envelope != Envelope::Json || event.name.is_some()
 }
 
-/// Appends all of an event but its `id` line: `event`, `data`, the blank line.
-pub fn body(out: &mut Vec<u8>, event: &Event, form: Form, origin: Origin<'_>) {
+/// How an event's payload is written in its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Payload {
+    /// JSON in an envelope, verbatim.
+    Json,
+    /// JSON in an envelope, over several `data` lines.
+    JsonLines,
+    /// Text in an envelope, as a JSON string.
+    Text,
+    /// Other bytes in an envelope, in base64.
+    Base64,
+    /// Text without an envelope, verbatim.
+    Raw,
+    /// Text without an envelope, over several `data` lines.
+    RawLines,
+}
+
+impl Payload {
+    /// Bytes of the body behind the payload.
+    fn behind(self) -> usize {
+        match self {
+            Self::Raw | Self::RawLines => b"\n\n".len(),
+            Self::Json | Self::JsonLines => b"}\n\n".len(),
+            Self::Text | Self::Base64 => b"\"}\n\n".len(),
+        }
+    }
+}
+
+/// Appends all of an event but its `id` line: `event`, `data`, the blank line. Returns how the payload is written and
+/// how many bytes that takes.
+pub fn body(out: &mut Vec<u8>, event: &Event, form: Form, origin: Origin<'_>) -> (Payload, usize) {
     let data = Data::of(&event.payload);
     let (envelope, name) = match form {
         Form::Routed => (event.envelope, event.name.as_deref()),
@@ -93,8 +125,13 @@ pub fn body(out: &mut Vec<u8>, event: &Event, form: Form, origin: Origin<'_>) {
     if let Some(name) = name {
         field(out, "event", name);
     }
-    match (envelope, data) {
-        (Envelope::Raw, Data::Json(_) | Data::Text(_)) => data_lines(out, &event.payload),
+    let several = memchr2(b'\n', b'\r', &event.payload).is_some();
+    let (written, begin) = match (envelope, data) {
+        (Envelope::Raw, Data::Json(_) | Data::Text(_)) => {
+            let begin = out.len() + DATA.len();
+            data_lines(out, &event.payload);
+            (if several { Payload::RawLines } else { Payload::Raw }, begin)
+        }
         (Envelope::CloudEvents, data) => {
             let start = begin_data(out);
             out.extend_from_slice(br#"{"specversion":"1.0","id":""#);
@@ -115,8 +152,9 @@ pub fn body(out: &mut Vec<u8>, event: &Event, form: Form, origin: Origin<'_>) {
                 Data::Binary(_) => "application/octet-stream",
             };
             write!(out, r#","datacontenttype":"{kind}""#).unwrap_or_default();
-            data.write(out);
-            end_data(out, start, &event.payload);
+            let written = data.write(out, several);
+            end_data(out, start, several);
+            written
         }
         (_, data) => {
             let start = begin_data(out);
@@ -129,11 +167,13 @@ pub fn body(out: &mut Vec<u8>, event: &Event, form: Form, origin: Origin<'_>) {
                 string(out, name);
             }
             time(out, event);
-            data.write(out);
-            end_data(out, start, &event.payload);
+            let written = data.write(out, several);
+            end_data(out, start, several);
+            written
         }
-    }
+    };
     out.push(b'\n');
+    (written, out.len() - written.behind() - begin)
 }
 
 fn subject_and_time(out: &mut Vec<u8>, event: &Event) {
@@ -171,16 +211,21 @@ impl<'a> Data<'a> {
         }
     }
 
-    /// `,"data":…}`
-    fn write(&self, out: &mut Vec<u8>) {
-        match self {
+    /// Appends `,"data":…}`. Returns how the payload is written, and where it begins.
+    fn write(&self, out: &mut Vec<u8>, several: bool) -> (Payload, usize) {
+        let written = match self {
             Self::Json(json) => {
                 out.extend_from_slice(br#","data":"#);
+                let begin = out.len();
                 out.extend_from_slice(json.as_bytes());
+                // Only JSON brings line ends: a string escapes them.
+                (if several { Payload::JsonLines } else { Payload::Json }, begin)
             }
             Self::Text(text) => {
                 out.extend_from_slice(br#","data":"#);
+                let begin = out.len() + 1;
                 string(out, text);
+                (Payload::Text, begin)
             }
             Self::Binary(bytes) => {
                 out.extend_from_slice(br#","data_base64":""#);
@@ -189,9 +234,11 @@ impl<'a> Data<'a> {
                 // The slice is exactly as long as the encoding.
                 STANDARD.encode_slice(bytes, &mut out[at..]).unwrap_or_default();
                 out.push(b'"');
+                (Payload::Base64, at)
             }
-        }
+        };
         out.push(b'}');
+        written
     }
 }
 
@@ -199,16 +246,18 @@ fn string(out: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(out, text).unwrap_or_default();
 }
 
+const DATA: &[u8] = b"data: ";
+
 fn begin_data(out: &mut Vec<u8>) -> usize {
-    out.extend_from_slice(b"data: ");
+    out.extend_from_slice(DATA);
     out.len()
 }
 
-/// Ends what [`begin_data`] began. Only a JSON payload can have brought line ends.
-fn end_data(out: &mut Vec<u8>, start: usize, payload: &[u8]) {
-    if memchr2(b'\n', b'\r', payload).is_some() {
+/// Ends what [`begin_data`] began; `several` where the payload has line ends.
+fn end_data(out: &mut Vec<u8>, start: usize, several: bool) {
+    if several {
         let text = out.split_off(start);
-        out.truncate(start - b"data: ".len());
+        out.truncate(start - DATA.len());
         data_lines(out, &text);
     } else {
         out.push(b'\n');
@@ -219,7 +268,7 @@ fn end_data(out: &mut Vec<u8>, start: usize, payload: &[u8]) {
 pub fn data_lines(out: &mut Vec<u8>, text: &[u8]) {
     let mut rest = text;
     loop {
-        out.extend_from_slice(b"data: ");
+        out.extend_from_slice(DATA);
         let Some(at) = memchr2(b'\n', b'\r', rest) else {
             out.extend_from_slice(rest);
             out.push(b'\n');
@@ -235,8 +284,13 @@ pub fn data_lines(out: &mut Vec<u8>, text: &[u8]) {
 fn field(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b": ");
-    out.extend_from_slice(value.split(['\n', '\r', '\0']).next().unwrap_or_default().as_bytes());
+    out.extend_from_slice(one_line(value).as_bytes());
     out.push(b'\n');
+}
+
+/// A field's value up to its first line end or NUL.
+fn one_line(value: &str) -> &str {
+    value.split(['\n', '\r', '\0']).next().unwrap_or_default()
 }
 
 /// Appends an `id` line.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use hashbrown::HashMap;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use slab::Slab;
@@ -16,19 +16,21 @@ use tokio::sync::Notify;
 
 use crate::cursor::{Cursor, Point, Position, Tag};
 use crate::event::{Event, Gap, SourceName, Timestamp};
-use crate::frame;
+use crate::frame::{Encoded, Encoder, encode_heartbeat};
 use crate::subject::Pattern;
 use crate::subject::index::Index;
 
 pub mod channel;
+pub mod piece;
 mod publisher;
 mod state;
 #[cfg(test)]
 mod tests;
 pub mod window;
 
-pub use channel::{Channel, Filter, Listener, Take, WakerSeat, Wire};
-pub use window::{Encoded, Entry, Kind, Limits, Place, Window};
+pub use channel::{Channel, Filter, Listener, Read, WakerSeat};
+pub use piece::{FRAMINGS, Framing, Piece, Stop};
+pub use window::{Entry, Limits, Place, Window};
 
 /// How the hub numbers its sources.
 pub type SourceId = usize;
@@ -73,8 +75,8 @@ pub enum Input {
 /// Bytes of all channels' logs together, above which the oldest entries are dropped: enough for whoever is a moment
 /// late, as everybody else is served from the windows. More would only be memory that is touched once.
 const LOGS: usize = 8 << 20;
-/// What an entry of a channel's log costs beside its bytes.
-const LOG_ENTRY: usize = 64;
+/// What an entry of a channel's log costs beside its bytes, about.
+const LOG_ENTRY: usize = size_of::<Encoded>() + 32;
 
 /// A source as readers see it.
 #[derive(Debug)]
@@ -194,7 +196,7 @@ struct Publisher {
     seq: u64,
     scratch: Vec<u8>,
     id: Vec<u8>,
-    bodies: [Vec<u8>; 2],
+    encoder: Encoder,
     /// What is left of the memory that events of each source are written to.
     blocks: Vec<BytesMut>,
     entries: Vec<Pushed>,
@@ -241,7 +243,7 @@ impl Hub {
             seq: 0,
             scratch: Vec::new(),
             id: Vec::new(),
-            bodies: Default::default(),
+            encoder: Encoder::default(),
             blocks: vec![BytesMut::new(); sources.len()],
             entries: Vec::new(),
             found: Vec::new(),
@@ -405,26 +407,17 @@ impl Hub {
             for source in &mut s.sources {
                 source.window.trim(self.limits, now);
             }
-            let beat = |id: Option<&[u8]>| {
-                let mut plain = Vec::new();
-                frame::heartbeat(&mut plain, id);
-                let mut out = Vec::with_capacity(plain.len() + 8);
-                frame::chunk_head(&mut out, plain.len());
-                out.extend_from_slice(&plain);
-                out.extend_from_slice(frame::CHUNK_END);
-                Bytes::from(out)
-            };
-            let (moved, still) = (beat(Some(s.id.as_bytes())), beat(None));
+            let (moved, still) = (encode_heartbeat(Some(s.id.as_bytes())), encode_heartbeat(None));
             for (key, slot) in &mut s.channels {
                 if slot.channel.serial() % parts != part % parts {
                     continue;
                 }
-                let frame = if slot.told == s.seq { &still } else { &moved };
+                let beat = if slot.told == s.seq { &still } else { &moved };
                 slot.told = s.seq;
                 let mut log = slot.channel.lock();
                 // What was joined long ago helps nobody any more.
                 log.forget();
-                log.append(frame.clone(), &mut wakers);
+                log.append(beat.clone(), &mut wakers);
                 drop(log);
                 s.order.push_back(Logged { key: key as u32, serial: slot.channel.serial(), cost: LOG_ENTRY as u32, batch });
                 s.logged += LOG_ENTRY;

@@ -20,4 +20,5 @@ pub mod source;
 pub mod subject;
 pub mod support;
 pub mod telemetry;
+pub mod transport;
 pub mod writer;

@@ -19,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use crate::cursor::Cursor;
 use crate::event::Timestamp;
 use crate::frame::{self, Closing};
-use crate::hub::{Channel, Concerns, Filter, Hub, Seat, Take, WakerSeat, Wire};
+use crate::hub::{Channel, Concerns, Filter, Hub, Read, Seat, WakerSeat};
 use crate::route::Router;
 use crate::source::Adapter;
+use crate::transport::framing::Plain;
 
 mod catch_up;
 mod history;
@@ -369,18 +370,18 @@ impl Subscription {
                 }
                 Phase::Live(Waiting(None, _), _) => self.phase = Phase::Done,
                 Phase::Live(Waiting(Some(seat), waker), place) => {
-                    match seat.channel().poll_take(*place, Wire::Plain, waker, cx.waker()) {
-                        Take::Bytes { bytes, to: next, .. } => {
-                            *place = next;
-                            if let Some(id) = seat.channel().id_before(next) {
+                    match seat.channel().poll_read::<Plain>(*place, waker, cx.waker()) {
+                        Read::Piece(piece) => {
+                            *place = piece.to;
+                            if let Some(id) = piece.last_id() {
                                 self.last_id.clear();
-                                self.last_id.extend_from_slice(&id);
+                                self.last_id.extend_from_slice(id);
                             }
-                            return Poll::Ready(Some(bytes));
+                            return Poll::Ready(Some(piece.bytes));
                         }
-                        Take::Empty => return Poll::Pending,
+                        Read::AtEnd => return Poll::Pending,
                         // A slow reader is somebody resuming.
-                        Take::Lagged => self.resume(),
+                        Read::Lagged => self.resume(),
                     }
                 }
             }
@@ -438,16 +439,16 @@ fn closing(streams: &Streams, seat: &Seat, place: &mut u64, reason: Closing, las
     let mut out = Vec::new();
     let mut id = last_id.map(<[u8]>::to_vec);
     if reason == Closing::Draining {
-        while let Take::Bytes { bytes, to: next, .. } = seat.channel().take(*place, Wire::Plain) {
-            out.extend_from_slice(&bytes);
-            *place = next;
-            id = seat.channel().id_before(next).map(|id| id.to_vec()).or(id);
+        while let Read::Piece(piece) = seat.channel().read_from::<Plain>(*place) {
+            out.extend_from_slice(&piece.bytes);
+            *place = piece.to;
+            id = piece.last_id().map(<[u8]>::to_vec).or(id);
         }
     }
     {
         // Nothing is published between the two looks: whoever has all of its channel has all there is.
         let state = streams.hub.state();
-        if seat.channel().take(*place, Wire::Plain) == Take::Empty {
+        if seat.channel().is_end(*place) {
             id = Some(state.id().as_bytes().to_vec());
         }
     }

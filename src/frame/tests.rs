@@ -163,3 +163,73 @@ proptest! {
         }
     }
 }
+
+/// What `HTTP/1.1` chunks hold, and that they are whole.
+fn unchunk(mut chunk: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    while !chunk.is_empty() {
+        let at = chunk.windows(2).position(|w| w == b"\r\n").unwrap();
+        let length = usize::from_str_radix(std::str::from_utf8(&chunk[..at]).unwrap(), 16).unwrap();
+        let (content, rest) = chunk[at + 2..].split_at(length);
+        out.extend_from_slice(content);
+        chunk = rest.strip_prefix(b"\r\n").unwrap();
+    }
+    out
+}
+
+proptest! {
+    #[test]
+    fn an_encoded_event_knows_its_parts(payload in prop::collection::vec(any::<u8>(), 0..60), text in "\\PC{0,20}", lines in prop::bool::ANY, name in prop::option::of("[a-z]{1,5}"), id in "[A-Za-z0-9_-]{1,90}") {
+        let json = serde_json::to_vec(&serde_json::json!({"a": [text.clone(), 1]})).unwrap();
+        let printed = serde_json::to_vec_pretty(&serde_json::json!({"a": [text.clone(), 1]})).unwrap();
+        let several = if lines { format!("{text}\n{text}") } else { text };
+        let (mut encoder, mut block) = (Encoder::default(), bytes::BytesMut::new());
+        for payload in [&payload[..], &json, &printed, several.as_bytes()] {
+            for envelope in [Envelope::Json, Envelope::Raw, Envelope::CloudEvents] {
+                let event = event(payload, envelope, name.as_deref());
+                let encoded = encoder.event(&mut block, id.as_bytes(), &event, ORIGIN);
+                prop_assert_eq!(encoded.subject(), Some("orders.eu"));
+                prop_assert_eq!(encoded.name(), name.as_deref());
+                prop_assert_eq!(encoded.id(), Some(id.as_bytes()));
+                let written = encoded.payload().unwrap();
+                match std::str::from_utf8(payload) {
+                    Ok(text) if envelope == Envelope::Raw => prop_assert_eq!(String::from_utf8_lossy(&written), text.replace("\r\n", "\n").replace('\r', "\n")),
+                    Ok(text) => match serde_json::from_str::<serde_json::Value>(text) {
+                        Ok(value) => prop_assert_eq!(serde_json::from_slice::<serde_json::Value>(&written).unwrap(), value),
+                        Err(_) => prop_assert_eq!(&*written, payload),
+                    },
+                    Err(_) => prop_assert_eq!(&*written, payload),
+                }
+                for form in [Form::Routed, Form::Json] {
+                    let body = encode(&event, form);
+                    prop_assert_eq!(encoded.body(form), body.as_bytes());
+                    let text = format!("id: {id}\n{body}");
+                    prop_assert_eq!(&encoded.bytes()[encoded.text(form)], text.as_bytes());
+                    prop_assert_eq!(unchunk(&encoded.bytes()[encoded.chunk(form)]), text.as_bytes());
+                    prop_assert_eq!(&encoded.bytes()[encoded.id_range(form).unwrap()], id.as_bytes());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gaps_and_heartbeats_know_what_they_are() {
+    let lost = Gap { reason: GapReason::Retention, from: Some(3), to: None, position: None };
+    let gap = Encoder::default().gap(&mut bytes::BytesMut::new(), b"x", "orders", &lost);
+    assert_eq!((gap.kind(), gap.subject(), gap.id(), gap.payload()), (Kind::Gap, None, Some(&b"x"[..]), None));
+    for id in [None, Some(&b"abc"[..])] {
+        let beat = encode_heartbeat(id);
+        assert_eq!((beat.kind(), beat.subject(), beat.id()), (Kind::Heartbeat, None, id));
+        let mut text = Vec::new();
+        heartbeat(&mut text, id);
+        assert_eq!(&beat.bytes()[beat.text(Form::Json)], &text);
+        assert_eq!(unchunk(&beat.bytes()[beat.chunk(Form::Routed)]), text);
+    }
+}
+
+#[test]
+fn an_encoded_event_stays_small() {
+    // A window of 16 MiB holds as many events as these bytes allow.
+    assert_eq!((size_of::<Encoded>(), size_of::<crate::hub::Entry>()), (56, 96));
+}

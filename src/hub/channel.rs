@@ -1,19 +1,20 @@
 //! Channels: what all subscribers with the same filter read.
 //!
-//! A channel keeps a short log of events as they go on the wire. A subscriber is a place in it; whoever stands at
-//! the same place gets the same bytes, all there is in one piece, so that a batch forms whenever reading is slower
-//! than writing. Knows neither sources nor how bytes reach a socket.
+//! A channel keeps a short log of encoded events. A subscriber is an offset in it. All subscribers at the same offset get
+//! the same bytes: everything that is there, in one piece, so that a batch forms whenever reading is slower than writing.
+//! Knows neither sources nor how a transport frames entries.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 
-use crate::frame::{CHUNK_END, Form};
+use super::piece::{FRAMINGS, Framing, Piece};
+use crate::frame::{Encoded, Form};
 use crate::subject::{self, Pattern};
 
 /// A piece this long is not joined with what follows.
@@ -54,30 +55,14 @@ impl Filter {
     }
 }
 
-/// How bytes are cut for the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wire {
-    /// As they are: hyper frames them.
-    Plain,
-    /// Each event as a chunk of HTTP/1.1.
-    Chunked,
-}
-
-/// What stands in a channel's log from some place on.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Take {
-    /// A piece of it, as long as a piece may be.
-    Bytes {
-        /// Whole events.
-        bytes: Bytes,
-        /// The place behind them.
-        to: u64,
-        /// Something stands there already.
-        more: bool,
-    },
+/// What a channel's log holds from some offset on.
+#[derive(Debug)]
+pub enum Read {
+    /// Entries, in one piece.
+    Piece(Piece),
     /// Nothing yet.
-    Empty,
-    /// The place has been dropped.
+    AtEnd,
+    /// What was there has been dropped.
     Lagged,
 }
 
@@ -116,7 +101,8 @@ impl std::fmt::Debug for Channel {
 
 impl Channel {
     pub(super) fn new(key: u32, serial: u64, filter: Arc<Filter>) -> Self {
-        Self { key, serial, filter, log: Mutex::default(), members: AtomicU64::new(0), told: AtomicU64::new(0) }
+        let log = Mutex::new(Log::new(filter.form()));
+        Self { key, serial, filter, log, members: AtomicU64::new(0), told: AtomicU64::new(0) }
     }
 
     /// What its subscribers want.
@@ -137,20 +123,26 @@ impl Channel {
         self.serial
     }
 
-    /// What stands at `place`.
+    /// What the log holds from `offset` on.
     #[must_use]
-    pub fn take(&self, place: u64, wire: Wire) -> Take {
-        self.log.lock().take(place, wire)
+    pub fn read_from<F: Framing>(&self, offset: u64) -> Read {
+        self.log.lock().read_from::<F>(offset)
     }
 
-    /// What stands at `place`; where that is nothing, `waker` is called once there is.
-    pub fn poll_take(&self, place: u64, wire: Wire, seat: &mut WakerSeat, waker: &Waker) -> Take {
+    /// The same; where nothing is there yet, `waker` is called once something is.
+    pub fn poll_read<F: Framing>(&self, offset: u64, seat: &mut WakerSeat, waker: &Waker) -> Read {
         let mut log = self.log.lock();
-        let take = log.take(place, wire);
-        if take == Take::Empty {
+        let read = log.read_from::<F>(offset);
+        if matches!(read, Read::AtEnd) {
             log.wait(seat, waker);
         }
-        take
+        read
+    }
+
+    /// Whether `offset` is the log's end.
+    #[must_use]
+    pub fn is_end(&self, offset: u64) -> bool {
+        self.log.lock().end() == offset
     }
 
     /// Gives a waker's seat back.
@@ -160,13 +152,13 @@ impl Channel {
         }
     }
 
-    /// The id of the last event before `place` that is still in the log.
+    /// The last id before `offset` that is still in the log.
     #[must_use]
-    pub fn id_before(&self, place: u64) -> Option<Bytes> {
-        self.log.lock().id_before(place)
+    pub fn id_before(&self, offset: u64) -> Option<Bytes> {
+        self.log.lock().id_before(offset)
     }
 
-    /// Lets go of the piece that was joined last: for whoever has given it to all that may want it.
+    /// Drops the piece that was joined last. To be called once every member that may want it has it.
     pub fn forget(&self) {
         self.log.lock().forget();
     }
@@ -212,28 +204,24 @@ impl Channel {
 #[derive(Debug, Default)]
 pub struct WakerSeat(Option<usize>);
 
-#[derive(Default)]
 pub(super) struct Log {
-    /// The place of the first entry.
+    form: Form,
+    /// The offset of the first entry.
     start: u64,
-    /// Events with the chunk framing around them.
-    entries: VecDeque<Bytes>,
-    joined: [Joined; 2],
+    entries: VecDeque<Encoded>,
+    /// For each framing the piece that was joined last: every member at the same offset gets it too.
+    joined: [Option<Piece>; FRAMINGS],
     wakers: Slab<Option<Waker>>,
     waiting: usize,
 }
 
-/// The last piece that was joined: whoever comes to the same place gets it too.
-#[derive(Default)]
-struct Joined {
-    from: u64,
-    to: u64,
-    bytes: Bytes,
-}
-
 impl Log {
-    /// Appends, and moves out whoever waits for that, to be woken when no lock is held.
-    pub(super) fn append(&mut self, entry: Bytes, wakers: &mut Vec<Waker>) {
+    fn new(form: Form) -> Self {
+        Self { form, start: 0, entries: VecDeque::new(), joined: Default::default(), wakers: Slab::new(), waiting: 0 }
+    }
+
+    /// Appends, and moves the waiting wakers out, to be called when no lock is held.
+    pub(super) fn append(&mut self, entry: Encoded, wakers: &mut Vec<Waker>) {
         self.entries.push_back(entry);
         if self.waiting > 0 {
             self.waiting = 0;
@@ -251,46 +239,42 @@ impl Log {
         self.start + self.entries.len() as u64
     }
 
-    fn take(&mut self, place: u64, wire: Wire) -> Take {
+    fn read_from<F: Framing>(&mut self, offset: u64) -> Read {
         let end = self.end();
-        if place >= end {
-            return Take::Empty;
+        if offset >= end {
+            return Read::AtEnd;
         }
-        if place < self.start {
-            return Take::Lagged;
-        }
-        let at = (place - self.start) as usize;
-        let joined = &self.joined[wire as usize];
-        if joined.from == place && joined.to > place && (joined.to == end || joined.bytes.len() >= ENOUGH) {
-            return Take::Bytes { bytes: joined.bytes.clone(), to: joined.to, more: joined.to < end };
+        let Some(at) = offset.checked_sub(self.start) else { return Read::Lagged };
+        let at = at as usize;
+        if let Some(joined) = &mut self.joined[F::SLOT]
+            && joined.from == offset
+            && (joined.to == end || joined.bytes.len() >= ENOUGH)
+        {
+            joined.more = joined.to < end;
+            return Read::Piece(joined.clone());
         }
         let first = &self.entries[at];
-        if place + 1 == end || first.len() >= ENOUGH {
-            return Take::Bytes { bytes: cut(first, wire), to: place + 1, more: place + 1 < end };
+        if offset + 1 == end || F::range(first, self.form).len() >= ENOUGH {
+            return Read::Piece(Piece::single::<F>(first, self.form, offset, end));
         }
         let mut length = 0;
-        let fits = self.entries.range(at..).take_while(|e| {
-            length += e.len();
+        let fits = self.entries.range(at..).take_while(|entry| {
+            length += F::range(entry, self.form).len();
             length <= JOINED
         });
         let count = fits.count().max(1);
-        let mut bytes = BytesMut::with_capacity(length.min(JOINED));
-        for entry in self.entries.range(at..at + count) {
-            bytes.extend_from_slice(&cut(entry, wire));
-        }
-        let bytes = bytes.freeze();
-        let to = place + count as u64;
-        self.joined[wire as usize] = Joined { from: place, to, bytes: bytes.clone() };
-        Take::Bytes { bytes, to, more: to < end }
+        let piece = Piece::join::<F>(self.entries.range(at..at + count), length.min(JOINED), self.form, offset, end);
+        self.joined[F::SLOT] = Some(piece.clone());
+        Read::Piece(piece)
     }
 
     pub(super) fn forget(&mut self) {
         self.joined = Default::default();
     }
 
-    fn id_before(&self, place: u64) -> Option<Bytes> {
-        let count = usize::try_from(place.checked_sub(self.start)?).ok()?.min(self.entries.len());
-        self.entries.range(..count).rev().find_map(|entry| id_of(&cut(entry, Wire::Plain)))
+    fn id_before(&self, offset: u64) -> Option<Bytes> {
+        let count = usize::try_from(offset.checked_sub(self.start)?).ok()?.min(self.entries.len());
+        self.entries.range(..count).rev().find_map(|entry| Some(entry.bytes().slice(entry.id_range(self.form)?)))
     }
 
     fn wait(&mut self, seat: &mut WakerSeat, waker: &Waker) {
@@ -311,27 +295,4 @@ impl Log {
             self.waiting -= 1;
         }
     }
-}
-
-/// The entry as it goes on this wire. An entry is one chunk: a line with its length, that many bytes, CRLF.
-fn cut(entry: &Bytes, wire: Wire) -> Bytes {
-    match wire {
-        Wire::Chunked => entry.clone(),
-        Wire::Plain => {
-            let head = entry.iter().position(|b| *b == b'\n').map_or(0, |at| at + 1);
-            entry.slice(head..entry.len().saturating_sub(CHUNK_END.len()).max(head))
-        }
-    }
-}
-
-/// The id in the first two lines of an event or heartbeat.
-fn id_of(event: &Bytes) -> Option<Bytes> {
-    let mut at = 0;
-    for line in event.split(|b| *b == b'\n').take(2) {
-        if line.starts_with(b"id: ") {
-            return Some(event.slice(at + 4..at + line.len()));
-        }
-        at += line.len() + 1;
-    }
-    None
 }

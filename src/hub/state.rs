@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::task::Waker;
 
-use super::{Began, Channel, Filter, Kind, LOG_ENTRY, LOGS, Logged, Pushed, Slot, SourceId, State};
+use super::{Began, Channel, Filter, LOG_ENTRY, LOGS, Logged, Pushed, Slot, SourceId, State};
 use crate::event::Timestamp;
 
 impl State {
@@ -50,14 +50,14 @@ impl State {
             Pushed::Entry(entry, live) => (entry, live),
         };
         if live {
-            match entry.kind {
-                Kind::Event => self.index.find(entry.encoded.subject(), found),
-                Kind::Gap => {
+            match entry.encoded.subject() {
+                Some(subject) => self.index.find(subject, found),
+                None => {
                     let concerned = self.channels.iter().filter(|(_, slot)| of.concerns(slot.channel.filter()));
                     found.extend(concerned.map(|(key, _)| key as u32));
                 }
             }
-            let mut bytes = entry.encoded.len();
+            let mut bytes = entry.encoded.bytes().len();
             for key in found.drain(..) {
                 let Some(slot) = self.channels.get_mut(key as usize) else { continue };
                 if std::mem::replace(&mut slot.told, entry.seq) == entry.seq {
@@ -67,7 +67,7 @@ impl State {
                 let cost = LOG_ENTRY + std::mem::take(&mut bytes);
                 self.logged += cost;
                 self.order.push_back(Logged { key, serial: slot.channel.serial(), cost: cost as u32, batch: self.batch });
-                slot.channel.lock().append(entry.encoded.frame(slot.channel.filter().form()), wakers);
+                slot.channel.lock().append(entry.encoded.clone(), wakers);
                 if std::mem::replace(&mut slot.batch, self.batch) != self.batch {
                     dirty.push(slot.channel.clone());
                 }

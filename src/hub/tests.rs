@@ -1,9 +1,12 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::*;
 use crate::event::Envelope;
 use crate::frame::Form;
+use crate::transport::framing::{Chunked, Plain};
 
 fn spec(name: &str, durable: bool) -> SourceSpec {
     SourceSpec { name: name.parse().unwrap(), durable, concerns: Concerns(Arc::new(|_| true)) }
@@ -38,9 +41,9 @@ fn join(hub: &Arc<Hub>, patterns: &[&str]) -> (Seat, u64) {
     hub.join(&mut hub.state(), &filter(patterns))
 }
 
-fn text(take: Take) -> (String, u64) {
-    match take {
-        Take::Bytes { bytes, to: place, .. } => (String::from_utf8(bytes.to_vec()).unwrap(), place),
+fn text(read: Read) -> (String, u64) {
+    match read {
+        Read::Piece(piece) => (String::from_utf8(piece.bytes.to_vec()).unwrap(), piece.to),
         other => panic!("{other:?}"),
     }
 }
@@ -52,8 +55,8 @@ fn equal_filters_share_a_channel_and_its_bytes() {
     let (b, at_b) = join(&hub, &["a.>"]);
     assert!(Arc::ptr_eq(a.channel(), b.channel()));
     hub.publish(0, &mut vec![event("a.b", "1"), event("x", "2"), event("a.c", "3")], now());
-    let (Take::Bytes { bytes: x, .. }, Take::Bytes { bytes: y, .. }) =
-        (a.channel().take(at_a, Wire::Plain), b.channel().take(at_b, Wire::Plain))
+    let (Read::Piece(Piece { bytes: x, .. }), Read::Piece(Piece { bytes: y, .. })) =
+        (a.channel().read_from::<Plain>(at_a), b.channel().read_from::<Plain>(at_b))
     else {
         panic!()
     };
@@ -70,7 +73,7 @@ fn an_event_that_matches_two_patterns_comes_once() {
     let hub = hub(WIDE);
     let (seat, at) = join(&hub, &["a.*", "*.b"]);
     hub.publish(0, &mut vec![event("a.b", "1")], now());
-    assert_eq!(text(seat.channel().take(at, Wire::Plain)).0.matches("data: 1").count(), 1);
+    assert_eq!(text(seat.channel().read_from::<Plain>(at)).0.matches("data: 1").count(), 1);
 }
 
 #[test]
@@ -78,8 +81,8 @@ fn chunks_on_the_wire_hold_the_same_events() {
     let hub = hub(WIDE);
     let (seat, at) = join(&hub, &[">"]);
     hub.publish(0, &mut vec![event("a", "1"), event("b", "2")], now());
-    let (plain, _) = text(seat.channel().take(at, Wire::Plain));
-    let (mut chunked, place) = text(seat.channel().take(at, Wire::Chunked));
+    let (plain, _) = text(seat.channel().read_from::<Plain>(at));
+    let (mut chunked, place) = text(seat.channel().read_from::<Chunked>(at));
     let mut back = String::new();
     while !chunked.is_empty() {
         let (length, rest) = chunked.split_once("\r\n").unwrap();
@@ -99,16 +102,16 @@ fn heartbeats_carry_an_id_only_when_it_has_moved() {
     let hub = hub(WIDE);
     let (seat, at) = join(&hub, &["a"]);
     hub.beat(0, 1, now());
-    let (beat, at) = text(seat.channel().take(at, Wire::Plain));
+    let (beat, at) = text(seat.channel().read_from::<Plain>(at));
     assert_eq!(beat, ":\n\n");
     hub.publish(0, &mut vec![event("other", "1")], now());
     hub.beat(0, 1, now());
-    let (beat, at) = text(seat.channel().take(at, Wire::Plain));
+    let (beat, at) = text(seat.channel().read_from::<Plain>(at));
     assert_eq!(beat, format!(":\nid: {}\n\n", hub.state().id()));
     hub.publish(0, &mut vec![event("a", "1")], now());
-    let (_, at) = text(seat.channel().take(at, Wire::Plain));
+    let (_, at) = text(seat.channel().read_from::<Plain>(at));
     hub.beat(0, 1, now());
-    assert_eq!(text(seat.channel().take(at, Wire::Plain)).0, ":\n\n");
+    assert_eq!(text(seat.channel().read_from::<Plain>(at)).0, ":\n\n");
 }
 
 #[test]
@@ -121,8 +124,8 @@ fn logs_are_bounded_together_and_who_falls_out_is_told() {
     for _ in 0..36 {
         hub.publish(0, &mut vec![event("a", &payload)], now());
     }
-    assert_eq!(seat.channel().take(at, Wire::Plain), Take::Lagged);
-    assert_eq!(quiet.channel().take(at_quiet, Wire::Plain), Take::Lagged);
+    assert!(matches!(seat.channel().read_from::<Plain>(at), Read::Lagged));
+    assert!(matches!(quiet.channel().read_from::<Plain>(at_quiet), Read::Lagged));
     let state = hub.state();
     assert!(state.logged <= LOGS);
     assert!(state.sources[0].window.bytes() <= 1000);
@@ -137,10 +140,10 @@ fn what_is_read_before_the_tail_is_not_live() {
         Input::Event(Event { position: Some(Position::unverified(n)), ..e })
     };
     let before = hub.publish(1, &mut vec![at_position(1), at_position(2)], now());
-    assert_eq!(seat.channel().take(at, Wire::Plain), Take::Empty);
+    assert!(matches!(seat.channel().read_from::<Plain>(at), Read::AtEnd));
     assert!(Cursor::from_id(&before).unwrap().durable.is_empty());
     let after = hub.publish(1, &mut vec![Input::Tail(Some(Position::unverified(2))), at_position(3)], now());
-    assert_eq!(text(seat.channel().take(at, Wire::Plain)).0.matches("data: 1").count(), 1);
+    assert_eq!(text(seat.channel().read_from::<Plain>(at)).0.matches("data: 1").count(), 1);
     assert_eq!(Cursor::from_id(&after).unwrap().durable, [(Tag::of("log"), Point::At(Position::unverified(3)))]);
 }
 
@@ -198,4 +201,33 @@ fn windows_keep_what_was_old_when_it_came() {
     assert_eq!(hub.state().sources[0].window.len(), 1);
     hub.beat(0, 1, Timestamp::from_micros(now().as_micros() + 11_000_000));
     assert_eq!(hub.state().sources[0].window.len(), 0);
+}
+
+#[test]
+fn a_socket_may_stop_anywhere_in_a_piece() {
+    let hub = hub(WIDE);
+    let (seat, at) = join(&hub, &["a"]);
+    let mut ids = Vec::new();
+    for n in 0..5 {
+        ids.push(hub.publish(0, &mut vec![event("a", &n.to_string())], now()));
+    }
+    // The heartbeat has no id: the cursor has not moved since.
+    hub.beat(0, 1, now());
+    let Read::Piece(piece) = seat.channel().read_from::<Chunked>(at) else { panic!() };
+    let (mut ends, mut end) = (Vec::new(), 0);
+    for n in 0..6 {
+        let Read::Piece(one) = seat.channel().read_from::<Chunked>(at + 5 - n) else { panic!() };
+        ends.push(piece.bytes.len() - one.bytes.len());
+    }
+    ends.reverse();
+    ends.push(piece.bytes.len());
+    for taken in 0..piece.bytes.len() {
+        let entries = ends[1..].iter().position(|end| taken <= *end).unwrap() + 1;
+        let stop = piece.stop(taken);
+        assert_eq!((stop.entries, stop.rest), (entries as u64, taken..ends[entries]), "{taken}");
+        assert_eq!(&piece.bytes[stop.id.unwrap()], ids[entries.min(5) - 1].as_bytes());
+        end = taken;
+    }
+    assert_eq!(end + 1, piece.bytes.len());
+    assert_eq!(piece.last_id(), Some(ids[4].as_bytes()));
 }

@@ -4,72 +4,11 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
-
 use crate::cursor::Position;
 use crate::event::Timestamp;
-use crate::frame::Form;
+use crate::frame::Encoded;
 
-/// An event, encoded once: its subject, then its frame in each form. A frame is one HTTP/1.1 chunk with the `id`
-/// line that is true for those who are live; the body behind that line is for those who get an id of their own.
-#[derive(Debug, Clone, Default)]
-pub struct Encoded {
-    pub(super) bytes: Bytes,
-    /// Where the subject ends and the routed frame begins.
-    pub(super) subject: u16,
-    /// Where the routed frame's body begins.
-    pub(super) body: u32,
-    /// Where the routed frame ends and, if the forms differ, the json frame begins.
-    pub(super) split: u32,
-    /// Where the json frame's body begins.
-    pub(super) json_body: u32,
-}
-
-impl Encoded {
-    /// Its subject.
-    #[must_use]
-    pub fn subject(&self) -> &str {
-        // Made of a `Subject`.
-        std::str::from_utf8(&self.bytes[..usize::from(self.subject)]).unwrap_or_default()
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    fn has_json(&self) -> bool {
-        self.bytes.len() > self.split as usize
-    }
-
-    /// As it goes on the wire to those who are live.
-    pub(super) fn frame(&self, form: Form) -> Bytes {
-        match form {
-            Form::Json if self.has_json() => self.bytes.slice(self.split as usize..),
-            _ => self.bytes.slice(usize::from(self.subject)..self.split as usize),
-        }
-    }
-
-    /// All but the `id` line, without chunk framing.
-    #[must_use]
-    pub fn body(&self, form: Form) -> &[u8] {
-        let end = crate::frame::CHUNK_END.len();
-        match form {
-            Form::Json if self.has_json() => &self.bytes[self.json_body as usize..self.bytes.len() - end],
-            _ => &self.bytes[self.body as usize..(self.split as usize).saturating_sub(end)],
-        }
-    }
-}
-
-/// What stands in a window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// An event.
-    Event,
-    /// A control event: events may be missing here.
-    Gap,
-}
-
-/// One place of a window.
+/// An event or a gap in a window.
 #[derive(Debug, Clone)]
 pub struct Entry {
     /// The bridge's sequence.
@@ -80,9 +19,7 @@ pub struct Entry {
     pub time: Timestamp,
     /// When it came here: it is kept from then on, however old it was.
     pub came: Timestamp,
-    /// What it is.
-    pub kind: Kind,
-    /// The bytes; a gap has no subject.
+    /// What is sent.
     pub encoded: Encoded,
 }
 
@@ -91,7 +28,7 @@ const OVERHEAD: usize = size_of::<Entry>() + 16;
 
 impl Entry {
     fn cost(&self) -> usize {
-        OVERHEAD + self.encoded.bytes.len()
+        OVERHEAD + self.encoded.bytes().len()
     }
 }
 

@@ -14,7 +14,8 @@ use super::{From, Log, Streams};
 use crate::cursor::{Cursor, Point, Position, Tag};
 use crate::event::{Gap, GapReason};
 use crate::frame;
-use crate::hub::{Encoded, Entry, Filter, Kind, Seat, State};
+use crate::frame::Encoded;
+use crate::hub::{Entry, Filter, Seat, State};
 use crate::source::Item;
 
 mod broker;
@@ -80,6 +81,15 @@ pub(super) struct CatchUp {
     last_bytes: usize,
     beat: Option<tokio::time::Interval>,
     scratch: Vec<u8>,
+}
+
+/// An entry of a window that the client has come to.
+struct Picked {
+    source: usize,
+    seq: u64,
+    position: Option<Position>,
+    /// What is sent of it, if the client wants it.
+    encoded: Option<Encoded>,
 }
 
 /// Looking for the newest event of each subject in the windows, newest first.
@@ -314,7 +324,7 @@ impl CatchUp {
     }
 
     /// Picks what follows in the windows, oldest first. Returns whether there is more.
-    fn pick(&mut self, state: &State, picked: &mut Vec<(usize, Entry)>) -> bool {
+    fn pick(&mut self, state: &State, picked: &mut Vec<Picked>) -> bool {
         let mut bytes = 0;
         for _ in 0..SCAN {
             if bytes >= PIECE {
@@ -358,29 +368,27 @@ impl CatchUp {
                 Track::Follow(seq) => *seq = entry.seq,
                 _ => self.volatile = Some(entry.seq),
             }
-            let wanted = match entry.kind {
-                Kind::Event => self.filter.matches(entry.encoded.subject()),
-                Kind::Gap => state.sources()[source].concerns(&self.filter),
+            let wanted = match entry.encoded.subject() {
+                Some(subject) => self.filter.matches(subject),
+                None => state.sources()[source].concerns(&self.filter),
             };
-            if wanted {
-                bytes += entry.encoded.body(self.filter.form()).len();
-            }
-            picked.push((source, if wanted { entry.clone() } else { Entry { kind: Kind::Gap, encoded: Encoded::default(), ..*entry } }));
+            let encoded = wanted.then(|| entry.encoded.clone());
+            bytes += encoded.as_ref().map_or(0, |encoded| encoded.body(self.filter.form()).len());
+            picked.push(Picked { source, seq: entry.seq, position: entry.position, encoded });
         }
         true
     }
 
-    fn write_picked(&mut self, picked: Vec<(usize, Entry)>, out: &mut Vec<u8>) {
-        for (source, entry) in picked {
+    fn write_picked(&mut self, picked: Vec<Picked>, out: &mut Vec<u8>) {
+        for Picked { source, seq, position, encoded } in picked {
             if self.tag(source).is_none() {
-                self.at.volatile = Point::At(Position::unverified(entry.seq));
-            } else if let Some(position) = entry.position {
+                self.at.volatile = Point::At(Position::unverified(seq));
+            } else if let Some(position) = position {
                 self.stand(source, Point::At(position));
             }
-            let body = entry.encoded.body(self.filter.form());
-            if !body.is_empty() {
+            if let Some(encoded) = encoded {
                 self.write_id(out);
-                out.extend_from_slice(body);
+                out.extend_from_slice(encoded.body(self.filter.form()));
             }
         }
         if let Some(seq) = self.volatile {

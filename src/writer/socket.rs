@@ -1,12 +1,12 @@
-//! Writing to sockets that never block, and where they stop.
+//! Writing to sockets that never block.
 
 use std::io::{ErrorKind, Read as _, Write as _};
+use std::ops::Range;
 
 use bytes::Bytes;
 use mio::net::TcpStream;
 
 use super::pump::IGNORED;
-use crate::frame;
 
 /// What is left of a piece is copied up to this size, so that a slow reader keeps no shared piece alive.
 const COPIED: usize = 16 << 10;
@@ -55,50 +55,7 @@ pub(super) fn alive(socket: &mut TcpStream, ignored: &mut u32) -> bool {
     }
 }
 
-/// Where a socket stopped in a piece.
-pub(super) struct Stop {
-    /// Events of which it took something.
-    pub(super) events: u64,
-    /// What is left of the last of them.
-    pub(super) rest: Bytes,
-    /// The id behind it; empty if none of them has one.
-    pub(super) id: Bytes,
-}
-
-impl Stop {
-    /// Behind `taken` bytes of a piece, which is less than all of it.
-    pub(super) fn at(piece: &Bytes, taken: usize) -> Self {
-        let mut stop = Self { events: 0, rest: Bytes::new(), id: Bytes::new() };
-        let mut start = 0;
-        // At least one: a socket that took nothing gets the first event from here.
-        while start < piece.len() && (start < taken || stop.events == 0) {
-            let (length, head) = chunk(&piece[start..]);
-            let body = start + head;
-            let end = (body + length + frame::CHUNK_END.len()).min(piece.len());
-            if let Some(id) = id_of(&piece[body..end]) {
-                stop.id = Bytes::copy_from_slice(id);
-            }
-            let left = &piece[taken.max(start).min(end)..end];
-            stop.rest = if left.len() <= COPIED { Bytes::copy_from_slice(left) } else { piece.slice_ref(left) };
-            stop.events += 1;
-            start = end;
-        }
-        stop
-    }
-}
-
-/// The length that a chunk's head says, and that of the head.
-fn chunk(bytes: &[u8]) -> (usize, usize) {
-    let mut length = 0;
-    for (n, byte) in bytes.iter().enumerate() {
-        match (*byte as char).to_digit(16) {
-            Some(digit) => length = length << 4 | digit as usize,
-            None => return (length, n + 2),
-        }
-    }
-    (length, bytes.len())
-}
-
-fn id_of(event: &[u8]) -> Option<&[u8]> {
-    event.split(|b| *b == b'\n').take(2).find_map(|line| line.strip_prefix(b"id: "))
+/// The rest of an entry that a full socket waits with.
+pub(super) fn keep(piece: &Bytes, rest: Range<usize>) -> Bytes {
+    if rest.len() <= COPIED { Bytes::copy_from_slice(&piece[rest]) } else { piece.slice(rest) }
 }

@@ -13,11 +13,12 @@ use tokio::sync::mpsc;
 
 use super::Returned;
 use super::lane::{IDLE, Inbox, Lane, WAKE};
-use super::socket::{Stop, Wrote, alive, write};
+use super::socket::{Wrote, alive, keep, write};
 use crate::event::Timestamp;
 use crate::frame::{self, Closing};
-use crate::hub::{Channel, Hub, Take, Wire};
+use crate::hub::{Channel, Hub, Piece, Read};
 use crate::replay::Live;
+use crate::transport::framing::Chunked;
 
 /// Sockets written to before the loop looks at what else has happened.
 const BUDGET: usize = 512;
@@ -75,13 +76,6 @@ pub(super) struct Work {
     /// When somebody's time is up, at the earliest.
     due: Option<Timestamp>,
     drain: Option<Duration>,
-}
-
-/// The piece that most members of a channel need next.
-struct Piece {
-    from: u64,
-    to: u64,
-    bytes: Bytes,
 }
 
 impl Work {
@@ -286,18 +280,18 @@ impl Work {
                 }
             }
             let place = member.live.place;
-            match member.live.channel().take(place, Wire::Chunked) {
-                Take::Empty => {
+            match member.live.channel().read_from::<Chunked>(place) {
+                Read::AtEnd => {
                     member.blocked = None;
                     return;
                 }
-                Take::Bytes { bytes, to, .. } => {
+                Read::Piece(piece) => {
                     member.blocked = None;
-                    if !self.write(key, &Piece { from: place, to, bytes }) {
+                    if !self.write(key, &piece) {
                         return;
                     }
                 }
-                Take::Lagged => {
+                Read::Lagged => {
                     self.give_back(key);
                     return;
                 }
@@ -314,12 +308,13 @@ impl Work {
                 true
             }
             Wrote::Part(n) => {
-                let stop = Stop::at(&piece.bytes, n);
-                member.live.place = piece.from + stop.events;
+                let stop = piece.stop(n);
+                member.live.place = piece.from + stop.entries;
                 // A heartbeat may have no id: then that of what came before it still holds.
-                let id = if stop.id.is_empty() { self.id_at(key) } else { stop.id };
+                let id = stop.id.map_or_else(|| self.id_at(key), |id| Bytes::copy_from_slice(&piece.bytes[id]));
                 let Some(member) = self.members.get_mut(key as usize) else { return false };
-                member.blocked = Some(Box::new(Blocked { rest: stop.rest, id, since: Instant::now(), last: false }));
+                let rest = keep(&piece.bytes, stop.rest);
+                member.blocked = Some(Box::new(Blocked { rest, id, since: Instant::now(), last: false }));
                 self.remind(Timestamp::now().as_micros() + self.stall.as_micros() as u64);
                 false
             }
@@ -339,10 +334,7 @@ impl Work {
         }
         // Nothing was in its channel for long: it has all that the bridge has, if nothing came in this moment.
         let state = self.hub.state();
-        match channel.take(member.live.place, Wire::Chunked) {
-            Take::Empty => Bytes::copy_from_slice(state.id().as_bytes()),
-            _ => Bytes::new(),
-        }
+        if channel.is_end(member.live.place) { Bytes::copy_from_slice(state.id().as_bytes()) } else { Bytes::new() }
     }
 
     /// A slow reader is somebody resuming.
@@ -427,13 +419,13 @@ impl Work {
                     }
                 }
                 Some(piece) if piece.to == place => self.at.1 += 1,
-                _ => match channel.take(place, Wire::Chunked) {
-                    Take::Bytes { bytes, to, more } => {
-                        self.rest |= more;
-                        piece = Some(Piece { from: place, to, bytes });
+                _ => match channel.read_from::<Chunked>(place) {
+                    Read::Piece(next) => {
+                        self.rest |= next.more;
+                        piece = Some(next);
                     }
-                    Take::Empty => self.at.1 += 1,
-                    Take::Lagged => self.give_back(key),
+                    Read::AtEnd => self.at.1 += 1,
+                    Read::Lagged => self.give_back(key),
                 },
             }
         }

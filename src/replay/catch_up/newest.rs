@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::{CatchUp, Newest, PIECE, SCAN, Track, state_epoch};
 use crate::cursor::{Point, Position};
 use crate::frame;
-use crate::hub::{Kind, State};
+use crate::hub::State;
 
 impl CatchUp {
     pub(super) fn look_for_newest(&mut self, state: &State, volatile: bool, sources: Vec<usize>) {
@@ -23,8 +23,10 @@ impl CatchUp {
                 return;
             };
             newest.below = entry.seq;
-            let subject = entry.encoded.subject();
-            if entry.kind == Kind::Event && !newest.seen.contains(subject) && self.filter.matches(subject) {
+            if let Some(subject) = entry.encoded.subject()
+                && !newest.seen.contains(subject)
+                && self.filter.matches(subject)
+            {
                 newest.seen.insert(subject.to_owned());
                 newest.found.push(entry.clone());
             }
