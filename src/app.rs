@@ -31,7 +31,7 @@ use crate::pool::Pool;
 use crate::replay::{self, Streams};
 use crate::route::{RouteError, Router};
 use crate::source::supervisor::Supervisor;
-use crate::source::{Adapter, Common, Handle, Start};
+use crate::source::{Adapter, Common, ErrorKind, Handle, Start};
 use crate::writer::pump::pump;
 use crate::writer::{Returned, Writer};
 
@@ -419,7 +419,7 @@ fn readings(
             gaps: GapReason::ALL.iter().map(|reason| (*reason, handle.counters.gaps(*reason))).collect(),
             up: handle.status.read().state == crate::source::State::Up,
             reconnects: handle.counters.reconnects(),
-            errors: handle.counters.errors(),
+            errors: ErrorKind::ALL.iter().map(|kind| (kind.as_str(), handle.counters.errors(*kind))).collect(),
             window_events,
             window_bytes,
         };

@@ -153,8 +153,8 @@ pub struct SourceReading {
     pub up: bool,
     /// Connections after the first.
     pub reconnects: u64,
-    /// Failed attempts and lost connections.
-    pub errors: u64,
+    /// Failed attempts and lost connections, by kind.
+    pub errors: Vec<(&'static str, u64)>,
     /// Events in its window.
     pub window_events: u64,
     /// Bytes of them.
@@ -303,7 +303,11 @@ impl Collector for Read {
             .flat_map(|s| s.gaps.iter().map(|(reason, n)| (vec![("source", s.name.clone()), ("reason", reason.as_str().to_owned())], *n)));
         counter(e, "source_gaps", "Gaps that the source told of, by reason", gaps)?;
         counter(e, "source_reconnects", "Connections after the first", by(|s| s.reconnects))?;
-        counter(e, "source_errors", "Failed attempts to connect and lost connections", by(|s| s.errors))?;
+        let errors = all
+            .sources
+            .iter()
+            .flat_map(|s| s.errors.iter().map(|(kind, n)| (vec![("source", s.name.clone()), ("kind", (*kind).to_owned())], *n)));
+        counter(e, "source_errors", "Failed attempts to connect and lost connections, by kind", errors)?;
         gauge(e, "source_up", "1 while the source is connected", by(|s| u64::from(s.up)))?;
         gauge(e, "window_events", "Events in the source's window", by(|s| s.window_events))?;
         gauge(e, "window_bytes", "Bytes of them", by(|s| s.window_bytes))?;
@@ -346,7 +350,7 @@ mod tests {
             gaps: vec![(GapReason::Overflow, 2)],
             up: true,
             reconnects: 1,
-            errors: 3,
+            errors: vec![("denied", 3)],
             window_events: 4,
             window_bytes: 400,
         };
@@ -370,6 +374,7 @@ mod tests {
             "brokercast_source_events_total{source=\"x\"} 9",
             "brokercast_source_messages_total{source=\"a\\\"b\"} 7",
             "brokercast_source_gaps_total{source=\"a\\\"b\",reason=\"overflow\"} 2",
+            "brokercast_source_errors_total{source=\"a\\\"b\",kind=\"denied\"} 3",
             "brokercast_source_up{source=\"a\\\"b\"} 1",
             "brokercast_subscribers 5",
             "brokercast_ended_subscribers_total{reason=\"slow\"} 6",

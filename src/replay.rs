@@ -22,6 +22,7 @@ use crate::frame::{self, Closing};
 use crate::hub::{Channel, Concerns, Filter, Hub, Read, Seat, WakerSeat};
 use crate::route::Router;
 use crate::source::Adapter;
+use crate::support::backoff::jittered;
 use crate::transport::framing::Plain;
 
 mod catch_up;
@@ -190,7 +191,7 @@ impl Streams {
     /// the same moment.
     #[must_use]
     pub fn retry(&self) -> Duration {
-        self.settings.retry.mul_f64(rand::random_range(0.75..1.25))
+        jittered(self.settings.retry, 0.75..1.25)
     }
 
     /// Resolves when draining has begun, with the span over which streams end.

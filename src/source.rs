@@ -17,6 +17,7 @@ use crate::subject::{Pattern, SubjectError};
 
 pub mod amqp;
 mod amqp_stream;
+mod error;
 pub mod http;
 pub mod jetstream;
 pub mod nats;
@@ -27,7 +28,8 @@ pub(crate) mod tests;
 pub mod ticker;
 mod tls;
 
-pub use status::{Counters, Handle, State, Status, StatusCell};
+pub use error::{ErrorKind, SourceError};
+pub use status::{Counters, Fault, Handle, State, Status, StatusCell};
 
 /// What a connection yields, in the source's order.
 #[derive(Debug, Clone)]
@@ -64,27 +66,6 @@ pub enum Start {
     Since(Timestamp),
     /// The newest message of each subject, then on from the end.
     LastPerSubject,
-}
-
-/// Why a source could not go on. The supervisor logs it once and connects again.
-#[derive(Debug, thiserror::Error)]
-#[error("{what}")]
-pub struct SourceError {
-    what: String,
-    #[source]
-    cause: Option<Box<dyn std::error::Error + Send + Sync>>,
-}
-
-impl SourceError {
-    /// With a lower-case message that names no secret.
-    pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), cause: None }
-    }
-
-    /// With the error that caused it.
-    pub fn with(what: impl Into<String>, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { what: what.into(), cause: Some(cause.into()) }
-    }
 }
 
 /// One configured source of some kind.
@@ -124,7 +105,7 @@ pub trait Adapter: Send + Sync + 'static {
     /// has it. What `brokercast publish` does.
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {
         let (_, _) = (subject, payload);
-        Box::pin(async { Err(SourceError::new(format!("a source of kind `{}` cannot be published to", self.kind()))) })
+        Box::pin(async { Err(SourceError::configuration(format!("a source of kind `{}` cannot be published to", self.kind()))) })
     }
 
     /// Where this process hands messages in, for a source that takes them from HTTP.

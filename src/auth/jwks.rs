@@ -7,20 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rand::Rng as _;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::keys::{self, Key, KeyError};
 use crate::config::Algorithm;
+use crate::support::backoff::{Backoff, jittered};
 
 /// A set is fetched again so often, so that a key that was withdrawn is not believed for long.
 const REFRESH: Duration = Duration::from_secs(300);
 /// And on a key that is not known, but not more often than this: anybody can make up keys.
 pub(super) const COOLDOWN: Duration = Duration::from_secs(30);
-/// The first pause after a failure; doubled for each further one.
-const BACKOFF: Duration = Duration::from_secs(1);
-const MAX_BACKOFF: Duration = Duration::from_secs(60);
+/// Before a set that could not be fetched is asked for again.
+const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), factor: 2.0, most: Duration::from_secs(60) };
 /// For everything from connecting to the last byte.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_BYTES: usize = 1 << 20;
@@ -174,7 +173,7 @@ impl Remote {
             let failed = attempt.is_err();
             let pause = match &attempt {
                 Ok(_) => REFRESH,
-                Err(_) => BACKOFF.saturating_mul(1 << failures.min(6)).min(MAX_BACKOFF),
+                Err(_) => BACKOFF.after(failures.saturating_add(1)),
             };
             let body = match attempt {
                 Ok(Some((body, keys))) => {
@@ -205,9 +204,8 @@ impl Remote {
                 }
             }
             done();
-            let pause = pause.mul_f64(rand::rng().random_range(0.8..1.2));
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(jittered(pause, 0.8..1.2)) => {}
                 () = self.wanted.notified() => {}
             }
         }

@@ -127,6 +127,10 @@ impl Rooms {
             let handle = &source.handle;
             let mut all = state(handle);
             if let Value::Object(object) = &mut all {
+                // Here `kind` is the source's.
+                if let Some(kind) = object.remove("kind") {
+                    object.insert("error_kind".into(), kind);
+                }
                 object.insert("kind".into(), handle.kind.into());
                 object.insert("durable".into(), handle.durable.into());
                 object.insert("subjects".into(), source.reach.iter().map(Pattern::as_str).collect());
@@ -136,7 +140,7 @@ impl Rooms {
                         "counters".into(),
                         json!({
                             "messages": reading.messages, "bytes": reading.bytes, "gaps": gaps,
-                            "reconnects": reading.reconnects, "errors": reading.errors,
+                            "reconnects": reading.reconnects, "errors": reading.errors.iter().map(|(_, n)| n).sum::<u64>(),
                         }),
                     );
                     object.insert("window".into(), json!({ "events": reading.window_events, "bytes": reading.window_bytes }));

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,6 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use rand::Rng as _;
 
 use super::forwarded::client_address;
 use super::problem::Problem;
@@ -25,10 +25,13 @@ use crate::event::Timestamp;
 use crate::frame::{self, Closing};
 use crate::metrics::Refused;
 use crate::pool;
+use crate::support::backoff::jittered;
 
 /// Without a charset: a widely used proxy breaks on one, and the standard has only UTF-8.
 pub(super) const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("text/event-stream");
 const ALLOW: &str = "GET, HEAD, OPTIONS";
+/// Shares of the usual time to come back: clients that were refused together shall not come back together.
+pub(super) const LATER: Range<f64> = 1.0..2.0;
 /// How long a request waits for keys that are on their way.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -136,7 +139,7 @@ impl Later {
     /// A browser's EventSource gives up for good on any status but 200: what takes only streams is told by a stream
     /// when to come back, everybody else by a status.
     pub(super) fn answer(self, headers: &HeaderMap, retry: Duration) -> Response {
-        let wait = jittered(retry);
+        let wait = jittered(retry, LATER);
         if takes_only_streams(headers) {
             let mut text = Vec::new();
             frame::opening(&mut text, wait, None);
@@ -163,11 +166,6 @@ impl Later {
             Self::Unavailable => Closing::Unavailable,
         }
     }
-}
-
-/// Between one and two times the usual, so that those who were refused together don't come back together.
-pub(super) fn jittered(retry: Duration) -> Duration {
-    retry.mul_f64(rand::rng().random_range(1.0..2.0))
 }
 
 impl Shared {

@@ -12,13 +12,14 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
 
-use super::events::{Later, PATIENCE, jittered, preflight};
+use super::events::{LATER, Later, PATIENCE, preflight};
 use super::problem::Problem;
 use super::{Inbox, Shared, origin_of};
 use crate::auth::{AuthError, Grant};
 use crate::metrics::Published;
 use crate::source::http::PublishError;
 use crate::subject::Subject;
+use crate::support::backoff::jittered;
 
 const ALLOW: &str = "POST, OPTIONS";
 
@@ -54,7 +55,7 @@ async fn publish(shared: &Shared, parts: &http::request::Parts, body: Body) -> R
     };
     let payload = read(shared, inbox.max_payload, &parts.headers, body).await?;
     let id = inbox.handle.publish(subject, payload).await.map_err(|error| {
-        let wait = jittered(shared.retry);
+        let wait = jittered(shared.retry, LATER);
         let problem = match error {
             PublishError::Overloaded => Problem::unavailable("more messages come in than can be taken", wait),
             PublishError::Closed => Later::Draining.problem(wait),
@@ -72,7 +73,7 @@ impl Shared {
     /// What the token in the header grants.
     async fn publisher(&self, parts: &http::request::Parts) -> Result<Grant, Refusal> {
         self.rooms.auth.authenticate_publisher_within(&parts.headers, PATIENCE).await.map_err(|error| match error {
-            AuthError::KeysNotLoaded => (Later::Unavailable.problem(jittered(self.retry)), Published::Unavailable),
+            AuthError::KeysNotLoaded => (Later::Unavailable.problem(jittered(self.retry, LATER)), Published::Unavailable),
             AuthError::Malformed(_) => (Problem::denied(&error), Published::Invalid),
             AuthError::Missing | AuthError::Invalid(_) => (Problem::denied(&error), Published::Denied),
         })

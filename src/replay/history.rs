@@ -16,11 +16,15 @@ use super::pace::Pace;
 use crate::cursor::Point;
 use crate::event::Timestamp;
 use crate::source::{Connection, Item, SourceError, Start, drop_oversized};
+use crate::support::backoff::{Backoff, jittered};
 
 /// Messages read at a time.
 const BATCH: usize = 256;
 /// What a message counts for beside its subject and payload, about.
 const OVERHEAD: usize = 64;
+
+/// Before a log that could not be read is opened again.
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), factor: 2.0, most: Duration::from_millis(6400) };
 
 /// A reader of one source's log.
 pub(super) struct History {
@@ -84,10 +88,10 @@ impl History {
     }
 
     fn failed(&mut self, error: &SourceError) {
-        self.failures = (self.failures + 1).min(6);
-        let most = Duration::from_millis(100) * 2u32.pow(self.failures);
+        self.failures = self.failures.saturating_add(1);
         tracing::debug!(error = error as &dyn std::error::Error, "a history cannot be read now");
-        self.stage = Stage::Waiting(Box::pin(tokio::time::sleep(most.mul_f64(rand::random_range(0.5..1.0)))));
+        let pause = jittered(BACKOFF.after(self.failures), 0.5..1.0);
+        self.stage = Stage::Waiting(Box::pin(tokio::time::sleep(pause)));
     }
 }
 
@@ -106,7 +110,7 @@ fn start(at: Point) -> Start {
 
 fn open(log: Log, readers: Arc<Semaphore>, start: Start) -> Opening {
     Box::pin(async move {
-        let permit = readers.acquire_owned().await.map_err(|e| SourceError::with("no more histories are read", e))?;
+        let permit = readers.acquire_owned().await.map_err(|e| SourceError::lost("no more histories are read").because(e))?;
         let connection = log.adapter.history(start).await?;
         Ok((permit, connection))
     })

@@ -119,7 +119,7 @@ impl Connection for Reader {
                 {
                     let s = self.log.state.lock();
                     if s.down || s.generation != self.generation || s.entries.front().is_some_and(|e| e.seq > self.at + 1) {
-                        return Err(SourceError::new("gone"));
+                        return Err(SourceError::lost("gone"));
                     }
                     batch.extend(self.gap.take().map(Item::Gap));
                     let at = self.at;
@@ -160,7 +160,7 @@ impl Adapter for FakeAdapter {
     fn connect(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
         Box::pin(async move {
             if self.0.state.lock().down {
-                return Err(SourceError::new("down"));
+                return Err(SourceError::lost("down"));
             }
             let (gap, at) = match start {
                 Start::After(position) => self.0.attach(position),

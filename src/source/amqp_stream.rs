@@ -86,7 +86,7 @@ impl Stream {
 
     async fn read(&self, link: Arc<Link>, channel: Channel, prefetch: u16, start: Start) -> Result<Reader, SourceError> {
         if start == Start::LastPerSubject {
-            return Err(SourceError::new("a RabbitMQ stream keeps no index of subjects"));
+            return Err(SourceError::configuration("a RabbitMQ stream keeps no index of subjects"));
         }
         let begun = Instant::now();
         let log = loop {
@@ -241,7 +241,7 @@ impl Reader {
             (None, None) => false,
         };
         if changed {
-            return Err(SourceError::new(format!("stream `{}` changed while it was read", self.queue)));
+            return Err(SourceError::lost(format!("stream `{}` changed while it was read", self.queue)));
         }
         match self.last {
             // A hole: the broker's own notes, or messages that were dropped before this reader came to them.

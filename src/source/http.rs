@@ -148,7 +148,7 @@ impl Connection for Inbox {
         Box::pin(async move {
             loop {
                 if self.queue.recv_many(&mut self.letters, limit).await == 0 {
-                    return Err(SourceError::new("the inbox was closed"));
+                    return Err(SourceError::lost("the inbox was closed"));
                 }
                 for Letter { message, answer } in self.letters.drain(..) {
                     // A publisher that has gone, or was told that it is too late, gets what it was told.

@@ -109,7 +109,7 @@ impl JetStreamSource {
         }
         let Some(limits) = self.stream.create.filter(|_| create) else {
             let hint = if self.stream.create.is_some() { "" } else { " (with `create` it would be made)" };
-            return Err(SourceError::new(format!("there is no stream `{name}`{hint}")));
+            return Err(SourceError::missing(format!("there is no stream `{name}`{hint}")));
         };
         let new = NewStream {
             name,
@@ -127,19 +127,24 @@ impl JetStreamSource {
         api::create_stream(line, &new).await?;
         tracing::info!(stream = name, "made a stream");
         let made = api::stream_info(line, name).await?;
-        made.ok_or_else(|| SourceError::new(format!("the stream `{name}` was made and is not there")))
+        made.ok_or_else(|| SourceError::missing(format!("the stream `{name}` was made and is not there")))
     }
 
     fn suits(&self, info: &StreamInfo) -> Result<(), SourceError> {
         let name = &self.stream.stream;
         if !info.config.retention.is_empty() && info.config.retention != "limits" {
             let retention = &info.config.retention;
-            return Err(SourceError::new(format!("the stream `{name}` has `{retention}` retention: only `limits` can be read again")));
+            return Err(SourceError::configuration(format!(
+                "the stream `{name}` has `{retention}` retention: only `limits` can be read again"
+            )));
         }
         let theirs = info.own_subjects();
         if !theirs.is_empty() && !theirs.iter().any(|theirs| self.subjects.iter().any(|ours| ours.intersects(theirs))) {
             let theirs: Vec<_> = theirs.iter().map(Pattern::as_str).collect();
-            return Err(SourceError::new(format!("the stream `{name}` takes none of these subjects (it has: {})", theirs.join(", "))));
+            return Err(SourceError::configuration(format!(
+                "the stream `{name}` takes none of these subjects (it has: {})",
+                theirs.join(", ")
+            )));
         }
         Ok(())
     }
@@ -236,7 +241,7 @@ impl JetStreamSource {
             several => new.filter_subjects = several.to_vec(),
         }
         let name = &*self.stream.stream;
-        let gone = || SourceError::new(format!("the stream `{name}` has just gone"));
+        let gone = || SourceError::missing(format!("the stream `{name}` has just gone"));
         let mut consumer = api::create_consumer(&mut line, name, &new).await?.ok_or_else(gone)?;
         begin.next = if begin.last_only { NEWEST } else { consumer.delivered.stream_seq + 1 };
         if !begin.last_only && self.trouble.lock().is_near(begin.next) {

@@ -20,6 +20,7 @@ use super::{Adapter, Common, Connection, Item, SourceError, Start};
 use crate::event::{Gap, GapReason, Message, SourceName, Timestamp};
 use crate::subject::{self, Pattern, Subject};
 
+pub(in crate::source) mod answer;
 mod config;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -114,11 +115,11 @@ impl Adapter for Nats {
 
 /// Publishes on a connection of its own. With `jetstream` the stream's answer is waited for, else the server's.
 pub(in crate::source) async fn publish(config: &Config, subject: &str, payload: Bytes) -> Result<(), SourceError> {
-    let subject: Subject = subject.parse().map_err(|e| SourceError::with("the subject cannot be published to", e))?;
+    let subject: Subject = subject.parse().map_err(|e| SourceError::configuration("the subject cannot be published to").because(e))?;
     let mut wire = wire::connect(config, &LastServer::default(), 64).await?;
     let most = wire.client.max_payload();
     if most > 0 && payload.len() > most {
-        return Err(SourceError::new(format!("the payload is larger than the server takes ({most} bytes)")));
+        return Err(SourceError::configuration(format!("the payload is larger than the server takes ({most} bytes)")));
     }
     let subject = subject.as_str().to_owned();
     if config.jetstream.is_some() {
@@ -126,33 +127,28 @@ pub(in crate::source) async fn publish(config: &Config, subject: &str, payload: 
         let mut answers = wire.client.subscribe(reply.clone()).await.map_err(wire::gone)?;
         wire.client.publish_with_reply(subject, reply, payload).await.map_err(wire::gone)?;
         wire.settle().await?;
-        let answer = timeout(ANSWER, answers.next()).await.map_err(|_| SourceError::new("no stream answered in time"))?;
-        let answer = answer.ok_or_else(|| wire.end().unwrap_or_else(|| SourceError::new("the connection has ended")))?;
+        let answer = timeout(ANSWER, answers.next()).await.map_err(|_| SourceError::lost("no stream answered in time"))?;
+        let answer = answer.ok_or_else(|| wire.end().unwrap_or_else(|| SourceError::lost("the connection has ended")))?;
         stored(&answer.payload)?;
     } else {
         wire.client.publish(subject, payload).await.map_err(wire::gone)?;
         wire.settle().await?;
     }
-    wire.close().await.map_or(Ok(()), |said| Err(SourceError::new(said)))
+    wire.close().await.map_or(Ok(()), Err)
 }
 
 /// What a stream says to a message: that it has it.
 fn stored(answer: &[u8]) -> Result<(), SourceError> {
     #[derive(serde::Deserialize)]
-    struct Answer {
+    struct Stored {
         #[serde(default)]
         seq: u64,
-        error: Option<Problem>,
     }
-    #[derive(serde::Deserialize)]
-    struct Problem {
-        #[serde(default)]
-        description: String,
-    }
-    match serde_json::from_slice::<Answer>(answer) {
-        Ok(Answer { error: Some(error), .. }) => Err(SourceError::new(format!("the stream refused: {}", error.description))),
-        Ok(Answer { seq: 1.., .. }) => Ok(()),
-        _ => Err(SourceError::new("no stream takes this subject")),
+    // Where no stream answers, the server does, without a word.
+    let stored = if answer.is_empty() { None } else { answer::read::<Stored>(answer, "the message")? };
+    match stored {
+        Some(Stored { seq: 1.. }) => Ok(()),
+        _ => Err(SourceError::missing("no stream takes this subject")),
     }
 }
 
@@ -286,7 +282,7 @@ impl Connection for Reading {
                     return Err(error);
                 }
                 if matches!(taken, Taken::Ended) {
-                    return Err(SourceError::new("the connection has ended"));
+                    return Err(SourceError::lost("the connection has ended"));
                 }
             }
         })

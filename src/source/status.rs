@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use serde::Serialize;
 
+use super::ErrorKind;
 use crate::event::{GapReason, SourceName, Timestamp};
 
 /// What a source is doing.
@@ -48,11 +49,20 @@ pub struct Status {
     /// Since when.
     #[serde(serialize_with = "as_text")]
     pub since: Timestamp,
-    /// Why it is down: the whole chain of causes; names no secret.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
+    /// Why it is down.
+    #[serde(flatten)]
+    pub fault: Option<Fault>,
     /// Whether readiness waits for it.
     pub required: bool,
+}
+
+/// Why a source is down.
+#[derive(Debug, Clone, Serialize)]
+pub struct Fault {
+    /// The whole chain of causes; names no secret.
+    pub error: String,
+    /// Of which kind the error is.
+    pub kind: ErrorKind,
 }
 
 fn as_text<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
@@ -70,7 +80,7 @@ impl StatusCell {
     /// Of a source that has not been started.
     #[must_use]
     pub fn new(required: bool) -> Self {
-        let status = Status { state: State::Connecting, since: Timestamp::now(), error: None, required };
+        let status = Status { state: State::Connecting, since: Timestamp::now(), fault: None, required };
         Self { now: ArcSwap::from_pointee(status), was_up: AtomicBool::new(false) }
     }
 
@@ -86,11 +96,11 @@ impl StatusCell {
         self.was_up.load(Ordering::Acquire)
     }
 
-    /// Notes a state; `since` stays where only the error is another.
-    pub(in crate::source) fn set(&self, state: State, error: Option<String>) {
+    /// Notes a state; `since` stays where only the fault is another.
+    pub(in crate::source) fn set(&self, state: State, fault: Option<Fault>) {
         let old = self.now.load();
         let since = if old.state == state { old.since } else { Timestamp::now() };
-        self.now.store(Arc::new(Status { state, since, error, required: old.required }));
+        self.now.store(Arc::new(Status { state, since, fault, required: old.required }));
         if state == State::Up {
             self.was_up.store(true, Ordering::Release);
         }
@@ -104,7 +114,7 @@ pub struct Counters {
     bytes: AtomicU64,
     gaps: [AtomicU64; GapReason::ALL.len()],
     connects: AtomicU64,
-    errors: AtomicU64,
+    errors: [AtomicU64; ErrorKind::ALL.len()],
 }
 
 impl Counters {
@@ -132,10 +142,10 @@ impl Counters {
         self.connects.load(Ordering::Relaxed).saturating_sub(1)
     }
 
-    /// Failed attempts to connect and lost connections.
+    /// Failed attempts to connect and lost connections, of one kind.
     #[must_use]
-    pub fn errors(&self) -> u64 {
-        self.errors.load(Ordering::Relaxed)
+    pub fn errors(&self, kind: ErrorKind) -> u64 {
+        self.errors[kind as usize].load(Ordering::Relaxed)
     }
 
     pub(in crate::source) fn count_messages(&self, messages: u64, bytes: u64) {
@@ -151,8 +161,8 @@ impl Counters {
         self.connects.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(in crate::source) fn count_error(&self) {
-        self.errors.fetch_add(1, Ordering::Relaxed);
+    pub(in crate::source) fn count_error(&self, kind: ErrorKind) {
+        self.errors[kind as usize].fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -4,20 +4,21 @@
 //! Knows an adapter only by the contract, and what takes the batches only as [`Intake`].
 
 use std::future::Future;
+use std::ops::RangeInclusive;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use rand::Rng as _;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::{Adapter, Connection, Handle, Intake, Item, SourceError, Start, State, drop_oversized};
+use super::{Adapter, Connection, ErrorKind, Fault, Handle, Intake, Item, SourceError, Start, State, drop_oversized};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason};
+use crate::support::backoff::Backoff;
 use crate::support::causes::chain;
 
 #[cfg(test)]
@@ -61,6 +62,15 @@ enum Failure {
     Panic,
 }
 
+impl Failure {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Source(error) => error.kind(),
+            Self::Panic => ErrorKind::Protocol,
+        }
+    }
+}
+
 impl From<Failure> for End {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
@@ -82,17 +92,18 @@ impl Supervisor {
             cancel,
             its: self,
         };
-        let mut backoff = Backoff::default();
+        let mut retry = Retry::default();
         loop {
             let end = run.connection().await;
             let held = run.connected_at.take().map(|at| at.elapsed());
             match end {
                 End::Cancelled => break,
-                End::Failed(failure) => run.tell_failure(&failure),
-            }
-            let delay = backoff.next(held);
-            if run.cancel.run_until_cancelled(sleep(delay)).await.is_none() {
-                break;
+                End::Failed(failure) => {
+                    run.tell_failure(&failure);
+                    if run.cancel.run_until_cancelled(sleep(retry.next(failure.kind(), held))).await.is_none() {
+                        break;
+                    }
+                }
             }
         }
         debug!(source = %run.its.handle.name, "source has ended");
@@ -230,7 +241,7 @@ impl Run {
             Err(lost) => {
                 // What became of the rest of this batch nobody knows; the others go on.
                 error!(source = %handle.name, "taking messages in panicked, they are dropped");
-                handle.counters.count_error();
+                handle.counters.count_error(ErrorKind::Protocol);
                 self.batch.clear();
                 let seq = |position: Option<Position>| position.map(|p| p.seq);
                 let hole = Gap { reason: GapReason::Overflow, from: seq(self.last), to: seq(last), position: last };
@@ -286,7 +297,8 @@ impl Run {
 
     fn tell_failure(&mut self, failure: &Failure) {
         let handle = &self.its.handle;
-        handle.counters.count_error();
+        let kind = failure.kind();
+        handle.counters.count_error(kind);
         let text = match failure {
             Failure::Source(error) => chain(error),
             Failure::Panic => "the adapter panicked".to_owned(),
@@ -294,17 +306,17 @@ impl Run {
         if matches!(failure, Failure::Panic) {
             error!(source = %handle.name, kind = handle.kind, "source panicked, it is started again");
         } else if self.told.len() < 4 && !self.told.contains(&text) {
-            warn!(source = %handle.name, kind = handle.kind, error = %text, "source is down, trying again");
+            warn!(source = %handle.name, kind = handle.kind, error_kind = kind.as_str(), error = %text, "source is down, trying again");
             self.told.push(text.clone());
         } else {
-            debug!(source = %handle.name, kind = handle.kind, error = %text, "source is still down");
+            debug!(source = %handle.name, kind = handle.kind, error_kind = kind.as_str(), error = %text, "source is still down");
         }
-        handle.status.set(State::Down, Some(text));
+        handle.status.set(State::Down, Some(Fault { error: text, kind }));
     }
 }
 
 async fn within<T>(limit: Duration, what: &str, future: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
-    timeout(limit, future).await.unwrap_or_else(|_| Err(SourceError::new(what)))
+    timeout(limit, future).await.unwrap_or_else(|_| Err(SourceError::lost(what)))
 }
 
 /// What the future panics with stays in it: whatever it borrowed is thrown away or reset by the caller.
@@ -315,32 +327,52 @@ async fn guarded<T>(future: impl Future<Output = Result<T, SourceError>>) -> Res
     }
 }
 
-/// Full jitter below a ceiling that grows by half from 250 ms to 15 s. The first retry after a connection that stood is
-/// quick; the ceiling comes down with the time that connections hold, to the bottom after [`HEALTHY`].
+/// How soon the next attempt to connect follows a failure.
+///
+/// In general: full jitter below a ceiling that grows by half from 250 ms to 15 s. It comes down with the time that
+/// connections hold, to the bottom after [`HEALTHY`]. A link that had stood is made again at once. What time alone does not
+/// mend is tried every 15 to 30 s: a wrong configuration, and a refusal that came several times in a row.
 #[derive(Default)]
-struct Backoff {
+struct Retry {
     failures: u32,
+    /// Refusals in a row.
+    denied: u32,
 }
 
-impl Backoff {
+impl Retry {
+    const GROWING: Backoff = Backoff { first: Duration::from_millis(250), factor: 1.5, most: Duration::from_secs(15) };
+    /// Below this, the first attempt after a connection that stood.
     const QUICK: Duration = Duration::from_millis(100);
-    const FIRST: Duration = Duration::from_millis(250);
-    const LAST: Duration = Duration::from_secs(15);
+    const SLOW: RangeInclusive<Duration> = Duration::from_secs(15)..=Duration::from_secs(30);
+    /// A broker that boots may refuse users that it has not loaded yet.
+    const DENIED: u32 = 3;
+    /// More failures than this are not remembered.
+    const MOST: u32 = 20;
 
-    /// `held` is how long the connection that failed had stood.
-    fn next(&mut self, held: Option<Duration>) -> Duration {
-        rand::rng().random_range(Duration::ZERO..=self.ceiling(held))
+    /// Returns how long to wait; `held` is how long the connection that failed had stood.
+    fn next(&mut self, kind: ErrorKind, held: Option<Duration>) -> Duration {
+        rand::random_range(self.within(kind, held))
     }
 
-    fn ceiling(&mut self, held: Option<Duration>) -> Duration {
+    fn within(&mut self, kind: ErrorKind, held: Option<Duration>) -> RangeInclusive<Duration> {
         let stood = held.is_some_and(|held| held >= Duration::from_secs(1));
         if let Some(held) = held {
             let forgiven = if held >= HEALTHY { u32::MAX } else { u32::try_from(held.as_secs() / 5).unwrap_or(u32::MAX) };
             self.failures = self.failures.saturating_sub(forgiven);
         }
-        let grown = Self::FIRST.mul_f64(1.5f64.powi(i32::try_from(self.failures).unwrap_or(i32::MAX) - 1));
-        let ceiling = if self.failures == 0 || stood { Self::QUICK } else { grown.min(Self::LAST) };
-        self.failures = (self.failures + 1).min(20);
-        ceiling
+        let first = self.failures == 0;
+        let growing = Self::GROWING.after(self.failures);
+        self.failures = (self.failures + 1).min(Self::MOST);
+        self.denied = match kind {
+            ErrorKind::Denied if stood => 1,
+            ErrorKind::Denied => self.denied.saturating_add(1),
+            _ => 0,
+        };
+        match kind {
+            ErrorKind::Configuration => Self::SLOW,
+            ErrorKind::Denied if self.denied >= Self::DENIED => Self::SLOW,
+            ErrorKind::Lost if stood => Duration::ZERO..=Duration::ZERO,
+            _ => Duration::ZERO..=if first || stood { Self::QUICK } else { growing },
+        }
     }
 }

@@ -147,7 +147,7 @@ pub(crate) async fn conformance(rig: &mut dyn Rig) {
 
     if rig.kill().await {
         running.until_state(State::Down).await;
-        assert!(running.handle.status.read().error.is_some());
+        assert!(running.handle.status.read().fault.is_some());
         sleep(Duration::from_millis(500)).await;
         rig.revive().await;
         running.until_state(State::Up).await;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::{Error, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{AlertDescription, ClientConfig, RootCertStore};
 
-use super::SourceError;
+use super::{ErrorKind, SourceError};
 
 /// Trusts `ca` (without it the system's authorities), and shows the certificate of `identity`, whose second is the key.
 pub(super) fn client(ca: Option<&Path>, identity: Option<&(PathBuf, PathBuf)>) -> Result<ClientConfig, SourceError> {
@@ -17,7 +17,9 @@ pub(super) fn client(ca: Option<&Path>, identity: Option<&(PathBuf, PathBuf)>) -
     match ca {
         Some(path) => {
             for certificate in certificates("tls.ca", path)? {
-                roots.add(certificate).map_err(|e| SourceError::with("`tls.ca` holds what is no certificate authority", e))?;
+                roots
+                    .add(certificate)
+                    .map_err(|e| SourceError::configuration("`tls.ca` holds what is no certificate authority").because(e))?;
             }
         }
         None => {
@@ -28,15 +30,15 @@ pub(super) fn client(ca: Option<&Path>, identity: Option<&(PathBuf, PathBuf)>) -
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|e| SourceError::with("no TLS version to speak", e))?
+        .map_err(|e| SourceError::configuration("no TLS version to speak").because(e))?
         .with_root_certificates(roots);
     let Some((certificate, key)) = identity else { return Ok(builder.with_no_client_auth()) };
     let chain = certificates("tls.certificate", certificate)?;
     let key = PrivateKeyDer::from_pem_file(key).map_err(|e| match e {
-        Error::NoItemsFound => SourceError::new(format!("there is no private key in `{}` (`tls.private_key`)", key.display())),
+        Error::NoItemsFound => SourceError::configuration(format!("there is no private key in `{}` (`tls.private_key`)", key.display())),
         e => unreadable("tls.private_key", key, e),
     })?;
-    let failed = |e| SourceError::with("`tls.certificate` and `tls.private_key` do not go together", e);
+    let failed = |e| SourceError::configuration("`tls.certificate` and `tls.private_key` do not go together").because(e);
     builder.with_client_auth_cert(chain, key).map_err(failed)
 }
 
@@ -44,11 +46,70 @@ fn certificates(name: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>,
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let read = read.map_err(|e| unreadable(name, path, e))?;
     if read.is_empty() {
-        return Err(SourceError::new(format!("there is no certificate in `{}` (`{name}`)", path.display())));
+        return Err(SourceError::configuration(format!("there is no certificate in `{}` (`{name}`)", path.display())));
     }
     Ok(read)
 }
 
 fn unreadable(name: &str, path: &Path, error: Error) -> SourceError {
-    SourceError::with(format!("cannot read `{name}` from `{}`", path.display()), error)
+    SourceError::configuration(format!("cannot read `{name}` from `{}`", path.display())).because(error)
+}
+
+/// A handshake that failed; `what` says with whom.
+pub(super) fn failed(what: impl Into<String>, error: impl std::error::Error + Send + Sync + 'static) -> SourceError {
+    SourceError::new(kind(&error).unwrap_or(ErrorKind::Lost), what).because(error)
+}
+
+/// Of which kind a TLS error is that stands among an error's causes; `None`: none does.
+pub(super) fn kind(error: &(dyn std::error::Error + 'static)) -> Option<ErrorKind> {
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return Some(match error {
+            // Of the broker: not of an authority that we trust, or not for this host.
+            rustls::Error::InvalidCertificate(_) => ErrorKind::Configuration,
+            rustls::Error::AlertReceived(alert) if concerns_ours(*alert) => ErrorKind::Denied,
+            _ => ErrorKind::Protocol,
+        });
+    }
+    // An I/O error says the cause of what it wraps, not what it wraps.
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    let cause = wrapped.map(|error| error as &(dyn std::error::Error + 'static)).or_else(|| error.source())?;
+    kind(cause)
+}
+
+/// Whether the broker says by this alert that it does not take our certificate, or misses it.
+fn concerns_ours(alert: AlertDescription) -> bool {
+    use AlertDescription as A;
+    matches!(
+        alert,
+        A::NoCertificate
+            | A::BadCertificate
+            | A::UnsupportedCertificate
+            | A::CertificateRevoked
+            | A::CertificateExpired
+            | A::CertificateUnknown
+            | A::UnknownCA
+            | A::AccessDenied
+            | A::CertificateRequired
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tls_error_is_found_however_it_is_wrapped() {
+        let wrapped = |error| std::io::Error::other(std::io::Error::other(error));
+        for (error, expected) in [
+            (rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer), ErrorKind::Configuration),
+            (rustls::Error::AlertReceived(AlertDescription::CertificateRequired), ErrorKind::Denied),
+            (rustls::Error::AlertReceived(AlertDescription::ProtocolVersion), ErrorKind::Protocol),
+            (rustls::Error::DecryptError, ErrorKind::Protocol),
+        ] {
+            assert_eq!(kind(&error), Some(expected));
+            assert_eq!(kind(&SourceError::lost("failed").because(wrapped(error))), Some(expected));
+        }
+        assert_eq!(kind(&std::io::Error::from(std::io::ErrorKind::UnexpectedEof)), None);
+        assert_eq!(failed("failed", wrapped(rustls::Error::DecryptError)).kind(), ErrorKind::Protocol);
+    }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use brokercast::event::Timestamp;
+use brokercast::source::ErrorKind::{self, Configuration, Denied, Lost, Missing, Protocol};
 use brokercast::source::{Adapter, Item, Start};
 use lapin::options::{BasicPublishOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -62,8 +63,7 @@ async fn what_an_exchange_gets_arrives_under_its_routing_key_whatever_bytes_that
     assert!(trades.loses_while_away());
     reading.during(Duration::from_millis(100)).await;
     let wrong = source("other", json!({ "url": rabbit.url(), "exchange": "trades", "exchange_type": "fanout" }));
-    let error = chain(&Reading::open(&wrong, Start::Now).await.err().unwrap());
-    assert!(error.contains("exchange `trades` is there, but not as a durable fanout exchange"), "{error}");
+    refused(&wrong, Configuration, "exchange `trades` is there, but not as a durable fanout exchange").await;
 }
 
 async fn delete(client: &Amqp, queue: &str) {
@@ -76,16 +76,18 @@ async fn depth(client: &Amqp, queue: &str) -> u32 {
     client.channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap().message_count()
 }
 
-async fn refused(source: &Arc<dyn Adapter>, why: &str) {
-    let error = chain(&Reading::open(source, Start::Now).await.err().unwrap());
-    assert!(!error.contains("hush") && error.contains(why), "{error}");
+async fn refused(source: &Arc<dyn Adapter>, kind: ErrorKind, why: &str) {
+    let error = Reading::open(source, Start::Now).await.err().unwrap();
+    let text = chain(&error);
+    assert!(!text.contains("hush") && text.contains(why), "{text}");
+    assert_eq!(error.kind(), kind, "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_keeps_what_was_not_acknowledged() {
     let mut rabbit = Rabbit::start().await;
     let jobs = source("jobs", json!({ "url": rabbit.url(), "queue": "jobs.done", "prefetch": 40 }));
-    refused(&jobs, "queue `jobs.done` is not there yet").await;
+    refused(&jobs, Missing, "queue `jobs.done` is not there yet").await;
     let client = rabbit.client().await;
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     client.channel.queue_declare("jobs.done".into(), options, FieldTable::default()).await.unwrap();
@@ -109,7 +111,7 @@ async fn a_queue_keeps_what_was_not_acknowledged() {
     delete(&client, "jobs.done").await;
     let (error, after) = reading.broken().await;
     assert!(chain(&error).contains("queue `jobs.done` was deleted") && after < Duration::from_secs(2), "{error} {after:?}");
-    refused(&jobs, "is not there yet").await;
+    refused(&jobs, Missing, "is not there yet").await;
 
     // One of our own is made again, of the type that was asked for, and keeps its messages over a crash of the broker.
     for kind in ["classic", "quorum"] {
@@ -146,11 +148,11 @@ async fn a_queue_keeps_what_was_not_acknowledged() {
         assert!(came(&reading).iter().all(|text| ["1", "2", "3", "4"].contains(&&**text)), "{:?}", came(&reading));
     }
     let other = json!({ "url": rabbit.url(), "queue": "classic", "declare": true, "queue_type": "quorum" });
-    refused(&source("other", other), "queue `classic` is there, but with other settings").await;
+    refused(&source("other", other), Configuration, "queue `classic` is there, but with other settings").await;
     let stream = json!({ "url": rabbit.url(), "queue": "classic", "queue_type": "stream" });
     let stream = source("stream", stream);
     rabbit.client().await.publish("", "classic", b"x").await;
-    refused(&stream, "queue `classic` is no stream").await;
+    refused(&stream, Configuration, "queue `classic` is no stream").await;
     let exchange = json!({ "url": rabbit.url(), "exchange": "log", "queue_type": "stream" });
     drop(Reading::open(&source("log", exchange), Start::Now).await.unwrap());
     rabbit.client().await.publish("log", "x", b"x").await;
@@ -159,7 +161,7 @@ async fn a_queue_keeps_what_was_not_acknowledged() {
     rabbit.client().await.publish("log", "x", b"x").await;
     assert!(chain(&reading.broken().await.0).contains("needs `queue_type: stream`"));
     let nobody = source("x", json!({ "url": rabbit.url(), "user": "guest", "password": "hush", "exchange": "x" }));
-    refused(&nobody, "ACCESS_REFUSED").await;
+    refused(&nobody, Denied, "ACCESS_REFUSED").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -175,6 +177,7 @@ async fn an_exchange_that_somebody_deletes_is_declared_again_and_one_made_anew_i
         reading.messages(1).await;
         client.channel.exchange_delete("trades".into(), ExchangeDeleteOptions::default()).await.unwrap();
         let (error, after) = reading.broken().await;
+        assert_eq!(error.kind(), Missing);
         assert!(chain(&error).contains("exchange `trades` was deleted") && after < Duration::from_secs(10), "{error} {after:?}");
         drop(reading);
         let mut reading = Reading::insist(&trades, Start::Now).await;
@@ -252,7 +255,7 @@ async fn a_broker_that_is_silent_is_noticed_and_nothing_stays_behind() {
     drop(reading);
     // It accepts, but says nothing: neither the attempt nor one that is given up leaves its thread.
     let begun = Instant::now();
-    refused(&trades, "does not answer").await;
+    refused(&trades, Lost, "does not answer").await;
     assert!(begun.elapsed() < Duration::from_secs(13), "{:?}", begun.elapsed());
     tokio::time::timeout(Duration::from_millis(300), trades.connect(Start::Now)).await.err().unwrap();
     rabbit.thaw();
@@ -266,7 +269,7 @@ async fn a_broker_that_is_silent_is_noticed_and_nothing_stays_behind() {
     threads_become(0).await;
     proxy.set_silent(false);
     proxy.set_open(false);
-    refused(&trades, "connect").await;
+    refused(&trades, Lost, "connect").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -290,10 +293,10 @@ async fn tls_checks_the_broker_and_shows_a_certificate() {
     let read = reading.messages(2).await;
     assert_eq!((subjects(&read)[0].as_str(), read[1].payload.len()), ("a.b", 300_000));
     reading.close().await;
-    refused(&with(json!({ "certificate": at("client.crt"), "private_key": at("client.key") })), "no TLS connection").await;
-    refused(&with(json!({ "ca": at("ca.crt") })), "").await;
+    refused(&with(json!({ "certificate": at("client.crt"), "private_key": at("client.key") })), Configuration, "no TLS connection").await;
+    refused(&with(json!({ "ca": at("ca.crt") })), Denied, "").await;
     let missing = with(json!({ "ca": at("nothing.crt") }));
-    refused(&missing, "cannot read `tls.ca`").await;
+    refused(&missing, Configuration, "cannot read `tls.ca`").await;
     let foreign = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let other = source("other", json!({ "url": format!("amqp://{}", foreign.local_addr().unwrap()), "exchange": "x" }));
     let answering = std::thread::spawn(move || {
@@ -303,7 +306,7 @@ async fn tls_checks_the_broker_and_shows_a_certificate() {
         socket.write_all(b"INFO {\"server_id\":\"NATS\"}\r\n").unwrap();
         socket
     });
-    refused(&other, "does not speak AMQP 0-9-1").await;
+    refused(&other, Protocol, "does not speak AMQP 0-9-1").await;
     answering.join().unwrap();
 }
 

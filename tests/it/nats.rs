@@ -120,10 +120,11 @@ async fn user_token_and_nkey_open_the_door_and_wrong_ones_do_not() {
         assert_eq!(status, 503);
         let error = eventually("the error to be told", async || {
             let (_, body) = wrong.readyz().await;
-            body["sources"]["chat"]["error"].as_str().map(str::to_owned)
+            let chat = &body["sources"]["chat"];
+            chat["error"].as_str().map(|error| format!("{}: {error}", chat["kind"]))
         })
         .await;
-        assert!(error.to_lowercase().contains("auth"), "{error}");
+        assert!(error.starts_with("\"denied\"") && error.to_lowercase().contains("auth"), "{error}");
         assert!(!wrong.log().contains("wrong-secret") && !error.contains("wrong-secret"));
         assert!(!bridge.log().contains(&seed) && !bridge.log().contains("s3cret") && !bridge.log().contains("tok-123"));
     }
@@ -182,22 +183,28 @@ async fn tls_with_an_own_authority_and_a_client_certificate() {
     let (none, empty) = (other.path("none.crt"), other.path("empty.crt"));
     let (none, empty) = (none.display(), empty.display());
     let foreign_ca = other.path("ca.crt").display().to_string();
-    for (tls, said) in [
-        (format!("ca: \"{foreign_ca}\""), "certificate".to_owned()),
-        (format!("ca: \"{ca}\""), "TLS failed".to_owned()),
-        (format!("ca: \"{none}\""), format!("cannot read `tls.ca` from `{none}`")),
-        (format!("ca: \"{empty}\""), format!("there is no certificate in `{empty}`")),
-        (format!("ca: \"{ca}\", certificate: \"{crt}\", private_key: \"{}\"", file("client.key")), "do not go together".to_owned()),
+    for (tls, kind, said) in [
+        (format!("ca: \"{foreign_ca}\""), "configuration", "certificate".to_owned()),
+        (format!("ca: \"{ca}\""), "denied", "TLS failed".to_owned()),
+        (format!("ca: \"{none}\""), "configuration", format!("cannot read `tls.ca` from `{none}`")),
+        (format!("ca: \"{empty}\""), "configuration", format!("there is no certificate in `{empty}`")),
+        (
+            format!("ca: \"{ca}\", certificate: \"{crt}\", private_key: \"{}\"", file("client.key")),
+            "configuration",
+            "do not go together".to_owned(),
+        ),
     ] {
         let bad = format!("servers: [\"{url}\"], subjects: [\"chat.>\"], tls: {{ {tls} }}");
         let bridge = Bridge::builder(&config(&bad)).spawn().await;
         let error = eventually("the error to be told", async || {
             let (status, body) = bridge.readyz().await;
             assert_eq!(status, 503);
-            body["sources"]["chat"]["error"].as_str().map(str::to_owned)
+            let chat = &body["sources"]["chat"];
+            Some((chat["kind"].as_str()?.to_owned(), chat["error"].as_str()?.to_owned()))
         })
         .await;
-        assert!(error.contains(&said), "{error}");
+        assert_eq!(error.0, kind, "{}", error.1);
+        assert!(error.1.contains(&said), "{}", error.1);
     }
 }
 

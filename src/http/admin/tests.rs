@@ -24,7 +24,7 @@ impl Adapter for Switch {
     }
 
     fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
-        Box::pin(async { if *self.0.borrow() { Ok(Box::new(Held(self.0.clone())) as _) } else { Err(SourceError::new("it is off")) } })
+        Box::pin(async { if *self.0.borrow() { Ok(Box::new(Held(self.0.clone())) as _) } else { Err(SourceError::missing("it is off")) } })
     }
 }
 
@@ -34,7 +34,7 @@ impl Connection for Held {
     fn next<'a>(&'a mut self, _: &'a mut Vec<Item>, _: usize) -> BoxFuture<'a, Result<(), SourceError>> {
         Box::pin(async {
             drop(self.0.wait_for(|on| !on).await);
-            Err(SourceError::new("it was switched off"))
+            Err(SourceError::lost("it was switched off"))
         })
     }
 
@@ -100,7 +100,7 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
         gaps: vec![(GapReason::Overflow, 1)],
         up: true,
         reconnects: 0,
-        errors: 0,
+        errors: vec![("lost", 2), ("denied", 1)],
         window_events: 2,
         window_bytes: 20,
     };
@@ -137,6 +137,10 @@ async fn readiness_waits_for_what_is_required_and_is_never_lost_again() {
         let (_, body) = admin.get("/readyz").await;
         assert_eq!((&body["sources"]["main"]["state"], &body["sources"]["main"]["required"]), (&json!("down"), &json!(true)));
         assert!(body["sources"]["main"]["error"].is_string() && body["sources"]["main"]["since"].is_string(), "{body}");
+        assert_eq!(body["sources"]["main"]["kind"], json!("missing"), "{body}");
+        let (_, body) = admin.get("/sources").await;
+        let main = &body["sources"]["main"];
+        assert_eq!((&main["kind"], &main["error_kind"]), (&json!("switch"), &json!("missing")), "{body}");
         admin.draining.cancel();
         assert_eq!(admin.status().await, (503, "draining".into()));
         assert_eq!(admin.get("/livez").await.0, 200);
@@ -153,6 +157,7 @@ async fn sources_say_what_they_have_counted() {
     let main = &body["sources"]["main"];
     assert_eq!((&main["kind"], &main["durable"], &main["subjects"]), (&json!("switch"), &json!(false), &json!([">"])));
     assert_eq!((&main["counters"]["messages"], &main["counters"]["gaps"]["overflow"]), (&json!(3), &json!(1)));
+    assert_eq!(main["counters"]["errors"], json!(3));
     assert_eq!(main["window"], json!({ "events": 2, "bytes": 20 }));
 }
 

@@ -8,13 +8,14 @@ use std::time::Duration;
 use async_rs::util::RuntimeParts;
 use async_rs::{Runtime, Tokio};
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{AsyncTcpStream, Channel, ConnectionProperties, ErrorKind, ExchangeKind};
 use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::config::{Binding, Broker, Config, Declare, ExchangeType, Origin, QueueType};
+use super::error::{failed, is};
 use super::flow::Flow;
 use super::scrub::OddKeys;
 use super::wire::{Ours, Shared, Wire};
@@ -50,17 +51,17 @@ impl Link {
         let connecting = lapin::Connection::connector(broker.uri.clone(), runtime, once, properties);
         match tokio::time::timeout(ANSWER, connecting).await {
             Ok(Ok(connection)) => Ok(Self { connection, shared, end: guard }),
-            Ok(Err(e)) if matches!(e.kind(), ErrorKind::ParsingError(_)) => {
-                Err(SourceError::new(format!("{broker} does not speak AMQP 0-9-1 (where it wants TLS, the address begins with amqps://)")))
-            }
-            Ok(Err(e)) => Err(SourceError::with(format!("{broker} refused the connection"), e)),
-            Err(_) => Err(SourceError::new(format!("{broker} does not answer"))),
+            Ok(Err(e)) if matches!(e.kind(), ErrorKind::ParsingError(_)) => Err(SourceError::protocol(format!(
+                "{broker} does not speak AMQP 0-9-1 (where it wants TLS, the address begins with amqps://)"
+            ))),
+            Ok(Err(e)) => Err(failed(format!("{broker} refused the connection"), e)),
+            Err(_) => Err(SourceError::lost(format!("{broker} does not answer"))),
         }
     }
 
     /// A new channel.
     pub(in crate::source) async fn channel(&self) -> Result<Channel, SourceError> {
-        answer("opening a channel", self.connection.create_channel()).await?.map_err(|e| SourceError::with("cannot open a channel", e))
+        answer("opening a channel", self.connection.create_channel()).await?.map_err(|e| failed("cannot open a channel", e))
     }
 
     /// Whether it stands, as far as is known.
@@ -91,12 +92,7 @@ impl Link {
 
 /// The library's futures wait for ever when the broker says nothing.
 pub(in crate::source) async fn answer<T>(what: &str, asking: impl Future<Output = T>) -> Result<T, SourceError> {
-    tokio::time::timeout(ANSWER, asking).await.map_err(|_| SourceError::new(format!("the broker does not answer ({what})")))
-}
-
-/// Whether the broker answered with this error to what concerns one channel only.
-pub(in crate::source) fn is(error: &lapin::Error, what: AMQPSoftError) -> bool {
-    matches!(error.kind(), ErrorKind::ProtocolError(e) if *e.kind() == AMQPErrorKind::Soft(what))
+    tokio::time::timeout(ANSWER, asking).await.map_err(|_| SourceError::lost(format!("the broker does not answer ({what})")))
 }
 
 /// Declares and binds what `config` says, and returns a channel and the name of the queue to read.
@@ -110,7 +106,7 @@ pub(in crate::source) async fn set_up(link: &Link, config: &Config, source: &Sou
             let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
             let declared = channel.queue_declare(ShortString::default(), options, FieldTable::default());
             let declared = answer("declaring a queue", declared).await?;
-            declared.map_err(|e| SourceError::with("cannot declare a queue of this process", e))?.name().clone()
+            declared.map_err(|e| failed("cannot declare a queue of this process", e))?.name().clone()
         }
         Origin::Named { declare, .. } => {
             let name = config.queue(source).unwrap_or_default();
@@ -122,9 +118,7 @@ pub(in crate::source) async fn set_up(link: &Link, config: &Config, source: &Sou
         for key in &binding.keys {
             let options = QueueBindOptions::default();
             let bound = channel.queue_bind(queue.clone(), short(&binding.exchange), short(key), options, FieldTable::default());
-            answer("binding", bound)
-                .await?
-                .map_err(|e| SourceError::with(format!("cannot bind a queue to exchange `{}`", binding.exchange), e))?;
+            answer("binding", bound).await?.map_err(|e| failed(format!("cannot bind a queue to exchange `{}`", binding.exchange), e))?;
         }
     }
     Ok((channel, queue))
@@ -152,7 +146,7 @@ pub(in crate::source) async fn declare_exchange(link: &Link, channel: Channel, b
     };
     if is(&error, AMQPSoftError::PRECONDITIONFAILED) {
         let what = format!("exchange `{exchange}` is there, but not as a durable {name} exchange (see `exchange_type`)");
-        return Err(SourceError::with(what, error));
+        return Err(failed(what, error));
     }
     if is(&error, AMQPSoftError::ACCESSREFUSED) {
         // Who may not configure may still read, where somebody else has made it.
@@ -163,7 +157,7 @@ pub(in crate::source) async fn declare_exchange(link: &Link, channel: Channel, b
             return Ok(channel);
         }
     }
-    Err(SourceError::with(format!("cannot declare exchange `{exchange}`"), error))
+    Err(failed(format!("cannot declare exchange `{exchange}`"), error))
 }
 
 /// Declares the queue, or looks whether it is there.
@@ -174,9 +168,9 @@ async fn declare_queue(channel: &Channel, name: &str, declare: Option<&Declare>)
         return match answer("looking for a queue", found).await? {
             Ok(_) => Ok(()),
             Err(e) if is(&e, AMQPSoftError::NOTFOUND) => {
-                Err(SourceError::new(format!("queue `{name}` is not there yet (`declare: true` would make it)")))
+                Err(SourceError::missing(format!("queue `{name}` is not there yet (`declare: true` would make it)")))
             }
-            Err(e) => Err(SourceError::with(format!("cannot use queue `{name}`"), e)),
+            Err(e) => Err(failed(format!("cannot use queue `{name}`"), e)),
         };
     };
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
@@ -184,9 +178,9 @@ async fn declare_queue(channel: &Channel, name: &str, declare: Option<&Declare>)
     match answer("declaring a queue", declared).await? {
         Ok(_) => Ok(()),
         Err(e) if is(&e, AMQPSoftError::PRECONDITIONFAILED) => {
-            Err(SourceError::with(format!("queue `{name}` is there, but with other settings than it would be declared with"), e))
+            Err(failed(format!("queue `{name}` is there, but with other settings than it would be declared with"), e))
         }
-        Err(e) => Err(SourceError::with(format!("cannot declare queue `{name}`"), e)),
+        Err(e) => Err(failed(format!("cannot declare queue `{name}`"), e)),
     }
 }
 

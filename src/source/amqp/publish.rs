@@ -6,6 +6,7 @@ use lapin::types::ShortString;
 use lapin::{BasicProperties, Confirmation};
 
 use super::Amqp;
+use super::error::failed;
 use super::link::{Link, answer, declare_exchange, short};
 use crate::event::Timestamp;
 use crate::source::SourceError;
@@ -18,12 +19,14 @@ const PERSISTENT: u8 = 2;
 /// Also where no queue takes the message, and where the source reads an existing queue and `key` is not its name: what
 /// is published to a queue itself arrives under the queue's name.
 pub(in crate::source) async fn publish(source: &Amqp, key: &str, payload: Bytes) -> Result<(), SourceError> {
-    let routing_key =
-        ShortString::try_new(key).map_err(|e| SourceError::with("the subject is too long for a routing key of RabbitMQ", e))?;
+    let routing_key = ShortString::try_new(key)
+        .map_err(|e| SourceError::configuration("the subject is too long for a routing key of RabbitMQ").because(e))?;
     if let (None, Some(queue)) = (source.config.binding(), source.config.queue(&source.name))
         && key != queue
     {
-        return Err(SourceError::new(format!("this source reads queue `{queue}`, to which only subject `{queue}` can be published")));
+        return Err(SourceError::configuration(format!(
+            "this source reads queue `{queue}`, to which only subject `{queue}` can be published"
+        )));
     }
     let link = Link::open(&source.config.broker, &source.name).await?;
     let mut channel = link.channel().await?;
@@ -36,7 +39,7 @@ pub(in crate::source) async fn publish(source: &Amqp, key: &str, payload: Bytes)
     };
     // A queue that is not there, or an exchange that nothing is bound to for this key, must not swallow it.
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    let failed = |e| SourceError::with("the broker did not take the message", e);
+    let failed = |e| failed("the broker did not take the message", e);
     answer("asking for confirmations", channel.confirm_select(ConfirmSelectOptions::default())).await?.map_err(failed)?;
     let properties = BasicProperties::default().with_delivery_mode(PERSISTENT).with_timestamp(Timestamp::now().as_millis() / 1000);
     let published = channel.basic_publish(exchange, routing_key, options, &payload, properties);
@@ -47,8 +50,8 @@ pub(in crate::source) async fn publish(source: &Amqp, key: &str, payload: Bytes)
         Confirmation::Ack(None) => Ok(()),
         Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
             let said = &returned.reply_text;
-            Err(SourceError::new(format!("the broker gave the message back: {said} (does a queue that is there take this subject?)")))
+            Err(SourceError::missing(format!("the broker gave the message back: {said} (does a queue that is there take this subject?)")))
         }
-        Confirmation::Nack(None) | Confirmation::NotRequested => Err(SourceError::new("the broker did not take the message")),
+        Confirmation::Nack(None) | Confirmation::NotRequested => Err(SourceError::lost("the broker did not take the message")),
     }
 }

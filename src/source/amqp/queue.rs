@@ -15,7 +15,8 @@ use lapin::{Channel, Consumer};
 
 use super::acks::Acks;
 use super::config::Origin;
-use super::link::{Link, answer, is, set_up};
+use super::error::{ended, failed, is};
+use super::link::{Link, answer, set_up};
 use super::upkeep::Upkeep;
 use super::{Amqp, Names};
 use crate::event::{Message, Timestamp};
@@ -125,11 +126,11 @@ async fn is_no_stream(link: Arc<Link>, queue: ShortString) -> Result<(), SourceE
     let channel = link.channel().await?;
     let mut table = FieldTable::default();
     table.insert(ShortString::from(OFFSET), AMQPValue::LongString("next".into()));
-    let failed = |e| SourceError::with(format!("cannot see whether queue `{queue}` is a stream"), e);
+    let failed = |e| failed(format!("cannot see whether queue `{queue}` is a stream"), e);
     answer("setting the prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?.map_err(failed)?;
     let consuming = channel.basic_consume(queue.clone(), ShortString::default(), BasicConsumeOptions::default(), table);
     match answer("consuming", consuming).await? {
-        Ok(_) => Err(SourceError::new(format!("queue `{queue}` is a stream: it needs `queue_type: stream`"))),
+        Ok(_) => Err(SourceError::configuration(format!("queue `{queue}` is a stream: it needs `queue_type: stream`"))),
         Err(e) if is(&e, AMQPSoftError::PRECONDITIONFAILED) => Ok(()),
         Err(e) => Err(failed(e)),
     }
@@ -169,13 +170,13 @@ pub(in crate::source) async fn consume(
     prefetch: u16,
     table: FieldTable,
 ) -> Result<Consumer, SourceError> {
-    let failed = |e| SourceError::with(format!("cannot consume from queue `{queue}`"), e);
+    let failed = |e| failed(format!("cannot consume from queue `{queue}`"), e);
     answer("setting the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?.map_err(failed)?;
     let from_offset = table.contains_key(OFFSET);
     let consuming = channel.basic_consume(queue.clone(), ShortString::default(), BasicConsumeOptions::default(), table);
     answer("consuming", consuming).await?.map_err(|e| {
         if from_offset && is(&e, AMQPSoftError::PRECONDITIONFAILED) {
-            return SourceError::with(format!("queue `{queue}` is no stream: `queue_type: stream` is wrong"), e);
+            return SourceError::configuration(format!("queue `{queue}` is no stream: `queue_type: stream` is wrong")).because(e);
         }
         failed(e)
     })
@@ -184,8 +185,8 @@ pub(in crate::source) async fn consume(
 /// The end of a consumer: an error of the channel or connection, or a cancellation by the broker.
 pub(in crate::source) fn lost(queue: &ShortString, error: Option<lapin::Error>) -> SourceError {
     match error {
-        Some(e) => SourceError::with(format!("lost the broker while reading queue `{queue}`"), e),
-        None => SourceError::new(format!("queue `{queue}` was deleted, or the broker stopped reading from it")),
+        Some(e) => ended(format!("lost the broker while reading queue `{queue}`"), e),
+        None => SourceError::missing(format!("queue `{queue}` was deleted, or the broker stopped reading from it")),
     }
 }
 

@@ -14,7 +14,8 @@ use lapin::{Channel, ExchangeKind};
 use tokio::time::{Sleep, sleep};
 
 use super::config::{Binding, Config};
-use super::link::{Link, is, short};
+use super::error::is;
+use super::link::{Link, short};
 use super::queue::lost;
 use crate::source::SourceError;
 
@@ -65,7 +66,7 @@ async fn look(channel: Channel, binding: Binding, queue: ShortString) -> Result<
     let passive = ExchangeDeclareOptions { passive: true, durable: true, ..ExchangeDeclareOptions::default() };
     let found = channel.exchange_declare(short(exchange), ExchangeKind::default(), passive, FieldTable::default()).await;
     let missing = |e| match is(&e, AMQPSoftError::NOTFOUND) {
-        true => SourceError::new(format!("exchange `{exchange}` was deleted")),
+        true => SourceError::missing(format!("exchange `{exchange}` was deleted")),
         false => lost(&queue, Some(e)),
     };
     found.map_err(missing)?;

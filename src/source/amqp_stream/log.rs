@@ -119,7 +119,7 @@ pub(super) async fn look(link: &Link, queue: &ShortString, ask: Ask) -> Result<O
                 position(&delivery, None, queue)?;
                 head = Some(delivery);
             }
-            Err(_) if head.is_some() => return Err(SourceError::new(format!("the end of stream `{queue}` does not come"))),
+            Err(_) if head.is_some() => return Err(SourceError::lost(format!("the end of stream `{queue}` does not come"))),
             Err(_) => {
                 leave(&channel).await;
                 return Ok(None);
@@ -206,7 +206,8 @@ fn some(delivery: Option<lapin::Result<Delivery>>, queue: &ShortString) -> Resul
 
 /// Where a delivery stands in its stream. `odd` is its routing key, where that is no text.
 pub(super) fn position(delivery: &Delivery, odd: Option<&[u8]>, queue: &ShortString) -> Result<Position, SourceError> {
-    let seq = offset(delivery).ok_or_else(|| SourceError::new(format!("queue `{queue}` is no stream: `queue_type: stream` is wrong")))?;
+    let seq = offset(delivery)
+        .ok_or_else(|| SourceError::configuration(format!("queue `{queue}` is no stream: `queue_type: stream` is wrong")))?;
     let key = odd.unwrap_or(delivery.routing_key.as_str().as_bytes());
     Ok(Position { seq, check: Some(Check::of(&[key, &delivery.data])) })
 }

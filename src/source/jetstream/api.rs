@@ -3,12 +3,12 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::line::Line;
 use crate::cursor::Check;
 use crate::source::SourceError;
+use crate::source::nats::answer::{is_refusal, read};
 
 /// A stream: what it is, what it holds.
 #[derive(Debug, Clone, Deserialize)]
@@ -131,28 +131,6 @@ struct RawMessage {
     time: String,
 }
 
-#[derive(Deserialize)]
-struct Refusal {
-    error: Option<Problem>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Problem {
-    code: u16,
-    description: String,
-}
-
-/// `None`: the server knows no such thing.
-fn read<T: DeserializeOwned>(answer: &[u8], what: &str) -> Result<Option<T>, SourceError> {
-    let unreadable = |e| SourceError::with(format!("JetStream's answer about {what} cannot be read"), e);
-    match serde_json::from_slice::<Refusal>(answer).map_err(unreadable)?.error {
-        Some(problem) if problem.code == 404 => Ok(None),
-        Some(problem) => Err(SourceError::new(format!("JetStream refuses {what}: {}", problem.description))),
-        None => serde_json::from_slice(answer).map(Some).map_err(unreadable),
-    }
-}
-
 /// Nanoseconds since 1970.
 pub(super) fn nanos(text: &str) -> Option<u64> {
     let time: jiff::Timestamp = text.parse().ok()?;
@@ -181,11 +159,11 @@ pub(super) async fn stream_info(line: &mut Line, stream: &str) -> Result<Option<
 }
 
 pub(super) async fn create_stream(line: &mut Line, new: &NewStream<'_>) -> Result<(), SourceError> {
-    let json = serde_json::to_string(new).map_err(|e| SourceError::with("could not describe the stream", e))?;
+    let json = serde_json::to_string(new).map_err(|e| SourceError::protocol("could not describe the stream").because(e))?;
     let answer = line.request(&format!("$JS.API.STREAM.CREATE.{}", new.name), &json).await?;
     match read::<serde::de::IgnoredAny>(&answer, "to make the stream")? {
         Some(_) => Ok(()),
-        None => Err(SourceError::new("JetStream refuses to make the stream")),
+        None => Err(SourceError::missing("JetStream refuses to make the stream")),
     }
 }
 
@@ -205,7 +183,7 @@ pub(super) async fn message(line: &mut Line, stream: &str, seq: u64, or_next: bo
 
 pub(super) fn read_message(answer: &[u8]) -> Result<Option<Stored>, SourceError> {
     let Some(MessageAnswer { message }) = read(answer, "a message")? else { return Ok(None) };
-    let bad = |what: &str| SourceError::new(format!("JetStream's answer about a message has no {what}"));
+    let bad = |what: &str| SourceError::protocol(format!("JetStream's answer about a message has no {what}"));
     let payload = STANDARD.decode(&message.data).map_err(|_| bad("payload"))?;
     let time = nanos(&message.time).ok_or_else(|| bad("time"))?;
     let check = check(message.subject.as_bytes(), &payload, time);
@@ -237,10 +215,9 @@ pub(super) async fn find(line: &mut Line, stream: &str, seq: u64, filters: &[Str
     for filter in filters {
         let what = serde_json::json!({ "seq": seq, "next_by_subj": filter }).to_string();
         let answer = line.request(&format!("$JS.API.STREAM.MSG.GET.{stream}"), &what).await?;
-        let refused = || serde_json::from_slice::<Refusal>(&answer).is_ok_and(|answer| answer.error.is_some());
         match read_message(&answer) {
             Ok(found) => first = first.into_iter().chain(found).min_by_key(|stored| stored.seq),
-            Err(error) if refused() => return Err(error),
+            Err(error) if is_refusal(&answer) => return Err(error),
             Err(_) => return Ok(Found::Unreadable),
         }
     }

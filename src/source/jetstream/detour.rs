@@ -127,7 +127,7 @@ impl JetStreamSource {
             }
         }
         // What the stream has dropped meanwhile may have been skipped in silence: then as if nothing had been looked at.
-        let now = api::stream_info(line, name).await?.ok_or_else(|| SourceError::new(format!("there is no stream `{name}`")))?;
+        let now = api::stream_info(line, name).await?.ok_or_else(|| SourceError::missing(format!("there is no stream `{name}`")))?;
         if now.created != info.created || now.first() > from.max(info.first()) {
             return Ok(Detour { items: Vec::new(), end: None });
         }

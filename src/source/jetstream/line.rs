@@ -46,11 +46,11 @@ impl Shared {
     fn end(&self) -> Option<SourceError> {
         // No reader can go on when some message is missing.
         let slow = self.wire.life.borrow().slow > 0;
-        self.wire.end().or_else(|| slow.then(|| SourceError::new("a queue was full")))
+        self.wire.end().or_else(|| slow.then(|| SourceError::lost("a queue was full")))
     }
 
     fn death(&self) -> SourceError {
-        self.end().unwrap_or_else(|| SourceError::new("the connection has ended"))
+        self.end().unwrap_or_else(|| SourceError::lost("the connection has ended"))
     }
 }
 
@@ -174,9 +174,9 @@ impl Line {
                 }
             }
         };
-        let answer = timeout(ANSWER, answered).await.unwrap_or_else(|_| Err(SourceError::new("JetStream did not answer in time")))?;
+        let answer = timeout(ANSWER, answered).await.unwrap_or_else(|_| Err(SourceError::lost("JetStream did not answer in time")))?;
         if status(&answer).is_some_and(|(code, _)| code == 503) {
-            return Err(SourceError::new("the server has no JetStream, or not for this account"));
+            return Err(SourceError::missing("the server has no JetStream, or not for this account"));
         }
         Ok(answer.into_payload())
     }

@@ -19,7 +19,7 @@ use super::line::{Delivery, Line, number, status};
 use super::{Known, now};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, Message, Timestamp};
-use crate::source::{Connection, Item, SourceError};
+use crate::source::{Connection, ErrorKind, Item, SourceError};
 use crate::subject::{Pattern, Subject};
 
 /// Time between questions to the stream, and the unit of patience.
@@ -222,13 +222,13 @@ impl Reader {
     }
 
     fn message(&mut self, delivery: Delivery) -> Result<(), SourceError> {
-        let place = api::place(delivery.reply()).ok_or_else(|| SourceError::new("a message of the stream says no sequence"))?;
+        let place = api::place(delivery.reply()).ok_or_else(|| SourceError::protocol("a message of the stream says no sequence"))?;
         self.silent = 0;
         self.moved = true;
         self.cramped = false;
         self.outstanding = self.outstanding.saturating_sub(1);
         if self.last.is_some_and(|last| place.seq <= last.seq) {
-            return Err(SourceError::new("the stream's sequences went back"));
+            return Err(SourceError::lost("the stream's sequences went back"));
         }
         if self.tail.is_some_and(|end| place.seq > end.seq) {
             self.tell_tail();
@@ -308,8 +308,8 @@ impl Reader {
                 self.give_back(answer);
                 Ok(())
             }
-            503 => Err(SourceError::new("the consumer is gone")),
-            _ => Err(SourceError::new(format!("JetStream ended the reading: {words}"))),
+            503 => Err(SourceError::lost("the consumer is gone")),
+            _ => Err(SourceError::new(ended(code, &words), format!("JetStream ended the reading: {words}"))),
         }
     }
 
@@ -324,12 +324,12 @@ impl Reader {
     /// What the stream says of itself.
     fn informed(&mut self, answer: &[u8]) -> Result<(), SourceError> {
         self.unanswered = None;
-        let info = api::read_info(answer)?.ok_or_else(|| SourceError::new(format!("the stream `{}` was deleted", self.stream)))?;
+        let info = api::read_info(answer)?.ok_or_else(|| SourceError::missing(format!("the stream `{}` was deleted", self.stream)))?;
         if info.created != self.info.created {
-            return Err(SourceError::new(format!("the stream `{}` was made anew", self.stream)));
+            return Err(SourceError::lost(format!("the stream `{}` was made anew", self.stream)));
         }
         if info.state.last_seq < self.info.state.last_seq.max(self.asked_behind) {
-            return Err(SourceError::new(format!("the stream `{}` was cut", self.stream)));
+            return Err(SourceError::lost(format!("the stream `{}` was cut", self.stream)));
         }
         let before = std::mem::replace(&mut self.info, info);
         self.asked_at = Instant::now();
@@ -376,7 +376,7 @@ impl Reader {
 
     /// What the consumer has yet to deliver, asked when it delivered nothing: it may be gone from the stream.
     fn counted(&mut self, answer: &[u8]) -> Result<(), SourceError> {
-        let consumer = api::read_consumer(answer)?.ok_or_else(|| SourceError::new("the consumer is gone"))?;
+        let consumer = api::read_consumer(answer)?.ok_or_else(|| SourceError::lost("the consumer is gone"))?;
         if consumer.num_pending == 0 && !self.moved {
             self.caught_up = true;
             self.tell_tail();
@@ -414,10 +414,10 @@ impl Reader {
     fn ticked(&mut self) -> Result<(), SourceError> {
         self.silent += 1;
         if self.silent > SILENT {
-            return Err(SourceError::new("the consumer gives no sign of life"));
+            return Err(SourceError::lost("the consumer gives no sign of life"));
         }
         match &mut self.unanswered {
-            Some(ticks) if *ticks >= UNANSWERED => return Err(SourceError::new("JetStream does not answer")),
+            Some(ticks) if *ticks >= UNANSWERED => return Err(SourceError::lost("JetStream does not answer")),
             Some(ticks) => *ticks += 1,
             None => self.ask_info(),
         }
@@ -479,6 +479,17 @@ impl Reader {
             // What was proven before it failed is handed out first.
             self.failed = processed.err();
         }
+    }
+}
+
+/// Of which kind a pull's end is.
+fn ended(code: u16, words: &str) -> ErrorKind {
+    match code {
+        // The consumer's or the account's limits are below what one pull asks for.
+        409 if words.to_ascii_lowercase().starts_with("exceeded") => ErrorKind::Configuration,
+        400 => ErrorKind::Protocol,
+        // The consumer was deleted, its leader has changed, or the server goes down.
+        _ => ErrorKind::Lost,
     }
 }
 

@@ -9,9 +9,9 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::cursor::Check;
-use crate::source::State;
 use crate::source::nats::tests::{Server, adapter};
 use crate::source::tests::{Rig, Running, conformance, eventually};
+use crate::source::{ErrorKind, State};
 
 async fn client(server: &Server) -> jetstream::Context {
     jetstream::new(async_nats::connect(server.url()).await.expect("connects"))
@@ -592,26 +592,29 @@ async fn streams_that_do_not_suit_are_refused_with_what_to_do() {
     let context = client(&server).await;
     let refused = async |source: &Arc<dyn Adapter>| {
         let error = source.connect(Start::Now).await.err().expect("is refused");
-        crate::support::causes::chain(&error)
+        (error.kind(), crate::support::causes::chain(&error))
     };
     let source = source(&server, &["a"]);
-    assert_eq!(refused(&source).await, "there is no stream `S` (with `create` it would be made)");
+    let missing = |text: &str| (ErrorKind::Missing, text.to_owned());
+    assert_eq!(refused(&source).await, missing("there is no stream `S` (with `create` it would be made)"));
     let work = stream::Config { retention: stream::RetentionPolicy::WorkQueue, ..named(&["a"]) };
     make(&context, work).await;
-    assert!(refused(&source).await.contains("has `workqueue` retention"));
+    let (kind, text) = refused(&source).await;
+    assert!(kind == ErrorKind::Configuration && text.contains("has `workqueue` retention"), "{text}");
     context.delete_stream("S").await.expect("deletes");
     make(&context, named(&["x", "y.>"])).await;
-    assert_eq!(refused(&source).await, "the stream `S` takes none of these subjects (it has: x, y.>)");
+    let unfit = "the stream `S` takes none of these subjects (it has: x, y.>)".to_owned();
+    assert_eq!(refused(&source).await, (ErrorKind::Configuration, unfit));
+    context.delete_stream("S").await.expect("deletes");
 
-    // A source that is refused is down, and up as soon as the stream suits.
+    // A source whose stream is missing is down, and up as soon as there is one.
     let running = Running::start(source);
     running.until_state(State::Down).await;
-    context.delete_stream("S").await.expect("deletes");
     make(&context, named(&["a"])).await;
     running.until_state(State::Up).await;
 
     let bare = Server::configured_without_jetstream("").await;
-    assert_eq!(refused(&self::source(&bare, &["a"])).await, "the server has no JetStream, or not for this account");
+    assert_eq!(refused(&self::source(&bare, &["a"])).await, missing("the server has no JetStream, or not for this account"));
 }
 
 #[tokio::test]

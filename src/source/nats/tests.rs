@@ -11,7 +11,7 @@ use super::*;
 use crate::config::Problems;
 use crate::event::GapReason;
 use crate::source::tests::{Rig, Running, conformance, eventually};
-use crate::source::{AdapterConfig, State};
+use crate::source::{AdapterConfig, ErrorKind, State};
 
 /// A server of one test.
 pub(crate) struct Server {
@@ -230,7 +230,7 @@ async fn each_way_to_say_who_we_are_works_and_a_wrong_one_is_told_without_its_se
         for bad in [&wrong, &serde_json::json!({})] {
             let error = adapter(merged(bad)).connect(Start::Now).await.err().expect("is refused");
             let text = crate::support::causes::chain(&error);
-            assert!(text.contains("Authorization Violation"), "{text}");
+            assert!(error.kind() == ErrorKind::Denied && text.contains("Authorization Violation"), "{text}");
             assert!(!text.contains("s3cret"), "{text}");
         }
     }
@@ -276,6 +276,7 @@ async fn a_credentials_file_says_who_we_are() {
     running.until_messages(1).await;
     std::fs::write(&file, "nothing").expect("writes");
     let error = adapter(json).connect(Start::Now).await.err().expect("is refused");
+    assert_eq!(error.kind(), ErrorKind::Configuration);
     assert!(crate::support::causes::chain(&error).contains("is no NATS credentials file"));
 }
 
@@ -285,10 +286,12 @@ async fn a_subject_that_is_not_allowed_and_a_server_that_is_none_are_told() {
     let server = Server::configured(lines).await;
     let json = |subject: &str| serde_json::json!({"servers": [server.url()], "subjects": [subject], "user": "u", "password": "p"});
     adapter(json("a.b")).connect(Start::Now).await.map(|_| ()).expect("is allowed");
-    let error = adapter(json("b.b")).connect(Start::Now).await.err().expect("is not allowed").to_string();
-    assert!(error.contains("Permissions Violation for Subscription to"), "{error}");
-    let error = adapter(json("a.b")).publish("b.b", "1".into()).await.expect_err("is not allowed").to_string();
-    assert!(error.contains("Permissions Violation for Publish"), "{error}");
+    let error = adapter(json("b.b")).connect(Start::Now).await.err().expect("is not allowed");
+    assert_eq!(error.kind(), ErrorKind::Denied);
+    assert!(error.to_string().contains("Permissions Violation for Subscription to"), "{error}");
+    let error = adapter(json("a.b")).publish("b.b", "1".into()).await.expect_err("is not allowed");
+    assert_eq!(error.kind(), ErrorKind::Denied);
+    assert!(error.to_string().contains("Permissions Violation for Publish"), "{error}");
 
     let other = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listens");
     let url = format!("nats://{}", other.local_addr().expect("an address"));
@@ -298,7 +301,9 @@ async fn a_subject_that_is_not_allowed_and_a_server_that_is_none_are_told() {
         tokio::io::AsyncWriteExt::write_all(&mut socket, b"SSH-2.0-OpenSSH_9.2\r\n").await.expect("writes");
         sleep(Duration::from_millis(100)).await;
     });
-    let text = crate::support::causes::chain(&error.err().expect("is none"));
+    let error = error.err().expect("is none");
+    assert_eq!(error.kind(), ErrorKind::Protocol);
+    let text = crate::support::causes::chain(&error);
     assert!(text.contains("does not speak the NATS protocol"), "{text}");
 }
 
@@ -335,6 +340,7 @@ async fn tls_with_an_own_authority_and_a_client_certificate() {
 
     let strange = serde_json::json!({"servers": [url], "subjects": ["a"]});
     let error = adapter(strange).connect(Start::Now).await.err().expect("an unknown authority");
+    assert_eq!(error.kind(), ErrorKind::Configuration);
     let text = crate::support::causes::chain(&error);
     assert!(text.contains("TLS"), "{text}");
     let plain = Server::start().await;
@@ -423,6 +429,22 @@ fn settings_are_checked_all_at_once_and_no_value_is_echoed() {
     let good = config(serde_json::json!({"servers": ["nats://me:s3cret@h"], "subjects": ["a"], "token": "s3cret"})).expect("valid");
     assert!(!format!("{good:?}").contains("s3cret"), "{good:?}");
     assert_eq!(good.servers[0].to_string(), "nats://h:4222");
+}
+
+#[test]
+fn what_a_server_says_at_the_end_has_a_kind() {
+    for (said, kind) in [
+        ("Permissions Violation for Subscription to \"invalid.timeout\"", ErrorKind::Denied),
+        ("authorization violation", ErrorKind::Denied),
+        ("User Authentication Expired", ErrorKind::Denied),
+        ("maximum account active connections exceeded", ErrorKind::Denied),
+        ("Authentication Timeout", ErrorKind::Lost),
+        ("Stale Connection", ErrorKind::Lost),
+        ("Unknown Protocol Operation", ErrorKind::Protocol),
+        ("Maximum Payload Violation", ErrorKind::Protocol),
+    ] {
+        assert_eq!(wire::kind(said), kind, "{said}");
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::config::{Auth, Config, Server};
-use crate::source::{SourceError, tls};
+use crate::source::{ErrorKind, SourceError, tls};
 
 /// For one server: resolving, TCP, TLS and the greeting.
 const GREETING: Duration = Duration::from_secs(5);
@@ -42,7 +42,7 @@ pub(in crate::source) struct Wire {
 #[derive(Debug, Default)]
 pub(in crate::source) struct Life {
     /// Why it has ended.
-    pub(in crate::source) ended: Option<String>,
+    ended: Option<(ErrorKind, String)>,
     /// Times that a queue was full. Fewer than the messages that were dropped, but never none of them.
     pub(in crate::source) slow: u64,
     /// The server would not have a probe: an answer too.
@@ -53,18 +53,26 @@ pub(in crate::source) struct Life {
 impl Life {
     fn hear(&mut self, event: &Event) {
         match event {
-            Event::Disconnected => self.end("the connection was lost"),
+            Event::Disconnected => self.end(ErrorKind::Lost, "the connection was lost"),
             Event::Closed => self.closed = true,
             Event::SlowConsumer(_) => self.slow += 1,
             // Permissions that were taken away, a reader too slow, an account that ended: none can be lived with.
             Event::ServerError(ServerError::Other(said)) if said.contains(PROBE) => self.refused = true,
-            Event::ServerError(error) => self.end(&format!("the server says: {}", words(error))),
+            Event::ServerError(error) => {
+                let said = words(error);
+                self.end(kind(&said), &format!("the server says: {said}"));
+            }
             _ => {}
         }
     }
 
-    fn end(&mut self, why: &str) {
-        self.ended.get_or_insert_with(|| why.to_owned());
+    fn end(&mut self, kind: ErrorKind, why: &str) {
+        self.ended.get_or_insert_with(|| (kind, why.to_owned()));
+    }
+
+    /// Why it has ended.
+    fn why(&self) -> Option<SourceError> {
+        self.ended.as_ref().map(|(kind, why)| SourceError::new(*kind, why))
     }
 }
 
@@ -72,6 +80,21 @@ fn words(error: &ServerError) -> String {
     match error {
         ServerError::Other(said) => said.chars().filter(|c| !c.is_control()).take(512).collect(),
         other => other.to_string(),
+    }
+}
+
+/// Of which kind an error is that the server names before it ends a connection.
+pub(super) fn kind(said: &str) -> ErrorKind {
+    let said = said.to_ascii_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    match () {
+        // It names a subject, which may hold any word.
+        () if said.starts_with("permissions violation") => ErrorKind::Denied,
+        // A client that is slow to say who it is meets a timeout, which is no refusal.
+        () if has(&["stale", "timeout", "shutdown"]) => ErrorKind::Lost,
+        () if has(&["payload", "protocol", "parser", "invalid"]) => ErrorKind::Protocol,
+        () if has(&["authorization", "authentication", "account", "maximum"]) => ErrorKind::Denied,
+        () => ErrorKind::Lost,
     }
 }
 
@@ -98,21 +121,25 @@ pub(in crate::source) async fn connect(config: &Config, lost: &LastServer, capac
                 return Ok(wire);
             }
             Ok(Err(error)) => error,
-            Err(_) => SourceError::new("no answer in time"),
+            Err(_) => SourceError::lost("no answer in time"),
         };
         failures.push((server, failure));
     }
     if failures.len() == 1
         && let Some((server, failure)) = failures.pop()
     {
-        return Err(SourceError::with(format!("could not connect to {server}"), failure));
+        return Err(SourceError::new(failure.kind(), format!("could not connect to {server}")).because(failure));
     }
+    // As long as one of them may come back, there is hope.
+    let common = |a, b| if a == b { a } else { ErrorKind::Lost };
+    let kind = failures.iter().map(|(_, failure)| failure.kind()).reduce(common).unwrap_or(ErrorKind::Lost);
     let each: Vec<_> = failures.iter().map(|(server, e)| format!("{server}: {}", crate::support::causes::chain(e))).collect();
-    Err(SourceError::new(format!("could not connect to any server ({})", each.join("; "))))
+    Err(SourceError::new(kind, format!("could not connect to any server ({})", each.join("; "))))
 }
 
 async fn greet(config: &Config, server: &Server, capacity: usize) -> Result<Wire, SourceError> {
-    let address: ServerAddr = server.to_string().parse().map_err(|e| SourceError::with("the server's address cannot be read", e))?;
+    let address: ServerAddr =
+        server.to_string().parse().map_err(|e| SourceError::configuration("the server's address cannot be read").because(e))?;
     let (sender, life) = watch::channel(Life::default());
     let sender = Arc::new(sender);
     let tried = AtomicBool::new(false);
@@ -143,7 +170,7 @@ async fn greet(config: &Config, server: &Server, capacity: usize) -> Result<Wire
 
 async fn identify(options: ConnectOptions, auth: &Auth) -> Result<ConnectOptions, SourceError> {
     let text = |secret: &crate::config::Secret| {
-        secret.expose_str().map(str::to_owned).map_err(|_| SourceError::new("a secret of this source is not UTF-8"))
+        secret.expose_str().map(str::to_owned).map_err(|_| SourceError::configuration("a secret of this source is not UTF-8"))
     };
     Ok(match auth {
         Auth::None => options,
@@ -152,41 +179,44 @@ async fn identify(options: ConnectOptions, auth: &Auth) -> Result<ConnectOptions
         Auth::Nkey(seed) => options.nkey(text(seed)?.trim().to_owned()),
         Auth::Credentials(path) => {
             let file = tokio::fs::read_to_string(path).await;
-            let file = file.map_err(|e| SourceError::with(format!("could not read `{}`", path.display()), e))?;
+            let file = file.map_err(|e| SourceError::configuration(format!("could not read `{}`", path.display())).because(e))?;
             // The library's error may quote the file.
             options
                 .credentials(&file)
-                .map_err(|_| SourceError::new(format!("`{}` is no NATS credentials file: a JWT, then a seed", path.display())))?
+                .map_err(|_| SourceError::configuration(format!("`{}` is no NATS credentials file: a JWT, then a seed", path.display())))?
         }
     })
 }
 
-fn refusal(error: ConnectError, tls: bool) -> SourceError {
+fn refusal(error: ConnectError, with_tls: bool) -> SourceError {
     use std::error::Error as _;
     let io = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
     match error.kind() {
-        ConnectErrorKind::AuthorizationViolation => SourceError::new("the server refused: Authorization Violation"),
-        _ if tls => SourceError::with("the connection with TLS failed", error),
-        _ if io == Some(std::io::ErrorKind::InvalidInput) => SourceError::with("the server does not speak the NATS protocol", error),
-        ConnectErrorKind::Tls => SourceError::with("the TLS handshake failed", error),
-        _ => SourceError::with("the connection failed", error),
+        ConnectErrorKind::AuthorizationViolation => SourceError::denied("the server refused: Authorization Violation"),
+        ConnectErrorKind::Authentication => SourceError::configuration("the server's challenge could not be signed").because(error),
+        _ if with_tls => tls::failed("the connection with TLS failed", error),
+        _ if io == Some(std::io::ErrorKind::InvalidInput) => {
+            SourceError::protocol("the server does not speak the NATS protocol").because(error)
+        }
+        ConnectErrorKind::Tls => tls::failed("the TLS handshake failed", error),
+        _ => SourceError::lost("the connection failed").because(error),
     }
 }
 
 /// The library has ended the connection.
 pub(in crate::source) fn gone(error: impl std::error::Error + Send + Sync + 'static) -> SourceError {
-    SourceError::with("the connection has ended", error)
+    SourceError::lost("the connection has ended").because(error)
 }
 
 impl Wire {
     /// Why it is not to be used any more.
     pub(in crate::source) fn end(&self) -> Option<SourceError> {
-        if let Some(why) = &self.life.borrow().ended {
-            return Some(SourceError::new(why));
+        if let Some(why) = self.life.borrow().why() {
+            return Some(why);
         }
         // What the library tells can be lost among much else that it tells.
         let again = self.client.statistics().connects.load(Ordering::Relaxed) > 1;
-        (again || self.client.connection_state() != State::Connected).then(|| SourceError::new("the connection was lost"))
+        (again || self.client.connection_state() != State::Connected).then(|| SourceError::lost("the connection was lost"))
     }
 
     /// Messages that have come, taken or not.
@@ -208,18 +238,18 @@ impl Wire {
                 _ = self.life.wait_for(|life| life.refused || life.ended.is_some()) => 0,
             }
         };
-        let own = timeout(ANSWER, answered).await.map_err(|_| SourceError::new("the server did not answer in time"))?;
+        let own = timeout(ANSWER, answered).await.map_err(|_| SourceError::lost("the server did not answer in time"))?;
         tokio::time::sleep(GRACE).await;
         self.end().map_or(Ok(own), Err)
     }
 
     /// Leaves in good order. Whatever the server had to say has been heard then.
-    pub(super) async fn close(mut self) -> Option<String> {
+    pub(super) async fn close(mut self) -> Option<SourceError> {
         if self.client.drain().await.is_ok() {
             let closed = async { self.life.wait_for(|life| life.closed).await.is_ok() };
             // Whoever is leaving has nothing to do about it.
             timeout(LEAVING, closed).await.unwrap_or_default();
         }
-        self.life.borrow().ended.clone()
+        self.life.borrow().why()
     }
 }

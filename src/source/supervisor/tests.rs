@@ -31,13 +31,18 @@ enum Seen {
 #[derive(Default)]
 struct Scripted {
     durable: bool,
+    /// Of every connection that cannot be made; `None`: of those the scripts say, as [`ErrorKind::Lost`].
+    failing: Option<ErrorKind>,
     scripts: Mutex<VecDeque<Option<Vec<Step>>>>,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Scripted {
     fn new(durable: bool, scripts: Vec<Option<Vec<Step>>>) -> Arc<Self> {
-        Arc::new(Self { durable, scripts: Mutex::new(scripts.into()), seen: Arc::default() })
+        Arc::new(Self { durable, scripts: Mutex::new(scripts.into()), ..Self::default() })
+    }
+    fn failing(kind: ErrorKind) -> Arc<Self> {
+        Arc::new(Self { failing: Some(kind), ..Self::default() })
     }
     fn starts(&self) -> Vec<Start> {
         let start = |seen: &Seen| if let Seen::Connect(start) = seen { Some(*start) } else { None };
@@ -57,10 +62,11 @@ impl Adapter for Scripted {
     }
     fn connect(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
         self.seen.lock().push(Seen::Connect(start));
-        let script = self.scripts.lock().pop_front().unwrap_or(Some(vec![]));
+        let script = self.scripts.lock().pop_front().unwrap_or(self.failing.is_none().then(Vec::new));
+        let kind = self.failing.unwrap_or(ErrorKind::Lost);
         let seen = self.seen.clone();
         Box::pin(async move {
-            let steps = script.ok_or_else(|| SourceError::with("could not connect", std::io::Error::other("no route")))?;
+            let steps = script.ok_or_else(|| SourceError::new(kind, "could not connect").because(std::io::Error::other("no route")))?;
             Ok(Box::new(Playing { steps: steps.into(), seen }) as Box<dyn Connection>)
         })
     }
@@ -76,7 +82,7 @@ impl Connection for Playing {
         Box::pin(async move {
             match self.steps.pop_front() {
                 Some(Items(items)) => batch.extend(items),
-                Some(Fail) => return Err(SourceError::new("cut")),
+                Some(Fail) => return Err(SourceError::lost("cut")),
                 Some(Panic) => panic!("as the script says"),
                 Some(Hang) | None => std::future::pending().await,
             }
@@ -128,7 +134,7 @@ async fn a_source_without_a_log_tells_a_gap_each_time_it_is_back_but_not_the_fir
     assert_eq!(order, [false, true, false, true, false, true]);
     assert!(adapter.starts().iter().all(|start| *start == Start::Now));
     let counters = &running.handle.counters;
-    assert_eq!((counters.reconnects(), counters.errors(), counters.gaps(GapReason::Reconnect)), (3, 6, 3));
+    assert_eq!((counters.reconnects(), counters.errors(ErrorKind::Lost), counters.gaps(GapReason::Reconnect)), (3, 6, 3));
 }
 
 #[tokio::test(start_paused = true)]
@@ -170,7 +176,7 @@ async fn a_durable_source_is_up_only_when_it_has_warmed_up() {
     let running = Running::start(adapter);
     assert_eq!(running.handle.status.read().state, State::Connecting);
     running.until_state(State::Down).await;
-    assert_eq!(running.handle.status.read().error.as_deref(), Some("could not connect: no route"));
+    assert_eq!(running.handle.status.read().fault.as_ref().map(|fault| &*fault.error), Some("could not connect: no route"));
     running.until_state(State::Warming).await;
     running.until_messages(1).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
@@ -187,7 +193,7 @@ async fn a_panic_of_the_adapter_starts_it_again_and_leaves_other_sources_alone()
     assert_eq!(running.gaps().len(), 1);
     assert_eq!(running.gaps()[0].reason, GapReason::Reconnect);
     other.until_messages(1).await;
-    assert_eq!((other.handle.counters.errors(), other.gaps().len()), (0, 0));
+    assert_eq!((ErrorKind::ALL.map(|kind| other.handle.counters.errors(kind)), other.gaps().len()), ([0; 5], 0));
     running.stop().await;
 }
 
@@ -242,16 +248,60 @@ async fn a_batch_that_cannot_be_taken_in_is_a_gap_and_the_next_one_goes_on() {
 #[test]
 fn waiting_grows_to_its_bound_and_shrinks_with_health() {
     let seconds = |s| Some(Duration::from_secs(s));
-    let mut backoff = Backoff::default();
-    let growth: Vec<_> = (0..14).map(|_| backoff.ceiling(None).as_millis()).collect();
+    let mut retry = Retry::default();
+    let mut ceiling = |held| *retry.within(ErrorKind::Missing, held).end();
+    let growth: Vec<_> = (0..14).map(|_| ceiling(None).as_millis()).collect();
     assert_eq!(growth, [100, 250, 375, 562, 843, 1265, 1898, 2847, 4271, 6407, 9610, 14416, 15000, 15000]);
     // A connection that breaks at once is no reason to hurry; one that stood is.
-    assert_eq!(backoff.ceiling(Some(Duration::from_millis(10))), Backoff::LAST);
-    assert_eq!(backoff.ceiling(seconds(2)), Backoff::QUICK);
-    assert_eq!(backoff.ceiling(None), Backoff::LAST);
-    assert_eq!(backoff.ceiling(seconds(30)), Backoff::QUICK);
-    assert_eq!(backoff.ceiling(None), Backoff::FIRST);
+    assert_eq!(ceiling(Some(Duration::from_millis(10))), Retry::GROWING.most);
+    assert_eq!(ceiling(seconds(2)), Retry::QUICK);
+    assert_eq!(ceiling(None), Retry::GROWING.most);
+    assert_eq!(ceiling(seconds(30)), Retry::QUICK);
+    assert_eq!(ceiling(None), Retry::GROWING.first);
     for _ in 0..100 {
-        assert!(backoff.next(None) <= Backoff::LAST);
+        assert!(retry.next(ErrorKind::Missing, None) <= Retry::GROWING.most);
     }
+}
+
+#[test]
+fn waiting_follows_the_kind_of_the_error() {
+    let quick = Duration::ZERO..=Retry::QUICK;
+    let first = Duration::ZERO..=Retry::GROWING.first;
+    let stood = Some(Duration::from_secs(2));
+    let mut retry = Retry::default();
+    assert_eq!(retry.within(ErrorKind::Configuration, None), Retry::SLOW);
+    assert_eq!(retry.within(ErrorKind::Lost, None), first, "as after any failure");
+    // A broker that boots may refuse twice.
+    let mut retry = Retry::default();
+    let denied = |retry: &mut Retry, held| retry.within(ErrorKind::Denied, held);
+    assert_eq!([denied(&mut retry, None), denied(&mut retry, None)], [quick.clone(), first]);
+    assert_eq!([denied(&mut retry, None), denied(&mut retry, None)], [Retry::SLOW, Retry::SLOW]);
+    // What lies between refusals breaks their row.
+    assert_ne!(retry.within(ErrorKind::Lost, None), Retry::SLOW);
+    assert_ne!(denied(&mut retry, None), Retry::SLOW);
+    assert_ne!(denied(&mut retry, None), Retry::SLOW);
+    assert_eq!(denied(&mut retry, stood), quick);
+    assert_ne!(denied(&mut retry, None), Retry::SLOW);
+    assert_eq!(denied(&mut retry, None), Retry::SLOW);
+    // A link that stood is made again at once, then as after any failure.
+    let mut retry = Retry::default();
+    assert_eq!(retry.next(ErrorKind::Lost, Some(Duration::from_secs(60))), Duration::ZERO);
+    assert_eq!(retry.within(ErrorKind::Lost, None), Duration::ZERO..=Retry::GROWING.first);
+    assert_eq!(retry.within(ErrorKind::Lost, Some(Duration::from_millis(10))), Duration::ZERO..=Duration::from_millis(375));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_kind_of_an_error_is_shown_and_counted_and_sets_the_pace() {
+    let adapter = Scripted::failing(ErrorKind::Configuration);
+    let running = Running::start(adapter.clone());
+    running.until_state(State::Down).await;
+    let status = running.handle.status.read();
+    assert_eq!(status.fault.as_ref().map(|fault| fault.kind), Some(ErrorKind::Configuration));
+    let json = serde_json::to_value(&*status).expect("serialises");
+    assert_eq!((&json["error"], &json["kind"]), (&"could not connect: no route".into(), &"configuration".into()));
+    tokio::time::sleep(Duration::from_secs(90)).await;
+    let attempts = running.handle.counters.errors(ErrorKind::Configuration);
+    assert!((4..=7).contains(&attempts), "{attempts} attempts in 90 s");
+    assert_eq!(running.handle.counters.errors(ErrorKind::Lost), 0);
+    running.stop().await;
 }

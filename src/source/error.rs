@@ -1,0 +1,92 @@
+//! Why a source could not go on, and of which kind that is. Knows no broker.
+
+use std::error::Error;
+
+use serde::Serialize;
+
+/// What a failure calls for: it decides how soon the supervisor tries again, and tells operators where to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ErrorKind {
+    /// Settings, or the files that they name, cannot work with this broker. Somebody has to change them.
+    Configuration,
+    /// The broker refuses who we are, or what we may do.
+    Denied,
+    /// The stream, queue, exchange or vhost is not there.
+    Missing,
+    /// The broker cannot be reached, does not answer in time, or has ended the connection.
+    Lost,
+    /// The broker said something that it must not say, or that cannot be read. A panic of the adapter counts here.
+    Protocol,
+}
+
+impl ErrorKind {
+    /// All of them, for metrics.
+    pub const ALL: [Self; 5] = [Self::Configuration, Self::Denied, Self::Missing, Self::Lost, Self::Protocol];
+
+    /// The word in `/readyz` and in the metrics' label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Configuration => "configuration",
+            Self::Denied => "denied",
+            Self::Missing => "missing",
+            Self::Lost => "lost",
+            Self::Protocol => "protocol",
+        }
+    }
+}
+
+/// Why a source could not go on. The supervisor logs it once and connects again.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct SourceError {
+    kind: ErrorKind,
+    what: String,
+    #[source]
+    cause: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl SourceError {
+    /// Of this kind, with a lower-case message that names no secret.
+    pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
+        Self { kind, what: what.into(), cause: None }
+    }
+
+    /// [`ErrorKind::Configuration`]
+    pub fn configuration(what: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Configuration, what)
+    }
+
+    /// [`ErrorKind::Denied`]
+    pub fn denied(what: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Denied, what)
+    }
+
+    /// [`ErrorKind::Missing`]
+    pub fn missing(what: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Missing, what)
+    }
+
+    /// [`ErrorKind::Lost`]
+    pub fn lost(what: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Lost, what)
+    }
+
+    /// [`ErrorKind::Protocol`]
+    pub fn protocol(what: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Protocol, what)
+    }
+
+    /// The same, with the error that caused it.
+    #[must_use]
+    pub fn because(self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { cause: Some(cause.into()), ..self }
+    }
+
+    /// Of which kind it is.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
