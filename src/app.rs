@@ -10,35 +10,37 @@ use std::time::Duration;
 
 use axum::body::Body;
 use futures_util::FutureExt as _;
-use tokio::net::TcpStream;
+use futures_util::future::join_all;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::auth::{Authenticator, SetupError};
 use crate::config::Config;
-use crate::event::{GapReason, Timestamp};
+use crate::event::Timestamp;
 use crate::frame::{Closing, Form};
 use crate::http::connection::{Bounds, Ends, Server};
 use crate::http::handoff::{Adopt, Handover};
+use crate::http::tls::Tls;
 use crate::http::{Begin, Inbox, ListenError, Opened, Opening, TlsError, admin, listen};
-use crate::hub::{Filter, Hub, Limits, SourceSpec};
-use crate::metrics::{Metrics, Readings, SourceReading};
+use crate::hub::{Filter, Hub};
+use crate::metrics::{Metrics, Readings};
 use crate::pool::Pool;
 use crate::replay::{self, Streams};
-use crate::route::{RouteError, Router};
+use crate::route::RouteError;
 use crate::source::supervisor::Supervisor;
-use crate::source::{Adapter, Common, ErrorKind, Handle, Start};
 use crate::writer::pump::pump;
-use crate::writer::{Returned, Writer};
+use crate::writer::{self, Returned, Writer};
 
 mod intake;
+mod sources;
 mod system;
 
-use intake::Intake;
+use sources::{Running, SourceRuntime, Sources};
 use system::Signals;
 
 /// Between two heartbeats the channels take turns in so many parts, so that not all sockets are written at once.
@@ -132,7 +134,7 @@ fn failure(ended: Option<Result<(&'static str, bool), tokio::task::JoinError>>) 
 struct Bridge {
     /// Tasks that must not end by themselves.
     tasks: JoinSet<(&'static str, bool)>,
-    sources: JoinSet<()>,
+    sources: Vec<Running>,
     /// One for each connection.
     connections: TaskTracker,
     admin_connections: TaskTracker,
@@ -141,20 +143,20 @@ struct Bridge {
     drain: Duration,
     /// No new streams.
     draining: CancellationToken,
-    stop_sources: CancellationToken,
     ends: Ends,
     admin_ends: Ends,
 }
 
-/// A source, built.
-struct Built {
-    adapter: Arc<dyn Adapter>,
-    handle: Arc<Handle>,
-    max_payload: usize,
+/// The ports, and what every connection to them is held to.
+struct Ports {
+    bounds: Bounds,
+    tls: Option<Arc<Tls>>,
+    public: TcpListener,
+    admin: TcpListener,
 }
 
-impl Bridge {
-    fn start(config: Config) -> Result<Self, Error> {
+impl Ports {
+    fn bind(config: &Config) -> Result<Self, Error> {
         let limits = &config.server.limits;
         let bounds = Bounds {
             handshake: limits.handshake_timeout,
@@ -162,117 +164,139 @@ impl Bridge {
             stall: config.subscribers.max_stall,
             header_bytes: limits.header_bytes,
         };
-        // Both ports first: nothing else has begun when one is taken.
         let user_timeout = (bounds.stall * 4).max(Duration::from_secs(60));
-        let tls = config.server.tls.as_ref().map(crate::http::tls::Tls::load).transpose()?.map(Arc::new);
+        let tls = config.server.tls.as_ref().map(Tls::load).transpose()?.map(Arc::new);
         let public = listen::bind("server.listen", config.server.listen, user_timeout)?;
-        let private = listen::bind("admin.listen", config.admin.listen, user_timeout)?;
+        let admin = listen::bind("admin.listen", config.admin.listen, user_timeout)?;
+        Ok(Self { bounds, tls, public, admin })
+    }
+}
 
-        let sources: Vec<_> = config
-            .sources
-            .iter()
-            .map(|(name, source)| {
-                let adapter = source.adapter.clone().build(name, Common { max_payload: source.max_payload });
-                let handle = Arc::new(Handle::new(name.clone(), &*adapter, source.required));
-                Built { adapter, handle, max_payload: source.max_payload }
-            })
-            .collect();
-        let reach: Vec<_> = sources.iter().map(|s| (s.handle.name.clone(), s.adapter.reach())).collect();
-        let router = Arc::new(Router::new(&config.routes, &reach)?);
-        let spec = |(n, s): (usize, &Built)| SourceSpec {
-            name: s.handle.name.clone(),
-            durable: s.handle.durable,
-            concerns: replay::concerns(&router, n),
+/// What is behind the ports.
+struct Rooms {
+    sources: Sources,
+    auth: Arc<Authenticator>,
+    pool: Pool,
+    streams: Arc<Streams>,
+    writer: Arc<Writer>,
+    writing: writer::Ends,
+    adopt: Adopt,
+    connections: TaskTracker,
+    metrics: Arc<Metrics>,
+    readings: Arc<dyn Fn() -> Readings + Send + Sync>,
+}
+
+impl Rooms {
+    fn build(config: &Config) -> Result<Self, Error> {
+        let sources = Sources::build(config)?;
+        let auth = Arc::new(Authenticator::new(&config.auth, &config.server.limits)?);
+        let log = |source: &SourceRuntime| {
+            let Supervisor { adapter, max_payload, .. } = &source.supervisor;
+            replay::Log { adapter: adapter.clone(), max_payload: *max_payload }
         };
-        let window = Limits { bytes: config.window.bytes, age: config.window.age };
-        let hub = Hub::new(sources.iter().enumerate().map(spec).collect(), window, rand::random());
-        let logs = sources.iter().map(|s| replay::Log { adapter: s.adapter.clone(), max_payload: s.max_payload }).collect();
         let settings = replay::Settings {
             heartbeat: config.server.heartbeat,
             retry: config.server.retry,
             readers: config.history.readers,
             rate: config.history.rate,
         };
-        let streams = Streams::new(hub.clone(), router.clone(), logs, settings);
+        let logs = sources.all.iter().map(log).collect();
+        let streams = Streams::new(sources.hub.clone(), sources.router.clone(), logs, settings);
         let pool = Pool::new(&config.subscribers);
-        let connections = TaskTracker::new();
         let loops = std::thread::available_parallelism().map_or(1, usize::from);
+        let stall = config.subscribers.max_stall;
         let (writer, writing) =
-            Writer::start(&hub, loops, bounds.stall).map_err(|cause| Error::System { what: "start the writers", cause })?;
-        let adopt = adopt(writer.clone(), bounds.stall);
-
-        let handles: Vec<_> = sources.iter().map(|s| s.handle.clone()).collect();
-        let readings = readings(handles.clone(), router.clone(), streams.clone(), pool.clone(), connections.clone());
+            Writer::start(&sources.hub, loops, stall).map_err(|cause| Error::System { what: "start the writers", cause })?;
+        let adopt = adopt(writer.clone(), stall);
+        let connections = TaskTracker::new();
+        let readings = readings(&sources, streams.clone(), pool.clone(), connections.clone());
         let asked = readings.clone();
         let metrics = Arc::new(Metrics::new(move || asked()));
-        let counts = handles.iter().map(|h| metrics.source(h.name.as_str())).collect();
-        let intake: Arc<dyn crate::source::Intake> = Arc::new(Intake { router: router.clone(), hub: hub.clone(), counts });
+        Ok(Self { sources, auth, pool, streams, writer, writing, adopt, connections, metrics, readings })
+    }
+}
 
+impl Bridge {
+    fn start(config: Config) -> Result<Self, Error> {
+        // Both ports first: nothing else has begun when one is taken.
+        let ports = Ports::bind(&config)?;
+        let rooms = Rooms::build(&config)?;
         let mut bridge = Self {
             tasks: JoinSet::new(),
-            sources: JoinSet::new(),
-            connections,
+            sources: Vec::new(),
+            connections: rooms.connections.clone(),
             admin_connections: TaskTracker::new(),
-            streams: streams.clone(),
-            writer,
+            streams: rooms.streams.clone(),
+            writer: rooms.writer.clone(),
             drain: config.server.drain,
             draining: CancellationToken::new(),
-            stop_sources: CancellationToken::new(),
             ends: Ends::default(),
             admin_ends: Ends::default(),
         };
-        let auth = Arc::new(Authenticator::new(&config.auth, limits)?);
-        let inbox = |s: &Built| s.adapter.inbox().map(|handle| Inbox { subjects: s.adapter.reach(), max_payload: s.max_payload, handle });
-        let rooms = crate::http::Rooms {
-            auth: auth.clone(),
-            pool,
-            metrics: metrics.clone(),
-            inboxes: sources.iter().filter_map(inbox).collect(),
-            draining: bridge.draining.clone(),
-            open: Box::new(move |opening| {
-                let handover = Handover::new(open(&streams, opening));
-                Opened { body: Body::new(handover.clone()), handover: Some(handover) }
-            }),
-        };
-        let face = crate::http::router(&config, rooms);
-        let server = Server::new(
-            face,
-            tls.clone(),
-            bounds,
-            bridge.ends.clone(),
-            bridge.connections.clone(),
-            metrics.stalled.clone(),
-            Some(adopt.clone()),
-        );
-        let stalled = metrics.stalled.clone();
-        let admin = admin::router(admin::Rooms {
-            metrics,
-            sources: handles.into_iter().enumerate().map(|(n, handle)| admin::Source { handle, reach: router.reach(n) }).collect(),
-            readings,
-            draining: bridge.draining.clone(),
-        });
-        let admin = Server::new(admin, None, bounds, bridge.admin_ends.clone(), bridge.admin_connections.clone(), stalled, None);
+        bridge.spawn(&config, ports, rooms);
+        Ok(bridge)
+    }
 
-        for (index, source) in sources.into_iter().enumerate() {
-            bridge.supervise(index, source, intake.clone(), Start::Recent { age: config.window.age, bytes: config.window.bytes as u64 });
-        }
+    /// What answers on the public port.
+    fn public(&self, config: &Config, ports: &Ports, rooms: &Rooms) -> Arc<Server> {
+        let inbox = |source: &SourceRuntime| {
+            let Supervisor { adapter, max_payload, .. } = &source.supervisor;
+            adapter.inbox().map(|handle| Inbox { subjects: adapter.reach(), max_payload: *max_payload, handle })
+        };
+        let streams = rooms.streams.clone();
+        let face = crate::http::router(
+            config,
+            crate::http::Rooms {
+                auth: rooms.auth.clone(),
+                pool: rooms.pool.clone(),
+                metrics: rooms.metrics.clone(),
+                inboxes: rooms.sources.all.iter().filter_map(inbox).collect(),
+                draining: self.draining.clone(),
+                open: Box::new(move |opening| {
+                    let handover = Handover::new(open(&streams, opening));
+                    Opened { body: Body::new(handover.clone()), handover: Some(handover) }
+                }),
+            },
+        );
+        let stalled = rooms.metrics.stalled.clone();
+        let (tls, adopt) = (ports.tls.clone(), Some(rooms.adopt.clone()));
+        Server::new(face, tls, ports.bounds, self.ends.clone(), self.connections.clone(), stalled, adopt)
+    }
+
+    /// What answers on the admin port.
+    fn admin(&self, ports: &Ports, rooms: &Rooms) -> Arc<Server> {
+        let source = |source: &SourceRuntime| admin::Source { handle: source.supervisor.handle.clone(), reach: source.reach.clone() };
+        let face = admin::router(admin::Rooms {
+            metrics: rooms.metrics.clone(),
+            sources: rooms.sources.all.iter().map(source).collect(),
+            readings: rooms.readings.clone(),
+            draining: self.draining.clone(),
+        });
+        let stalled = rooms.metrics.stalled.clone();
+        Server::new(face, None, ports.bounds, self.admin_ends.clone(), self.admin_connections.clone(), stalled, None)
+    }
+
+    /// Starts everything.
+    fn spawn(&mut self, config: &Config, ports: Ports, rooms: Rooms) {
+        let (public, admin) = (self.public(config, &ports, &rooms), self.admin(&ports, &rooms));
+        self.sources = rooms.sources.all.iter().map(SourceRuntime::start).collect();
+        let auth = rooms.auth;
         // It ends at once where there is nothing to fetch.
-        bridge.own("keys", async move {
+        self.own("keys", async move {
             auth.refresh_keys().await;
             std::future::pending().await
         });
-        if let Some(tls) = tls {
-            bridge.own("certificate", async move { match tls.follow().await {} });
+        if let Some(tls) = ports.tls {
+            self.own("certificate", async move { match tls.follow().await {} });
         }
-        for ended in writing.ended {
-            bridge.own("writer", async move { drop(ended.await) });
+        for ended in rooms.writing.ended {
+            self.own("writer", async move { drop(ended.await) });
         }
-        bridge.own("returns", take_back(writing.returned, bridge.connections.clone(), adopt, bridge.ends.clone()));
-        bridge.own("heartbeat", beat(hub, config.server.heartbeat));
-        announce(&config, public.local_addr().ok(), private.local_addr().ok());
-        bridge.own("listener", server.run(public));
-        bridge.own("admin listener", admin.run(private));
-        Ok(bridge)
+        self.own("returns", take_back(rooms.writing.returned, self.connections.clone(), rooms.adopt, self.ends.clone()));
+        self.own("heartbeat", beat(rooms.sources.hub, config.server.heartbeat));
+        announce(config, ports.public.local_addr().ok(), ports.admin.local_addr().ok());
+        self.own("listener", public.run(ports.public));
+        self.own("admin listener", admin.run(ports.admin));
     }
 
     /// Runs what must not end.
@@ -280,32 +304,13 @@ impl Bridge {
         self.tasks.spawn(async move { (name, AssertUnwindSafe(task).catch_unwind().await.is_err()) });
     }
 
-    /// Runs a source, again and again should its supervisor panic.
-    fn supervise(&mut self, index: usize, source: Built, intake: Arc<dyn crate::source::Intake>, warm_up: Start) {
-        let cancel = self.stop_sources.clone();
-        self.sources.spawn(async move {
-            let Built { adapter, handle, max_payload } = source;
-            loop {
-                let (adapter, intake, its) = (adapter.clone(), intake.clone(), handle.clone());
-                let run = Supervisor { index, adapter, intake, handle: its, warm_up, max_payload }.run(cancel.clone());
-                let panicked = AssertUnwindSafe(run).catch_unwind().await.is_err();
-                if cancel.is_cancelled() {
-                    return;
-                }
-                error!(source = %handle.name, panicked, "source has ended and is started again");
-                sleep(Duration::from_secs(1)).await;
-            }
-        });
-    }
-
     /// Ends everything, in order and within `server.drain`.
     async fn drain(&mut self) {
         let deadline = Instant::now() + self.drain;
         self.draining.cancel();
-        // Nothing new comes in, and what came is acknowledged.
-        self.stop_sources.cancel();
-        let sources = async { while self.sources.join_next().await.is_some() {} };
-        if timeout_at(Instant::now() + self.drain / 3, sources).await.is_err() {
+        // Nothing new comes in, and what came is acknowledged. Those that are late go on ending until all ends.
+        let mut sources = join_all(self.sources.drain(..).map(Running::stop));
+        if timeout_at(Instant::now() + self.drain / 3, &mut sources).await.is_err() {
             warn!("some sources did not end in time");
         }
         self.ends.accept.cancel();
@@ -400,31 +405,16 @@ async fn beat(hub: Arc<Hub>, heartbeat: Duration) {
 }
 
 /// What others count, gathered when somebody asks.
-fn readings(
-    handles: Vec<Arc<Handle>>,
-    router: Arc<Router>,
-    streams: Arc<Streams>,
-    pool: Pool,
-    connections: TaskTracker,
-) -> Arc<dyn Fn() -> Readings + Send + Sync> {
+fn readings(sources: &Sources, streams: Arc<Streams>, pool: Pool, connections: TaskTracker) -> Arc<dyn Fn() -> Readings + Send + Sync> {
+    let (sources, router) = (sources.all.clone(), sources.router.clone());
     Arc::new(move || {
         let windows: Vec<_> = {
             let state = streams.hub().state();
             state.sources().iter().map(|s| (s.window().len() as u64, s.window().bytes() as u64)).collect()
         };
-        let source = |(handle, (window_events, window_bytes)): (&Arc<Handle>, (u64, u64))| SourceReading {
-            name: handle.name.to_string(),
-            messages: handle.counters.messages(),
-            bytes: handle.counters.bytes(),
-            gaps: GapReason::ALL.iter().map(|reason| (*reason, handle.counters.gaps(*reason))).collect(),
-            up: handle.status.read().state == crate::source::State::Up,
-            reconnects: handle.counters.reconnects(),
-            errors: ErrorKind::ALL.iter().map(|kind| (kind.as_str(), handle.counters.errors(*kind))).collect(),
-            window_events,
-            window_bytes,
-        };
+        let reading = |source: &SourceRuntime| source.reading(windows[source.id]);
         Readings {
-            sources: handles.iter().zip(windows).map(source).collect(),
+            sources: sources.iter().map(reading).collect(),
             subscribers: streams.opened() as u64,
             subscribers_max: pool.max() as u64,
             ended: Closing::ALL.iter().map(|reason| (reason.as_str(), streams.closed(*reason))).collect(),

@@ -129,15 +129,6 @@ impl Counts<{ Refused::ALL.len() }> {
     }
 }
 
-/// What the intake counts of a source.
-#[derive(Debug, Clone)]
-pub struct SourceCounts {
-    /// Events that went to the hub.
-    pub events: Counter,
-    /// Messages that a route dropped.
-    pub dropped: Counter,
-}
-
 /// A source as its owner reads it when somebody asks.
 #[derive(Debug, Clone)]
 pub struct SourceReading {
@@ -147,6 +138,10 @@ pub struct SourceReading {
     pub messages: u64,
     /// Bytes of their payloads.
     pub bytes: u64,
+    /// Events that routing let go on.
+    pub events: u64,
+    /// Messages that a route dropped.
+    pub dropped: u64,
     /// Gaps by reason.
     pub gaps: Vec<(GapReason, u64)>,
     /// Whether it is connected.
@@ -194,8 +189,6 @@ pub struct Metrics {
     pub refused: Counts<{ Refused::ALL.len() }>,
     /// Connections and streams that were cut because their client took nothing for `max_stall`.
     pub stalled: Counter,
-    events: Family<Labels, Counter>,
-    dropped: Family<Labels, Counter>,
 }
 
 impl Metrics {
@@ -212,8 +205,6 @@ impl Metrics {
         let requests = family(ours, "http_requests", "Requests answered, by route and class of status");
         let published = family(ours, "published_messages", "Messages sent to /publish, by outcome");
         let refused = family(ours, "refused_subscribers", "Streams refused, by reason");
-        let events = family(ours, "source_events", "Events that routing let go on");
-        let dropped = family(ours, "source_dropped_messages", "Messages that a route dropped");
         let stalled = Counter::default();
         ours.register("stalled_connections", "Connections and streams cut because the client took nothing", stalled.clone());
         ours.register_collector(Box::new(Read(Box::new(readings))));
@@ -225,20 +216,13 @@ impl Metrics {
         let words = |n: usize| Refused::ALL[n].as_str();
         let refused = Counts::new(&refused, "reason", std::array::from_fn(words));
         let requests = Route::ALL.iter().map(|route| std::array::from_fn(|class| cell(route, class + 1))).collect();
-        Self { registry, requests, published, refused, stalled, events, dropped }
+        Self { registry, requests, published, refused, stalled }
     }
 
     /// Counts a request.
     pub fn requested(&self, route: Route, status: u16) {
         let class = usize::from(status / 100).clamp(1, 5) - 1;
         self.requests[route as usize][class].inc();
-    }
-
-    /// The handles of a source; ask once.
-    #[must_use]
-    pub fn source(&self, name: &str) -> SourceCounts {
-        let labels = Labels(vec![("source", name.to_owned())]);
-        SourceCounts { events: self.events.get_or_create_owned(&labels), dropped: self.dropped.get_or_create_owned(&labels) }
     }
 
     /// All of them, as [`CONTENT_TYPE`].
@@ -297,6 +281,8 @@ impl Collector for Read {
         let by = |value: fn(&SourceReading) -> u64| all.sources.iter().map(move |s| (vec![("source", s.name.clone())], value(s)));
         counter(e, "source_messages", "Messages taken from the source", by(|s| s.messages))?;
         counter(e, "source_payload_bytes", "Bytes of their payloads", by(|s| s.bytes))?;
+        counter(e, "source_events", "Events that routing let go on", by(|s| s.events))?;
+        counter(e, "source_dropped_messages", "Messages that a route dropped", by(|s| s.dropped))?;
         let gaps = all
             .sources
             .iter()
@@ -347,6 +333,8 @@ mod tests {
             name: "a\"b".into(),
             messages: 7,
             bytes: 70,
+            events: 9,
+            dropped: 1,
             gaps: vec![(GapReason::Overflow, 2)],
             up: true,
             reconnects: 1,
@@ -364,14 +352,14 @@ mod tests {
         metrics.requested(Route::Other, 404);
         metrics.published.published(Published::TooLarge);
         metrics.refused.refused(Refused::OwnCap);
-        metrics.source("x").events.inc_by(9);
         let text = metrics.encode().unwrap();
         for line in [
             "brokercast_http_requests_total{route=\"events\",class=\"2xx\"} 1",
             "brokercast_http_requests_total{route=\"other\",class=\"4xx\"} 1",
             "brokercast_published_messages_total{outcome=\"too_large\"} 1",
             "brokercast_refused_subscribers_total{reason=\"own_cap\"} 1",
-            "brokercast_source_events_total{source=\"x\"} 9",
+            "brokercast_source_events_total{source=\"a\\\"b\"} 9",
+            "brokercast_source_dropped_messages_total{source=\"a\\\"b\"} 1",
             "brokercast_source_messages_total{source=\"a\\\"b\"} 7",
             "brokercast_source_gaps_total{source=\"a\\\"b\",reason=\"overflow\"} 2",
             "brokercast_source_errors_total{source=\"a\\\"b\",kind=\"denied\"} 3",

@@ -134,11 +134,11 @@ pub trait Connection: Send {
     fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
 }
 
-/// Where the supervisor hands batches: routing and the hub, behind a wall.
+/// Where the supervisor of one source hands batches in: routing and the hub, behind a wall.
 pub trait Intake: Send + Sync {
     /// Routes and publishes `items` in their order, empties the `Vec`, and returns the cursor that stands after the
     /// last of them. May wait: that is back-pressure.
-    fn take<'a>(&'a self, source: usize, items: &'a mut Vec<Item>) -> BoxFuture<'a, String>;
+    fn take<'a>(&'a self, items: &'a mut Vec<Item>) -> BoxFuture<'a, String>;
 }
 
 /// Puts an `oversized` gap in the place of each message whose payload has more than `max` bytes, and returns how many

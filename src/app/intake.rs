@@ -1,21 +1,30 @@
-//! Where routing and the hub stand behind the sources' contract.
+//! Where one source hands in: routing, then the hub. Knows no broker.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::future::BoxFuture;
 
 use crate::event::Timestamp;
-use crate::hub::{Hub, Input};
-use crate::metrics::SourceCounts;
+use crate::hub::{Hub, Input, SourceId};
 use crate::route::Router;
 use crate::source::{self, Item};
 
-/// Routes each message and publishes what goes on.
+/// Routes each message of a source and publishes what goes on.
 pub(super) struct Intake {
+    pub(super) source: SourceId,
     pub(super) router: Arc<Router>,
     pub(super) hub: Arc<Hub>,
-    /// By the source's number.
-    pub(super) counts: Vec<SourceCounts>,
+    pub(super) counts: Arc<Counts>,
+}
+
+/// What became of a source's messages.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    /// Events that went to the hub.
+    pub(super) events: AtomicU64,
+    /// Messages that a route dropped.
+    pub(super) dropped: AtomicU64,
 }
 
 impl Intake {
@@ -35,7 +44,7 @@ impl Intake {
 }
 
 impl source::Intake for Intake {
-    fn take<'a>(&'a self, source: usize, items: &'a mut Vec<Item>) -> BoxFuture<'a, String> {
+    fn take<'a>(&'a self, items: &'a mut Vec<Item>) -> BoxFuture<'a, String> {
         Box::pin(async move {
             let (mut events, mut dropped) = (0, 0);
             let mut inputs = Vec::with_capacity(items.len());
@@ -43,7 +52,7 @@ impl source::Intake for Intake {
                 inputs.push(match item {
                     Item::Message(message) => {
                         let position = message.position;
-                        match self.router.route(source, message) {
+                        match self.router.route(self.source, message) {
                             Some(event) => {
                                 events += 1;
                                 Input::Event(event)
@@ -60,9 +69,9 @@ impl source::Intake for Intake {
                 });
             }
             self.room().await;
-            let id = self.hub.publish(source, &mut inputs, Timestamp::now());
-            self.counts[source].events.inc_by(events);
-            self.counts[source].dropped.inc_by(dropped);
+            let id = self.hub.publish(self.source, &mut inputs, Timestamp::now());
+            self.counts.events.fetch_add(events, Ordering::Relaxed);
+            self.counts.dropped.fetch_add(dropped, Ordering::Relaxed);
             id.as_ref().to_owned()
         })
     }
@@ -77,7 +86,6 @@ mod tests {
     use crate::cursor::{Cursor, Point, Position, Tag};
     use crate::event::{Envelope, Gap, GapReason, Message};
     use crate::hub::{Limits, SourceSpec};
-    use crate::metrics;
     use crate::source::Intake as _;
     use crate::subject::Pattern;
 
@@ -92,8 +100,8 @@ mod tests {
         let router = Arc::new(Router::new(&rules, &[(name.clone(), vec![Pattern::all()])]).unwrap());
         let spec = SourceSpec { name, durable: true, concerns: crate::replay::concerns(&router, 0) };
         let hub = Hub::new(vec![spec], Limits { bytes: 1 << 20, age: std::time::Duration::from_secs(60) }, 1);
-        let counts = metrics::unread().source("log");
-        let intake = Intake { router, hub: hub.clone(), counts: vec![counts.clone()] };
+        let counts = Arc::<Counts>::default();
+        let intake = Intake { source: 0, router, hub: hub.clone(), counts: counts.clone() };
         let message = |subject: &str, seq| {
             let position = Some(Position::unverified(seq));
             Item::Message(Message { subject: subject.parse().unwrap(), payload: Bytes::new(), time: Timestamp::now(), position })
@@ -101,10 +109,10 @@ mod tests {
         let gap = Gap { reason: GapReason::Oversized, from: None, to: None, position: Some(Position::unverified(7)) };
         let mut items =
             vec![Item::Tail(Some(Position::unverified(5))), message("a.x", 6), Item::Gap(gap), message("c", 8), message("secret.x", 9)];
-        let id = intake.take(0, &mut items).await;
+        let id = intake.take(&mut items).await;
         assert!(items.is_empty());
         assert_eq!(Cursor::from_id(&id).unwrap().durable, [(Tag::of("log"), Point::At(Position::unverified(9)))]);
-        assert_eq!((counts.events.get(), counts.dropped.get()), (2, 1));
+        assert_eq!((counts.events.load(Ordering::Relaxed), counts.dropped.load(Ordering::Relaxed)), (2, 1));
         let state = hub.state();
         let subjects: Vec<_> = state.sources()[0].window().after(0).map(|e| e.encoded.subject().map(str::to_owned)).collect();
         assert_eq!(subjects, [Some("b.x".to_owned()), None, Some("c".to_owned())]);

@@ -36,9 +36,8 @@ const LEAVE: Duration = Duration::from_secs(1);
 const HEALTHY: Duration = Duration::from_secs(30);
 
 /// Runs one source.
+#[derive(Clone)]
 pub struct Supervisor {
-    /// Its number, for the intake.
-    pub index: usize,
     /// What connects.
     pub adapter: Arc<dyn Adapter>,
     /// Where batches go.
@@ -267,9 +266,9 @@ impl Run {
     /// `None` when it was not taken before the end; `Err` with the tail of the batch when that panicked.
     async fn take(&mut self) -> Option<Result<String, Option<Item>>> {
         let tail = self.batch.iter().rfind(|item| matches!(item, Item::Tail(_))).cloned();
-        let (intake, index) = (self.its.intake.clone(), self.its.index);
+        let intake = self.its.intake.clone();
         let mut batch = std::mem::take(&mut self.batch);
-        let taken = self.until_the_end(guarded(async { Ok(intake.take(index, &mut batch).await) })).await;
+        let taken = self.until_the_end(guarded(async { Ok(intake.take(&mut batch).await) })).await;
         self.batch = batch;
         Some(taken?.map_err(|_| tail))
     }

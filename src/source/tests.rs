@@ -19,7 +19,7 @@ pub(crate) struct Recorder {
 }
 
 impl Intake for Recorder {
-    fn take<'a>(&'a self, _: usize, items: &'a mut Vec<Item>) -> BoxFuture<'a, String> {
+    fn take<'a>(&'a self, items: &'a mut Vec<Item>) -> BoxFuture<'a, String> {
         Box::pin(async move {
             while self.stalled.load(Ordering::SeqCst) {
                 sleep(Duration::from_millis(5)).await;
@@ -49,7 +49,6 @@ impl Running {
         let handle = Arc::new(Handle::new("tested".parse().expect("a name"), &*adapter, true));
         let cancel = CancellationToken::new();
         let supervisor = Supervisor {
-            index: 0,
             adapter,
             intake: recorder.clone(),
             handle: handle.clone(),

@@ -34,7 +34,7 @@ impl Connection for Held {
     fn next<'a>(&'a mut self, _: &'a mut Vec<Item>, _: usize) -> BoxFuture<'a, Result<(), SourceError>> {
         Box::pin(async {
             drop(self.0.wait_for(|on| !on).await);
-            Err(SourceError::lost("it was switched off"))
+            Err(SourceError::missing("it was switched off"))
         })
     }
 
@@ -46,7 +46,7 @@ impl Connection for Held {
 struct Nowhere;
 
 impl Intake for Nowhere {
-    fn take<'a>(&'a self, _: usize, items: &'a mut Vec<Item>) -> BoxFuture<'a, String> {
+    fn take<'a>(&'a self, items: &'a mut Vec<Item>) -> BoxFuture<'a, String> {
         items.clear();
         Box::pin(async { String::new() })
     }
@@ -88,7 +88,7 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
     let build = |name: &str, on: &watch::Receiver<bool>, required| {
         let adapter: Arc<dyn Adapter> = Arc::new(Switch(on.clone()));
         let handle = Arc::new(source::Handle::new(name.parse().unwrap(), &*adapter, required));
-        let run = Supervisor { index: 0, adapter, intake: Arc::new(Nowhere), handle: handle.clone(), warm_up: Start::Now, max_payload: 1 };
+        let run = Supervisor { adapter, intake: Arc::new(Nowhere), handle: handle.clone(), warm_up: Start::Now, max_payload: 1 };
         (Source { handle, reach: vec![Pattern::all()] }, run.run(CancellationToken::new()))
     };
     let (first, second) = (build("main", on[0], true), build("side", on[1], false));
@@ -97,6 +97,8 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
         name: "main".into(),
         messages: 3,
         bytes: 30,
+        events: 3,
+        dropped: 0,
         gaps: vec![(GapReason::Overflow, 1)],
         up: true,
         reconnects: 0,

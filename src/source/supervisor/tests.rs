@@ -219,9 +219,9 @@ async fn large_messages_are_gaps_and_the_place_behind_them_is_kept() {
 struct PanicsOnce(Mutex<bool>, crate::source::tests::Recorder);
 
 impl Intake for PanicsOnce {
-    fn take<'a>(&'a self, source: usize, items: &'a mut Vec<Item>) -> BoxFuture<'a, String> {
+    fn take<'a>(&'a self, items: &'a mut Vec<Item>) -> BoxFuture<'a, String> {
         assert!(!std::mem::take(&mut *self.0.lock()), "as the test says");
-        self.1.take(source, items)
+        self.1.take(items)
     }
 }
 
@@ -232,7 +232,7 @@ async fn a_batch_that_cannot_be_taken_in_is_a_gap_and_the_next_one_goes_on() {
     let intake = Arc::new(PanicsOnce(Mutex::new(true), Default::default()));
     let handle = Arc::new(Handle::new("tested".parse().expect("a name"), &*adapter, true));
     let warm_up = Start::Earliest;
-    let its = Supervisor { index: 0, adapter, intake: intake.clone(), handle: handle.clone(), warm_up, max_payload: 100 };
+    let its = Supervisor { adapter, intake: intake.clone(), handle: handle.clone(), warm_up, max_payload: 100 };
     let cancel = CancellationToken::new();
     let mut task = tokio::task::JoinSet::new();
     task.spawn(its.run(cancel.clone()));
