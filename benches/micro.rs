@@ -2,11 +2,7 @@
 //!
 //! What they measure and how to repeat them stands in `README.md` beside this file. No socket, no runtime.
 
-use brokercast::cursor::{Check, Cursor, Point, Position, Tag};
-use brokercast::event::Envelope;
-use brokercast::frame::{self, Form, Origin};
-use brokercast::hub::{Hub, Input};
-use brokercast::subject::index::Index;
+use brokercast::internals::{Check, Cursor, Envelope, Form, Hub, Index, Input, Origin, Point, Position, Tag, body};
 use bytes::Bytes;
 use divan::{Bencher, black_box, counter::BytesCount, counter::ItemsCount};
 
@@ -29,7 +25,7 @@ mod encoder {
         let mut out = Vec::with_capacity(1024);
         bencher.counter(BytesCount::new(event.payload.len())).bench_local(|| {
             out.clear();
-            frame::body(&mut out, black_box(&event), Form::Routed, Origin { source: "plant", epoch: 7, seq: 123_456 });
+            body(&mut out, black_box(&event), Form::Routed, Origin { source: "plant", epoch: 7, seq: 123_456 });
             black_box(out.len())
         });
     }

@@ -31,7 +31,7 @@ use carrier::{Carrier, Unreadable};
 use jwks::{Hope, Remote};
 pub use keys::KeyError;
 pub use template::{Template, TemplateError};
-pub use token::{MintError, Refused, mint};
+pub use token::{Refused, mint};
 
 /// What a request may do, and for how long.
 #[derive(Debug, Clone)]
@@ -298,12 +298,6 @@ impl Authenticator {
                 return answer;
             }
         }
-    }
-
-    /// Whether all keys behind URLs were loaded once.
-    #[must_use]
-    pub fn keys_loaded(&self) -> bool {
-        self.jwt.as_ref().is_none_or(|tokens| tokens.remotes.iter().all(Remote::loaded))
     }
 
     /// Fetches the keys behind URLs, and again from time to time and on need. Ends at once where there are none, else never;

@@ -20,7 +20,7 @@ mod tests;
 
 const VERSION: u8 = 1;
 /// The longest id that is looked at, in bytes.
-pub const MAX_ID: usize = 1024;
+pub(crate) const MAX_ID: usize = 1024;
 
 /// A place in a source's own log: the sequence or offset of a message, and a short check of that
 /// message, so that a log that was made anew under the same numbers is told from the old one.

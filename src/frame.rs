@@ -17,7 +17,7 @@ mod encoded;
 #[cfg(test)]
 mod tests;
 
-pub use encoded::{Encoded, Encoder, Kind, encode_heartbeat};
+pub use encoded::{Encoded, Encoder, encode_heartbeat};
 
 /// Names of control events.
 pub const GAP: &str = "brokercast.gap";

@@ -29,7 +29,7 @@ mod tests;
 pub mod window;
 
 pub use channel::{Channel, Filter, Listener, Read, WakerSeat};
-pub use piece::{FRAMINGS, Framing, Piece, Stop};
+pub use piece::{Framing, Piece};
 pub use window::{Entry, Limits, Place, Window};
 
 /// How the hub numbers its sources.

@@ -10,5 +10,5 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() -> ExitCode {
     // One provider for every TLS connection of this process; it is installed once, so that nobody was earlier.
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
-    brokercast::cli::main()
+    brokercast::main()
 }

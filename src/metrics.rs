@@ -5,7 +5,6 @@
 //! never from a request.
 
 use std::fmt;
-use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder};
@@ -317,10 +316,10 @@ impl Collector for Read {
     }
 }
 
-/// Of whoever needs metrics and has nobody to read.
-#[must_use]
-pub fn unread() -> Arc<Metrics> {
-    Arc::new(Metrics::new(Readings::default))
+/// Metrics that nothing reads, for tests.
+#[cfg(test)]
+pub(crate) fn unread() -> std::sync::Arc<Metrics> {
+    std::sync::Arc::new(Metrics::new(Readings::default))
 }
 
 #[cfg(test)]

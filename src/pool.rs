@@ -272,8 +272,8 @@ impl Pool {
     }
 
     /// How many slots are taken.
-    #[must_use]
-    pub fn taken(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn taken(&self) -> usize {
         self.0.state.lock().taken
     }
 
@@ -281,12 +281,6 @@ impl Pool {
     #[must_use]
     pub fn max(&self) -> usize {
         self.0.max
-    }
-
-    /// How many wait for a slot.
-    #[must_use]
-    pub fn waiting(&self) -> usize {
-        self.0.state.lock().queue.len()
     }
 }
 

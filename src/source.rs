@@ -29,7 +29,7 @@ pub mod ticker;
 mod tls;
 
 pub use error::{ErrorKind, SourceError};
-pub use status::{Counters, Fault, Handle, State, Status, StatusCell};
+pub use status::{Fault, Handle, State};
 
 /// What a connection yields, in the source's order.
 #[derive(Debug, Clone)]
@@ -181,6 +181,7 @@ pub(crate) fn validate_patterns(texts: &[String], path: &str, problems: &mut Pro
 #[derive(Debug, Clone, Copy)]
 pub struct Common {
     /// Bytes of one message's payload.
+    #[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "no adapter reads it any more"))]
     pub max_payload: usize,
 }
 

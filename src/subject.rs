@@ -9,12 +9,12 @@ use std::str::FromStr;
 use bytestring::ByteString;
 use serde::{Deserialize, Deserializer, Serialize};
 
-pub mod index;
+pub(crate) mod index;
 #[cfg(test)]
 mod tests;
 
 /// The longest subject in bytes: what fits the two-byte length that the hub keeps of it.
-pub const MAX_SUBJECT: usize = 16 * 1024;
+pub(crate) const MAX_SUBJECT: usize = 16 * 1024;
 
 /// Why a text is no subject or no pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -271,7 +271,7 @@ impl Pattern {
 /// Returns the same set of subjects in fewer patterns: sorted, none twice, and none that the others cover, alone or
 /// together. Takes quadratic time.
 #[must_use]
-pub fn minimal(mut patterns: Vec<Pattern>) -> Vec<Pattern> {
+pub(crate) fn minimal(mut patterns: Vec<Pattern>) -> Vec<Pattern> {
     patterns.sort_unstable();
     patterns.dedup();
     let mut n = 0;

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use brokercast::event::{Envelope, Event, Timestamp};
-use brokercast::frame::Form;
-use brokercast::hub::{Channel, Concerns, Filter, Hub, Limits, Listener, Seat, SourceSpec};
-use brokercast::subject::Pattern;
+use brokercast::internals::{
+    Channel, Concerns, Envelope, Event, Filter, Form, Hub, Limits, Listener, Pattern, Seat, SourceSpec, Timestamp,
+};
 use bytes::Bytes;
 
 /// Bytes of each payload.

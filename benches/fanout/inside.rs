@@ -2,9 +2,7 @@
 
 use std::hint::black_box;
 
-use brokercast::event::Envelope;
-use brokercast::hub::{Hub, Input};
-use brokercast::subject::index::Index;
+use brokercast::internals::{Envelope, Hub, Index, Input};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::median;

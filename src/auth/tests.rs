@@ -67,6 +67,10 @@ fn bearer(token: &str) -> HeaderMap {
     HeaderMap::from_iter([(AUTHORIZATION, format!("Bearer {token}").parse().expect("a header value"))])
 }
 
+fn keys_loaded(authenticator: &Authenticator) -> bool {
+    authenticator.jwt.as_ref().is_none_or(|tokens| tokens.remotes.iter().all(Remote::loaded))
+}
+
 fn ask(authenticator: &Authenticator, token: &str) -> Result<Grant, AuthError> {
     authenticator.authenticate(&bearer(token), None)
 }
@@ -173,7 +177,7 @@ fn without_keys_no_token_is_good() {
     let authenticator = Authenticator::new(&open, &limits()).expect("no keys");
     assert!(authenticator.authenticate(&HeaderMap::new(), None).is_ok());
     assert_eq!(ask(&authenticator, &hs256(&claims(json!({})))).expect_err("no keys"), AuthError::Invalid(Refused::NoKeys));
-    assert!(authenticator.keys_loaded());
+    assert!(keys_loaded(&authenticator));
 }
 
 fn open() -> Anonymous {

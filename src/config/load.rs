@@ -56,7 +56,8 @@ struct Found {
 
 impl ConfigError {
     /// One line for each problem: place, key path, what was expected.
-    pub fn lines(&self) -> impl Iterator<Item = String> {
+    #[cfg(test)]
+    pub(crate) fn lines(&self) -> impl Iterator<Item = String> {
         self.problems.iter().map(ToString::to_string)
     }
 }

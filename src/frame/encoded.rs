@@ -54,6 +54,7 @@ pub struct Encoded {
     kind: Kind,
 }
 
+#[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "for framings to come"))]
 impl Encoded {
     /// What it is.
     #[must_use]

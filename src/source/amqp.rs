@@ -27,7 +27,7 @@ mod tests;
 pub(in crate::source) mod upkeep;
 mod wire;
 
-pub use config::{Binding, Broker, Config, Declare, ExchangeType, Origin, QueueType, Raw, Tls};
+pub use config::{Config, ExchangeType, Origin, QueueType, Raw};
 
 /// A source that reads a queue.
 pub(in crate::source) struct Amqp {

@@ -26,7 +26,7 @@ mod config;
 pub(crate) mod tests;
 pub(in crate::source) mod wire;
 
-pub use config::{Auth, Config, JetStream, Limits, Raw, Server, Tls};
+pub use config::{Config, JetStream, Raw};
 use wire::{LastServer, PROBE, Wire};
 
 /// Messages that wait for us in one subscription.

@@ -25,22 +25,6 @@ pub enum State {
     Down,
 }
 
-impl State {
-    /// All of them, for metrics.
-    pub const ALL: [Self; 4] = [Self::Connecting, Self::Warming, Self::Up, Self::Down];
-
-    /// The word in `/readyz`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Connecting => "connecting",
-            Self::Warming => "warming",
-            Self::Up => "up",
-            Self::Down => "down",
-        }
-    }
-}
-
 /// A state, and since when.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {

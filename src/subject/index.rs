@@ -114,8 +114,8 @@ impl<T: Copy + PartialEq> Index<T> {
     }
 
     /// Whether nothing is left in it.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
         self.root.is_empty()
     }
 }

@@ -5,19 +5,19 @@ use std::time::Duration;
 
 /// Pauses that grow by a factor from failure to failure.
 #[derive(Debug, Clone, Copy)]
-pub struct Backoff {
+pub(crate) struct Backoff {
     /// The pause after the first failure.
-    pub first: Duration,
+    pub(crate) first: Duration,
     /// By how much the next pause is longer.
-    pub factor: f64,
+    pub(crate) factor: f64,
     /// No pause is longer.
-    pub most: Duration,
+    pub(crate) most: Duration,
 }
 
 impl Backoff {
     /// Returns the pause after this many failures in a row, without jitter.
     #[must_use]
-    pub fn after(&self, failures: u32) -> Duration {
+    pub(crate) fn after(&self, failures: u32) -> Duration {
         let steps = i32::try_from(failures.saturating_sub(1).min(30)).unwrap_or_default();
         self.first.mul_f64(self.factor.powi(steps)).min(self.most)
     }
@@ -25,7 +25,7 @@ impl Backoff {
 
 /// Returns a random share of a span, so that many who wait for the same do not all come back at the same moment.
 #[must_use]
-pub fn jittered(span: Duration, shares: Range<f64>) -> Duration {
+pub(crate) fn jittered(span: Duration, shares: Range<f64>) -> Duration {
     span.mul_f64(rand::random_range(shares))
 }
 

@@ -2,7 +2,7 @@
 
 /// A part of such a text.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Piece<'a> {
+pub(crate) enum Piece<'a> {
     /// Text as it is meant: `{{` and `}}` have become single braces. Never empty.
     Text(String),
     /// What is between `{` and `}`. Never empty.
@@ -12,7 +12,7 @@ pub enum Piece<'a> {
 /// Splits a text into its pieces. Returns `None` for a brace without its partner, and for a placeholder that is empty or
 /// holds another `{`.
 #[must_use]
-pub fn pieces(text: &str) -> Option<Vec<Piece<'_>>> {
+pub(crate) fn pieces(text: &str) -> Option<Vec<Piece<'_>>> {
     let (mut pieces, mut literal, mut rest) = (Vec::new(), String::new(), text);
     let flush = |pieces: &mut Vec<_>, literal: &mut String| {
         if !literal.is_empty() {

@@ -6,7 +6,7 @@ use percent_encoding::percent_decode_str;
 
 /// Returns the names and values of a query, decoded to bytes: what is not UTF-8 is for the caller to judge. Empty
 /// pairs, as in `a=1&&b=2`, are left out.
-pub fn pairs(query: &str) -> impl Iterator<Item = (Cow<'_, [u8]>, Cow<'_, [u8]>)> {
+pub(crate) fn pairs(query: &str) -> impl Iterator<Item = (Cow<'_, [u8]>, Cow<'_, [u8]>)> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         (decode(name), decode(value))

@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net};
 /// Reads `10.0.0.0/8` or a single address. Returns `None` for anything else, also for a network with host bits set.
 /// IPv4 written as IPv6 (`::ffff:10.0.0.0/104`) becomes IPv4, as addresses are compared in that form.
 #[must_use]
-pub fn parse(text: &str) -> Option<IpNet> {
+pub(crate) fn parse(text: &str) -> Option<IpNet> {
     let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))?;
     if network.addr() != network.network() {
         return None;

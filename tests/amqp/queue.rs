@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use brokercast::event::Timestamp;
-use brokercast::source::ErrorKind::{self, Configuration, Denied, Lost, Missing, Protocol};
-use brokercast::source::{Adapter, Item, Start};
+use brokercast::internals::ErrorKind::{self, Configuration, Denied, Lost, Missing, Protocol};
+use brokercast::internals::{Adapter, Item, Start, Timestamp};
 use lapin::options::{BasicPublishOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, ExchangeKind};

@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use brokercast::cursor::Position;
-use brokercast::event::{GapReason, Message, Timestamp};
-use brokercast::source::{Adapter, Item, Start};
+use brokercast::internals::{Adapter, GapReason, Item, Message, Position, Start, Timestamp};
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;

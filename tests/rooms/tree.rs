@@ -159,7 +159,7 @@ impl Collector {
                 // `#[serde(with = "crate::there")]`
                 TokenTree::Literal(literal) if strings => {
                     let text: Option<syn::LitStr> = syn::parse_str(&literal.to_string()).ok();
-                    if let Some(path) = text.and_then(|text| text.parse::<syn::Path>().ok()) {
+                    if let Some(path) = text.and_then(|text| text.parse::<syn::Path>().ok()).filter(|path| path.segments.len() > 1) {
                         self.visit_path(&path);
                     }
                 }

@@ -3,11 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use brokercast::config::Problems;
-use brokercast::event::{Gap, Message, SourceName};
-use brokercast::source::amqp::Raw;
-use brokercast::source::{Adapter, Common, Connection, Item, SourceError, Start};
-pub use brokercast::support::causes::chain;
+pub use brokercast::internals::chain;
+use brokercast::internals::{Adapter, Common, Connection, Gap, Item, Message, Problems, Raw, SourceError, SourceName, Start};
 
 /// How long something may take that should come at once.
 pub const PATIENCE: Duration = Duration::from_secs(30);
