@@ -5,12 +5,11 @@
 //! and is held only to hand finished entries over; nobody is woken under it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 
 use bytes::BytesMut;
 use hashbrown::HashMap;
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 use tokio::sync::Notify;
 
@@ -21,6 +20,9 @@ use crate::subject::Pattern;
 use crate::subject::index::Index;
 
 pub mod channel;
+#[cfg(test)]
+mod models;
+mod notify;
 pub mod piece;
 mod publisher;
 mod state;
@@ -28,7 +30,18 @@ mod state;
 mod tests;
 pub mod window;
 
-pub use channel::{Channel, Filter, Listener, Read, WakerSeat};
+/// What `notify` is built of: its models put loom's primitives in their place.
+mod sync {
+    pub(super) use std::sync::Arc;
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+    pub(super) use parking_lot::Mutex;
+}
+
+use notify::{Backpressure, Listeners};
+
+pub use channel::{Channel, Filter, Read, WakerSeat};
+pub use notify::Listener;
 pub use piece::{Framing, Piece};
 pub use window::{Entry, Limits, Place, Window};
 
@@ -203,6 +216,7 @@ struct Publisher {
     found: Vec<u32>,
     dirty: Vec<Arc<Channel>>,
     wakers: Vec<Waker>,
+    listeners: Listeners,
 }
 
 enum Pushed {
@@ -221,9 +235,8 @@ pub struct Hub {
     limits: Limits,
     publisher: Mutex<Publisher>,
     state: Mutex<State>,
-    listeners: RwLock<Arc<[Arc<dyn Listener>]>>,
     changed: Notify,
-    crowded: AtomicBool,
+    backpressure: Backpressure,
     room: Notify,
 }
 
@@ -249,6 +262,7 @@ impl Hub {
             found: Vec::new(),
             dirty: Vec::new(),
             wakers: Vec::new(),
+            listeners: Listeners::default(),
         };
         let sources = sources.into_iter().zip(tags).map(|(spec, tag)| Source {
             warm: !spec.durable,
@@ -276,9 +290,8 @@ impl Hub {
             limits,
             publisher: Mutex::new(publisher),
             state: Mutex::new(state),
-            listeners: RwLock::new(Arc::new([])),
             changed: Notify::new(),
-            crowded: AtomicBool::new(false),
+            backpressure: Backpressure::new(),
             room: Notify::new(),
         })
     }
@@ -315,53 +328,46 @@ impl Hub {
     /// Whether the logs are full of what listeners have not taken yet: then publishing has to wait for [`Self::room`].
     #[must_use]
     pub fn crowded(&self) -> bool {
-        self.crowded.load(Ordering::Acquire)
+        self.backpressure.crowded()
     }
 
-    /// Told when it is no longer crowded.
+    /// Notified when it is no longer crowded.
     #[must_use]
     pub fn room(&self) -> &Notify {
         &self.room
     }
 
-    /// To be called by a listener when it has taken what was pending.
-    pub fn eased(&self) {
-        if self.crowded.load(Ordering::SeqCst) {
-            // Under both locks: no batch stands between being appended and being told.
-            let publisher = self.publisher.lock();
-            self.trim(&mut self.state.lock(), u64::MAX);
-            drop(publisher);
+    /// To be called by a listener whose [`Listener::turn`] says so.
+    pub fn make_room(&self) {
+        // Under both locks: no batch is between being appended and being delivered.
+        let publisher = self.publisher.lock();
+        let room = self.trim(&mut self.state.lock(), &publisher.listeners, None);
+        drop(publisher);
+        self.announce_room(room);
+    }
+
+    /// Drops what is too much of the channels' logs, but nothing that a listener may not have written, nor anything of
+    /// the batch `undelivered`. Returns whether room has to be announced, once no lock is held.
+    #[must_use]
+    fn trim(&self, state: &mut State, listeners: &Listeners, undelivered: Option<u64>) -> bool {
+        state.trim_logs(listeners.pending().into_iter().chain(undelivered).min());
+        self.backpressure.update(state.logged > LOGS, listeners)
+    }
+
+    fn announce_room(&self, room: bool) {
+        if room {
             self.room.notify_waiters();
         }
     }
 
-    /// The oldest batch that a listener has not taken everything of.
-    fn pending(&self) -> u64 {
-        self.listeners.read().iter().map(|l| l.pending()).min().unwrap_or(u64::MAX)
-    }
-
-    /// Drops what is too much of the channels' logs, but nothing that is pending or of batch `untold`.
-    fn trim(&self, state: &mut State, untold: u64) {
-        state.trim_logs(self.pending().min(untold));
-        self.crowded.store(state.logged > LOGS, Ordering::SeqCst);
-        // Whoever became idle before it could see that waits for nobody's telling.
-        if self.pending() == u64::MAX {
-            self.crowded.store(false, Ordering::SeqCst);
-        }
-    }
-
-    /// Adds whoever wants to be told of channels with something new. Returns its number; at most 64.
-    pub fn listen(&self, listener: Arc<dyn Listener>) -> usize {
-        let mut listeners = self.listeners.write();
-        let mut all = listeners.to_vec();
-        all.push(listener);
-        let number = all.len() - 1;
-        *listeners = all.into();
-        number
+    /// Adds a loop that is woken, by `wake`, when channels in which it has members have something new. `wake` must not
+    /// block. `None` when there are 64 already.
+    pub fn listen(&self, wake: impl Fn() + Send + Sync + 'static) -> Option<Arc<Listener>> {
+        self.publisher.lock().listeners.add(Box::new(wake))
     }
 
     /// Publishes a batch of one source, leaving `inputs` empty: encodes each event once, puts it into the source's window
-    /// and into the log of each channel that wants it, then tells whoever waits. Returns the id after it.
+    /// and into the log of each channel that wants it, then notifies all who wait. Returns the id after it.
     pub fn publish(&self, source: SourceId, inputs: &mut Vec<Input>, now: Timestamp) -> Arc<str> {
         let mut publisher = self.publisher.lock();
         let p = &mut *publisher;
@@ -369,7 +375,7 @@ impl Hub {
             p.prepare(source, input, now);
         }
         p.encode_id();
-        let (id, batch);
+        let (id, batch, room);
         {
             let mut state = self.state.lock();
             let s = &mut *state;
@@ -384,21 +390,21 @@ impl Hub {
                 s.take(source, pushed, &mut p.found, &mut p.dirty, &mut p.wakers, now);
             }
             s.sources[source].window.trim(self.limits, now);
-            self.trim(s, batch);
+            room = self.trim(s, &p.listeners, Some(batch));
         }
-        self.tell(&mut p.dirty, batch, &mut p.wakers);
+        p.notify(batch);
         self.changed.notify_waiters();
+        self.announce_room(room);
         id
     }
 
     /// Lets time pass: drops what is too old, and lets the channels of this `part` of `parts` beat their hearts, so
     /// that over `parts` calls each beats once.
     pub fn beat(&self, part: u64, parts: u64, now: Timestamp) {
-        let mut dirty = Vec::new();
-        let mut wakers = Vec::new();
-        // Nothing is appended between a batch and its telling.
-        let publisher = self.publisher.lock();
-        let batch;
+        // Nothing is appended between a batch and its delivery.
+        let mut publisher = self.publisher.lock();
+        let p = &mut *publisher;
+        let (batch, room);
         {
             let mut state = self.state.lock();
             let s = &mut *state;
@@ -417,31 +423,16 @@ impl Hub {
                 let mut log = slot.channel.lock();
                 // What was joined long ago helps nobody any more.
                 log.forget();
-                log.append(beat.clone(), &mut wakers);
+                log.append(beat.clone(), &mut p.wakers);
                 drop(log);
                 s.order.push_back(Logged { key: key as u32, serial: slot.channel.serial(), cost: LOG_ENTRY as u32, batch });
                 s.logged += LOG_ENTRY;
-                dirty.push(slot.channel.clone());
+                p.dirty.push(slot.channel.clone());
             }
-            self.trim(s, batch);
+            room = self.trim(s, &p.listeners, Some(batch));
         }
-        self.tell(&mut dirty, batch, &mut wakers);
-        drop(publisher);
-    }
-
-    fn tell(&self, dirty: &mut Vec<Arc<Channel>>, batch: u64, wakers: &mut Vec<Waker>) {
-        let listeners = self.listeners.read().clone();
-        let mut told = 0;
-        for channel in dirty.drain(..) {
-            told |= channel.tell(&listeners, batch);
-        }
-        // Only now: one that was woken at its first channel would look, sleep and be woken again for each.
-        for (number, listener) in listeners.iter().enumerate() {
-            if told & (1 << number) != 0 {
-                listener.wake();
-            }
-        }
-        wakers.drain(..).for_each(Waker::wake);
+        p.notify(batch);
+        self.announce_room(room);
     }
 
     /// Takes a seat in the channel of a filter, at its end: what was published before has to come from the windows,

@@ -82,7 +82,7 @@ impl Writer {
             lane.put(socket, live, beyond);
             // Of a crowd that connects, many have arrived when this goes on: the loop is woken once for all of them.
             tokio::task::yield_now().await;
-            lane.tell_of_new();
+            lane.order_new();
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the measurements of the sync core are made of.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use brokercast::internals::{
@@ -25,18 +25,24 @@ pub(crate) fn pattern(text: &str) -> Pattern {
     text.parse().expect("a pattern")
 }
 
-/// A writer's loop that has always taken everything already: the telling is measured, the writing is not.
-struct Swift;
+/// A writer's loop that takes everything at once: the notifying is measured, the writing is not.
+struct Swift {
+    listener: Arc<Listener>,
+    /// By their keys, of which none is left out.
+    channels: Vec<Arc<Channel>>,
+    ready: Mutex<Vec<u32>>,
+}
 
-impl Listener for Swift {
-    fn ready(&self, channel: &Arc<Channel>, _: u64) {
-        channel.looked(0);
-    }
-
-    fn wake(&self) {}
-
-    fn pending(&self) -> u64 {
-        u64::MAX
+impl Swift {
+    fn take_all(&self) {
+        let mut ready = self.ready.lock().expect("its lock");
+        while self.listener.has_news() {
+            assert!(!self.listener.turn(&mut ready), "nobody waits for room");
+            for key in &*ready {
+                self.channels[*key as usize].looked(&self.listener);
+            }
+        }
+        assert!(!self.listener.turn(&mut ready), "nobody waits for room");
     }
 }
 
@@ -44,14 +50,19 @@ impl Listener for Swift {
 pub(crate) fn hub(subscribers: usize, wants: impl Fn(usize) -> Vec<String>) -> (Arc<Hub>, Vec<Seat>) {
     let source = SourceSpec { name: "plant".parse().expect("a source's name"), durable: false, concerns: Concerns(Arc::new(|_| true)) };
     let hub = Hub::new(vec![source], Limits { bytes: 1 << 20, age: Duration::from_secs(600) }, 7);
-    let listener = hub.listen(Arc::new(Swift));
+    let swift = Arc::new(OnceLock::<Swift>::new());
+    let woken = swift.clone();
+    let listener = hub.listen(move || woken.wait().take_all()).expect("a listener");
     let mut seats = Vec::with_capacity(subscribers);
     for n in 0..subscribers {
         let patterns = wants(n).iter().map(|text| pattern(text)).collect();
         let filter = Arc::new(Filter::new(patterns, Form::Routed));
         let (seat, _) = hub.join(&mut hub.state(), &filter);
-        seat.channel().set_member(listener, true);
+        seat.channel().set_member(&listener, true);
         seats.push(seat);
     }
+    let mut channels: Vec<_> = seats.iter().map(|seat| seat.channel().clone()).collect();
+    channels.dedup_by_key(|channel| channel.key());
+    swift.get_or_init(|| Swift { listener, channels, ready: Mutex::default() });
     (hub, seats)
 }

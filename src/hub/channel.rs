@@ -6,13 +6,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 
+use super::notify::{Audience, Listener};
 use super::piece::{FRAMINGS, Framing, Piece};
 use crate::frame::{Encoded, Form};
 use crate::subject::{self, Pattern};
@@ -66,20 +66,6 @@ pub enum Read {
     Lagged,
 }
 
-/// Somebody who is told when a channel has something new.
-pub trait Listener: Send + Sync {
-    /// The channel has something that it had not when this listener looked last. Must not block.
-    /// `batch` is the one that brought it.
-    fn ready(&self, channel: &Arc<Channel>, batch: u64);
-
-    /// No more channels are ready for now. Must not block.
-    fn wake(&self);
-
-    /// The oldest batch of which it may not have taken everything yet, `u64::MAX` if there is none: what channels' logs
-    /// hold of it and of later ones is not dropped.
-    fn pending(&self) -> u64;
-}
-
 /// A filter's log and who waits for it.
 pub struct Channel {
     /// Its place among the channels; used again after it is gone.
@@ -87,10 +73,7 @@ pub struct Channel {
     serial: u64,
     filter: Arc<Filter>,
     log: Mutex<Log>,
-    /// A bit for each listener that has members here.
-    members: AtomicU64,
-    /// A bit for each listener that has been told and has not looked since.
-    told: AtomicU64,
+    pub(super) audience: Audience,
 }
 
 impl std::fmt::Debug for Channel {
@@ -102,7 +85,7 @@ impl std::fmt::Debug for Channel {
 impl Channel {
     pub(super) fn new(key: u32, serial: u64, filter: Arc<Filter>) -> Self {
         let log = Mutex::new(Log::new(filter.form()));
-        Self { key, serial, filter, log, members: AtomicU64::new(0), told: AtomicU64::new(0) }
+        Self { key, serial, filter, log, audience: Audience::new() }
     }
 
     /// What its subscribers want.
@@ -163,40 +146,18 @@ impl Channel {
         self.log.lock().forget();
     }
 
-    /// Says that listener number `listener` (below 64) has members here, or has none left.
-    pub fn set_member(&self, listener: usize, member: bool) {
-        if member {
-            self.members.fetch_or(1 << listener, Ordering::AcqRel);
-        } else {
-            self.members.fetch_and(!(1 << listener), Ordering::AcqRel);
-        }
+    /// Says that a listener has members here, or has none left.
+    pub fn set_member(&self, listener: &Listener, member: bool) {
+        self.audience.set_member(listener, member);
     }
 
-    /// To be called by a listener before it looks: from now on it will be told again.
-    pub fn looked(&self, listener: usize) {
-        self.told.fetch_and(!(1 << listener), Ordering::AcqRel);
+    /// To be called by a listener before it takes from the log: it is notified of what comes after.
+    pub fn looked(&self, listener: &Listener) {
+        self.audience.looked(listener);
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Log> {
         self.log.lock()
-    }
-
-    /// Tells the listeners that have members here and have not been told; returns which, to be woken.
-    pub(super) fn tell(self: &Arc<Self>, listeners: &[Arc<dyn Listener>], batch: u64) -> u64 {
-        let members = self.members.load(Ordering::Acquire);
-        if members == 0 {
-            return 0;
-        }
-        let all = members & !self.told.fetch_or(members, Ordering::AcqRel);
-        let mut untold = all;
-        while untold != 0 {
-            let listener = untold.trailing_zeros() as usize;
-            untold &= untold - 1;
-            if let Some(listener) = listeners.get(listener) {
-                listener.ready(self, batch);
-            }
-        }
-        all
     }
 }
 

@@ -1,5 +1,7 @@
 //! How events get their sequence, the cursor that stands behind them, and their bytes.
 
+use std::task::Waker;
+
 use super::{Entry, Input, Publisher, Pushed, SourceId};
 use crate::cursor::{Point, Position};
 use crate::event::{GapReason, Timestamp};
@@ -52,6 +54,15 @@ impl Publisher {
         });
         // A log that knows no position yet is at its very beginning.
         self.cursor.durable[place].1 = position.map_or(Point::Earliest, Point::At);
+    }
+
+    /// Notifies all who read the channels that this batch was appended to. No lock but the publisher's may be held.
+    pub(super) fn notify(&mut self, batch: u64) {
+        for channel in self.dirty.drain(..) {
+            self.listeners.mark(&channel.audience, channel.key);
+        }
+        self.listeners.notify(batch);
+        self.wakers.drain(..).for_each(Waker::wake);
     }
 
     pub(super) fn encode_id(&mut self) {

@@ -76,9 +76,9 @@ impl State {
         of.window.push(entry);
     }
 
-    /// Drops what is too much of the channels' logs, but nothing of batch `pending` or later.
-    pub(super) fn trim_logs(&mut self, pending: u64) {
-        while self.logged > LOGS && self.order.front().is_some_and(|l| l.batch < pending) {
+    /// Drops what is too much of the channels' logs, but nothing of batch `keep` or later.
+    pub(super) fn trim_logs(&mut self, keep: Option<u64>) {
+        while self.logged > LOGS && self.order.front().is_some_and(|l| keep.is_none_or(|keep| l.batch < keep)) {
             let Some(oldest) = self.order.pop_front() else { return };
             self.logged -= oldest.cost as usize;
             if let Some(slot) = self.channels.get(oldest.key as usize).filter(|s| s.channel.serial() == oldest.serial) {

@@ -148,36 +148,54 @@ fn what_is_read_before_the_tail_is_not_live() {
 }
 
 #[test]
-fn a_listener_is_told_once_until_it_looks() {
-    struct Count(AtomicUsize, AtomicUsize);
-    impl Listener for Count {
-        fn ready(&self, _: &Arc<Channel>, _: u64) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-        fn wake(&self) {
-            self.1.fetch_add(1, Ordering::Relaxed);
-        }
-        fn pending(&self) -> u64 {
-            u64::MAX
-        }
-    }
+fn a_listener_is_notified_once_until_it_looks() {
     let hub = hub(WIDE);
-    let count = Arc::new(Count(AtomicUsize::new(0), AtomicUsize::new(0)));
-    let number = hub.listen(count.clone());
+    let woken = Arc::new(AtomicUsize::new(0));
+    let wakes = woken.clone();
+    let listener = hub.listen(move || _ = wakes.fetch_add(1, Ordering::Relaxed)).unwrap();
+    let mut ready = Vec::new();
     let (seat, _) = join(&hub, &["a"]);
     let (other, _) = join(&hub, &["b"]);
     hub.publish(0, &mut vec![event("a", "1")], now());
-    assert_eq!(count.0.load(Ordering::Relaxed), 0);
-    seat.channel().set_member(number, true);
+    assert!(!listener.has_news());
+    seat.channel().set_member(&listener, true);
     for _ in 0..3 {
         hub.publish(0, &mut vec![event("a", "1"), event("a", "2")], now());
     }
-    assert_eq!(count.0.load(Ordering::Relaxed), 1);
-    assert_eq!(count.1.load(Ordering::Relaxed), 1);
-    seat.channel().looked(number);
-    other.channel().set_member(number, true);
+    assert!(!listener.turn(&mut ready));
+    assert_eq!((&*ready, woken.load(Ordering::Relaxed)), (&[seat.channel().key()][..], 1));
+    seat.channel().looked(&listener);
+    other.channel().set_member(&listener, true);
     hub.publish(0, &mut vec![event("a", "1"), event("b", "1")], now());
-    assert_eq!((count.0.load(Ordering::Relaxed), count.1.load(Ordering::Relaxed)), (3, 2), "woken once for both");
+    assert!(!listener.turn(&mut ready));
+    assert_eq!((ready.len(), woken.load(Ordering::Relaxed)), (2, 2), "woken once for both");
+}
+
+#[test]
+fn a_hub_has_at_most_64_listeners() {
+    let hub = hub(WIDE);
+    let listeners: Vec<_> = (0..65).map_while(|_| hub.listen(|| ())).collect();
+    assert_eq!(listeners.len(), 64);
+}
+
+/// A heartbeat trims the logs too. The listener that has just ended its round then finds nothing crowded any more.
+#[test]
+fn room_that_a_heartbeat_makes_is_announced() {
+    let hub = hub(WIDE);
+    let listener = hub.listen(|| ()).unwrap();
+    let (seat, _) = join(&hub, &["a"]);
+    seat.channel().set_member(&listener, true);
+    let payload = "x".repeat(1 << 20);
+    while !hub.crowded() {
+        hub.publish(0, &mut vec![event("a", &payload)], now());
+    }
+    let waiting = hub.room().notified();
+    let mut ready = Vec::new();
+    assert!(!listener.turn(&mut ready), "the round only begins");
+    let room_wanted = listener.turn(&mut ready);
+    hub.beat(0, 1, now());
+    assert!(room_wanted && !hub.crowded());
+    assert!(futures_util::FutureExt::now_or_never(waiting).is_some(), "the source that waited goes on");
 }
 
 #[test]

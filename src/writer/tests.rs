@@ -6,7 +6,7 @@ use bytes::Bytes;
 use super::*;
 use crate::event::{Envelope, Event, Timestamp};
 use crate::frame::Form;
-use crate::hub::{Filter, Input, Listener};
+use crate::hub::{Filter, Input};
 use crate::replay::{From, Request, Streams};
 
 struct World {
@@ -121,7 +121,7 @@ async fn what_does_not_fit_into_one_piece_is_written_as_well() {
 }
 
 #[tokio::test]
-async fn members_that_come_and_go_between_events_are_told_of_the_next() {
+async fn members_that_come_and_go_between_events_are_notified_of_the_next() {
     let world = world(1, Duration::from_secs(10));
     for n in 0..300 {
         let mut stays = world.client("a", None).await;
@@ -138,12 +138,13 @@ async fn members_that_come_and_go_between_events_are_told_of_the_next() {
 #[tokio::test]
 async fn news_of_a_channel_that_nobody_is_left_in_leave_nothing_pending() {
     let world = world(1, Duration::from_secs(10));
+    let listener = &world.writer.lanes[0].listener;
     let filter = Arc::new(Filter::new(vec!["a".parse().unwrap()], Form::Routed));
     let (seat, _) = world.streams.hub().join(&mut world.streams.hub().state(), &filter);
-    // As told when the last member has just left.
-    Listener::ready(&*world.writer.lanes[0], seat.channel(), 7);
-    Listener::wake(&*world.writer.lanes[0]);
-    world.eventually("nothing is pending", || Listener::pending(&*world.writer.lanes[0]) == u64::MAX);
+    // As when the loop's last member here has just left.
+    seat.channel().set_member(listener, true);
+    world.publish("a", "1");
+    world.eventually("nothing is pending", || listener.pending().is_none() && listener.may_sleep());
 }
 
 #[tokio::test]

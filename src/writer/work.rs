@@ -12,7 +12,7 @@ use slab::Slab;
 use tokio::sync::mpsc;
 
 use super::Returned;
-use super::lane::{IDLE, Inbox, Lane, WAKE};
+use super::lane::{Lane, WAKE};
 use super::socket::{Wrote, alive, keep, write};
 use crate::event::Timestamp;
 use crate::frame::{self, Closing};
@@ -56,7 +56,6 @@ struct Group {
 }
 
 pub(super) struct Work {
-    number: usize,
     lane: Arc<Lane>,
     hub: Arc<Hub>,
     poll: Poll,
@@ -67,7 +66,7 @@ pub(super) struct Work {
     channels: Vec<Option<Group>>,
     /// Channels to be written in this round.
     round: Vec<u32>,
-    /// What was pending has been taken into the round.
+    /// A round has begun and has not ended, even if all whose channels were to be written have gone meanwhile.
     begun: bool,
     /// How far the round has come: which of its channels, and which of that one's members.
     at: (usize, usize),
@@ -79,16 +78,8 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(
-        number: usize,
-        lane: Arc<Lane>,
-        hub: Arc<Hub>,
-        poll: Poll,
-        stall: Duration,
-        returned: mpsc::UnboundedSender<Returned>,
-    ) -> Self {
+    pub(super) fn new(lane: Arc<Lane>, hub: Arc<Hub>, poll: Poll, stall: Duration, returned: mpsc::UnboundedSender<Returned>) -> Self {
         Self {
-            number,
             lane,
             hub,
             poll,
@@ -108,8 +99,7 @@ impl Work {
     pub(super) fn run(mut self) {
         let mut events = Events::with_capacity(1024);
         loop {
-            let busy = self.at.0 < self.round.len();
-            let wait = if busy { Some(Duration::ZERO) } else { self.wait() };
+            let wait = if self.begun { Some(Duration::ZERO) } else { self.wait() };
             if let Err(error) = self.poll.poll(&mut events, wait)
                 && error.kind() != ErrorKind::Interrupted
             {
@@ -121,30 +111,20 @@ impl Work {
                     self.happened(event.token().0 as u32, event.is_readable() || event.is_error(), event.is_writable());
                 }
             }
-            if self.lane.told.swap(false, Ordering::AcqRel) || busy {
-                let inbox = {
-                    let mut inbox = self.lane.inbox.lock();
-                    let dirty = if busy { Vec::new() } else { std::mem::take(&mut inbox.dirty) };
-                    if !busy {
-                        inbox.since = None;
-                    } else if !inbox.dirty.is_empty() {
-                        // Not to be forgotten: looked at when this round is through.
-                        self.lane.told.store(true, Ordering::Release);
-                    }
-                    Inbox { new: std::mem::take(&mut inbox.new), dirty, since: None, drain: inbox.drain.take(), stop: inbox.stop }
-                };
-                if inbox.stop {
+            if self.lane.listener.has_orders() {
+                let orders = std::mem::take(&mut *self.lane.inbox.lock());
+                if orders.stop {
                     return;
                 }
-                if let Some(within) = inbox.drain {
+                if let Some(within) = orders.drain {
                     self.begin_drain(within);
                 }
-                for (socket, live, beyond) in inbox.new {
+                for (socket, live, beyond) in orders.new {
                     self.add(socket, live, beyond);
                 }
-                if !busy {
-                    self.begin_round(inbox.dirty);
-                }
+            }
+            if !self.begun && self.lane.listener.has_news() {
+                self.begin_round();
             }
             self.work();
             if self.due.is_some_and(|due| due <= Timestamp::now()) {
@@ -155,7 +135,7 @@ impl Work {
 
     /// How long to wait for events: until somebody's time is up.
     fn wait(&self) -> Option<Duration> {
-        if self.lane.told.load(Ordering::Acquire) {
+        if !self.lane.listener.may_sleep() {
             return Some(Duration::ZERO);
         }
         let due = self.due?;
@@ -180,9 +160,9 @@ impl Work {
             self.channels.resize_with(slot + 1, || None);
         }
         let group = self.channels[slot].get_or_insert_with(|| {
-            channel.set_member(self.number, true);
-            // Told while it had members here before, and never looked at: it would not be told again.
-            channel.looked(self.number);
+            channel.set_member(&self.lane.listener, true);
+            // Notified while it had members here before, and never looked at: it would not be notified again.
+            channel.looked(&self.lane.listener);
             Group { channel, members: Vec::new(), dirty: false }
         });
         let ends = live.expires().map_or(u64::MAX, Timestamp::as_micros);
@@ -237,7 +217,7 @@ impl Work {
                     self.at.1 = self.at.1.min(member.at as usize);
                 }
             } else if group.members.is_empty() {
-                group.channel.set_member(self.number, false);
+                group.channel.set_member(&self.lane.listener, false);
                 self.channels[slot] = None;
             }
         }
@@ -349,9 +329,12 @@ impl Work {
         }
     }
 
-    fn begin_round(&mut self, dirty: Vec<u32>) {
-        self.begun |= !dirty.is_empty();
-        self.round = dirty;
+    /// Ends a round, if one was under way, and begins the next with what is new since.
+    fn begin_round(&mut self) {
+        if self.lane.listener.turn(&mut self.round) {
+            self.hub.make_room();
+        }
+        self.begun = !self.round.is_empty();
         self.at = (0, 0);
         self.round.retain(|slot| match self.channels.get_mut(*slot as usize).and_then(Option::as_mut) {
             Some(group) => !std::mem::replace(&mut group.dirty, true),
@@ -368,14 +351,8 @@ impl Work {
             }
             self.at = (self.at.0 + 1, 0);
         }
-        self.round.clear();
-        self.at = (0, 0);
-        // Also when all whose channels were to be written have gone meanwhile.
-        if std::mem::take(&mut self.begun) {
-            let inbox = self.lane.inbox.lock();
-            self.lane.pending.store(inbox.since.unwrap_or(IDLE), Ordering::SeqCst);
-            drop(inbox);
-            self.hub.eased();
+        if self.begun {
+            self.begin_round();
         }
     }
 
@@ -383,12 +360,12 @@ impl Work {
     fn pass(&mut self, slot: usize, budget: &mut usize) -> bool {
         let Some(group) = self.channels.get_mut(slot).and_then(Option::as_mut) else { return true };
         if std::mem::take(&mut group.dirty) {
-            // Before looking: what comes from here on is told again.
-            group.channel.looked(self.number);
+            // Before looking: what comes from here on is notified again.
+            group.channel.looked(&self.lane.listener);
         }
         let channel = group.channel.clone();
         while self.hand_round(slot, &channel, budget) {
-            // A piece is bounded: what is left is nobody's news, so nobody would tell of it.
+            // Pieces are capped. The remainder triggers no notification, so keep going here.
             if !std::mem::take(&mut self.rest) {
                 return true;
             }
