@@ -61,34 +61,32 @@ pub(super) fn run(rounds: usize) -> io::Result<()> {
         println!("{name:>14} {ours:>12.1} {limit:>12.1}");
     }
 
-    println!("\nsubscribers who all want every event");
-    sweep.header("subscribers");
-    let mut all = Vec::new();
-    for subscribers in SUBSCRIBERS {
-        all.push((subscribers, sweep.print(subscribers, subscribers, Wants::Same, 0)?));
-    }
+    let all = SUBSCRIBERS.map(|n| (n, n, Wants::Same, 0));
+    let all = sweep.series("subscribers who all want every event", "subscribers", &all)?;
+    let crowd = FILTERS.map(|n| (n, CROWD, Wants::Filters(n), 0));
+    let crowd: Vec<_> = crowd.into_iter().filter(|(filters, ..)| *filters <= CROWD).collect();
+    let crowd = sweep.series(&format!("{CROWD} subscribers who all want every event, by so many distinct filters"), "filters", &crowd)?;
+    let beside = FILTERS.map(|n| (n, FEW, Wants::Same, n));
+    let title = format!("{FEW} subscribers who want every event, and others with so many distinct patterns that want none");
+    let beside = sweep.series(&title, "patterns", &beside)?;
 
-    println!("\n{CROWD} subscribers who all want every event, by so many distinct filters");
-    sweep.header("filters");
-    let mut crowd = Vec::new();
-    for filters in FILTERS.into_iter().filter(|n| *n <= CROWD) {
-        crowd.push((filters, sweep.print(filters, CROWD, Wants::Filters(filters), 0)?));
-    }
+    std::fs::write(PLOT, plot::svg(&panels(&all, &crowd, &beside, &in_hub(), &in_index())))?;
+    println!("\nplotted in {}", Path::new(PLOT).display());
+    Ok(())
+}
 
-    println!("\n{FEW} subscribers who want every event, and others with so many distinct patterns that want none");
-    sweep.header("patterns");
-    let mut beside = Vec::new();
-    for patterns in FILTERS {
-        beside.push((patterns, sweep.print(patterns, FEW, Wants::Same, patterns)?));
-    }
-
+fn in_hub() -> Vec<inside::Published> {
     println!("\nin process: nanoseconds for an event in Hub::publish, with so many distinct filters, one subscriber each");
     println!("{:>12} {:>14} {:>14} {:>16}", "filters", "nobody wants", "one wants it", "all: for each");
     let inside: Vec<_> = FILTERS.into_iter().map(inside::publish).collect();
     for at in &inside {
         println!("{:>12} {:>14.0} {:>14.0} {:>16.0}", at.filters, at.unwanted, at.one, at.each);
     }
+    inside
+}
 
+/// By the subject's tokens: among one pattern, among 100,000, and among 100,000 of which half the tokens are `*`.
+fn in_index() -> Vec<(f64, f64, f64, f64)> {
     println!("\nin process: nanoseconds to find the one pattern that matches; of so many, by the subject's tokens");
     println!("{:>12} {:>12} {:>12} {:>12} {:>12}", "tokens", "1", "1,000", "100,000", "half are *");
     let mut found = Vec::new();
@@ -98,9 +96,14 @@ pub(super) fn run(rounds: usize) -> io::Result<()> {
         println!("{tokens:>12} {a:>12.0} {b:>12.0} {c:>12.0} {wild:>12.0}");
         found.push((tokens as f64, a, c, wild));
     }
+    found
+}
 
+type Series = [(usize, Point)];
+
+fn panels(all: &Series, crowd: &Series, beside: &Series, inside: &[inside::Published], found: &[(f64, f64, f64, f64)]) -> Vec<Panel> {
     let line = |name, colour, points| Line { name, colour, points };
-    let cost = |of: &[(usize, Point)], mode: usize| -> Vec<Line> {
+    let cost = |of: &Series, mode: usize| -> Vec<Line> {
         let points = |which: fn(&(f64, f64)) -> f64| of.iter().map(|(n, point)| (*n as f64, which(&point.cost[mode]))).collect();
         vec![line("brokercast", BLUE, points(|c| c.0)), line("limit server", ORANGE, points(|c| c.1))]
     };
@@ -108,16 +111,11 @@ pub(super) fn run(rounds: usize) -> io::Result<()> {
     let hub = |which: fn(&inside::Published) -> f64| inside.iter().map(|at| (at.filters as f64, which(at))).collect();
     let walk = |which: fn(&(f64, f64, f64, f64)) -> f64| found.iter().map(|at| (at.0, which(at))).collect();
     let memory = all.iter().filter(|(n, _)| *n >= 1_000).map(|(n, point)| (*n as f64, point.memory)).collect();
-    let panels = [
-        panel("processor time of a delivery, one event at a time", "subscribers", "\u{b5}s", cost(&all, 0)),
-        panel("processor time of a delivery, events in flight", "subscribers", "\u{b5}s", cost(&all, 1)),
-        panel("10,000 subscribers, all want it, one event at a time", "distinct filters", "\u{b5}s", cost(&crowd, 0)),
-        panel(
-            "100 subscribers want it, others do not, one event at a time",
-            "distinct patterns of the others",
-            "\u{b5}s",
-            cost(&beside, 0),
-        ),
+    vec![
+        panel("processor time of a delivery, one event at a time", "subscribers", "\u{b5}s", cost(all, 0)),
+        panel("processor time of a delivery, events in flight", "subscribers", "\u{b5}s", cost(all, 1)),
+        panel("10,000 subscribers, all want it, one event at a time", "distinct filters", "\u{b5}s", cost(crowd, 0)),
+        panel("100 subscribers want it, others do not, one event at a time", "distinct patterns of the others", "\u{b5}s", cost(beside, 0)),
         panel(
             "publishing an event in the hub, without sockets",
             "distinct filters, one subscriber each",
@@ -142,10 +140,7 @@ pub(super) fn run(rounds: usize) -> io::Result<()> {
             )
         },
         panel("resident memory of an idle subscriber", "subscribers", "bytes", vec![line("brokercast", BLUE, memory)]),
-    ];
-    std::fs::write(PLOT, plot::svg(&panels))?;
-    println!("\nplotted in {}", Path::new(PLOT).display());
-    Ok(())
+    ]
 }
 
 impl Sweep {
@@ -157,11 +152,14 @@ impl Sweep {
         self.folder.path().join("limits")
     }
 
-    fn header(&self, what: &str) {
+    /// Measures and prints one table: a row for each value of `what`, with its subscribers, their filters and other patterns.
+    fn series(&self, title: &str, what: &str, rows: &[(usize, usize, Wants, usize)]) -> io::Result<Vec<(usize, Point)>> {
+        println!("\n{title}");
         let modes = ["one at a time: deliveries per CPU-second", "in flight: deliveries per CPU-second"];
         println!("{:>12} | {:^41} | {:^41} | {:^19} | {:>6}", "", modes[0], modes[1], "us beyond publ.", "bytes");
         let three = format!("{:>13} {:>13} {:>13}", "brokercast", "limit", "ratio");
         println!("{what:>12} | {three} | {three} | {:>9} {:>9} | {:>6}", "ours", "limit", "each");
+        rows.iter().map(|(value, subscribers, wants, others)| Ok((*value, self.print(*value, *subscribers, *wants, *others)?))).collect()
     }
 
     fn print(&self, what: usize, subscribers: usize, wants: Wants, others: usize) -> io::Result<Point> {

@@ -198,6 +198,7 @@ impl Serialize for Filled<'_> {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "to be taken apart")]
 fn warnings(config: &Config) -> Vec<String> {
     let mut found = Vec::new();
     let mut warn = |path: &str, what: &str| found.push(format!("{path}: {what}"));

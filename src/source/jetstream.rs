@@ -179,6 +179,7 @@ impl JetStreamSource {
         Vec::new()
     }
 
+    #[expect(clippy::too_many_lines, reason = "to be taken apart")]
     async fn attach(&self, start: Start, live: bool) -> Result<Reader, SourceError> {
         let mut line = self.line(live).await?;
         let info = self.info(&mut line, live).await?;

@@ -83,6 +83,7 @@ async fn refused(source: &Arc<dyn Adapter>, kind: ErrorKind, why: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::too_many_lines, reason = "one story, in its order")]
 async fn a_queue_keeps_what_was_not_acknowledged() {
     let mut rabbit = Rabbit::start().await;
     let jobs = source("jobs", json!({ "url": rabbit.url(), "queue": "jobs.done", "prefetch": 40 }));

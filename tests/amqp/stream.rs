@@ -195,6 +195,7 @@ async fn retention_is_a_gap_exactly_where_something_was_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::too_many_lines, reason = "one story, in its order")]
 async fn whatever_breaks_each_message_comes_once_and_in_order() {
     let mut rabbit = Rabbit::start().await;
     let proxy = Proxy::start(rabbit.port());

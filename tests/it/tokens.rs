@@ -77,6 +77,7 @@ async fn leeway_holds_for_the_door_and_for_the_stream() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one story, in its order")]
 async fn every_family_of_algorithms_opens_its_own_door_only() {
     let folder = tempfile::tempdir().unwrap();
     let rsa = KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap();

@@ -93,6 +93,7 @@ impl Algorithm {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "to be taken apart")]
 fn key(raw: raw::Key, path: &str, problems: &mut Problems) -> Option<KeySource> {
     let algorithms = raw.algorithms;
     if algorithms.is_empty() {

@@ -208,6 +208,7 @@ impl Raw {
         Some(Config { broker: broker?, origin: origin?, stream: self.queue_type == Some(QueueType::Stream), prefetch })
     }
 
+    #[expect(clippy::too_many_lines, reason = "to be taken apart")]
     fn origin(&self, path: &str, problems: &mut Problems) -> Option<Origin> {
         let before = problems.0.len();
         let named = self.queue.is_some();

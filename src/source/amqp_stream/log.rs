@@ -93,6 +93,7 @@ async fn consume_at(channel: &Channel, queue: &ShortString, prefetch: u16, spec:
 }
 
 /// Reads the bounds; `None` where the stream is empty.
+#[expect(clippy::too_many_lines, reason = "to be taken apart")]
 pub(super) async fn look(link: &Link, queue: &ShortString, ask: Ask) -> Result<Option<Log>, SourceError> {
     let channel = link.channel().await?;
     let mut first = consume_at(&channel, queue, 1, word("first")).await?;
