@@ -8,11 +8,9 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -22,19 +20,19 @@ use tracing::{info, warn};
 use crate::auth::{Authenticator, SetupError};
 use crate::config::Config;
 use crate::event::Timestamp;
-use crate::frame::{Closing, Form};
+use crate::frame::Closing;
+use crate::history::{self, Histories};
 use crate::http::connection::{Bounds, Ends, Server};
 use crate::http::handoff::{Adopt, Handover};
 use crate::http::tls::Tls;
-use crate::http::{Begin, Inbox, ListenError, Opened, Opening, TlsError, admin, listen};
-use crate::hub::{Filter, Hub};
+use crate::http::{Inbox, ListenError, TlsError, admin, listen};
+use crate::hub::Hub;
 use crate::metrics::{Metrics, Readings};
 use crate::pool::Pool;
-use crate::replay::{self, Streams};
 use crate::route::RouteError;
 use crate::source::supervisor::Supervisor;
-use crate::writer::pump::pump;
-use crate::writer::{self, Returned, Writer};
+use crate::stream::{self, Selection, Streams};
+use crate::writer::{self, Writer};
 
 mod intake;
 mod sources;
@@ -192,22 +190,23 @@ impl Rooms {
         let auth = Arc::new(Authenticator::new(&config.auth, &config.server.limits)?);
         let log = |source: &SourceRuntime| {
             let Supervisor { adapter, max_payload, .. } = &source.supervisor;
-            replay::Log { adapter: adapter.clone(), max_payload: *max_payload }
+            history::Log { adapter: adapter.clone(), max_payload: *max_payload }
         };
-        let settings = replay::Settings {
+        let settings = stream::Settings {
             heartbeat: config.server.heartbeat,
             retry: config.server.retry,
-            readers: config.history.readers,
-            rate: config.history.rate,
+            scan: stream::Settings::SCAN,
+            piece: stream::Settings::PIECE,
         };
-        let logs = sources.all.iter().map(log).collect();
-        let streams = Streams::new(sources.hub.clone(), sources.router.clone(), logs, settings);
+        let bounds = history::Settings { readers: config.history.readers, rate: config.history.rate };
+        let histories = Histories::new(sources.all.iter().map(log).collect(), bounds);
+        let streams = Streams::new(sources.hub.clone(), sources.router.clone(), histories, settings);
         let pool = Pool::new(&config.subscribers);
         let loops = std::thread::available_parallelism().map_or(1, usize::from);
         let stall = config.subscribers.max_stall;
         let (writer, writing) =
             Writer::start(&sources.hub, loops, stall).map_err(|cause| Error::System { what: "start the writers", cause })?;
-        let adopt = adopt(writer.clone(), stall);
+        let adopt = adopt(writer.clone());
         let connections = TaskTracker::new();
         let readings = readings(&sources, streams.clone(), pool.clone(), connections.clone());
         let asked = readings.clone();
@@ -252,10 +251,7 @@ impl Bridge {
                 metrics: rooms.metrics.clone(),
                 inboxes: rooms.sources.all.iter().filter_map(inbox).collect(),
                 draining: self.draining.clone(),
-                open: Box::new(move |opening| {
-                    let handover = Handover::new(open(&streams, opening));
-                    Opened { body: Body::new(handover.clone()), handover: Some(handover) }
-                }),
+                open: Box::new(move |request| Handover::new(streams.open(request, Timestamp::now()))),
             },
         );
         let stalled = rooms.metrics.stalled.clone();
@@ -292,7 +288,8 @@ impl Bridge {
         for ended in rooms.writing.ended {
             self.own("writer", async move { drop(ended.await) });
         }
-        self.own("returns", take_back(rooms.writing.returned, self.connections.clone(), rooms.adopt, self.ends.clone()));
+        let carry_on = self.writer.clone().carry_on(rooms.writing.returned, self.connections.clone(), self.ends.cut.clone());
+        self.own("returns", carry_on);
         self.own("heartbeat", beat(rooms.sources.hub, config.server.heartbeat));
         announce(config, ports.public.local_addr().ok(), ports.admin.local_addr().ok());
         self.own("listener", public.run(ports.public));
@@ -319,8 +316,7 @@ impl Bridge {
         let left = deadline.saturating_duration_since(Instant::now());
         let streams = u32::try_from(self.streams.opened()).unwrap_or(u32::MAX);
         let span = STAGGER.saturating_mul(streams).min(left.mul_f64(0.7));
-        self.streams.drain(span);
-        self.writer.drain(span);
+        self.streams.end(Selection::All, Closing::Draining, Timestamp::now(), span);
         self.ends.close.cancel();
         self.connections.close();
         let grace = left.mul_f64(0.1).min(Duration::from_millis(500));
@@ -351,47 +347,12 @@ impl Bridge {
     }
 }
 
-/// Writes a stream until it has caught up, then gives it to a loop.
-fn adopt(writer: Arc<Writer>, stall: Duration) -> Adopt {
+/// How a cleartext stream leaves hyper.
+fn adopt(writer: Arc<Writer>) -> Adopt {
     Arc::new(move |socket, stream, beyond| {
         let writer = writer.clone();
-        Box::pin(async move {
-            if let Some((socket, live)) = pump(socket, stream, stall).await {
-                writer.adopt(socket, live, beyond).await;
-            }
-        })
+        Box::pin(async move { writer.write(socket, stream, beyond).await })
     })
-}
-
-/// Carries on the streams that have fallen behind.
-async fn take_back(mut returned: UnboundedReceiver<Returned>, tasks: TaskTracker, adopt: Adopt, ends: Ends) {
-    while let Some(Returned { socket, live, last_id }) = returned.recv().await {
-        // A socket that the runtime cannot take is closed, and so its client comes back.
-        let Ok(socket) = TcpStream::from_std(socket) else { continue };
-        let carried = adopt(socket, Streams::carry_on(live, &last_id), 0);
-        let cut = ends.cut.clone();
-        tasks.spawn(async move {
-            tokio::select! {
-                () = carried => {}
-                () = cut.cancelled() => {}
-            }
-        });
-    }
-    std::future::pending().await
-}
-
-fn open(streams: &Arc<Streams>, opening: Opening) -> replay::Subscription {
-    let form = if opening.json { Form::Json } else { Form::Routed };
-    let from = match opening.begin {
-        Begin::Now => replay::From::Now,
-        Begin::After(cursor) => replay::From::Cursor(cursor),
-        Begin::Unreadable => replay::From::Unreadable,
-        Begin::Earliest => replay::From::Earliest,
-        Begin::Last => replay::From::Last,
-        Begin::Since(time) => replay::From::Since(time),
-    };
-    let filter = Arc::new(Filter::new(opening.patterns, form));
-    streams.open(replay::Request { filter, from, expires: opening.expires, permit: Box::new(opening.permit) })
 }
 
 /// Lets the hub's time pass.
@@ -419,7 +380,7 @@ fn readings(sources: &Sources, streams: Arc<Streams>, pool: Pool, connections: T
             subscribers_max: pool.max() as u64,
             ended: Closing::ALL.iter().map(|reason| (reason.as_str(), streams.closed(*reason))).collect(),
             channels: streams.hub().channels() as u64,
-            history_readers: streams.reading() as u64,
+            history_readers: streams.histories().reading() as u64,
             connections: connections.len() as u64,
             shortened_subjects: router.shortened(),
             reserved_names: router.reserved_names(),

@@ -33,6 +33,15 @@ pub use keys::KeyError;
 pub use template::{Template, TemplateError};
 pub use token::{Refused, mint};
 
+/// Whose a token is, as the token says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// Its `sub`.
+    pub identity: Option<Arc<str>>,
+    /// Its `jti`, where that is a string.
+    pub token_id: Option<Arc<str>>,
+}
+
 /// What a request may do, and for how long.
 #[derive(Debug, Clone)]
 pub struct Grant {
@@ -40,13 +49,19 @@ pub struct Grant {
     pub subscribe: Arc<[Pattern]>,
     /// Subjects it may publish to, likewise.
     pub publish: Arc<[Pattern]>,
-    /// The token's `sub`.
-    pub identity: Option<Arc<str>>,
+    /// Whose it is. `None`: anonymous.
+    pub owner: Option<Arc<Owner>>,
     /// When the token would be refused: `exp` plus leeway. `None`: anonymous.
     pub expires: Option<Timestamp>,
 }
 
 impl Grant {
+    /// The token's `sub`.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Arc<str>> {
+        self.owner.as_ref()?.identity.as_ref()
+    }
+
     /// Returns the patterns to subscribe to: all that are wanted, provided that the grant covers every one of them.
     ///
     /// # Errors
@@ -246,7 +261,7 @@ impl Authenticator {
             carriers: carriers.clone(),
             token_bytes: limits.token_bytes,
             jwt: jwt.as_ref().map(tokens).transpose()?,
-            anonymous: Grant { subscribe, publish, identity: None, expires: None },
+            anonymous: Grant { subscribe, publish, owner: None, expires: None },
         })
     }
 
@@ -394,7 +409,9 @@ impl Tokens {
             Some(Value::Number(number)) => Some(number.to_string().into()),
             Some(_) => return Err(refuse(Refused::ClaimType("sub"))),
         };
-        let grant = Grant { subscribe: self.subscribe.of(&claims), publish: self.publish.of(&claims), identity, expires: Some(until) };
+        let token_id = claims.get("jti").and_then(Value::as_str).map(Arc::from);
+        let owner = Some(Arc::new(Owner { identity, token_id }));
+        let grant = Grant { subscribe: self.subscribe.of(&claims), publish: self.publish.of(&claims), owner, expires: Some(until) };
         Ok(self.cache.insert(fingerprint, grant, ring.epoch))
     }
 

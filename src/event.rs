@@ -79,6 +79,18 @@ impl Timestamp {
         out.extend_from_slice(&text[more..]);
     }
 
+    /// This long after, or as late as can be said.
+    #[must_use]
+    pub fn after(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
+    }
+
+    /// How long after an `earlier` time it is; zero if it is not.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(earlier.0))
+    }
+
     /// This long before, or 1970.
     #[must_use]
     pub fn before(self, span: Duration) -> Self {

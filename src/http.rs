@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
@@ -17,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Authenticator;
 use crate::config::{Config, Limits};
-use crate::event::Timestamp;
 use crate::metrics::{Metrics, Route};
-use crate::pool::{Permit, Pool};
+use crate::pool::Pool;
 use crate::source::http::Handle;
+use crate::stream;
 use crate::subject::Pattern;
 
 pub(crate) mod admin;
@@ -43,36 +42,14 @@ mod tests;
 pub(crate) mod tls;
 
 pub use listen::ListenError;
-pub(crate) use query::Begin;
 pub use tls::TlsError;
 
 use connection::Peer;
 use dashboard::Dashboard;
 use files::Files;
+use handoff::Handover;
 use origin::{Origin, Origins};
 use problem::Problem;
-
-/// A stream that has been granted.
-pub(crate) struct Opening {
-    /// What it may and wants to see.
-    pub(crate) patterns: Vec<Pattern>,
-    /// Everything in the json envelope.
-    pub(crate) json: bool,
-    /// Where it begins.
-    pub(crate) begin: Begin,
-    /// When its token would be refused.
-    pub(crate) expires: Option<Timestamp>,
-    /// Its slot.
-    pub(crate) permit: Permit,
-}
-
-/// A stream that has been opened.
-pub(crate) struct Opened {
-    /// What hyper writes.
-    pub(crate) body: Body,
-    /// What may leave hyper with the socket instead.
-    pub(crate) handover: Option<handoff::Handover>,
-}
 
 /// A source that takes messages from HTTP.
 pub(crate) struct Inbox {
@@ -93,7 +70,7 @@ pub(crate) struct Rooms {
     /// Cancelled when no stream is to be opened any more.
     pub(crate) draining: CancellationToken,
     /// Opens a stream. Never waits.
-    pub(crate) open: Box<dyn Fn(Opening) -> Opened + Send + Sync>,
+    pub(crate) open: Box<dyn Fn(stream::Request) -> Handover + Send + Sync>,
 }
 
 /// What all handlers share.

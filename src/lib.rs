@@ -18,6 +18,8 @@ mod event;
 #[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod frame;
 #[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
+mod history;
+#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod http;
 #[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod hub;
@@ -26,11 +28,11 @@ mod metrics;
 #[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod pool;
 #[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
-mod replay;
-#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod route;
 #[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod source;
+#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
+mod stream;
 mod subject;
 mod support;
 #[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]

@@ -1,8 +1,8 @@
 //! Writers: the loops that write channels to the sockets of HTTP/1.1 streams which hyper has handed over.
 //!
-//! A thread for each core, each with an epoll set of its own. A subscriber is a socket, a seat in a channel and a
-//! place in its log: no task, no timer, no buffer. Whoever is not live yet, or has fallen out of its channel's log, is
-//! written by [`pump`] until it is. Knows the hub's channels and live streams; nothing of HTTP but its chunks.
+//! A thread for each core, each with an epoll set of its own. A subscriber is a socket, a seat in a channel and an offset
+//! in its log: no task, no timer, no buffer. A stream that is not live yet, or has fallen out of its channel's log, is
+//! written by [`task`] until it is. Knows the hub's channels and live streams; nothing of HTTP but its chunks.
 
 use std::io;
 use std::sync::Arc;
@@ -11,18 +11,21 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use crate::event::Timestamp;
 use crate::hub::Hub;
-use crate::replay::Live;
+use crate::stream::{Live, Stream};
+use crate::transport::task;
 
 mod lane;
-pub mod pump;
 mod socket;
 #[cfg(test)]
 mod tests;
 mod work;
 
-use lane::Lane;
+use lane::{Lane, New};
 
 /// A stream that a loop gives back: it has fallen out of its channel's log, behind this id.
 #[derive(Debug)]
@@ -39,6 +42,7 @@ pub struct Returned {
 pub struct Writer {
     lanes: Vec<Arc<Lane>>,
     next: AtomicUsize,
+    stall: Duration,
 }
 
 impl std::fmt::Debug for Writer {
@@ -50,7 +54,7 @@ impl std::fmt::Debug for Writer {
 /// What starting gives beside the writer.
 #[derive(Debug)]
 pub struct Ends {
-    /// Streams that are to be written by [`pump`] for a while.
+    /// Streams that fell behind: for [`Writer::carry_on`].
     pub returned: mpsc::UnboundedReceiver<Returned>,
     /// Resolves, one for each loop, when that loop ends; it does not by itself.
     pub ended: Vec<oneshot::Receiver<()>>,
@@ -71,24 +75,32 @@ impl Writer {
             lanes.push(lane);
             ended.push(end);
         }
-        Ok((Arc::new(Self { lanes, next: AtomicUsize::new(0) }), Ends { returned, ended }))
+        Ok((Arc::new(Self { lanes, next: AtomicUsize::new(0), stall }), Ends { returned, ended }))
     }
 
-    /// Takes a socket over, `beyond` bytes of whose input were read already.
-    pub async fn adopt(&self, socket: TcpStream, live: Live, beyond: usize) {
+    /// Writes a stream to a socket, `beyond` bytes of whose input were read already: until it has ended, or until a loop has
+    /// taken it over.
+    pub async fn write(&self, socket: TcpStream, stream: Stream, beyond: usize) {
+        let Some((socket, live, id)) = task::catch_up(socket, stream, self.stall).await else { return };
         let lane = &self.lanes[self.next.fetch_add(1, Ordering::Relaxed) % self.lanes.len()];
         // A socket that cannot leave the runtime is closed, and so its client comes back.
         if let Ok(socket) = socket.into_std() {
-            lane.put(socket, live, beyond);
+            lane.put(New { socket, live, id, beyond });
             // Of a crowd that connects, many have arrived when this goes on: the loop is woken once for all of them.
             tokio::task::yield_now().await;
             lane.order_new();
         }
     }
 
-    /// Ends all streams, those that are there and those that come, at random times within this span.
-    pub fn drain(&self, within: Duration) {
-        self.lanes.iter().for_each(|lane| lane.drain(within));
+    /// Carries on the streams that have fallen behind, each in a task of the tracker, until it is `cut`.
+    pub async fn carry_on(self: Arc<Self>, mut returned: mpsc::UnboundedReceiver<Returned>, tasks: TaskTracker, cut: CancellationToken) {
+        while let Some(Returned { socket, live, last_id }) = returned.recv().await {
+            // A socket that the runtime cannot take is closed, and so its client comes back.
+            let Ok(socket) = TcpStream::from_std(socket) else { continue };
+            let (this, cut, stream) = (self.clone(), cut.clone(), live.resume(&last_id, Timestamp::now()));
+            tasks.spawn(async move { cut.run_until_cancelled(this.write(socket, stream, 0)).await });
+        }
+        std::future::pending().await
     }
 
     /// Streams in the loops' hands.

@@ -98,7 +98,7 @@ mod tests {
             rule("a.*", RouteAction::Pass { subject: Some("b.{1}".into()), event: None, envelope: Envelope::Json }),
         ];
         let router = Arc::new(Router::new(&rules, &[(name.clone(), vec![Pattern::all()])]).unwrap());
-        let spec = SourceSpec { name, durable: true, concerns: crate::replay::concerns(&router, 0) };
+        let spec = SourceSpec { name, durable: true, concerns: crate::stream::concerns(&router, 0) };
         let hub = Hub::new(vec![spec], Limits { bytes: 1 << 20, age: std::time::Duration::from_secs(60) }, 1);
         let counts = Arc::<Counts>::default();
         let intake = Intake { source: 0, router, hub: hub.clone(), counts: counts.clone() };

@@ -18,10 +18,10 @@ use crate::config::Config;
 use crate::event::GapReason;
 use crate::hub::{Hub, Limits, SourceId, SourceSpec};
 use crate::metrics::SourceReading;
-use crate::replay;
 use crate::route::{RouteError, Router};
 use crate::source::supervisor::Supervisor;
 use crate::source::{Common, ErrorKind, Handle, Start, State};
+use crate::stream;
 use crate::subject::Pattern;
 
 /// Before a supervisor that panicked is started again.
@@ -67,7 +67,7 @@ impl Sources {
         let spec = |(id, (handle, ..)): (SourceId, &(Arc<Handle>, _, _))| SourceSpec {
             name: handle.name.clone(),
             durable: handle.durable,
-            concerns: replay::concerns(&router, id),
+            concerns: stream::concerns(&router, id),
         };
         let window = Limits { bytes: config.window.bytes, age: config.window.age };
         let hub = Hub::new(built.iter().enumerate().map(spec).collect(), window, rand::random());

@@ -84,7 +84,7 @@ fn a_good_token_becomes_a_grant() {
     let grant = ask(&authenticator(vec![secret()]), &hs256(&claims(json!({ "publish": "b.*", "exp": 4_000_000_000_u64 }))));
     let grant = grant.expect("a grant");
     assert_eq!((patterns(&grant.subscribe), patterns(&grant.publish)), (vec!["a.>"], vec!["b.*"]));
-    assert_eq!(grant.identity.as_deref(), Some("alice"));
+    assert_eq!(grant.identity().map(|i| &**i), Some("alice"));
     assert_eq!(grant.expires, Some(Timestamp::from_micros((4_000_000_000 + LEEWAY) * 1_000_000)));
     let may = |pattern: &str| grant.subscription(Wanted::These(vec![pattern.parse().expect("a pattern")])).is_ok();
     assert_eq!(
@@ -98,7 +98,7 @@ fn a_good_token_becomes_a_grant() {
 #[test]
 fn what_is_wanted_must_be_granted_as_a_whole() {
     let list = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("a pattern")).collect::<Vec<Pattern>>();
-    let grant = |texts| Grant { subscribe: list(texts).into(), publish: Arc::default(), identity: None, expires: None };
+    let grant = |texts| Grant { subscribe: list(texts).into(), publish: Arc::default(), owner: None, expires: None };
     let some = grant(&["orders.eu.>", "public.*"]);
     assert_eq!(some.subscription(Wanted::These(list(&["orders.eu.*"]))), Ok(list(&["orders.eu.*"])));
     assert_eq!(some.subscription(Wanted::All), Ok(some.subscribe.to_vec()));
@@ -129,7 +129,7 @@ fn equal_tokens_and_equal_grants_share_their_lists() {
     let again = ask(&authenticator, &one).expect("a grant");
     let second = ask(&authenticator, &other).expect("a grant");
     assert!(Arc::ptr_eq(&first.subscribe, &again.subscribe) && Arc::ptr_eq(&first.subscribe, &second.subscribe));
-    assert_eq!(first.identity.as_ref().map(Arc::as_ptr), again.identity.as_ref().map(Arc::as_ptr));
+    assert_eq!(first.owner.as_ref().map(Arc::as_ptr), again.owner.as_ref().map(Arc::as_ptr));
     assert_eq!(authenticator.jwt.as_ref().expect("tokens").cache.len(), 2);
 }
 
@@ -150,7 +150,7 @@ fn the_memory_of_verified_tokens_is_bounded() {
     let grant = |i: u64| Grant {
         subscribe: [format!("u.{i}").parse().expect("a pattern")].into(),
         publish: [].into(),
-        identity: None,
+        owner: None,
         expires: Some(Timestamp::from_micros(u64::MAX)),
     };
     let kept = cache.fingerprint("kept");

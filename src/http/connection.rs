@@ -47,6 +47,8 @@ pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
     /// Whether TLS ends here.
     pub(crate) tls: bool,
+    /// The connection's number; it comes again after four billion others.
+    pub(crate) connection: u32,
 }
 
 /// How long things may take, and how large they may be.
@@ -81,6 +83,8 @@ pub(crate) struct Server {
     /// Those that were cut because they took nothing.
     stalled: Counter,
     adopt: Option<Adopt>,
+    /// Of connections.
+    numbers: std::sync::atomic::AtomicU32,
 }
 
 /// Where HTTP/2 runs its streams: in the same set of tasks as the connections.
@@ -124,7 +128,7 @@ impl Server {
             .max_send_buf_size(64 << 10)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10));
-        Arc::new(Self { router, tls, http1, http2, bounds, ends, tasks, stalled, adopt })
+        Arc::new(Self { router, tls, http1, http2, bounds, ends, tasks, stalled, adopt, numbers: Default::default() })
     }
 
     /// Accepts until told otherwise; each connection is a task of the tracker.
@@ -137,7 +141,8 @@ impl Server {
     }
 
     async fn serve(self: Arc<Self>, mut socket: TcpStream, address: SocketAddr) {
-        let peer = Peer { address, tls: self.tls.is_some() };
+        let connection = self.numbers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let peer = Peer { address, tls: self.tls.is_some(), connection };
         match &self.tls {
             None => {
                 let look = timeout(self.bounds.header, speaks_http2(&mut socket));

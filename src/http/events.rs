@@ -19,10 +19,11 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use super::forwarded::client_address;
 use super::problem::Problem;
 use super::query::{Query, takes_only_streams};
-use super::{Opened, Opening, Peer, Shared, origin_of};
+use super::{Peer, Shared, origin_of};
 use crate::auth::{AuthError, Grant, NotGranted};
 use crate::event::Timestamp;
-use crate::frame::{self, Closing};
+use crate::frame::{self, Closing, Form};
+use crate::hub::Filter;
 use crate::metrics::Refused;
 use crate::pool;
 use crate::support::backoff::jittered;
@@ -99,14 +100,19 @@ async fn open(shared: &Shared, parts: &Parts, body: Body) -> Result<Response, Re
         return Err(Refusal::Later(Later::Draining));
     }
     let address = shared.client(parts);
-    let permit =
-        shared.rooms.pool.acquire(grant.identity.as_ref(), address).await.map_err(|refusal| Refusal::Later(Later::Cap(refusal)))?;
-    let opening = Opening { patterns, json: query.json, begin: query.begin, expires: grant.expires, permit };
-    let Opened { body, handover } = (shared.rooms.open)(opening);
-    let mut response = stream(body);
-    if let Some(handover) = handover {
-        response.extensions_mut().insert(handover);
-    }
+    let permit = shared.rooms.pool.acquire(grant.identity(), address).await.map_err(|refusal| Refusal::Later(Later::Cap(refusal)))?;
+    let form = if query.json { Form::Json } else { Form::Routed };
+    let connection = parts.extensions.get::<Peer>().map_or(0, |peer| peer.connection);
+    let handover = (shared.rooms.open)(crate::stream::Request {
+        filter: Arc::new(Filter::new(patterns, form)),
+        begin: query.begin,
+        expires: grant.expires,
+        owner: grant.owner,
+        connection,
+        permit: Box::new(permit),
+    });
+    let mut response = stream(Body::new(handover.clone()));
+    response.extensions_mut().insert(handover);
     Ok(response)
 }
 

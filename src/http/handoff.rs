@@ -25,18 +25,47 @@ use tokio::net::TcpStream;
 
 use super::lenient::Lenient;
 use super::stall::Stall;
-use crate::replay::Subscription;
+use crate::event::Timestamp;
+use crate::stream::{Step, Stream};
+use crate::transport::body::Body as StreamBody;
 
-/// Takes a socket over, behind the first bytes of its stream; the number is that of bytes read beyond the request.
-pub(crate) type Adopt = Arc<dyn Fn(TcpStream, Subscription, usize) -> BoxFuture<'static, ()> + Send + Sync>;
+/// Takes a socket over, once its head and the first bytes of its stream were flushed. `usize`: bytes of its input that were
+/// read beyond the request.
+pub(crate) type Adopt = Arc<dyn Fn(TcpStream, Stream, usize) -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// A stream as a response's body and, in its extensions, as what may leave with the socket.
+/// A stream as a response's body and, in the response's extensions, as what may leave with the socket.
 #[derive(Clone)]
-pub(crate) struct Handover(Arc<Mutex<Option<Subscription>>>);
+pub(crate) struct Handover(Arc<Mutex<Slot>>);
+
+enum Slot {
+    Stream(Stream),
+    /// hyper writes it.
+    Body(StreamBody),
+    /// It has left.
+    Gone,
+}
 
 impl Handover {
-    pub(crate) fn new(stream: Subscription) -> Self {
-        Self(Arc::new(Mutex::new(Some(stream))))
+    pub(crate) fn new(stream: Stream) -> Self {
+        Self(Arc::new(Mutex::new(Slot::Stream(stream))))
+    }
+
+    /// A stream that has left.
+    #[cfg(test)]
+    pub(crate) fn gone() -> Self {
+        Self(Arc::new(Mutex::new(Slot::Gone)))
+    }
+
+    /// Takes the stream, unless hyper has begun to write it.
+    fn take(&self) -> Option<Stream> {
+        let mut slot = self.0.lock();
+        match std::mem::replace(&mut *slot, Slot::Gone) {
+            Slot::Stream(stream) => Some(stream),
+            other => {
+                *slot = other;
+                None
+            }
+        }
     }
 }
 
@@ -44,9 +73,12 @@ impl http_body::Body for Handover {
     type Data = Bytes;
     type Error = Infallible;
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if let Some(stream) = self.take() {
+            *self.0.lock() = Slot::Body(StreamBody::new(stream));
+        }
         match &mut *self.0.lock() {
-            Some(stream) => Pin::new(stream).poll_frame(cx),
-            None => Poll::Ready(None),
+            Slot::Body(body) => Pin::new(body).poll_frame(cx),
+            Slot::Stream(_) | Slot::Gone => Poll::Ready(None),
         }
     }
 }
@@ -60,7 +92,7 @@ const FLUSHED: u8 = 2;
 #[derive(Default)]
 pub(crate) struct Leaving {
     state: AtomicU8,
-    stream: Mutex<Option<Subscription>>,
+    stream: Mutex<Option<Stream>>,
 }
 
 impl Leaving {
@@ -70,15 +102,19 @@ impl Leaving {
     }
 
     /// The stream that leaves.
-    pub(crate) fn take(&self) -> Option<Subscription> {
+    pub(crate) fn take(&self) -> Option<Stream> {
         self.stream.lock().take()
     }
 
     /// Prepares an answer that may leave.
     pub(crate) fn prepare(self: &Arc<Self>, response: &mut Response) {
         let Some(handover) = response.extensions_mut().remove::<Handover>() else { return };
-        let Some(mut stream) = handover.0.lock().take() else { return };
-        let first = Some(stream.take_first()).filter(|b| !b.is_empty());
+        let Some(mut stream) = handover.take() else { return };
+        // What needs no waiting goes with the head.
+        let first = match stream.step(Timestamp::now()) {
+            Step::Send(bytes) => Some(bytes),
+            Step::Again | Step::Wait { .. } | Step::Live => None,
+        };
         *self.stream.lock() = Some(stream);
         // The socket does not come back: its client must not keep it for another request.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -10,30 +10,14 @@ use http::HeaderMap;
 use super::problem::Problem;
 use crate::auth::Wanted;
 use crate::config::{Limits, value};
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, Point};
 use crate::event::Timestamp;
+use crate::stream::Begin;
 use crate::subject::Pattern;
 use crate::support::form;
 
 /// How far a client's clock may be ahead of ours.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
-
-/// Where the stream shall begin.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Begin {
-    /// With what comes from now on.
-    Now,
-    /// After what this cursor holds.
-    After(Cursor),
-    /// A cursor was sent that cannot be read.
-    Unreadable,
-    /// With all that is left.
-    Earliest,
-    /// With the newest event of each subject.
-    Last,
-    /// With what came then or later.
-    Since(Timestamp),
-}
 
 /// The parameters of `GET /events`.
 #[derive(Debug, PartialEq)]
@@ -116,15 +100,19 @@ fn pattern(text: &str, limits: &Limits) -> Result<Pattern, Problem> {
     Ok(pattern)
 }
 
+fn since(time: Timestamp) -> Begin {
+    Begin::At(Point::Since(time.as_millis()))
+}
+
 fn parse_since(text: &str, now: Timestamp) -> Result<Begin, Problem> {
     match text {
         "now" => return Ok(Begin::Now),
-        "all" => return Ok(Begin::Earliest),
-        "last" => return Ok(Begin::Last),
+        "all" => return Ok(Begin::At(Point::Earliest)),
+        "last" => return Ok(Begin::At(Point::Last)),
         _ => {}
     }
     if let Some(span) = value::parse_duration(text) {
-        return Ok(Begin::Since(now.before(span)));
+        return Ok(since(now.before(span)));
     }
     let time = parse_time(text).ok_or_else(|| {
         Problem::parameter(
@@ -135,7 +123,7 @@ fn parse_since(text: &str, now: Timestamp) -> Result<Begin, Problem> {
     if time.before(CLOCK_SKEW) > now {
         return Err(Problem::parameter("since", "`since` lies in the future"));
     }
-    Ok(Begin::Since(time))
+    Ok(since(time))
 }
 
 /// An RFC 3339 time. A `+` that nobody escaped has become a space by now: the last one is read as what it was.

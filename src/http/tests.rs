@@ -1,5 +1,6 @@
 use std::time::SystemTime;
 
+use axum::body::Body;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
@@ -8,6 +9,8 @@ use tower::ServiceExt as _;
 
 use super::*;
 use crate::config::{Algorithm, Secret};
+use crate::cursor::Point;
+use crate::frame::Form;
 use crate::source::http::Http;
 use crate::source::{Adapter as _, Connection, Item, Start};
 
@@ -17,7 +20,7 @@ const SECRET: &str = "0123456789abcdef0123456789abcdef";
 struct Face {
     router: Router,
     /// What was opened; a slot is taken for as long as it stands here.
-    opened: Arc<Mutex<Vec<Opening>>>,
+    opened: Arc<Mutex<Vec<stream::Request>>>,
     draining: CancellationToken,
     pool: Pool,
     metrics: Arc<Metrics>,
@@ -48,8 +51,7 @@ impl Face {
             draining: draining.clone(),
             open: Box::new(move |opening| {
                 open.lock().push(opening);
-                let body = Body::from_stream(futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>());
-                Opened { body, handover: None }
+                Handover::gone()
             }),
         };
         Self { router: router(&config, rooms), opened, draining, pool, metrics, inbox, _folder: folder }
@@ -61,7 +63,7 @@ impl Face {
             request = request.header(*name, *value);
         }
         let mut request = request.body(if body.is_empty() { Body::empty() } else { Body::from(body) }).unwrap();
-        request.extensions_mut().insert(Peer { address: "127.0.0.1:4711".parse().unwrap(), tls: false });
+        request.extensions_mut().insert(Peer { address: "127.0.0.1:4711".parse().unwrap(), tls: false, connection: 0 });
         self.router.clone().oneshot(request).await.unwrap()
     }
 
@@ -84,7 +86,7 @@ impl Face {
         (status, value)
     }
 
-    fn last(&self) -> Opening {
+    fn last(&self) -> stream::Request {
         self.opened.lock().pop().expect("a stream was opened")
     }
 }
@@ -113,8 +115,10 @@ async fn a_stream_has_exactly_these_headers_and_what_was_asked_for() {
     assert_eq!(headers["x-accel-buffering"], "no");
     assert_eq!(headers.len(), 3, "{headers:?}");
     let opening = face.last();
-    assert_eq!(opening.patterns.iter().map(Pattern::as_str).collect::<Vec<_>>(), ["a.>", "b"]);
-    assert!(opening.json && matches!(opening.begin, Begin::Since(_)) && opening.expires.is_none());
+    assert_eq!(opening.filter.patterns().iter().map(Pattern::as_str).collect::<Vec<_>>(), ["a.>", "b"]);
+    assert!(
+        opening.filter.form() == Form::Json && matches!(opening.begin, stream::Begin::At(Point::Since(_))) && opening.expires.is_none()
+    );
     assert_eq!(face.pool.taken(), 1);
     drop(opening);
     assert_eq!(face.pool.taken(), 0);
@@ -165,7 +169,7 @@ async fn refusals_come_in_their_order() {
     let (status, problem) = face.problem("GET", "/events?subject=orders.eu.a&subject=orders.%3E", &[auth], "").await;
     assert_eq!((status, problem["pattern"].as_str()), (403, Some("orders.>")));
     assert_eq!(face.status("/events", &[auth]).await, 200);
-    assert_eq!(face.opened.lock()[0].patterns, ["orders.eu.>".parse().unwrap()]);
+    assert_eq!(face.opened.lock()[0].filter.patterns(), ["orders.eu.>".parse().unwrap()]);
     assert!(face.opened.lock()[0].expires.is_some());
     // The cap is reached only by who may see something.
     assert_eq!(face.problem("GET", "/events?subject=orders.us", &[auth], "").await.0, 403);

@@ -112,14 +112,10 @@ impl Channel {
         self.log.lock().read_from::<F>(offset)
     }
 
-    /// The same; where nothing is there yet, `waker` is called once something is.
-    pub fn poll_read<F: Framing>(&self, offset: u64, seat: &mut WakerSeat, waker: &Waker) -> Read {
-        let mut log = self.log.lock();
-        let read = log.read_from::<F>(offset);
-        if matches!(read, Read::AtEnd) {
-            log.wait(seat, waker);
-        }
-        read
+    /// Where a waker can wait for what comes.
+    #[must_use]
+    pub fn waker_seat(self: &Arc<Self>) -> WakerSeat {
+        WakerSeat { channel: self.clone(), key: None }
     }
 
     /// Whether `offset` is the log's end.
@@ -128,11 +124,15 @@ impl Channel {
         self.log.lock().end() == offset
     }
 
-    /// Gives a waker's seat back.
-    pub fn leave(&self, seat: &mut WakerSeat) {
-        if let Some(key) = seat.0.take() {
-            self.log.lock().leave(key);
+    /// Appends the text of all that the log holds from `offset` on. Returns the log's end and the last id before that:
+    /// `id`, unless there was another. Nothing is appended where the log no longer goes back to `offset`.
+    pub fn write_rest(&self, offset: u64, out: &mut Vec<u8>, id: Option<Bytes>) -> (u64, Option<Bytes>) {
+        let log = self.log.lock();
+        let Some(rest) = log.range(offset) else { return (offset, id) };
+        for entry in rest {
+            out.extend_from_slice(&entry.bytes()[entry.text(log.form)]);
         }
+        (log.end(), log.id_before(log.end()).or(id))
     }
 
     /// The last id before `offset` that is still in the log.
@@ -161,9 +161,32 @@ impl Channel {
     }
 }
 
-/// Where a subscriber's waker sits.
-#[derive(Debug, Default)]
-pub struct WakerSeat(Option<usize>);
+/// Where a subscriber's waker waits in its channel: dropping it is the only way out.
+#[derive(Debug)]
+pub struct WakerSeat {
+    channel: Arc<Channel>,
+    key: Option<usize>,
+}
+
+impl WakerSeat {
+    /// What the log holds from `offset` on; where nothing is there yet, `waker` is called once something is.
+    pub fn poll_read<F: Framing>(&mut self, offset: u64, waker: &Waker) -> Read {
+        let mut log = self.channel.log.lock();
+        let read = log.read_from::<F>(offset);
+        if matches!(read, Read::AtEnd) {
+            log.wait(&mut self.key, waker);
+        }
+        read
+    }
+}
+
+impl Drop for WakerSeat {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.channel.log.lock().leave(key);
+        }
+    }
+}
 
 pub(super) struct Log {
     form: Form,
@@ -233,13 +256,19 @@ impl Log {
         self.joined = Default::default();
     }
 
+    /// Everything from `offset` on; `None` if some of it was dropped.
+    fn range(&self, offset: u64) -> Option<impl Iterator<Item = &Encoded>> {
+        let at = usize::try_from(offset.checked_sub(self.start)?).ok()?;
+        Some(self.entries.range(at.min(self.entries.len())..))
+    }
+
     fn id_before(&self, offset: u64) -> Option<Bytes> {
         let count = usize::try_from(offset.checked_sub(self.start)?).ok()?.min(self.entries.len());
         self.entries.range(..count).rev().find_map(|entry| Some(entry.bytes().slice(entry.id_range(self.form)?)))
     }
 
-    fn wait(&mut self, seat: &mut WakerSeat, waker: &Waker) {
-        let key = *seat.0.get_or_insert_with(|| self.wakers.insert(None));
+    fn wait(&mut self, key: &mut Option<usize>, waker: &Waker) {
+        let key = *key.get_or_insert_with(|| self.wakers.insert(None));
         if let Some(sitting) = self.wakers.get_mut(key) {
             match sitting {
                 Some(old) => old.clone_from(waker),

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::Returned;
 use super::work::Work;
 use crate::hub::{Hub, Listener};
-use crate::replay::Live;
+use crate::stream::{Driver, End, Live, StreamId};
 
 pub(super) const WAKE: Token = Token(usize::MAX);
 
@@ -26,9 +26,27 @@ pub(super) struct Lane {
 /// Orders that wait for the loop. Whoever stores some calls [`Listener::order`].
 #[derive(Default)]
 pub(super) struct Inbox {
-    pub(super) new: Vec<(std::net::TcpStream, Live, usize)>,
-    pub(super) drain: Option<Duration>,
+    pub(super) new: Vec<New>,
+    /// Members whose streams end at another time.
+    pub(super) ends: Vec<(u32, StreamId, End)>,
     pub(super) stop: bool,
+}
+
+/// A socket that a loop takes over.
+pub(super) struct New {
+    pub(super) socket: std::net::TcpStream,
+    pub(super) live: Live,
+    /// Its client's id.
+    pub(super) id: Arc<str>,
+    /// Bytes of its input that were read already.
+    pub(super) beyond: usize,
+}
+
+impl Driver for Lane {
+    fn end(&self, member: u32, stream: StreamId, end: End) {
+        self.inbox.lock().ends.push((member, stream, end));
+        self.listener.order();
+    }
 }
 
 impl Lane {
@@ -57,9 +75,9 @@ impl Lane {
     }
 
     /// Leaves a socket for the loop, which finds it when it gets its next orders.
-    pub(super) fn put(&self, socket: std::net::TcpStream, live: Live, beyond: usize) {
+    pub(super) fn put(&self, new: New) {
         self.members.fetch_add(1, Ordering::Relaxed);
-        self.inbox.lock().new.push((socket, live, beyond));
+        self.inbox.lock().new.push(new);
     }
 
     /// Orders the loop to take the sockets that were left, unless it has found them.
@@ -67,11 +85,6 @@ impl Lane {
         if !self.inbox.lock().new.is_empty() {
             self.listener.order();
         }
-    }
-
-    pub(super) fn drain(&self, within: Duration) {
-        self.inbox.lock().drain = Some(within);
-        self.listener.order();
     }
 
     pub(super) fn stop(&self) {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use mio::net::TcpStream;
 
-use super::pump::IGNORED;
+use crate::transport::task::IGNORED;
 
 /// What is left of a piece is copied up to this size, so that a slow reader keeps no shared piece alive.
 const COPIED: usize = 16 << 10;

@@ -5,9 +5,11 @@ use bytes::Bytes;
 
 use super::*;
 use crate::event::{Envelope, Event, Timestamp};
+use crate::frame::Closing;
 use crate::frame::Form;
 use crate::hub::{Filter, Input};
-use crate::replay::{From, Request, Streams};
+use crate::stream::tests::{demo, request};
+use crate::stream::{Request, Selection, Streams};
 
 struct World {
     streams: Arc<Streams>,
@@ -17,7 +19,7 @@ struct World {
 }
 
 fn world(loops: usize, stall: Duration) -> World {
-    let streams = crate::replay::tests::demo(64 << 20);
+    let streams = demo(64 << 20);
     let (writer, ends) = Writer::start(streams.hub(), loops, stall).unwrap();
     World { streams, writer, ends, listener: TcpListener::bind("127.0.0.1:0").unwrap() }
 }
@@ -29,11 +31,10 @@ impl World {
         client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let (socket, _) = self.listener.accept().unwrap();
         socket.set_nonblocking(true).unwrap();
-        let filter = Arc::new(Filter::new(vec![pattern.parse().unwrap()], Form::Routed));
-        let mut stream = self.streams.open(Request { filter, from: From::Now, expires, permit: Box::new(()) });
-        drop(stream.take_first());
-        let live = stream.into_live().unwrap();
-        self.writer.adopt(tokio::net::TcpStream::from_std(socket).unwrap(), live, 0).await;
+        let mut stream = self.streams.open(Request { expires, ..request(pattern) }, Timestamp::now());
+        // What goes with the head.
+        stream.step(Timestamp::now());
+        self.writer.write(tokio::net::TcpStream::from_std(socket).unwrap(), stream, 0).await;
         client
     }
 
@@ -158,7 +159,7 @@ async fn a_stuck_socket_is_closed_and_its_neighbours_go_on() {
         assert_eq!(read(&mut good, 1).len(), 1);
     }
     world.eventually("the stuck socket is closed", || world.writer.streams() == 1);
-    assert_eq!(world.streams.closed(crate::frame::Closing::Slow), 1);
+    assert_eq!(world.streams.closed(Closing::Slow), 1);
     world.publish("a", "after");
     assert_eq!(read(&mut good, 1), ["after"]);
     drop(stuck);
@@ -204,7 +205,7 @@ async fn streams_end_with_their_reason_and_the_last_chunk() {
     expires.read_to_string(&mut text).unwrap();
     assert!(text.ends_with("data: {\"reason\":\"expired\"}\n\n\r\n0\r\n\r\n") && text.contains("data: 1\n"), "{text}");
     world.publish("a", "2");
-    world.writer.drain(Duration::from_millis(50));
+    world.streams.end(Selection::All, Closing::Draining, Timestamp::now(), Duration::from_millis(50));
     text.clear();
     drains.read_to_string(&mut text).unwrap();
     assert!(text.ends_with("data: {\"reason\":\"draining\"}\n\n\r\n0\r\n\r\n") && text.contains("data: 2\n"), "{text}");
@@ -216,7 +217,7 @@ async fn streams_end_with_their_reason_and_the_last_chunk() {
 async fn whoever_talks_into_a_stream_is_cut_off() {
     let world = world(1, Duration::from_secs(10));
     let mut client = world.client("a", None).await;
-    let chatter = vec![b'z'; 4 * pump::IGNORED];
+    let chatter = vec![b'z'; 4 * task::IGNORED];
     // It may be reset before all of it is sent.
     client.write_all(&chatter).ok();
     world.eventually("it is cut off", || world.writer.streams() == 0);

@@ -12,12 +12,12 @@ use slab::Slab;
 use tokio::sync::mpsc;
 
 use super::Returned;
-use super::lane::{Lane, WAKE};
+use super::lane::{Lane, New, WAKE};
 use super::socket::{Wrote, alive, keep, write};
 use crate::event::Timestamp;
 use crate::frame::{self, Closing};
 use crate::hub::{Channel, Hub, Piece, Read};
-use crate::replay::Live;
+use crate::stream::{End, Live, StreamId};
 use crate::transport::framing::Chunked;
 
 /// Sockets written to before the loop looks at what else has happened.
@@ -74,7 +74,6 @@ pub(super) struct Work {
     rest: bool,
     /// When somebody's time is up, at the earliest.
     due: Option<Timestamp>,
-    drain: Option<Duration>,
 }
 
 impl Work {
@@ -92,7 +91,6 @@ impl Work {
             at: (0, 0),
             rest: false,
             due: None,
-            drain: None,
         }
     }
 
@@ -116,11 +114,11 @@ impl Work {
                 if orders.stop {
                     return;
                 }
-                if let Some(within) = orders.drain {
-                    self.begin_drain(within);
+                for new in orders.new {
+                    self.add(new);
                 }
-                for (socket, live, beyond) in orders.new {
-                    self.add(socket, live, beyond);
+                for (key, stream, end) in orders.ends {
+                    self.end_at(key, stream, end);
                 }
             }
             if !self.begun && self.lane.listener.has_news() {
@@ -144,7 +142,8 @@ impl Work {
         Some(Duration::from_micros(left).clamp(Duration::from_millis(1), Duration::from_secs(60)))
     }
 
-    fn add(&mut self, socket: std::net::TcpStream, live: Live, beyond: usize) {
+    fn add(&mut self, new: New) {
+        let New { socket, live, id, beyond } = new;
         let mut socket = TcpStream::from_std(socket);
         let entry = self.members.vacant_entry();
         let key = entry.key() as u32;
@@ -165,39 +164,32 @@ impl Work {
             channel.looked(&self.lane.listener);
             Group { channel, members: Vec::new(), dirty: false }
         });
-        let ends = live.expires().map_or(u64::MAX, Timestamp::as_micros);
+        let ends = live.drive(self.lane.clone(), key).map_or(u64::MAX, |end| end.at.as_micros());
         let at = group.members.len() as u32;
         group.members.push(key);
-        entry.insert(Member { socket, live, at, ignored: beyond as u32, ends, blocked: None });
-        if let Some(within) = self.drain {
-            self.end_within(key, within);
-        } else {
-            self.remind(ends);
+        // What was published since it took its seat may be gone from the log: then its id says where to resume.
+        let late = !live.channel().is_end(live.offset);
+        let blocked = late.then(|| {
+            let id = Bytes::copy_from_slice(id.as_bytes());
+            Box::new(Blocked { rest: Bytes::new(), id, since: Instant::now(), last: false })
+        });
+        entry.insert(Member { socket, live, at, ignored: beyond as u32, ends, blocked });
+        self.remind(ends);
+        // What came between its seat and now is written with its first event: a new socket is reported writable.
+    }
+
+    fn end_at(&mut self, key: u32, stream: StreamId, end: End) {
+        // Its key may be another's by now.
+        if let Some(member) = self.members.get_mut(key as usize).filter(|member| member.live.id() == stream) {
+            member.ends = end.at.as_micros();
+            self.remind(end.at.as_micros());
         }
-        // What came between its seat and now, and whether it is still there, is looked at with its first event: a new
-        // socket can be written, and so has one.
     }
 
     fn remind(&mut self, micros: u64) {
         if micros < u64::MAX && self.due.is_none_or(|due| micros < due.as_micros()) {
             self.due = Some(Timestamp::from_micros(micros));
         }
-    }
-
-    fn begin_drain(&mut self, within: Duration) {
-        self.drain = Some(within);
-        let keys: Vec<_> = self.members.iter().map(|(key, _)| key as u32).collect();
-        for key in keys {
-            self.end_within(key, within);
-        }
-    }
-
-    fn end_within(&mut self, key: u32, within: Duration) {
-        let at = Timestamp::now().as_micros() + within.mul_f64(rand::random_range(0.0..=1.0)).as_micros() as u64;
-        if let Some(member) = self.members.get_mut(key as usize) {
-            member.ends = member.ends.min(at);
-        }
-        self.remind(at);
     }
 
     fn remove(&mut self, key: u32) -> Option<Member> {
@@ -259,7 +251,7 @@ impl Work {
                     }
                 }
             }
-            let place = member.live.place;
+            let place = member.live.offset;
             match member.live.channel().read_from::<Chunked>(place) {
                 Read::AtEnd => {
                     member.blocked = None;
@@ -284,15 +276,14 @@ impl Work {
         let Some(member) = self.members.get_mut(key as usize) else { return false };
         match write(&mut member.socket, &piece.bytes) {
             Wrote::All => {
-                member.live.place = piece.to;
+                member.live.offset = piece.to;
                 true
             }
             Wrote::Part(n) => {
                 let stop = piece.stop(n);
-                member.live.place = piece.from + stop.entries;
+                member.live.offset = piece.from + stop.entries;
                 // A heartbeat may have no id: then that of what came before it still holds.
-                let id = stop.id.map_or_else(|| self.id_at(key), |id| Bytes::copy_from_slice(&piece.bytes[id]));
-                let Some(member) = self.members.get_mut(key as usize) else { return false };
+                let id = stop.id.map_or_else(|| member.live.last_id().unwrap_or_default(), |id| Bytes::copy_from_slice(&piece.bytes[id]));
                 let rest = keep(&piece.bytes, stop.rest);
                 member.blocked = Some(Box::new(Blocked { rest, id, since: Instant::now(), last: false }));
                 self.remind(Timestamp::now().as_micros() + self.stall.as_micros() as u64);
@@ -303,18 +294,6 @@ impl Work {
                 false
             }
         }
-    }
-
-    /// The id of where a member stands.
-    fn id_at(&self, key: u32) -> Bytes {
-        let Some(member) = self.members.get(key as usize) else { return Bytes::new() };
-        let channel = member.live.channel();
-        if let Some(id) = channel.id_before(member.live.place) {
-            return Bytes::copy_from_slice(&id);
-        }
-        // Nothing was in its channel for long: it has all that the bridge has, if nothing came in this moment.
-        let state = self.hub.state();
-        if channel.is_end(member.live.place) { Bytes::copy_from_slice(state.id().as_bytes()) } else { Bytes::new() }
     }
 
     /// A slow reader is somebody resuming.
@@ -386,7 +365,7 @@ impl Work {
                 self.at.1 += 1;
                 continue;
             }
-            let place = member.live.place;
+            let place = member.live.offset;
             match &piece {
                 Some(piece) if piece.from == place => {
                     *budget -= 1;
@@ -450,8 +429,7 @@ impl Work {
         let stall = self.stall;
         let Some(member) = self.members.get_mut(key as usize) else { return };
         member.ends = u64::MAX;
-        let expired = member.live.expires().is_some_and(|at| at <= now);
-        let reason = if expired { Closing::Expired } else { Closing::Draining };
+        let Some(End { reason, .. }) = member.live.end() else { return };
         let blocked = member.blocked.take();
         if blocked.as_ref().is_some_and(|b| b.last) {
             self.remove(key);

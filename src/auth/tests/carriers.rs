@@ -17,7 +17,7 @@ fn token(sub: &str) -> String {
 /// Who is let in; `-` is anonymous.
 fn who(authenticator: &Authenticator, lines: &[(&http::HeaderName, &str)], query: &str) -> Result<String, AuthError> {
     let grant = authenticator.authenticate(&headers(lines), Some(query))?;
-    Ok(grant.identity.map_or_else(|| "-".to_owned(), |identity| identity.to_string()))
+    Ok(grant.identity().map_or_else(|| "-".to_owned(), |identity| identity.to_string()))
 }
 
 fn with_anonymous() -> Authenticator {

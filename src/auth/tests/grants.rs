@@ -108,7 +108,7 @@ fn grant_of_nobody() -> Grant {
 
 #[test]
 fn an_identity_is_a_text_or_a_number() {
-    let identity = |sub: Value| grant(&["s"], &[], json!({ "sub": sub })).map(|grant| grant.identity.map(|text| text.to_string()));
+    let identity = |sub: Value| grant(&["s"], &[], json!({ "sub": sub })).map(|grant| grant.identity().map(|text| text.to_string()));
     assert_eq!(identity(json!("bob@example.com")), Ok(Some("bob@example.com".into())));
     assert_eq!(identity(json!(7)), Ok(Some("7".into())));
     assert_eq!(identity(json!("")), Ok(None));

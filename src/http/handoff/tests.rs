@@ -12,25 +12,22 @@ use tokio_util::task::TaskTracker;
 
 use super::super::connection::{Bounds, Ends, Server};
 use super::*;
-use crate::frame::Form;
-use crate::hub::Filter;
-use crate::replay::{From, Request};
+use crate::stream::tests::{demo, request};
 
 const BOUNDS: Bounds =
     Bounds { handshake: Duration::from_secs(2), header: Duration::from_secs(2), stall: Duration::from_secs(2), header_bytes: 16 << 10 };
 
 struct Left {
     socket: TcpStream,
-    stream: Subscription,
+    stream: Stream,
     beyond: usize,
 }
 
 /// A server with one stream, and what leaves it.
 fn serve() -> (SocketAddr, mpsc::UnboundedReceiver<Left>, TaskTracker) {
-    let streams = crate::replay::tests::demo(1 << 20);
+    let streams = demo(1 << 20);
     let answer = move || {
-        let filter = Arc::new(Filter::new(vec!["a".parse().unwrap()], Form::Routed));
-        let handover = Handover::new(streams.open(Request { filter, from: From::Now, expires: None, permit: Box::new(()) }));
+        let handover = Handover::new(streams.open(request("a"), Timestamp::now()));
         let mut response = Response::new(Body::new(handover.clone()));
         response.extensions_mut().insert(handover);
         async { response }
@@ -73,7 +70,7 @@ async fn a_stream_leaves_behind_its_head_and_first_bytes_and_its_socket_works_on
     assert!(text.contains("transfer-encoding: chunked") && text.contains("connection: close"), "{text}");
     let mut left = left(&mut leaving).await;
     assert_eq!(left.beyond, 0);
-    assert!(left.stream.take_first().is_empty());
+    assert!(matches!(left.stream.step(Timestamp::now()), Step::Live));
     left.socket.write_all(b"3\r\nxyz\r\n0\r\n\r\n").await.unwrap();
     drop(left);
     let mut rest = String::new();

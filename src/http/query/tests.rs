@@ -62,14 +62,14 @@ fn what_is_no_pattern_or_too_much_of_it_is_refused() {
 fn since_is_a_word_a_duration_or_a_time() {
     let since = |text: &str| read(&format!("since={text}")).map(|q| q.begin);
     assert_eq!(since("now"), Ok(Begin::Now));
-    assert_eq!(since("all"), Ok(Begin::Earliest));
-    assert_eq!(since("last"), Ok(Begin::Last));
-    assert_eq!(since("10m"), Ok(Begin::Since(NOW.before(Duration::from_secs(600)))));
-    let noon = Begin::Since(Timestamp::from_micros(1_577_880_000_000_000));
+    assert_eq!(since("all"), Ok(Begin::At(Point::Earliest)));
+    assert_eq!(since("last"), Ok(Begin::At(Point::Last)));
+    assert_eq!(since("10m"), Ok(super::since(NOW.before(Duration::from_secs(600)))));
+    let noon = super::since(Timestamp::from_micros(1_577_880_000_000_000));
     for text in ["2020-01-01T12:00:00Z", "2020-01-01T14:00:00%2B02:00", "2020-01-01T14:00:00+02:00", "2020-01-01%2014:00:00+02:00"] {
         assert_eq!(since(text), Ok(noon.clone()), "{text}");
     }
-    assert_eq!(since("1960-01-01T00:00:00Z"), Ok(Begin::Since(Timestamp::from_micros(0))));
+    assert_eq!(since("1960-01-01T00:00:00Z"), Ok(super::since(Timestamp::from_micros(0))));
     for text in ["", "yesterday", "10", "-10m", "2999-01-01T00:00:00Z", "2020-01-01", "99999999999d"] {
         assert_eq!(since(text), Err(StatusCode::BAD_REQUEST), "{text}");
     }
@@ -89,7 +89,7 @@ fn header_beats_parameter_beats_since() {
     assert_eq!(begin(&format!("last_event_id={id}"), Some("nonsense")), Begin::Unreadable);
     assert_eq!(begin(&format!("last_event_id={id}&lastEventId="), None), at);
     assert_eq!(begin("since=all&last_event_id=nonsense", None), Begin::Unreadable);
-    assert_eq!(begin("since=all&last_event_id=", Some("")), Begin::Earliest);
+    assert_eq!(begin("since=all&last_event_id=", Some("")), Begin::At(Point::Earliest));
 }
 
 #[test]

@@ -1,6 +1,7 @@
-//! Writes one stream to its socket until it has caught up: the way of whoever is not live.
+//! Writes one stream to its socket until it is live: cleartext HTTP/1.1, chunked.
 
 use std::io;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -9,41 +10,40 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::behind::{Behind, Next};
 use crate::frame::{self, Closing};
-use crate::replay::{Live, Subscription};
+use crate::stream::{Live, Stream};
 
 /// What a client may send into its stream before it is taken for something else.
-pub(super) const IGNORED: usize = 64 << 10;
+pub const IGNORED: usize = 64 << 10;
 
-/// Writes until the stream is live and everything before that has been taken by the socket, or until it has ended.
-/// A socket that takes nothing for `stall` is closed.
-pub async fn pump(mut socket: TcpStream, mut stream: Subscription, stall: Duration) -> Option<(TcpStream, Live)> {
+/// Writes until the stream is live and the socket has taken everything before that, or until it has ended. Returns the
+/// socket, the stream and its client's id. A socket that takes nothing for `stall` is closed.
+pub async fn catch_up(mut socket: TcpStream, stream: Stream, stall: Duration) -> Option<(TcpStream, Live, Arc<str>)> {
+    let mut behind = Behind::new(stream);
     let mut ignored = 0;
     loop {
-        stream = match stream.into_live() {
-            Ok(live) => return Some((socket, live)),
-            Err(stream) => *stream,
+        let next = tokio::select! {
+            biased;
+            next = behind.next() => next,
+            () = gone(&socket, &mut ignored) => return None,
         };
-        let first = stream.take_first();
-        let next = if first.is_empty() {
-            tokio::select! {
-                next = std::future::poll_fn(|cx| stream.poll_next(cx)) => next,
-                () = gone(&socket, &mut ignored) => return None,
-            }
-        } else {
-            Some(first)
-        };
-        let Some(bytes) = next else {
-            end(&mut socket, stall).await;
-            return None;
-        };
-        match write(&mut socket, &chunk(&bytes), stall).await {
-            Ok(()) => {}
-            Err(error) => {
-                if error.kind() == io::ErrorKind::TimedOut {
-                    stream.abandon(Closing::Slow);
+        match next {
+            Next::Live(live, id, _) => return Some((socket, live, id)),
+            Next::Last(bytes) => {
+                if write(&mut socket, &chunk(&bytes), stall).await.is_ok() {
+                    end(&mut socket, stall).await;
                 }
                 return None;
+            }
+            Next::Send(bytes, rest) => {
+                behind = rest;
+                if let Err(error) = write(&mut socket, &chunk(&bytes), stall).await {
+                    if error.kind() == io::ErrorKind::TimedOut {
+                        behind.abandon(Closing::Slow);
+                    }
+                    return None;
+                }
             }
         }
     }

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,8 +19,9 @@ use crate::cursor::{Check, Position};
 use crate::event::{Gap, GapReason, Message};
 use crate::frame::Form;
 use crate::hub::{Input, Limits, SourceSpec};
-use crate::source::{Connection, Item, SourceError, Start};
+use crate::source::{Adapter, Connection, Item, SourceError, Start};
 use crate::subject::Pattern;
+use crate::transport::body::Body;
 
 /// Streams of a hub with one source, `demo`, that has no log.
 pub(crate) fn demo(window: usize) -> Arc<Streams> {
@@ -27,8 +29,22 @@ pub(crate) fn demo(window: usize) -> Arc<Streams> {
     let router = Arc::new(Router::new(&[], &[(name.clone(), Vec::new())]).unwrap());
     let spec = SourceSpec { name, durable: false, concerns: Concerns(Arc::new(|_| true)) };
     let hub = Hub::new(vec![spec], Limits { bytes: window, age: Duration::from_secs(60) }, 1);
-    let settings = Settings { heartbeat: Duration::from_secs(15), retry: Duration::from_secs(3), readers: 1, rate: 1 << 30 };
-    Streams::new(hub, router, Vec::new(), settings)
+    Streams::new(hub, router, histories(Vec::new(), 1), settings())
+}
+
+fn settings() -> Settings {
+    let (heartbeat, retry) = (Duration::from_secs(15), Duration::from_secs(3));
+    Settings { heartbeat, retry, scan: Settings::SCAN, piece: Settings::PIECE }
+}
+
+fn histories(logs: Vec<history::Log>, readers: usize) -> Histories {
+    Histories::new(logs, history::Settings { readers, rate: 1 << 30 })
+}
+
+/// A client that wants this pattern from now on.
+pub(crate) fn request(pattern: &str) -> Request {
+    let filter = Arc::new(Filter::new(vec![pattern.parse().unwrap()], Form::Routed));
+    Request { filter, begin: Begin::Now, expires: None, owner: None, connection: 0, permit: Box::new(()) }
 }
 
 /// One message: its number in its generation of the log, and its subject.
@@ -195,9 +211,14 @@ impl Bridge {
         let spec = |n: usize| SourceSpec { name: SOURCES[n].parse().unwrap(), durable: n == 0, concerns: concerns(&router, n) };
         let hub = Hub::new(vec![spec(0), spec(1)], Limits { bytes: window, age: Duration::from_secs(3600) }, epoch);
         let adapter: Arc<dyn Adapter> = Arc::new(FakeAdapter(log.clone()));
-        let logs = vec![Log { adapter, max_payload: 1000 }; 2];
-        let settings = Settings { heartbeat: Duration::from_secs(15), retry: Duration::from_secs(3), readers: 4, rate: 1 << 30 };
-        let this = Self { streams: Streams::new(hub, router, logs, settings), log: log.clone(), generation: 0, fed: 0, volatile: 0 };
+        let logs = vec![history::Log { adapter, max_payload: 1000 }; 2];
+        let this = Self {
+            streams: Streams::new(hub, router, histories(logs, 4), settings()),
+            log: log.clone(),
+            generation: 0,
+            fed: 0,
+            volatile: 0,
+        };
         this.warmed()
     }
 
@@ -272,7 +293,7 @@ enum Seen {
 
 struct Client {
     pattern: &'static str,
-    subscription: Option<Subscription>,
+    body: Option<Body>,
     parsed: String,
     last_id: Option<String>,
     seen: Vec<Seen>,
@@ -280,20 +301,20 @@ struct Client {
 
 impl Client {
     fn connect(&mut self, bridge: &Bridge) {
-        let from = match &self.last_id {
-            None => From::Now,
-            Some(id) => Cursor::from_id(id).map_or(From::Unreadable, From::Cursor),
+        let begin = match &self.last_id {
+            None => Begin::Now,
+            Some(id) => Cursor::from_id(id).map_or(Begin::Unreadable, Begin::After),
         };
-        let filter = Arc::new(Filter::new(vec![self.pattern.parse().unwrap()], Form::Routed));
-        self.subscription = Some(bridge.streams.open(Request { filter, from, expires: None, permit: Box::new(()) }));
+        let request = Request { begin, ..request(self.pattern) };
+        self.body = Some(Body::new(bridge.streams.open(request, Timestamp::now())));
         self.parsed.clear();
     }
 
     /// Reads at most this many pieces of what is there.
     async fn read(&mut self, most: usize) -> usize {
         for n in 0..most {
-            let Some(subscription) = &mut self.subscription else { return n };
-            let bytes = poll_fn(|cx| Poll::Ready(subscription.poll_next(cx))).await;
+            let Some(body) = &mut self.body else { return n };
+            let bytes = poll_fn(|cx| Poll::Ready(body.poll_next(cx))).await;
             match bytes {
                 Poll::Pending => return n,
                 Poll::Ready(None) => panic!("ended"),
@@ -337,7 +358,7 @@ async fn settle(clients: &mut [Client]) {
         }
         tokio::time::advance(Duration::from_millis(20)).await;
         tokio::task::yield_now().await;
-        if moved == 0 && clients.iter().all(|c| c.subscription.as_ref().is_none_or(|s| matches!(s.phase, Phase::Live(..)))) {
+        if moved == 0 && clients.iter().all(|c| c.body.as_ref().is_none_or(Body::is_live)) {
             return;
         }
     }
@@ -356,7 +377,7 @@ async fn simulate(seed: u64) {
     let mut lost: Vec<Written> = Vec::new();
     let mut clients: Vec<_> = ["d.>", "d.a", "d.b", ">", "v.>"]
         .into_iter()
-        .map(|pattern| Client { pattern, subscription: None, parsed: String::new(), last_id: None, seen: Vec::new() })
+        .map(|pattern| Client { pattern, body: None, parsed: String::new(), last_id: None, seen: Vec::new() })
         .collect();
     for client in &mut clients {
         client.connect(&bridge);
@@ -375,7 +396,7 @@ async fn simulate(seed: u64) {
             }
             80..88 => {
                 let n = rng.random_range(0..clients.len());
-                clients[n].subscription = None;
+                clients[n].body = None;
                 clients[n].connect(&bridge);
             }
             88..91 => {

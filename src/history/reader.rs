@@ -1,7 +1,7 @@
-//! Reading a broker's own log for one client that is behind the window.
+//! One reader of a source's log, for one client.
 //!
-//! Bounded in number by the permits of [`super::Streams`], and in rate by the client itself, for nothing is read that its
-//! socket has not asked for and never more than a batch ahead, and by a [`Pace`] that all readers share.
+//! Bounded in number by permits, in rate by a [`Pace`] that all readers share, and by the client itself: nothing is read
+//! that its socket has not asked for, and never more than a batch ahead.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -26,10 +26,9 @@ const OVERHEAD: usize = 64;
 /// Before a log that could not be read is opened again.
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), factor: 2.0, most: Duration::from_millis(6400) };
 
-/// A reader of one source's log.
-pub(super) struct History {
-    /// Which source.
-    pub(super) source: usize,
+/// A reader of one source's log. Dropping it gives its permit back.
+pub struct Reader {
+    number: u32,
     log: Log,
     readers: Arc<Semaphore>,
     pace: Arc<Pace>,
@@ -47,15 +46,25 @@ enum Stage {
     Waiting(BoxFuture<'static, ()>),
 }
 
-impl History {
-    /// Of one source.
-    pub(super) fn new(source: usize, log: Log, readers: Arc<Semaphore>, pace: Arc<Pace>) -> Self {
-        Self { source, stage: Stage::Waiting(Box::pin(std::future::ready(()))), log, readers, pace, pause: None, failures: 0 }
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+impl Reader {
+    pub(super) fn new(number: u32, log: Log, readers: Arc<Semaphore>, pace: Arc<Pace>) -> Self {
+        Self { number, stage: Stage::Waiting(Box::pin(std::future::ready(()))), log, readers, pace, pause: None, failures: 0 }
     }
 
-    /// Waits for what follows `at`, where the client stands; `Point::Last` only where the broker keeps the last of each
-    /// subject. Cancel safe. A broker that is away is waited for.
-    pub(super) async fn next(&mut self, items: &mut Vec<Item>, at: Point) {
+    /// Whether it was made for this request or an earlier one of the same number.
+    #[must_use]
+    pub fn serves(&self, request: super::Request) -> bool {
+        self.number == request.number
+    }
+
+    /// Waits for what follows `at`, where the client stands. Cancel safe. A broker that is away is waited for.
+    pub async fn next(&mut self, items: &mut Vec<Item>, at: Point) {
         loop {
             if let Some(pause) = &mut self.pause {
                 pause.await;

@@ -1,14 +1,14 @@
-//! Where a client stands in the windows, and what it has lost on the way there.
+//! Where a client is in the windows, and what it has lost on the way there.
 
-use super::{CatchUp, Track, state_epoch};
+use super::{CatchUp, Task, Track};
 use crate::cursor::{Point, Position};
 use crate::event::{Gap, GapReason, Timestamp};
 use crate::hub::{Place, State};
 
 impl CatchUp {
-    /// Finds where the client stands in the windows.
+    /// Finds where the client is in the windows.
     pub(super) fn resolve(&mut self, state: &State) {
-        if self.volatile.is_none() && self.newest.is_none() {
+        if self.volatile.is_none() && !matches!(self.task, Task::Newest(_)) {
             self.resolve_volatile(state);
         }
         for source in 0..self.tracks.len() {
@@ -18,13 +18,13 @@ impl CatchUp {
                     let began = of.began();
                     self.tracks[source] = Track::Follow(began.map_or(state.seq(), |b| b.seq));
                     let position = began.and_then(|b| b.position);
-                    self.stand(source, position.map_or(Point::Earliest, Point::At));
+                    self.move_to(source, position.map_or(Point::Earliest, Point::At));
                 }
                 Track::Pending if of.warm() => self.resolve_pending(source, state),
                 _ => continue,
             }
-            if self.tracks[source] != Track::Pending && self.history.as_ref().is_some_and(|h| h.source == source) {
-                self.history = None;
+            if self.tracks[source] != Track::Pending {
+                self.end_history(source);
             }
         }
     }
@@ -32,12 +32,12 @@ impl CatchUp {
     pub(super) fn resolve_volatile(&mut self, state: &State) {
         let volatile = || state.sources().iter().enumerate().filter(|(_, s)| s.tag().is_none());
         let floors = |covered: &mut Vec<u64>| volatile().for_each(|(n, s)| covered[n] = s.window().floor());
-        let seq = match self.at.volatile {
-            Point::At(p) if self.at.epoch == state_epoch(&self.streams) && p.seq <= state.seq() => p.seq,
+        let seq = match self.client.at.volatile {
+            Point::At(p) if self.client.at.epoch == self.streams.hub.epoch() && p.seq <= state.seq() => p.seq,
             Point::At(p) => {
                 // Another process counted: of what was before this one, nothing is known.
                 for (source, _) in volatile().filter(|(_, s)| s.concerns(&self.filter)) {
-                    self.notes.push((Some(source), Gap { reason: GapReason::Restart, from: Some(p.seq), to: None, position: None }));
+                    self.gaps.push((Some(source), Gap { reason: GapReason::Restart, from: Some(p.seq), to: None, position: None }));
                 }
                 floors(&mut self.covered);
                 0
@@ -53,7 +53,7 @@ impl CatchUp {
                     let lost = window.floor() > 0 && window.floor_time() >= time && of.concerns(&self.filter);
                     if lost {
                         let to = window.after(0).next().map(|e| e.seq);
-                        self.notes.push((Some(source), Gap { reason: GapReason::Retention, from: None, to, position: None }));
+                        self.gaps.push((Some(source), Gap { reason: GapReason::Retention, from: None, to, position: None }));
                     }
                 }
                 floors(&mut self.covered);
@@ -65,9 +65,14 @@ impl CatchUp {
                 return;
             }
         };
+        self.follow_volatile(seq);
+    }
+
+    /// From now on the volatile sources are followed in the windows, behind this sequence.
+    pub(super) fn follow_volatile(&mut self, seq: u64) {
         self.volatile = Some(seq);
-        self.at.epoch = state_epoch(&self.streams);
-        self.at.volatile = Point::At(Position::unverified(seq));
+        self.client.at.epoch = self.streams.hub.epoch();
+        self.client.at.volatile = Point::At(Position::unverified(seq));
     }
 
     pub(super) fn resolve_pending(&mut self, source: usize, state: &State) {
@@ -80,10 +85,10 @@ impl CatchUp {
                 Place::Other => {
                     if of.concerns(&self.filter) {
                         let gap = Gap { reason: GapReason::Reset, from: Some(position.seq), to: None, position: None };
-                        self.notes.push((Some(source), gap));
+                        self.gaps.push((Some(source), gap));
                     }
-                    self.history = None;
-                    self.stand(source, Point::Earliest);
+                    self.end_history(source);
+                    self.move_to(source, Point::Earliest);
                 }
             },
             Point::Earliest => {
@@ -104,7 +109,7 @@ impl CatchUp {
                 }
             }
             Point::Last => {
-                if !self.log(source).adapter.keeps_last() && self.newest.is_none() {
+                if !self.streams.histories.keeps_last(source) && !matches!(self.task, Task::Newest(_)) {
                     self.look_for_newest(state, false, vec![source]);
                 }
             }

@@ -1,0 +1,365 @@
+//! A client's stream, from the first comment to the closing: history, then the window, then live, without a seam.
+//!
+//! Sans-IO: a stream never waits and never reads. It says what to send, what to read for it and what to wait for; whoever
+//! moves it (a driver, in `transport`) does that. Time is an argument. Owns the registry of open streams. Knows the hub and
+//! routing; nothing of HTTP, sockets or timers.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::auth::Owner;
+use crate::cursor::{Cursor, Point};
+use crate::event::Timestamp;
+use crate::frame::{self, Closing};
+use crate::history::{self, Histories};
+use crate::hub::{Channel, Concerns, Filter, Hub, Seat};
+use crate::route::Router;
+use crate::source::Item;
+use crate::support::backoff::jittered;
+
+mod catch_up;
+mod registry;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use catch_up::{CatchUp, Moved};
+pub use registry::{Driver, End, Selection, StreamId};
+use registry::{Entry, Registry};
+
+/// Where a client begins.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Begin {
+    /// With what comes.
+    Now,
+    /// Behind its last id.
+    After(Cursor),
+    /// It sent an id that cannot be read: told as a gap, then as `Now`.
+    Unreadable,
+    /// At this point of every source: `Earliest`, `Since` or `Last`.
+    At(Point),
+}
+
+/// A client that may come in.
+pub struct Request {
+    /// What it wants, within its grant.
+    pub filter: Arc<Filter>,
+    /// Where it begins.
+    pub begin: Begin,
+    /// When its token would be refused.
+    pub expires: Option<Timestamp>,
+    /// Whose token it is.
+    pub owner: Option<Arc<Owner>>,
+    /// The number of its connection.
+    pub connection: u32,
+    /// Its place in the pool, given back when the stream ends.
+    pub permit: Box<dyn Send + Sync>,
+}
+
+/// What all streams have in common.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Time between heartbeats.
+    pub heartbeat: Duration,
+    /// The reconnection time told to clients, before jitter.
+    pub retry: Duration,
+    /// Entries of windows that a stream looks at while it holds the hub's lock.
+    pub scan: usize,
+    /// Bytes after which what a stream has gathered is sent.
+    pub piece: usize,
+}
+
+impl Settings {
+    /// See [`Settings::scan`].
+    pub const SCAN: usize = 1024;
+    /// See [`Settings::piece`].
+    pub const PIECE: usize = 64 << 10;
+}
+
+/// Whom the losses of a router's source concern.
+#[must_use]
+pub fn concerns(router: &Arc<Router>, source: usize) -> Concerns {
+    let router = router.clone();
+    Concerns(Arc::new(move |patterns| router.concerns(source, patterns)))
+}
+
+/// Opens streams, and knows those that are open.
+pub struct Streams {
+    hub: Arc<Hub>,
+    router: Arc<Router>,
+    histories: Histories,
+    settings: Settings,
+    registry: Registry,
+    closed: [AtomicU64; Closing::ALL.len()],
+}
+
+impl fmt::Debug for Streams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Streams").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Streams {
+    /// Over a hub, its sources' logs and the routes to them.
+    #[must_use]
+    pub fn new(hub: Arc<Hub>, router: Arc<Router>, histories: Histories, settings: Settings) -> Arc<Self> {
+        Arc::new(Self { hub, router, histories, settings, registry: Registry::default(), closed: Default::default() })
+    }
+
+    /// The hub.
+    #[must_use]
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// The sources' logs.
+    #[must_use]
+    pub fn histories(&self) -> &Histories {
+        &self.histories
+    }
+
+    /// Opens a stream. Whatever the client asks for, the answer is in the stream.
+    #[must_use]
+    pub fn open(self: &Arc<Self>, request: Request, now: Timestamp) -> Stream {
+        let Request { filter, begin, expires, owner, connection, permit } = request;
+        let id = self.registry.insert(Entry { owner, permit, expires, connection }, now);
+        let lease = Lease { streams: self.clone(), id };
+        Stream { lease, state: State::CatchingUp(Box::new(CatchUp::open(self.clone(), filter, begin, now))) }
+    }
+
+    /// Ends streams at random times within a span from now, so that their clients do not come back all at once. When all
+    /// are ended because the process drains, so are those that are opened later. Returns how many are open and meant.
+    pub fn end(&self, selection: Selection<'_>, reason: Closing, now: Timestamp, within: Duration) -> usize {
+        self.registry.end(selection, reason, now, within)
+    }
+
+    /// Streams that are open.
+    #[must_use]
+    pub fn opened(&self) -> usize {
+        self.registry.len()
+    }
+
+    /// Streams that were ended on purpose, by reason.
+    #[must_use]
+    pub fn closed(&self, reason: Closing) -> u64 {
+        self.closed[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// The reconnection time for one client: jittered, so that clients that lost the same server do not come back at
+    /// the same moment.
+    fn retry(&self) -> Duration {
+        jittered(self.settings.retry, 0.75..1.25)
+    }
+
+    fn count(&self, reason: Closing) {
+        self.closed[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Appends the end of a stream: the last id and the reason.
+    fn write_closing(&self, out: &mut Vec<u8>, reason: Closing, id: &[u8]) {
+        self.count(reason);
+        if !id.is_empty() {
+            frame::id_line(out, id);
+        }
+        frame::closing(out, reason);
+    }
+}
+
+/// A stream's place in the registry: dropping it is the only way out.
+struct Lease {
+    streams: Arc<Streams>,
+    id: StreamId,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.streams.registry.remove(self.id);
+    }
+}
+
+/// What to do for a stream that is not live.
+#[derive(Debug)]
+pub enum Step {
+    /// Send this, then ask again.
+    Send(Bytes),
+    /// Ask again, after others had their turn.
+    Again,
+    /// Ask again when the hub has changed, at this time, or when `history` was read.
+    Wait {
+        /// When the next heartbeat is due.
+        until: Timestamp,
+        /// What to read and give to [`Stream::read`].
+        history: Option<history::Request>,
+    },
+    /// It is live: [`Stream::into_live`].
+    Live,
+}
+
+/// One client's stream.
+pub struct Stream {
+    lease: Lease,
+    state: State,
+}
+
+enum State {
+    CatchingUp(Box<CatchUp>),
+    /// Its seat, the offset in the channel's log, and the client's id there.
+    Live(Seat, u64, Arc<str>),
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = if matches!(self.state, State::Live(..)) { "live" } else { "catching up" };
+        f.debug_struct("Stream").field("id", &self.lease.id).field("state", &state).finish()
+    }
+}
+
+impl Stream {
+    /// All streams.
+    #[must_use]
+    pub fn streams(&self) -> &Arc<Streams> {
+        &self.lease.streams
+    }
+
+    /// Says who moves it from now on; returns when it ends, as far as that is known by now.
+    pub fn drive(&self, driver: Arc<dyn Driver>, member: u32) -> Option<End> {
+        self.lease.streams.registry.drive(self.lease.id, driver, member)
+    }
+
+    /// What to do next.
+    pub fn step(&mut self, now: Timestamp) -> Step {
+        let State::CatchingUp(catch_up) = &mut self.state else { return Step::Live };
+        match catch_up.step(now) {
+            Moved::Step(step) => step,
+            Moved::Live(seat, offset, id, bytes) => {
+                self.state = State::Live(seat, offset, id);
+                if bytes.is_empty() { Step::Live } else { Step::Send(bytes) }
+            }
+        }
+    }
+
+    /// Takes what was read for the last [`Step::Wait`].
+    pub fn read(&mut self, items: &mut Vec<Item>) {
+        if let State::CatchingUp(catch_up) = &mut self.state {
+            catch_up.read(items);
+        }
+    }
+
+    /// Leaves a live stream to whoever writes channels, with its client's id.
+    ///
+    /// # Errors
+    /// Gives it back while it is not live.
+    pub fn into_live(self) -> Result<(Live, Arc<str>), Self> {
+        match self.state {
+            State::Live(seat, offset, id) => Ok((Live { seat, offset, lease: self.lease }, id)),
+            State::CatchingUp(_) => Err(self),
+        }
+    }
+
+    /// Ends it, and returns the last bytes.
+    #[must_use]
+    pub fn close(self, reason: Closing) -> Bytes {
+        match self.state {
+            State::CatchingUp(catch_up) => {
+                let mut out = Vec::new();
+                self.lease.streams.write_closing(&mut out, reason, catch_up.last_id());
+                out.into()
+            }
+            State::Live(seat, offset, id) => Live { seat, offset, lease: self.lease }.close(reason, Some(id.as_bytes())),
+        }
+    }
+
+    /// Ends a stream that nothing can be sent any more.
+    pub fn abandon(self, reason: Closing) {
+        self.lease.streams.count(reason);
+    }
+}
+
+/// A stream that has caught up: all it needs is what its channel's log holds from `offset` on.
+pub struct Live {
+    seat: Seat,
+    /// Where it is in the log.
+    pub offset: u64,
+    lease: Lease,
+}
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live").field("id", &self.lease.id).field("offset", &self.offset).finish_non_exhaustive()
+    }
+}
+
+impl Live {
+    /// Its channel.
+    #[must_use]
+    pub fn channel(&self) -> &Arc<Channel> {
+        self.seat.channel()
+    }
+
+    /// What tells it from all others.
+    #[must_use]
+    pub fn id(&self) -> StreamId {
+        self.lease.id
+    }
+
+    /// See [`Stream::drive`].
+    pub fn drive(&self, driver: Arc<dyn Driver>, member: u32) -> Option<End> {
+        self.lease.streams.registry.drive(self.lease.id, driver, member)
+    }
+
+    /// When it ends and why, as far as that is known by now.
+    #[must_use]
+    pub fn end(&self) -> Option<End> {
+        self.lease.streams.registry.end_of(self.lease.id)
+    }
+
+    /// The id of what stands before its offset, as far as that can still be said.
+    #[must_use]
+    pub fn last_id(&self) -> Option<Bytes> {
+        if let Some(id) = self.channel().id_before(self.offset) {
+            // Copied: whoever keeps it does not keep the block that it lies in.
+            return Some(Bytes::copy_from_slice(&id));
+        }
+        // Its channel was silent for long: at the end of the log it has all that the bridge has. Nothing is published
+        // between the two looks.
+        let state = self.lease.streams.hub.state();
+        self.channel().is_end(self.offset).then(|| Bytes::copy_from_slice(state.id().as_bytes()))
+    }
+
+    /// The last bytes of the stream, without framing: what it has not got yet, where it may still have that, then the
+    /// reason with the cursor that is true then. `last_id` is the client's, if it is not that of the offset.
+    #[must_use]
+    pub fn close(&mut self, reason: Closing, last_id: Option<&[u8]>) -> Bytes {
+        let mut out = Vec::new();
+        let mut id = last_id.map(Bytes::copy_from_slice).or_else(|| self.channel().id_before(self.offset));
+        let state = self.lease.streams.hub.state();
+        if reason == Closing::Draining {
+            (self.offset, id) = self.channel().write_rest(self.offset, &mut out, id);
+        }
+        // Nothing is published meanwhile: whoever has all of its channel has all there is.
+        if self.channel().is_end(self.offset) {
+            id = Some(Bytes::copy_from_slice(state.id().as_bytes()));
+        }
+        drop(state);
+        self.lease.streams.write_closing(&mut out, reason, id.as_deref().unwrap_or_default());
+        out.into()
+    }
+
+    /// Carries a stream on that has fallen out of its channel's log: a slow reader resumes like one that reconnects.
+    #[must_use]
+    pub fn resume(self, last_id: &[u8], now: Timestamp) -> Stream {
+        let Self { seat, lease, .. } = self;
+        let id = std::str::from_utf8(last_id).ok();
+        let begin = id.and_then(|id| Cursor::from_id(id).ok()).map_or(Begin::Unreadable, Begin::After);
+        let catch_up = CatchUp::resume(lease.streams.clone(), seat.channel().filter().clone(), begin, now);
+        Stream { lease, state: State::CatchingUp(Box::new(catch_up)) }
+    }
+
+    /// Ends a stream that nothing can be sent any more.
+    pub fn abandon(self, reason: Closing) {
+        self.lease.streams.count(reason);
+    }
+}

@@ -1,0 +1,399 @@
+//! A client on its way to live: where it is in every source, and what it gets next.
+//!
+//! Each source is followed in its window. A source whose window does not reach back to the client is read from the broker
+//! until it does. When all are followed to their ends, the client takes its seat in a channel under the same lock, and so
+//! without a seam.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Begin, Step, Streams};
+use crate::cursor::{Cursor, Point, Position, Tag};
+use crate::event::{Gap, GapReason, Timestamp};
+use crate::frame::{self, Encoded};
+use crate::hub::{Entry, Filter, Seat, State};
+
+mod broker;
+mod newest;
+mod resolve;
+
+use broker::Reading;
+use newest::Newest;
+
+/// What came of a step.
+pub(super) enum Moved {
+    Step(Step),
+    /// It is live from this offset on and has this id, behind these bytes.
+    Live(Seat, u64, Arc<str>, Bytes),
+}
+
+/// How a client follows one source.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Track {
+    /// With the other volatile ones, by the bridge's sequence.
+    Volatile,
+    /// In the window, behind this sequence.
+    Follow(u64),
+    /// Not in the window yet: where it is, the cursor says.
+    Pending,
+    /// From the moment on when the source becomes live.
+    Fresh,
+}
+
+/// What is done beside following the windows. One thing at a time.
+enum Task {
+    Nothing,
+    /// A source's log is read.
+    History(Reading),
+    /// The windows are searched for the newest event of each subject.
+    Newest(Newest),
+}
+
+/// A client on its way to live.
+pub(super) struct CatchUp {
+    streams: Arc<Streams>,
+    filter: Arc<Filter>,
+    client: Client,
+    /// The volatile sources have been consumed up to this sequence; `None`: not looked up yet.
+    volatile: Option<u64>,
+    /// For each source the sequence up to which no loss is left to be told.
+    covered: Vec<u64>,
+    tracks: Vec<Track>,
+    /// Gaps to be told next, by source; `None` is all of them. They are before the client's cursor.
+    gaps: Vec<(Option<usize>, Gap)>,
+    task: Task,
+    /// Readings that were begun.
+    readings: u32,
+    next_beat: Timestamp,
+    /// Bytes to be sent next.
+    out: Vec<u8>,
+}
+
+/// Where the client is.
+struct Client {
+    at: Cursor,
+    /// The id that was written last.
+    last_id: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+/// An entry of a window that the client has come to.
+struct Picked {
+    source: usize,
+    seq: u64,
+    position: Option<Position>,
+    /// What is sent of it, if the client wants it.
+    encoded: Option<Encoded>,
+}
+
+/// What picking in the windows led to.
+enum Windows {
+    /// There may be more.
+    More,
+    /// All has been looked at; some source is not in its window yet.
+    Behind,
+    /// All has been looked at: the client is live, from this offset on, and has this id.
+    Live(Seat, u64, Arc<str>),
+}
+
+impl Client {
+    /// Makes the id of where the client is now the last one.
+    fn note_id(&mut self) {
+        self.last_id.clear();
+        self.at.encode(&mut self.scratch, &mut self.last_id);
+    }
+
+    /// Appends an `id` line of where the client is now.
+    fn write_id(&mut self, out: &mut Vec<u8>) {
+        self.note_id();
+        frame::id_line(out, &self.last_id);
+    }
+
+    fn point(&self, tag: Option<Tag>) -> Option<Point> {
+        point(&self.at, tag?)
+    }
+
+    fn move_to(&mut self, tag: Option<Tag>, point: Point) {
+        let Some(tag) = tag else { return };
+        match self.at.durable.iter_mut().find(|(t, _)| *t == tag) {
+            Some((_, at)) => *at = point,
+            None => self.at.durable.push((tag, point)),
+        }
+    }
+}
+
+impl CatchUp {
+    /// For a client that has just come: the first bytes are a comment, `retry` and, where nothing is to be told before it,
+    /// its id.
+    pub(super) fn open(streams: Arc<Streams>, filter: Arc<Filter>, begin: Begin, now: Timestamp) -> Self {
+        let mut this = Self::start(streams, filter, begin, now);
+        // Until the gaps have been told the client is where it says it is.
+        if this.gaps.is_empty() {
+            this.client.note_id();
+        }
+        let id = Some(&*this.client.last_id).filter(|id| !id.is_empty());
+        frame::opening(&mut this.out, this.streams.retry(), id);
+        this
+    }
+
+    /// For a client that is being served already.
+    pub(super) fn resume(streams: Arc<Streams>, filter: Arc<Filter>, begin: Begin, now: Timestamp) -> Self {
+        let mut this = Self::start(streams, filter, begin, now);
+        this.client.note_id();
+        this
+    }
+
+    fn start(streams: Arc<Streams>, filter: Arc<Filter>, begin: Begin, now: Timestamp) -> Self {
+        let mut gaps = Vec::new();
+        if begin == Begin::Unreadable {
+            gaps.push((None, Gap { reason: GapReason::UnknownCursor, from: None, to: None, position: None }));
+        }
+        let state = streams.hub.state();
+        let fresh = matches!(begin, Begin::Now | Begin::Unreadable);
+        let mut at = match begin {
+            Begin::After(cursor) => cursor,
+            Begin::At(point) => everywhere(&streams, &state, point),
+            // The bridge's own ids can be read.
+            Begin::Now | Begin::Unreadable => Cursor::from_id(state.id()).unwrap_or_else(|_| everywhere(&streams, &state, Point::Earliest)),
+        };
+        let mut tracks = Vec::with_capacity(state.sources().len());
+        for source in state.sources() {
+            tracks.push(match source.tag() {
+                None => Track::Volatile,
+                Some(tag) if !fresh && point(&at, tag).is_some() => Track::Pending,
+                // New to this client: from now on.
+                Some(tag) if source.warm() => {
+                    if point(&at, tag).is_none() {
+                        at.durable.push((tag, source.window().head().map_or(Point::Earliest, Point::At)));
+                    }
+                    Track::Follow(state.seq())
+                }
+                Some(_) => Track::Fresh,
+            });
+        }
+        let volatile = fresh.then(|| state.seq());
+        drop(state);
+        let client = Client { at, last_id: Vec::new(), scratch: Vec::new() };
+        let next_beat = now.after(streams.settings.heartbeat);
+        let (covered, task) = (vec![0; tracks.len()], Task::Nothing);
+        Self { streams, filter, client, volatile, covered, tracks, gaps, task, readings: 0, next_beat, out: Vec::new() }
+    }
+
+    /// The last id that was written.
+    pub(super) fn last_id(&self) -> &[u8] {
+        &self.client.last_id
+    }
+
+    /// What comes next.
+    pub(super) fn step(&mut self, now: Timestamp) -> Moved {
+        let windows = self.gather();
+        if let Windows::Live(seat, offset, id) = windows {
+            // All that the bridge has, this client has: from here on it shares the bridge's ids.
+            if self.client.last_id != id.as_bytes() {
+                frame::id_line(&mut self.out, id.as_bytes());
+                self.out.push(b'\n');
+            }
+            return Moved::Live(seat, offset, id, std::mem::take(&mut self.out).into());
+        }
+        if self.out.is_empty() && self.beats(now) {
+            self.heartbeat(now);
+        }
+        Moved::Step(if !self.out.is_empty() {
+            Step::Send(std::mem::take(&mut self.out).into())
+        } else if matches!(windows, Windows::More) {
+            Step::Again
+        } else {
+            self.choose_history();
+            Step::Wait { until: self.next_beat, history: self.history() }
+        })
+    }
+
+    fn beats(&self, now: Timestamp) -> bool {
+        // Also when the clock was set back.
+        now >= self.next_beat || now.after(self.streams.settings.heartbeat) < self.next_beat
+    }
+
+    fn heartbeat(&mut self, now: Timestamp) {
+        self.next_beat = now.after(self.streams.settings.heartbeat);
+        let before = std::mem::take(&mut self.client.last_id);
+        self.client.note_id();
+        frame::heartbeat(&mut self.out, (before != self.client.last_id).then_some(&self.client.last_id));
+    }
+
+    fn tag(&self, source: usize) -> Option<Tag> {
+        self.streams.hub.tag(source)
+    }
+
+    fn point(&self, source: usize) -> Option<Point> {
+        self.client.point(self.tag(source))
+    }
+
+    fn move_to(&mut self, source: usize, point: Point) {
+        let tag = self.tag(source);
+        self.client.move_to(tag, point);
+    }
+
+    /// Writes what the windows hold for the client.
+    fn gather(&mut self) -> Windows {
+        let mut picked = Vec::new();
+        let mut windows = Windows::More;
+        {
+            let hub = self.streams.hub.clone();
+            let mut state = hub.state();
+            let before = self.client.at.clone();
+            self.resolve(&state);
+            if !self.gaps.is_empty() {
+                drop(state);
+                self.write_gaps(&before);
+                return Windows::More;
+            }
+            if let Task::Newest(newest) = &mut self.task {
+                newest.scan(&state, &self.filter, self.streams.settings.scan);
+            } else if !self.pick(&state, &mut picked) {
+                windows = Windows::Behind;
+                if self.tracks.iter().all(|t| *t != Track::Pending) && self.volatile.is_some() {
+                    let (seat, offset) = hub.join(&mut state, &self.filter);
+                    windows = Windows::Live(seat, offset, state.id().clone());
+                }
+            }
+        }
+        self.write_picked(picked);
+        self.write_newest();
+        if !self.gaps.is_empty() {
+            let before = self.client.at.clone();
+            self.write_gaps(&before);
+        }
+        windows
+    }
+
+    /// Picks what follows in the windows, oldest first. Returns whether there is more.
+    fn pick(&mut self, state: &State, picked: &mut Vec<Picked>) -> bool {
+        let mut bytes = 0;
+        for _ in 0..self.streams.settings.scan {
+            if bytes >= self.streams.settings.piece {
+                return true;
+            }
+            let (source, entry) = match self.next_in_windows(state) {
+                None => return false,
+                Some((source, Found::Entry(entry))) => (source, entry),
+                Some((source, Found::Loss(seq))) => {
+                    self.lose(state, source, seq);
+                    return true;
+                }
+            };
+            match &mut self.tracks[source] {
+                Track::Follow(seq) => *seq = entry.seq,
+                _ => self.volatile = Some(entry.seq),
+            }
+            let wanted = match entry.encoded.subject() {
+                Some(subject) => self.filter.matches(subject),
+                None => state.sources()[source].concerns(&self.filter),
+            };
+            let encoded = wanted.then(|| entry.encoded.clone());
+            bytes += encoded.as_ref().map_or(0, |encoded| encoded.body(self.filter.form()).len());
+            picked.push(Picked { source, seq: entry.seq, position: entry.position, encoded });
+        }
+        true
+    }
+
+    /// What the client gets next of all sources that are followed in their windows: that with the lowest sequence.
+    fn next_in_windows<'a>(&mut self, state: &'a State) -> Option<(usize, Found<'a>)> {
+        let mut next: Option<(usize, Found<'_>)> = None;
+        for (source, of) in state.sources().iter().enumerate() {
+            let window = of.window();
+            let after = match (self.tracks[source], self.volatile) {
+                (Track::Follow(seq), _) => seq,
+                (Track::Volatile, Some(seq)) => seq,
+                _ => continue,
+            };
+            let before = |seq: u64| next.as_ref().is_none_or(|(_, found)| seq < found.seq());
+            if window.floor() > after.max(self.covered[source]) {
+                if self.tracks[source] != Track::Volatile {
+                    // The window has moved on beyond this client: the broker still has it.
+                    self.tracks[source] = Track::Pending;
+                    continue;
+                }
+                // In its turn, so that what others have up to there comes first.
+                if of.concerns(&self.filter) && before(window.floor()) {
+                    next = Some((source, Found::Loss(window.floor())));
+                    continue;
+                }
+            }
+            if let Some(entry) = window.after(after).next()
+                && before(entry.seq)
+            {
+                next = Some((source, Found::Entry(entry)));
+            }
+        }
+        next
+    }
+
+    /// A volatile source's window has dropped all up to `seq`.
+    fn lose(&mut self, state: &State, source: usize, seq: u64) {
+        let to = state.sources()[source].window().after(seq).next().map_or(seq + 1, |e| e.seq);
+        let from = self.volatile.filter(|seq| *seq > 0);
+        self.gaps.push((Some(source), Gap { reason: GapReason::Retention, from, to: Some(to), position: None }));
+        self.volatile = Some(seq);
+    }
+
+    fn write_picked(&mut self, picked: Vec<Picked>) {
+        for Picked { source, seq, position, encoded } in picked {
+            let tag = self.tag(source);
+            if tag.is_none() {
+                self.client.at.volatile = Point::At(Position::unverified(seq));
+            } else if let Some(position) = position {
+                self.client.move_to(tag, Point::At(position));
+            }
+            if let Some(encoded) = encoded {
+                self.client.write_id(&mut self.out);
+                self.out.extend_from_slice(encoded.body(self.filter.form()));
+            }
+        }
+        if let Some(seq) = self.volatile {
+            self.client.at.volatile = Point::At(Position::unverified(seq));
+        }
+    }
+
+    /// Tells the gaps. Only the last of them carries the client's cursor behind all of them: a client that is cut off
+    /// between two is told both again.
+    fn write_gaps(&mut self, before: &Cursor) {
+        let gaps = std::mem::take(&mut self.gaps);
+        let last = gaps.len().saturating_sub(1);
+        for (n, (source, gap)) in gaps.into_iter().enumerate() {
+            if n == last {
+                self.client.write_id(&mut self.out);
+            } else if gap.reason != GapReason::UnknownCursor {
+                frame::id_line(&mut self.out, before.to_id().as_bytes());
+            }
+            let name = source.map(|s| self.streams.hub.name(s));
+            frame::gap(&mut self.out, name.map_or("*", |n| n.as_str()), &gap);
+        }
+    }
+}
+
+/// What a window holds for a client.
+enum Found<'a> {
+    Entry(&'a Entry),
+    /// All up to this sequence was dropped before the client had it.
+    Loss(u64),
+}
+
+impl Found<'_> {
+    fn seq(&self) -> u64 {
+        match self {
+            Self::Entry(entry) => entry.seq,
+            Self::Loss(seq) => *seq,
+        }
+    }
+}
+
+/// The cursor of a client that is at the same point of every source.
+fn everywhere(streams: &Streams, state: &State, point: Point) -> Cursor {
+    let durable = state.sources().iter().filter_map(|s| Some((s.tag()?, point))).collect();
+    Cursor { epoch: streams.hub.epoch(), volatile: point, durable }
+}
+
+fn point(cursor: &Cursor, tag: Tag) -> Option<Point> {
+    cursor.durable.iter().find(|(t, _)| *t == tag).map(|(_, p)| *p)
+}

@@ -1,0 +1,155 @@
+//! What a broker's own log holds for a client: routed and filtered like what is live.
+
+use std::collections::BTreeMap;
+
+use super::{CatchUp, Task, Track};
+use crate::cursor::{Point, Position};
+use crate::event::{Event, Gap, GapReason, Message};
+use crate::frame;
+use crate::history;
+use crate::source::Item;
+
+/// Bytes kept at most while the newest of each subject is looked for in a broker's log: past that, one that is overtaken
+/// by routing may be sent all the same.
+const LAST: usize = 16 << 20;
+
+/// A source whose log is read.
+pub(super) struct Reading {
+    pub(super) source: usize,
+    /// Tells it from this client's other readings.
+    number: u32,
+    /// For [`Point::Last`], the newest event of each subject, after routing: sequence and body.
+    last: BTreeMap<String, (u64, Vec<u8>)>,
+    last_bytes: usize,
+}
+
+impl Reading {
+    /// Keeps an event until it is known whether routing gave a newer one the same subject.
+    fn keep(&mut self, subject: &str, seq: u64, body: Vec<u8>) {
+        self.last_bytes += body.len();
+        if let Some((_, old)) = self.last.insert(subject.to_owned(), (seq, body)) {
+            self.last_bytes -= old.len();
+        }
+    }
+}
+
+impl CatchUp {
+    /// Starts to read the broker's log for the first source that needs it.
+    pub(super) fn choose_history(&mut self) {
+        if !matches!(self.task, Task::Nothing) {
+            return;
+        }
+        let state = self.streams.hub.state();
+        let windows_only = |s: usize| self.point(s) == Some(Point::Last) && !self.streams.histories.keeps_last(s);
+        let behind = |s: &usize| self.tracks[*s] == Track::Pending && state.sources()[*s].warm() && !windows_only(*s);
+        let chosen = (0..self.tracks.len()).find(behind);
+        drop(state);
+        if let Some(source) = chosen {
+            self.readings = self.readings.wrapping_add(1);
+            self.task = Task::History(Reading { source, number: self.readings, last: BTreeMap::new(), last_bytes: 0 });
+        }
+    }
+
+    /// What is to be read.
+    pub(super) fn history(&self) -> Option<history::Request> {
+        let Task::History(Reading { source, number, .. }) = self.task else { return None };
+        Some(history::Request { source, number, from: self.point(source)? })
+    }
+
+    /// No longer reads this source's log.
+    pub(super) fn end_history(&mut self, of: usize) {
+        match &mut self.task {
+            Task::History(reading) if reading.source == of => self.task = Task::Nothing,
+            Task::Newest(newest) => newest.forget(of),
+            _ => {}
+        }
+    }
+
+    /// Routes, filters and writes what was read.
+    pub(in crate::stream) fn read(&mut self, items: &mut Vec<Item>) {
+        let Task::History(Reading { source, .. }) = self.task else { return items.clear() };
+        for item in items.drain(..) {
+            match item {
+                Item::Message(message) => self.read_message(source, message),
+                Item::Gap(gap) => self.read_gap(source, &gap),
+                Item::Tail(position) => self.read_tail(source, position),
+            }
+        }
+    }
+
+    fn read_message(&mut self, source: usize, message: Message) {
+        let position = message.position;
+        let event = self.streams.router.route(source, message).filter(|e| self.filter.matches(e.subject.as_str()));
+        if self.point(source) == Some(Point::Last) {
+            if let (Some(event), Some(position)) = (event, position) {
+                self.keep_last(source, &event, position.seq);
+            }
+            return;
+        }
+        if let Some(position) = position {
+            self.move_to(source, Point::At(position));
+        }
+        if let Some(event) = event {
+            self.client.write_id(&mut self.out);
+            let body = self.body(source, &event);
+            self.out.extend_from_slice(&body);
+        }
+    }
+
+    fn read_gap(&mut self, source: usize, gap: &Gap) {
+        match gap.position {
+            Some(position) => self.move_to(source, Point::At(position)),
+            // Made anew, and still without a position: at its very beginning.
+            None if gap.reason == GapReason::Reset => self.move_to(source, Point::Earliest),
+            None => {}
+        }
+        if self.streams.router.concerns(source, self.filter.patterns()) {
+            self.client.write_id(&mut self.out);
+            frame::gap(&mut self.out, self.streams.hub.name(source).as_str(), gap);
+        }
+    }
+
+    fn read_tail(&mut self, source: usize, position: Option<Position>) {
+        let last = self.point(source) == Some(Point::Last);
+        if last {
+            self.write_last();
+        }
+        match position {
+            Some(position) => self.move_to(source, Point::At(position)),
+            None if last => self.move_to(source, Point::Earliest),
+            None => {}
+        }
+        if last {
+            self.client.write_id(&mut self.out);
+            self.out.push(b'\n');
+        }
+    }
+
+    fn body(&self, source: usize, event: &Event) -> Vec<u8> {
+        let origin = frame::Origin { source: self.streams.hub.name(source).as_str(), epoch: self.streams.hub.epoch(), seq: 0 };
+        let mut body = Vec::new();
+        frame::body(&mut body, event, self.filter.form(), origin);
+        body
+    }
+
+    fn keep_last(&mut self, source: usize, event: &Event, seq: u64) {
+        let body = self.body(source, event);
+        let Task::History(reading) = &mut self.task else { return };
+        reading.keep(event.subject.as_str(), seq, body);
+        if reading.last_bytes > LAST {
+            self.write_last();
+        }
+    }
+
+    /// The client's cursor stays where it is: until all have come, all are wanted again.
+    fn write_last(&mut self) {
+        let Task::History(reading) = &mut self.task else { return };
+        let mut events: Vec<_> = std::mem::take(&mut reading.last).into_values().collect();
+        reading.last_bytes = 0;
+        events.sort_unstable_by_key(|(seq, _)| *seq);
+        for (_, body) in events {
+            self.client.write_id(&mut self.out);
+            self.out.extend_from_slice(&body);
+        }
+    }
+}

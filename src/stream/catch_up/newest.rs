@@ -1,0 +1,97 @@
+//! `since=last` in the windows: the newest event of each subject.
+
+use std::collections::HashSet;
+
+use super::broker::Reading;
+use super::{CatchUp, Task, Track};
+use crate::cursor::{Point, Position};
+use crate::frame::{self, Encoded};
+use crate::hub::{Filter, State};
+
+/// Looking for the newest event of each subject in the windows, newest first.
+pub(super) struct Newest {
+    sources: Vec<usize>,
+    /// The sources are the volatile ones.
+    volatile: bool,
+    /// The bridge's sequence when it began: what came later is not looked at.
+    top: u64,
+    /// Everything from this sequence on has been looked at.
+    below: u64,
+    /// The end of each source's log when it began.
+    heads: Vec<Option<Position>>,
+    seen: HashSet<String>,
+    found: Vec<Encoded>,
+    scanned: bool,
+    /// A log that was being read when this began: goes on behind it.
+    interrupted: Option<Reading>,
+}
+
+impl Newest {
+    /// No longer goes on to read this source's log.
+    pub(super) fn forget(&mut self, source: usize) {
+        self.interrupted.take_if(|reading| reading.source == source);
+    }
+
+    pub(super) fn scan(&mut self, state: &State, filter: &Filter, most: usize) {
+        for _ in 0..most {
+            let next = self.sources.iter().filter_map(|s| state.sources()[*s].window().before(self.below).next()).max_by_key(|e| e.seq);
+            let Some(entry) = next else {
+                self.scanned = true;
+                return;
+            };
+            self.below = entry.seq;
+            if let Some(subject) = entry.encoded.subject()
+                && !self.seen.contains(subject)
+                && filter.matches(subject)
+            {
+                self.seen.insert(subject.to_owned());
+                self.found.push(entry.encoded.clone());
+            }
+        }
+    }
+}
+
+impl CatchUp {
+    pub(super) fn look_for_newest(&mut self, state: &State, volatile: bool, sources: Vec<usize>) {
+        let heads = sources.iter().map(|s| state.sources()[*s].window().head()).collect();
+        let (top, below) = (state.seq(), state.seq() + 1);
+        let interrupted = match std::mem::replace(&mut self.task, Task::Nothing) {
+            Task::History(reading) => Some(reading),
+            _ => None,
+        };
+        let (seen, found) = (HashSet::new(), Vec::new());
+        self.task = Task::Newest(Newest { sources, volatile, top, below, heads, seen, found, scanned: false, interrupted });
+    }
+
+    /// Sends what the scan has found, once it is through. Until all of it is sent the client's id asks for it again.
+    pub(super) fn write_newest(&mut self) {
+        let Task::Newest(newest) = &mut self.task else { return };
+        if !newest.scanned {
+            return;
+        }
+        while let Some(encoded) = newest.found.pop() {
+            self.client.note_id();
+            frame::id_line(&mut self.out, &self.client.last_id);
+            self.out.extend_from_slice(encoded.body(self.filter.form()));
+            if self.out.len() >= self.streams.settings.piece {
+                return;
+            }
+        }
+        let Task::Newest(newest) = std::mem::replace(&mut self.task, Task::Nothing) else { return };
+        let Newest { sources, volatile, top, heads, interrupted, .. } = newest;
+        self.task = interrupted.map_or(Task::Nothing, Task::History);
+        if volatile {
+            self.follow_volatile(top);
+            for source in sources {
+                self.covered[source] = top;
+            }
+        } else {
+            for (source, head) in sources.into_iter().zip(heads) {
+                self.tracks[source] = Track::Follow(top);
+                self.move_to(source, head.map_or(Point::Earliest, Point::At));
+            }
+        }
+        self.client.write_id(&mut self.out);
+        self.out.push(b'\n');
+    }
+}

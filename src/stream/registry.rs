@@ -1,0 +1,239 @@
+//! The open streams: who has each, when it ends and why, and whoever moves it at the moment.
+//!
+//! Knows neither what a stream sends nor how a transport moves it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use slab::Slab;
+
+use crate::auth::Owner;
+use crate::event::Timestamp;
+use crate::frame::Closing;
+use crate::support::backoff::jittered;
+
+/// When a stream ends at the latest, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// When.
+    pub at: Timestamp,
+    /// Why.
+    pub reason: Closing,
+}
+
+/// Tells one stream from all others of this process, those that have ended included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StreamId {
+    key: u32,
+    serial: u32,
+}
+
+/// What moves streams, where it has to hear that one of them ends earlier.
+pub trait Driver: Send + Sync {
+    /// The stream, which the driver calls `member`, ends then. Must not block.
+    fn end(&self, member: u32, stream: StreamId, end: End);
+}
+
+/// Which streams are meant.
+#[cfg_attr(not(test), expect(dead_code, reason = "the program itself ends only all of them so far"))]
+#[derive(Debug, Clone, Copy)]
+pub enum Selection<'a> {
+    /// All of them.
+    All,
+    /// Those of this `sub`.
+    Identity(&'a str),
+    /// Those that this token, by its `jti`, has opened.
+    Token(&'a str),
+    /// Those on this connection.
+    Connection(u32),
+}
+
+/// A stream that is open. Kept small: there is one for every subscriber.
+struct Open {
+    owner: Option<Arc<Owner>>,
+    driver: Option<Arc<dyn Driver>>,
+    /// Its place in the pool, given back when the stream ends.
+    _permit: Box<dyn Send + Sync>,
+    end_at: Timestamp,
+    /// Why it ends at `end_at`; `None`: it has no end yet.
+    end_reason: Option<Closing>,
+    /// What the driver calls it.
+    member: u32,
+    connection: u32,
+    serial: u32,
+}
+
+impl Open {
+    fn is_of(&self, selection: Selection<'_>) -> bool {
+        let owner = self.owner.as_deref();
+        match selection {
+            Selection::All => true,
+            Selection::Identity(identity) => owner.is_some_and(|owner| owner.identity.as_deref() == Some(identity)),
+            Selection::Token(id) => owner.is_some_and(|owner| owner.token_id.as_deref() == Some(id)),
+            Selection::Connection(connection) => self.connection == connection,
+        }
+    }
+
+    /// Ends it at `end`, unless it ends earlier. Returns whether that is news.
+    fn end_by(&mut self, end: End) -> bool {
+        let sooner = self.end().is_none_or(|present| end.at < present.at);
+        if sooner {
+            (self.end_at, self.end_reason) = (end.at, Some(end.reason));
+        }
+        sooner
+    }
+
+    fn end(&self) -> Option<End> {
+        Some(End { at: self.end_at, reason: self.end_reason? })
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Registry {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    streams: Slab<Open>,
+    serial: u32,
+    /// All streams end within this span after they were opened: the process drains.
+    draining: Option<Duration>,
+}
+
+/// What is said of a stream when it is opened.
+pub(super) struct Entry {
+    pub(super) owner: Option<Arc<Owner>>,
+    pub(super) permit: Box<dyn Send + Sync>,
+    pub(super) expires: Option<Timestamp>,
+    pub(super) connection: u32,
+}
+
+impl Registry {
+    pub(super) fn insert(&self, entry: Entry, now: Timestamp) -> StreamId {
+        let Entry { owner, permit, expires, connection } = entry;
+        let mut state = self.state.lock();
+        state.serial = state.serial.wrapping_add(1);
+        let serial = state.serial;
+        let (end_at, end_reason) = (expires.unwrap_or_default(), expires.map(|_| Closing::Expired));
+        let mut open = Open { owner, driver: None, _permit: permit, end_at, end_reason, member: 0, connection, serial };
+        if let Some(within) = state.draining {
+            open.end_by(sometime(Closing::Draining, now, within));
+        }
+        StreamId { key: state.streams.insert(open) as u32, serial }
+    }
+
+    /// Removes a stream, which must be there.
+    pub(super) fn remove(&self, stream: StreamId) {
+        let open = self.state.lock().streams.try_remove(stream.key as usize);
+        // Outside the lock: the pool has a lock of its own, and a driver may have much to drop.
+        drop(open);
+    }
+
+    /// When a stream ends, as far as that is known.
+    pub(super) fn end_of(&self, stream: StreamId) -> Option<End> {
+        self.state.lock().streams.get(stream.key as usize)?.end()
+    }
+
+    /// Says who moves a stream from now on, and returns when it ends: an order that was given meanwhile is not lost.
+    pub(super) fn drive(&self, stream: StreamId, driver: Arc<dyn Driver>, member: u32) -> Option<End> {
+        let mut state = self.state.lock();
+        let open = state.streams.get_mut(stream.key as usize)?;
+        open.member = member;
+        let before = open.driver.replace(driver);
+        let end = open.end();
+        drop(state);
+        drop(before);
+        end
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.state.lock().streams.len()
+    }
+
+    /// Ends streams at random times within a span from now. Returns how many are meant.
+    pub(super) fn end(&self, selection: Selection<'_>, reason: Closing, now: Timestamp, within: Duration) -> usize {
+        let mut state = self.state.lock();
+        if matches!(selection, Selection::All) && reason == Closing::Draining {
+            state.draining = Some(within);
+        }
+        let mut count = 0;
+        for (key, open) in state.streams.iter_mut().filter(|(_, open)| open.is_of(selection)) {
+            count += 1;
+            let end = sometime(reason, now, within);
+            if open.end_by(end)
+                && let Some(driver) = &open.driver
+            {
+                driver.end(open.member, StreamId { key: key as u32, serial: open.serial }, end);
+            }
+        }
+        count
+    }
+}
+
+fn sometime(reason: Closing, now: Timestamp, within: Duration) -> End {
+    End { at: now.after(jittered(within, 0.0..1.0)), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Told(Mutex<Vec<(u32, Closing)>>);
+
+    impl Driver for Told {
+        fn end(&self, member: u32, _: StreamId, end: End) {
+            self.0.lock().push((member, end.reason));
+        }
+    }
+
+    fn entry(identity: &str, token: &str, connection: u32) -> Entry {
+        let owner = Owner { identity: Some(identity.into()), token_id: Some(token.into()) };
+        Entry { owner: Some(Arc::new(owner)), permit: Box::new(()), expires: None, connection }
+    }
+
+    #[test]
+    fn streams_end_by_whose_they_are() {
+        let (registry, told) = (Registry::default(), Arc::new(Told::default()));
+        let now = Timestamp::from_micros(1_000_000);
+        let streams: Vec<_> = [("alice", "1", 7), ("alice", "2", 8), ("bob", "3", 8)]
+            .into_iter()
+            .enumerate()
+            .map(|(n, (identity, token, connection))| {
+                let stream = registry.insert(entry(identity, token, connection), now);
+                assert_eq!(registry.drive(stream, told.clone(), n as u32), None);
+                stream
+            })
+            .collect();
+        let end = |selection| registry.end(selection, Closing::Revoked, now, Duration::ZERO);
+        assert_eq!(end(Selection::Token("2")), 1);
+        assert_eq!(end(Selection::Identity("alice")), 2);
+        assert_eq!(end(Selection::Identity("carol")), 0);
+        assert_eq!(*told.0.lock(), [(1, Closing::Revoked), (0, Closing::Revoked)], "each is told once");
+        assert_eq!(end(Selection::Connection(8)), 2);
+        assert_eq!(registry.end_of(streams[2]), Some(End { at: now, reason: Closing::Revoked }));
+        streams.into_iter().for_each(|stream| registry.remove(stream));
+        assert_eq!((registry.len(), end(Selection::All)), (0, 0));
+    }
+
+    #[test]
+    fn what_ends_a_stream_first_is_why_it_ends() {
+        let registry = Registry::default();
+        let at = Timestamp::from_micros;
+        let stream = registry.insert(Entry { expires: Some(at(50)), ..entry("a", "1", 0) }, at(0));
+        assert_eq!(registry.end(Selection::All, Closing::Revoked, at(90), Duration::ZERO), 1);
+        assert_eq!(registry.end_of(stream), Some(End { at: at(50), reason: Closing::Expired }));
+        registry.end(Selection::All, Closing::Draining, at(20), Duration::ZERO);
+        assert_eq!(registry.end_of(stream), Some(End { at: at(20), reason: Closing::Draining }));
+        let late = registry.insert(entry("b", "2", 0), at(60));
+        assert_eq!(registry.end_of(late), Some(End { at: at(60), reason: Closing::Draining }), "opened while it drains");
+    }
+
+    #[test]
+    fn an_open_stream_takes_no_more_than_64_bytes() {
+        assert_eq!(size_of::<Open>(), 64);
+    }
+}

@@ -1,0 +1,166 @@
+//! Moves a stream that is not live: steps it, reads brokers' logs for it, waits for what it waits for. For both drivers
+//! that are tasks: hyper's body and [`super::task`].
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use tokio::time::{Sleep, sleep};
+
+use crate::event::Timestamp;
+use crate::frame::Closing;
+use crate::history::{self, Reader};
+use crate::source::Item;
+use crate::stream::{Driver, End, Live, Step, Stream, StreamId};
+use bytes::Bytes;
+
+/// A timer is not set for longer: the system's clock may be set meanwhile.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// A stream that is not live, and what a driver needs beside it.
+pub(super) struct Behind {
+    stream: Stream,
+    reader: Option<Reader>,
+    items: Vec<Item>,
+    ends: Ends,
+}
+
+/// What became of a stream.
+pub(super) enum Next {
+    /// Send this and go on.
+    Send(Bytes, Behind),
+    /// It is live, and its client has this id.
+    Live(Live, Arc<str>, Ends),
+    /// Send this: nothing follows.
+    Last(Bytes),
+}
+
+impl Behind {
+    pub(super) fn new(stream: Stream) -> Self {
+        let ends = Ends::of(&stream);
+        Self { stream, reader: None, items: Vec::new(), ends }
+    }
+
+    /// Ends a stream that nothing can be sent any more.
+    pub(super) fn abandon(self, reason: Closing) {
+        self.stream.abandon(reason);
+    }
+
+    /// Waits for what comes next.
+    pub(super) async fn next(mut self) -> Next {
+        let moved = {
+            let Self { stream, reader, items, ends } = &mut self;
+            tokio::select! {
+                biased;
+                reason = ends.wait() => Err(reason),
+                bytes = advance(stream, reader, items) => Ok(bytes),
+            }
+        };
+        match moved {
+            Ok(Some(bytes)) => Next::Send(bytes, self),
+            Ok(None) => match self.stream.into_live() {
+                Ok((live, id)) => Next::Live(live, id, self.ends),
+                // Not so: `advance` returned because it is live.
+                Err(stream) => Next::Last(stream.close(Closing::Unavailable)),
+            },
+            Err(reason) => Next::Last(self.stream.close(reason)),
+        }
+    }
+}
+
+/// Waits for bytes to send; `None`: the stream is live.
+async fn advance(stream: &mut Stream, reader: &mut Option<Reader>, items: &mut Vec<Item>) -> Option<Bytes> {
+    let streams = stream.streams().clone();
+    loop {
+        let mut changed = pin!(streams.hub().changed().notified());
+        // Before looking, so that nothing published in between is missed.
+        changed.as_mut().enable();
+        let (until, history) = match stream.step(Timestamp::now()) {
+            Step::Send(bytes) => return Some(bytes),
+            Step::Live => return None,
+            Step::Again => {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            Step::Wait { until, history } => (until, history),
+        };
+        match history {
+            Some(request) if !reader.as_ref().is_some_and(|reader| reader.serves(request)) => {
+                *reader = Some(streams.histories().reader(request));
+            }
+            Some(_) => {}
+            None => *reader = None,
+        }
+        let left = until.since(Timestamp::now());
+        tokio::select! {
+            // A history that brings much must not hold the heartbeat up; the windows are looked at anyway.
+            biased;
+            () = sleep(left) => {}
+            () = read(reader, items, history) => stream.read(items),
+            () = changed => {}
+        }
+    }
+}
+
+async fn read(reader: &mut Option<Reader>, items: &mut Vec<Item>, request: Option<history::Request>) {
+    match (reader, request) {
+        (Some(reader), Some(request)) => reader.next(items, request.from).await,
+        _ => std::future::pending().await,
+    }
+}
+
+/// When a stream ends that a task moves.
+pub(super) struct Ends {
+    news: Arc<News>,
+    end: Option<End>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+/// How a task hears of another end of its stream.
+#[derive(Default)]
+struct News {
+    end: Mutex<Option<End>>,
+    waker: AtomicWaker,
+}
+
+impl Driver for News {
+    fn end(&self, _: u32, _: StreamId, end: End) {
+        *self.end.lock() = Some(end);
+        self.waker.wake();
+    }
+}
+
+impl Ends {
+    fn of(stream: &Stream) -> Self {
+        let news = Arc::new(News::default());
+        let end = stream.drive(news.clone(), 0);
+        Self { news, end, sleep: None }
+    }
+
+    async fn wait(&mut self) -> Closing {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    /// Whether the stream ends now, and why.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Closing> {
+        self.news.waker.register(cx.waker());
+        if let Some(end) = self.news.end.lock().take() {
+            self.end = Some(end);
+            self.sleep = None;
+        }
+        let Some(End { at, reason }) = self.end else { return Poll::Pending };
+        loop {
+            let left = at.since(Timestamp::now());
+            if left.is_zero() {
+                return Poll::Ready(reason);
+            }
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep(left.min(LONGEST))));
+            std::task::ready!(sleep.as_mut().poll(cx));
+            self.sleep = None;
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! A stream as the body of a response that hyper writes: HTTP/2, TLS, HTTP/1.0.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::Frame;
+
+use super::behind::{Behind, Ends, Next};
+use super::framing::Plain;
+use crate::event::Timestamp;
+use crate::hub::{Read, WakerSeat};
+use crate::stream::{Live, Stream};
+
+/// The bytes of `text/event-stream`, without framing.
+pub struct Body {
+    state: State,
+    /// The last id of a live stream's client.
+    last_id: Vec<u8>,
+}
+
+enum State {
+    CatchingUp(Pin<Box<dyn Future<Output = Next> + Send>>),
+    Live(Seated),
+    Ended,
+}
+
+/// A live stream whose waker has a seat in its channel.
+struct Seated {
+    live: Live,
+    waker: WakerSeat,
+    ends: Ends,
+}
+
+/// What a live stream's turn led to.
+enum Turn {
+    Send(Bytes),
+    /// Nothing follows.
+    Last(Bytes),
+    /// It has fallen out of its channel's log.
+    Lagged,
+}
+
+impl Body {
+    /// Of this stream.
+    #[must_use]
+    pub fn new(stream: Stream) -> Self {
+        Self { state: State::catching_up(Behind::new(stream)), last_id: Vec::new() }
+    }
+
+    /// What comes next; `None` once the server has ended the stream.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            match &mut self.state {
+                State::Ended => return Poll::Ready(None),
+                State::CatchingUp(next) => match ready!(next.as_mut().poll(cx)) {
+                    Next::Send(bytes, behind) => {
+                        self.state = State::catching_up(behind);
+                        return Poll::Ready(Some(bytes));
+                    }
+                    Next::Last(bytes) => return self.last(bytes),
+                    Next::Live(live, id, ends) => {
+                        id.as_bytes().clone_into(&mut self.last_id);
+                        let waker = live.channel().waker_seat();
+                        self.state = State::Live(Seated { live, waker, ends });
+                    }
+                },
+                State::Live(seated) => match ready!(seated.poll(cx, &mut self.last_id)) {
+                    Turn::Send(bytes) => return Poll::Ready(Some(bytes)),
+                    Turn::Last(bytes) => return self.last(bytes),
+                    Turn::Lagged => self.resume(),
+                },
+            }
+        }
+    }
+
+    /// Whether it has caught up.
+    #[cfg(test)]
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self.state, State::Live(_))
+    }
+
+    fn last(&mut self, bytes: Bytes) -> Poll<Option<Bytes>> {
+        self.state = State::Ended;
+        Poll::Ready(Some(bytes))
+    }
+
+    fn resume(&mut self) {
+        if let State::Live(Seated { live, .. }) = std::mem::replace(&mut self.state, State::Ended) {
+            self.state = State::catching_up(Behind::new(live.resume(&self.last_id, Timestamp::now())));
+        }
+    }
+}
+
+impl State {
+    fn catching_up(behind: Behind) -> Self {
+        Self::CatchingUp(Box::pin(behind.next()))
+    }
+}
+
+impl Seated {
+    fn poll(&mut self, cx: &mut Context<'_>, last_id: &mut Vec<u8>) -> Poll<Turn> {
+        if let Poll::Ready(reason) = self.ends.poll(cx) {
+            return Poll::Ready(Turn::Last(self.live.close(reason, Some(last_id))));
+        }
+        Poll::Ready(match self.waker.poll_read::<Plain>(self.live.offset, cx.waker()) {
+            Read::AtEnd => return Poll::Pending,
+            Read::Lagged => Turn::Lagged,
+            Read::Piece(piece) => {
+                self.live.offset = piece.to;
+                if let Some(id) = piece.last_id() {
+                    id.clone_into(last_id);
+                }
+                Turn::Send(piece.bytes)
+            }
+        })
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.poll_next(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Body").finish_non_exhaustive()
+    }
+}
