@@ -52,7 +52,8 @@ pub mod internals {
     pub use crate::event::{Envelope, Event, Gap, GapReason, Message, SourceName, Timestamp};
     pub use crate::frame::{Form, Origin, body};
     pub use crate::hub::{Channel, Concerns, Filter, Hub, Input, Limits, Listener, Seat, SourceSpec};
-    pub use crate::source::{Adapter, Common, Connection, ErrorKind, Item, SourceError, Start, amqp::Raw};
+    pub use crate::source::{Adapter, Common, Connection, ErrorKind, Handle, Intake, Item, SourceError, Start, State};
+    pub use crate::source::{amqp::Raw, supervisor::Supervisor};
     pub use crate::subject::{Pattern, index::Index};
     pub use crate::support::causes::chain;
 }

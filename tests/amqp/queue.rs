@@ -15,7 +15,7 @@ use crate::support::drive::{Reading, chain, source, subjects, texts};
 use crate::support::plain::{Plain, long, short};
 use crate::support::proxy::Proxy;
 use crate::support::rabbit::{Amqp, Rabbit};
-use crate::support::wait::within;
+use crate::support::wait::{stays, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_exchange_gets_arrives_under_its_routing_key_whatever_bytes_that_is() {
@@ -329,10 +329,10 @@ async fn what_is_not_taken_yet_stays_with_the_broker_however_large_it_is() {
     }
     drop(client);
     let before = resident();
+    let grown = || resident().saturating_sub(before) >> 20;
     let mut reading = Reading::insist(&large, Start::Now).await;
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let grown = resident().saturating_sub(before) >> 20;
-    assert!(grown < 80, "150 MiB wait, and {grown} MiB of them here");
+    within(Duration::from_secs(20), "much to come in", async || (grown() > 20).then_some(())).await;
+    stays(Duration::from_secs(2), "that most of 150 MiB wait elsewhere", async || grown() < 80).await;
     let read = reading.messages(150).await;
     assert!(read.iter().enumerate().all(|(n, m)| m.payload.len() == payload.len() + 1 && usize::from(m.payload[0]) == n));
     reading.close().await;

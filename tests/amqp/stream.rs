@@ -1,7 +1,7 @@
 //! Streams.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use brokercast::internals::{Adapter, GapReason, Item, Message, Position, Start, Timestamp};
@@ -13,6 +13,7 @@ use crate::support::drive::{Reading, chain, source, texts};
 use crate::support::plain::Plain;
 use crate::support::proxy::Proxy;
 use crate::support::rabbit::{Amqp, Rabbit};
+use crate::support::wait::eventually;
 
 const STREAM: &str = "brokercast.trades";
 
@@ -194,6 +195,16 @@ async fn retention_is_a_gap_exactly_where_something_was_lost() {
     }
 }
 
+/// What a reader has seen.
+#[derive(Default)]
+struct Counts {
+    /// Connections that broke.
+    breaks: AtomicUsize,
+    /// Attempts to connect that failed.
+    failures: AtomicUsize,
+    messages: AtomicUsize,
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::too_many_lines, reason = "one story, in its order")]
 async fn whatever_breaks_each_message_comes_once_and_in_order() {
@@ -203,18 +214,21 @@ async fn whatever_breaks_each_message_comes_once_and_in_order() {
     let trades = source("trades", json!({ "url": url, "exchange": "trades", "queue_type": "stream" }));
     drop(Reading::insist(&trades, Start::Now).await);
     let done = Arc::new(AtomicBool::new(false));
+    let counts = [(); 2].map(|()| Arc::<Counts>::default());
 
     // Two readers: one as the supervisor reads, one as histories are read. Each goes on from its last message.
     let readers: Vec<_> = [true, false]
         .into_iter()
-        .map(|live| {
+        .zip(counts.clone())
+        .map(|(live, counts)| {
             let (trades, done) = (trades.clone(), done.clone());
             tokio::spawn(async move {
-                let (mut got, mut gaps, mut breaks) = (Vec::<Message>::new(), Vec::new(), 0);
+                let (mut got, mut gaps) = (Vec::<Message>::new(), Vec::new());
                 while !done.load(Ordering::SeqCst) {
                     let start = got.last().map_or(Start::Earliest, |m| Start::After(m.position.unwrap()));
                     let opened = if live { Reading::open(&trades, start).await } else { Reading::history(&trades, start).await };
                     let Ok(mut reading) = opened else {
+                        counts.failures.fetch_add(1, Ordering::SeqCst);
                         tokio::time::sleep(Duration::from_millis(20)).await;
                         continue;
                     };
@@ -222,12 +236,13 @@ async fn whatever_breaks_each_message_comes_once_and_in_order() {
                         if let Ok(Err(_)) = tokio::time::timeout(Duration::from_millis(200), reading.once()).await {
                             break;
                         }
+                        counts.messages.store(got.len() + reading.all().len(), Ordering::SeqCst);
                     }
                     got.extend(reading.all());
                     gaps.extend(reading.gaps());
-                    breaks += 1;
+                    counts.breaks.fetch_add(1, Ordering::SeqCst);
                 }
-                (got, gaps, breaks)
+                (got, gaps)
             })
         })
         .collect();
@@ -243,8 +258,11 @@ async fn whatever_breaks_each_message_comes_once_and_in_order() {
             0 => proxy.cut(),
             1 => proxy.cut_after(20_000),
             2 => {
+                let losses = || counts.each_ref().map(|c| c.breaks.load(Ordering::SeqCst) + c.failures.load(Ordering::SeqCst));
+                let before = losses();
                 proxy.set_silent(true);
-                tokio::time::sleep(Duration::from_millis(2600)).await;
+                let noticed = async || before.iter().zip(losses()).all(|(before, now)| *before < now).then_some(());
+                eventually("both readers to notice the silence", noticed).await;
                 proxy.set_silent(false);
             }
             _ => {
@@ -259,10 +277,12 @@ async fn whatever_breaks_each_message_comes_once_and_in_order() {
     let mut whole = Reading::insist(&trades, Start::Earliest).await;
     let expected: Vec<_> = whole.messages(published).await.iter().map(|m| (m.position, m.payload.clone())).collect();
     assert_eq!(expected.len(), published, "the broker lost something by itself");
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    let all = async || counts.iter().all(|counts| counts.messages.load(Ordering::SeqCst) >= published).then_some(());
+    eventually("both readers to have read all", all).await;
     done.store(true, Ordering::SeqCst);
-    for reader in readers {
-        let (got, gaps, breaks) = reader.await.unwrap();
+    for (reader, counts) in readers.into_iter().zip(counts) {
+        let (got, gaps) = reader.await.unwrap();
+        let breaks = counts.breaks.load(Ordering::SeqCst);
         let got: Vec<_> = got.iter().map(|m| (m.position, m.payload.clone())).collect();
         assert!(breaks > 3, "only {breaks} breaks");
         assert!(gaps.is_empty(), "{gaps:?}");

@@ -16,3 +16,9 @@ pub mod wait;
 
 pub mod drive;
 pub mod plain;
+
+use brokercast::internals as contract;
+
+/// The suite that every adapter passes.
+#[path = "../../src/source/tests/conformance.rs"]
+pub mod conformance;

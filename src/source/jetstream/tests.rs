@@ -5,12 +5,14 @@ mod storm;
 use std::sync::atomic::Ordering;
 
 use async_nats::jetstream::{self, stream};
+use futures_util::StreamExt as _;
+use futures_util::future::LocalBoxFuture;
 use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::cursor::Check;
 use crate::source::nats::tests::{Server, adapter};
-use crate::source::tests::{Rig, Running, conformance, eventually};
+use crate::source::tests::{LogRig, Rig, Running, conformance, durable_conformance, eventually, retention_conformance};
 use crate::source::{ErrorKind, State};
 
 async fn client(server: &Server) -> jetstream::Context {
@@ -100,23 +102,34 @@ struct StreamRig {
     server: Server,
     context: Option<jetstream::Context>,
     politely: bool,
+    /// How the source makes the stream.
+    create: serde_json::Value,
+}
+
+impl StreamRig {
+    async fn new(politely: bool, create: serde_json::Value) -> Self {
+        Self { server: Server::start().await, context: None, politely, create }
+    }
+
+    async fn context(&mut self) -> &jetstream::Context {
+        if self.context.is_none() {
+            self.context = Some(client(&self.server).await);
+        }
+        self.context.as_ref().expect("just made")
+    }
 }
 
 impl Rig for StreamRig {
     fn adapter(&self) -> Arc<dyn Adapter> {
-        let stream = serde_json::json!({"stream": "S", "create": true});
+        let stream = serde_json::json!({"stream": "S", "create": self.create});
         adapter(serde_json::json!({"servers": [self.server.url()], "subjects": ["a.>"], "jetstream": stream}))
     }
-    fn publish<'a>(&'a mut self, body: &'a str) -> BoxFuture<'a, ()> {
+    fn publish<'a>(&'a mut self, body: &'a str) -> LocalBoxFuture<'a, ()> {
         Box::pin(async move {
-            if self.context.is_none() {
-                self.context = Some(client(&self.server).await);
-            }
-            let context = self.context.as_ref().expect("just made");
-            context.publish("a.b", body.to_owned().into()).await.expect("publishes").await.expect("is stored");
+            self.context().await.publish("a.b", body.to_owned().into()).await.expect("publishes").await.expect("is stored");
         })
     }
-    fn kill(&mut self) -> BoxFuture<'_, bool> {
+    fn kill(&mut self) -> LocalBoxFuture<'_, bool> {
         self.context = None;
         Box::pin(async move {
             if self.politely {
@@ -127,19 +140,37 @@ impl Rig for StreamRig {
             true
         })
     }
-    fn revive(&mut self) -> BoxFuture<'_, ()> {
+    fn revive(&mut self) -> LocalBoxFuture<'_, ()> {
         Box::pin(self.server.revive())
+    }
+}
+
+impl LogRig for StreamRig {
+    fn delete(&mut self) -> LocalBoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.context().await.delete_stream("S").await.expect("deletes");
+        })
     }
 }
 
 #[tokio::test]
 async fn jetstream_conforms_when_its_server_is_killed() {
-    conformance(&mut StreamRig { server: Server::start().await, context: None, politely: false }).await;
+    conformance(&mut StreamRig::new(false, true.into()).await).await;
 }
 
 #[tokio::test]
 async fn jetstream_conforms_when_its_server_is_restarted() {
-    conformance(&mut StreamRig { server: Server::start().await, context: None, politely: true }).await;
+    conformance(&mut StreamRig::new(true, true.into()).await).await;
+}
+
+#[tokio::test]
+async fn jetstream_conforms_as_a_log() {
+    durable_conformance(&mut StreamRig::new(true, true.into()).await).await;
+}
+
+#[tokio::test]
+async fn jetstream_conforms_as_a_log_that_drops_what_is_old() {
+    retention_conformance(&mut StreamRig::new(true, serde_json::json!({"max_bytes": "64KiB"})).await).await;
 }
 
 #[tokio::test]
@@ -411,8 +442,14 @@ async fn a_purge_is_a_reset_for_who_had_not_read_it_and_nothing_for_who_had() {
     publish(&context, "a", 0..10).await;
     running.until_messages(10).await;
     let before = running.recorder.items.lock().clone();
+    let watching = async_nats::connect(server.url()).await.expect("connects");
+    let mut asked = watching.subscribe("$JS.API.STREAM.INFO.S").await.expect("subscribes");
+    watching.flush().await.expect("flushes");
     stream.purge().await.expect("purges");
-    sleep(Duration::from_millis(3500)).await;
+    // The reader sees by its questions that the stream is empty now.
+    for _ in 0..3 {
+        timeout(Duration::from_secs(10), asked.next()).await.expect("in time").expect("a question");
+    }
     publish(&context, "a", 10..20).await;
     running.until_messages(20).await;
     assert_eq!(ledger(&running.recorder.items.lock(), 20), []);

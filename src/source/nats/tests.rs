@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::future::LocalBoxFuture;
 use tokio::time::{Instant, sleep};
 
 use super::*;
@@ -116,7 +117,7 @@ impl Rig for CoreRig {
     fn adapter(&self) -> Arc<dyn Adapter> {
         adapter(serde_json::json!({"servers": [self.server.url()], "subjects": ["a.>"]}))
     }
-    fn publish<'a>(&'a mut self, body: &'a str) -> BoxFuture<'a, ()> {
+    fn publish<'a>(&'a mut self, body: &'a str) -> LocalBoxFuture<'a, ()> {
         Box::pin(async move {
             if self.client.is_none() {
                 self.client = Some(async_nats::connect(self.server.url()).await.expect("connects"));
@@ -126,12 +127,12 @@ impl Rig for CoreRig {
             client.flush().await.expect("flushes");
         })
     }
-    fn kill(&mut self) -> BoxFuture<'_, bool> {
+    fn kill(&mut self) -> LocalBoxFuture<'_, bool> {
         self.client = None;
         self.server.kill();
         Box::pin(async { true })
     }
-    fn revive(&mut self) -> BoxFuture<'_, ()> {
+    fn revive(&mut self) -> LocalBoxFuture<'_, ()> {
         Box::pin(self.server.revive())
     }
 }
@@ -354,19 +355,31 @@ async fn a_reader_that_stalls_loses_nothing_or_tells_a_gap() {
     let server = Server::start().await;
     let running = Running::start(adapter(serde_json::json!({"servers": [server.url()], "subjects": ["a"]})));
     running.until_state(State::Up).await;
-    running.recorder.stalled.store(true, Ordering::SeqCst);
     let client = async_nats::connect(server.url()).await.expect("connects");
-    for n in 0..100_000 {
-        client.publish("a", n.to_string().into()).await.expect("publishes");
-    }
-    client.flush().await.expect("flushes");
-    sleep(Duration::from_secs(2)).await;
-    running.recorder.stalled.store(false, Ordering::SeqCst);
-    running.until_gap(GapReason::Overflow).await;
-    for n in 100_000..100_100 {
-        client.publish("a", format!("{n}").into()).await.expect("publishes");
-    }
-    eventually("the last", async || running.bodies().last().is_some_and(|b| b == "100099").then_some(()).ok_or(String::new())).await;
+    let overflown = || running.gaps().iter().any(|gap| gap.reason == GapReason::Overflow);
+    let mut sent = 0;
+    let mut publish = async |count: u64| {
+        for n in sent..sent + count {
+            client.publish("a", n.to_string().into()).await.expect("publishes");
+        }
+        client.flush().await.expect("flushes");
+        sent += count;
+        sent
+    };
+    // Until so much came while nothing was taken that the library's queue was full.
+    let burst = loop {
+        running.recorder.stalled.store(true, Ordering::SeqCst);
+        let sent = publish(100_000).await;
+        running.recorder.stalled.store(false, Ordering::SeqCst);
+        let last = (sent - 1).to_string();
+        let done = || overflown() || running.bodies().last() == Some(&last);
+        eventually("the burst's end", async || done().then_some(()).ok_or(String::new())).await;
+        if overflown() {
+            break sent;
+        }
+    };
+    let last = (publish(100).await - 1).to_string();
+    eventually("the last", async || (running.bodies().last() == Some(&last)).then_some(()).ok_or(String::new())).await;
     // In order, and behind the last hole there is a gap before anything that came later.
     let (mut next, mut holes, mut told) = (0, 0, true);
     for item in &*running.recorder.items.lock() {
@@ -374,7 +387,7 @@ async fn a_reader_that_stalls_loses_nothing_or_tells_a_gap() {
             Item::Message(message) => {
                 let n: u64 = String::from_utf8_lossy(&message.payload).parse().expect("a number");
                 assert!(n >= next, "{n} came where {next} was expected");
-                assert!(n < 100_000 || told || n == next, "nothing tells of what is missing before {n}");
+                assert!(n < burst || told || n == next, "nothing tells of what is missing before {n}");
                 told &= n == next;
                 holes += u64::from(n != next);
                 next = n + 1;
