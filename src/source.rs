@@ -2,7 +2,7 @@
 //!
 //! An adapter is one file: its configuration, how it connects, how a connection reads. Reconnecting,
 //! backoff, acknowledging, metrics and readiness live once, in [`supervisor`]. A source knows neither the hub
-//! nor HTTP: it hands [`Item`]s to whoever calls.
+//! nor HTTP: it hands [`Item`]s to its caller.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,16 +38,16 @@ pub enum Item {
     Message(Message),
     /// Messages may be missing here.
     Gap(Gap),
-    /// All that the log held when the connection was opened has been handed out; the reader now stands
-    /// here (`None`: the log is empty and knows no position yet). By durable sources only. It may come again, where
-    /// the reader has moved on over what the log holds for others.
+    /// All that the log held when the connection was opened has been handed out, up to this position (`None`: the log is
+    /// empty and has no position yet). From durable sources only. It may come again, when the reader has passed
+    /// messages that are not of this source.
     Tail(Option<Position>),
 }
 
 /// Where a connection starts to read. Sources without a log know only `Now`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Start {
-    /// What comes from now on. On a durable source the log's present end is told as `Tail` first.
+    /// What comes from now on. A durable source hands out its log's present end as a `Tail` first.
     Now,
     /// Warm-up: about what a window of these bounds holds, up to the present, and then on.
     Recent {
@@ -56,9 +56,9 @@ pub enum Start {
         /// Not more than about this many bytes.
         bytes: u64,
     },
-    /// What stands after a place in the log. The adapter compares the place (its check included) with the
-    /// log first: what it finds missing or other than it was becomes a [`Gap`], then it reads on from the
-    /// earliest that is left. A place that the log has not reached is a `reset`.
+    /// What follows a position in the log. The adapter first compares the position, its check included, with the log. If
+    /// the message there is missing or another one, it hands out a [`Gap`] and reads on from the earliest message that
+    /// is left. A position that the log has not reached is a `reset`.
     After(Position),
     /// All that is left.
     Earliest,
@@ -83,8 +83,8 @@ pub trait Adapter: Send + Sync + 'static {
         false
     }
 
-    /// Whether messages may be lost while it is not connected: then every connection but the first begins with a
-    /// `reconnect` gap. True of whatever the broker keeps nothing for.
+    /// Whether messages may be lost while the source is not connected, as its broker keeps none for it. Every connection
+    /// but the first then begins with a `reconnect` gap.
     fn loses_while_away(&self) -> bool {
         !self.durable()
     }
@@ -92,11 +92,11 @@ pub trait Adapter: Send + Sync + 'static {
     /// Patterns that together hold every subject this source can produce, before routing.
     fn reach(&self) -> Vec<Pattern>;
 
-    /// Connects and sets up what it reads from. Dropping the future gives up; nothing stays behind.
+    /// Connects and sets up what it reads from. Dropping the future gives up and leaves nothing behind.
     fn connect(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>>;
 
-    /// Opens a reader of its own for one client's history; only durable sources are asked. It reads on beyond the
-    /// tail as long as it is kept, so that the caller decides where history meets the window.
+    /// Opens a separate reader for one client's history. Only durable sources are asked. It reads on beyond the tail as
+    /// long as it is kept, so that the caller decides where history meets the window.
     fn history(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
         self.connect(start)
     }
@@ -116,11 +116,11 @@ pub trait Adapter: Send + Sync + 'static {
 
 /// A live connection to a broker.
 pub trait Connection: Send {
-    /// Waits for something, then appends all that is ready, at most `limit` items, to `batch`. Cancel safe: what it
-    /// took and did not append comes with the next call.
+    /// Waits for something, then appends all that is ready, at most `limit` items, to `batch`. Cancel safe: what was
+    /// taken and not appended comes with the next call.
     ///
     /// # Errors
-    /// When the connection is gone; what it appended before still counts.
+    /// When the connection is gone. What was appended before still counts.
     fn next<'a>(&'a mut self, batch: &'a mut Vec<Item>, limit: usize) -> BoxFuture<'a, Result<(), SourceError>>;
 
     /// Says that everything handed out so far is in the window: acknowledge it to the broker, or answer the publisher
@@ -130,19 +130,19 @@ pub trait Connection: Send {
         Box::pin(async { Ok(()) })
     }
 
-    /// Leaves in good order, within about a second: last acknowledgements, then the connection.
+    /// Sends the last acknowledgements and closes the connection, within about a second.
     fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
 }
 
 /// Where the supervisor of one source hands batches in: routing and the hub, behind a wall.
 pub trait Intake: Send + Sync {
-    /// Routes and publishes `items` in their order, empties the `Vec`, and returns the cursor that stands after the
-    /// last of them. May wait: that is back-pressure.
+    /// Routes and publishes `items` in their order, empties the `Vec`, and returns the cursor after the last of
+    /// them. May wait: that is back-pressure.
     fn take<'a>(&'a self, items: &'a mut Vec<Item>) -> BoxFuture<'a, String>;
 }
 
-/// Puts an `oversized` gap in the place of each message whose payload has more than `max` bytes, and returns how many
-/// those were. The supervisor does so for live batches; whoever reads a history does so for its own.
+/// Replaces each message whose payload has more than `max` bytes by an `oversized` gap, and returns how many those were.
+/// The supervisor calls it for live batches, a reader of history for its own.
 pub fn drop_oversized(items: &mut [Item], max: usize) -> usize {
     let mut dropped = 0;
     for item in items {

@@ -16,6 +16,7 @@ use crate::subject::{Pattern, Subject};
 pub(in crate::source) mod acks;
 mod config;
 pub(in crate::source) mod error;
+pub(in crate::source) mod feed;
 pub(in crate::source) mod flow;
 pub(in crate::source) mod link;
 pub(in crate::source) mod publish;

@@ -6,22 +6,23 @@
 //! tell when a message was appended.
 
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, poll_fn};
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use lapin::Channel;
 use lapin::message::Delivery;
 use lapin::types::ShortString;
-use lapin::{Channel, Consumer};
 use tokio::time::Instant;
 
 use self::log::{Ask, beyond, consume_from, first_left, joins, look, plan, position};
 use super::amqp::acks::Acks;
+use super::amqp::feed::{Came, Feed, Reads, next};
 use super::amqp::link::{Link, set_up};
 use super::amqp::publish::publish;
-use super::amqp::queue::{lost, stamped};
+use super::amqp::queue::stamped;
 use super::amqp::upkeep::Upkeep;
 use super::amqp::{Amqp, Names};
 use super::{Adapter, Connection, Item, SourceError, Start};
@@ -62,10 +63,10 @@ impl Stream {
         let link = Link::open(&self.amqp.config.broker, &self.amqp.name).await?;
         let (channel, _) = set_up(&link, &self.amqp.config, &self.amqp.name).await?;
         let upkeep = Upkeep::start(&link, &self.amqp.config, &self.queue).await?;
-        // Its own connection: what it does not take holds up nobody else.
+        // On a connection of its own: what this reader does not take holds up no other reader.
         link.flow().meter(channel.id());
         let reader = self.read(Arc::new(link), channel, self.amqp.config.prefetch, start).await?;
-        Ok(Reader { upkeep, ..reader })
+        Ok(Reader { feed: Feed { upkeep, ..reader.feed }, ..reader })
     }
 
     async fn old(&self, start: Start) -> Result<Reader, SourceError> {
@@ -103,11 +104,9 @@ impl Stream {
         if reached {
             items.push(Item::Tail(plan.tail));
         }
+        let (number, acks) = (channel.id(), Acks::new(channel, prefetch, ACK_DELAY));
         Ok(Reader {
-            consumer,
-            acks: Acks::new(channel.clone(), prefetch, ACK_DELAY),
-            channel,
-            queue: self.queue.clone(),
+            feed: Feed { consumer, acks, upkeep: None, queue: self.queue.clone(), channel: number, link },
             names: Arc::clone(&self.amqp.names),
             items,
             expect: plan.expect,
@@ -115,8 +114,6 @@ impl Stream {
             tail: plan.tail.filter(|_| !reached).map(|tail| tail.seq),
             last: None,
             held: None,
-            upkeep: None,
-            link,
         })
     }
 }
@@ -149,10 +146,8 @@ impl Adapter for Stream {
 
 /// A reader of the stream. Dropped, it stops at once.
 struct Reader {
-    consumer: Consumer,
-    acks: Acks,
-    channel: Channel,
-    queue: ShortString,
+    /// The live one has an upkeep.
+    feed: Feed,
     names: Arc<Names>,
     /// To be handed out before anything else.
     items: Vec<Item>,
@@ -166,98 +161,41 @@ struct Reader {
     last: Option<Position>,
     /// A message behind a hole, and the question where the stream begins now.
     held: Option<Held>,
-    /// Of the live one.
-    upkeep: Option<Upkeep>,
-    link: Arc<Link>,
-}
-
-/// A message that came.
-struct Came {
-    delivery: Delivery,
-    /// Its routing key, where that is no text.
-    odd: Option<Box<[u8]>>,
-    position: Position,
 }
 
 struct Held {
     came: Came,
+    at: Position,
     before: Position,
     first: BoxFuture<'static, Result<u64, SourceError>>,
 }
 
 impl Reader {
-    fn poll(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Item>, limit: usize) -> Poll<Result<(), SourceError>> {
-        let before = batch.len();
-        batch.append(&mut self.items);
-        // What was handed out before has been taken.
-        self.acks.cover();
-        while batch.len() - before < limit {
-            if let Some(held) = &mut self.held {
-                let first = match held.first.poll_unpin(cx) {
-                    Poll::Pending => break,
-                    Poll::Ready(first) => first?,
-                };
-                if let Some(held) = self.held.take() {
-                    batch.extend(Self::judge(&held, first));
-                    self.hand_out(held.came, batch);
-                }
-                continue;
-            }
-            let delivery = match self.consumer.poll_next_unpin(cx) {
-                Poll::Pending => break,
-                Poll::Ready(Some(Ok(delivery))) => delivery,
-                Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(lost(&self.queue, Some(e)))),
-                Poll::Ready(None) => return Poll::Ready(Err(lost(&self.queue, None))),
-            };
-            self.take(delivery, batch)?;
-        }
-        if batch.len() == before {
-            // What was passed over may be all that comes for long, and the broker ends who owes it an acknowledgement.
-            self.acks.cover();
-        }
-        if let Poll::Ready(e) = self.acks.poll(cx) {
-            return Poll::Ready(Err(lost(&self.queue, Some(e))));
-        }
-        if let Some(upkeep) = &mut self.upkeep
-            && let Poll::Ready(error) = upkeep.poll(cx)
-        {
-            return Poll::Ready(Err(error));
-        }
-        if batch.len() > before { Poll::Ready(Ok(())) } else { Poll::Pending }
-    }
-
-    fn take(&mut self, delivery: Delivery, batch: &mut Vec<Item>) -> Result<(), SourceError> {
-        let tag = delivery.delivery_tag;
-        self.acks.took(tag);
-        if self.link.flow().meters(self.channel.id()) {
-            self.link.flow().took(delivery.data.len());
-        }
-        let odd = self.link.odd().take(self.channel.id(), tag);
-        let position = position(&delivery, odd.as_deref(), &self.queue)?;
-        let came = Came { delivery, odd, position };
+    fn take(&mut self, came: Came, batch: &mut Vec<Item>) -> Result<(), SourceError> {
+        let at = position(&came.delivery, came.key(), &self.feed.queue)?;
         let changed = match (self.expect.take(), self.last) {
-            (Some(expected), _) => !position.agrees(&expected),
-            (None, Some(last)) => position.seq <= last.seq,
+            (Some(expected), _) => !at.agrees(&expected),
+            (None, Some(last)) => at.seq <= last.seq,
             (None, None) => false,
         };
         if changed {
-            return Err(SourceError::lost(format!("stream `{}` changed while it was read", self.queue)));
+            return Err(SourceError::lost(format!("stream `{}` changed while it was read", self.feed.queue)));
         }
         match self.last {
             // A hole: the broker's own notes, or messages that were dropped before this reader came to them.
-            Some(before) if !joins(before, position.seq) => {
-                let (link, queue) = (Arc::clone(&self.link), self.queue.clone());
+            Some(before) if !joins(before, at.seq) => {
+                let (link, queue) = (Arc::clone(&self.feed.link), self.feed.queue.clone());
                 let first = Box::pin(async move { first_left(&link, &queue).await });
-                self.held = Some(Held { came, before, first });
+                self.held = Some(Held { came, at, before, first });
             }
-            _ => self.hand_out(came, batch),
+            _ => self.hand_out(came, at, batch),
         }
         Ok(())
     }
 
     /// Whether a hole is a loss, now that it is known where the stream begins.
     fn judge(held: &Held, first: u64) -> Option<Item> {
-        let seq = held.came.position.seq;
+        let seq = held.at.seq;
         if first <= held.before.seq.saturating_add(1) {
             return None;
         }
@@ -265,22 +203,48 @@ impl Reader {
         Some(Item::Gap(Gap { reason: GapReason::Retention, from: Some(held.before.seq), to: Some(seq), position }))
     }
 
-    fn hand_out(&mut self, came: Came, batch: &mut Vec<Item>) {
-        let Came { delivery, odd, position } = came;
-        self.last = Some(position);
-        if self.after.is_none_or(|after| position.seq > after) {
-            let now = Timestamp::now();
-            let old = || self.tail.and_then(|_| published(&delivery, now));
-            let time = stamped(&delivery, now).or_else(old).unwrap_or(now);
-            let key = odd.as_deref().unwrap_or(delivery.routing_key.as_str().as_bytes());
-            if let Some(subject) = self.names.subject(key) {
-                batch.push(Item::Message(Message { subject, payload: Bytes::from(delivery.data), time, position: Some(position) }));
+    fn hand_out(&mut self, came: Came, at: Position, batch: &mut Vec<Item>) {
+        self.last = Some(at);
+        let tag = came.delivery.delivery_tag;
+        let fresh = self.after.is_none_or(|after| at.seq > after);
+        match self.names.subject(came.key()).filter(|_| fresh) {
+            Some(subject) => {
+                self.feed.acks.took(tag);
+                let now = Timestamp::now();
+                let old = || self.tail.and_then(|_| published(&came.delivery, now));
+                let time = stamped(&came.delivery, now).or_else(old).unwrap_or(now);
+                batch.push(Item::Message(Message { subject, payload: Bytes::from(came.delivery.data), time, position: Some(at) }));
             }
+            // It may be all that comes for long, and the broker ends a reader that owes it an acknowledgement.
+            None => self.feed.acks.skipped(tag),
         }
-        if self.tail.is_some_and(|tail| position.seq >= tail) {
+        if self.tail.is_some_and(|tail| at.seq >= tail) {
             self.tail = None;
-            batch.push(Item::Tail(Some(position)));
+            batch.push(Item::Tail(Some(at)));
         }
+    }
+}
+
+impl Reads for Reader {
+    fn feed(&mut self) -> &mut Feed {
+        &mut self.feed
+    }
+
+    fn poll_step(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Item>) -> Poll<Result<(), SourceError>> {
+        if !self.items.is_empty() {
+            batch.append(&mut self.items);
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(held) = &mut self.held {
+            let first = ready!(held.first.poll_unpin(cx))?;
+            if let Some(held) = self.held.take() {
+                batch.extend(Self::judge(&held, first));
+                self.hand_out(held.came, held.at, batch);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        let came = ready!(self.feed.poll_next(cx))?;
+        Poll::Ready(self.take(came, batch))
     }
 }
 
@@ -292,17 +256,17 @@ fn published(delivery: &Delivery, now: Timestamp) -> Option<Timestamp> {
 
 impl Connection for Reader {
     fn next<'a>(&'a mut self, batch: &'a mut Vec<Item>, limit: usize) -> BoxFuture<'a, Result<(), SourceError>> {
-        Box::pin(poll_fn(move |cx| self.poll(cx, batch, limit)))
+        // What was handed out before has been taken.
+        self.feed.acks.cover();
+        next(self, batch, limit)
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        let Self { acks, link, consumer, channel, held, upkeep, .. } = *self;
+        let Self { feed, held, .. } = *self;
         Box::pin(async move {
             // Acknowledging means nothing to a stream. Where others read over this connection, it stays.
-            drop((held, upkeep, acks, consumer, channel));
-            if let Some(link) = Arc::into_inner(link) {
-                link.close().await;
-            }
+            drop(held);
+            feed.close().await;
         })
     }
 }

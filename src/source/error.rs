@@ -8,7 +8,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ErrorKind {
-    /// Settings, or the files that they name, cannot work with this broker. Somebody has to change them.
+    /// Settings, or the files that they name, cannot work with this broker. A person has to change something.
     Configuration,
     /// The broker refuses who we are, or what we may do.
     Denied,

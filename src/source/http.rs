@@ -69,7 +69,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Hands a message in, and returns the id of a cursor that stands at or after it once it is in the window.
+    /// Hands a message in. Returns the id of a cursor at or after it, once it is in the window.
     ///
     /// # Errors
     /// [`PublishError::Overloaded`] after at most five seconds: then it is not published later either, unless it was
@@ -151,7 +151,7 @@ impl Connection for Inbox {
                     return Err(SourceError::lost("the inbox was closed"));
                 }
                 for Letter { message, answer } in self.letters.drain(..) {
-                    // A publisher that has gone, or was told that it is too late, gets what it was told.
+                    // A publisher that has gone, or whose time is over, was answered that its message is not published.
                     if !answer.is_closed() {
                         batch.push(Item::Message(message));
                         self.unanswered.push(answer);
@@ -167,7 +167,7 @@ impl Connection for Inbox {
     fn acknowledge<'a>(&'a mut self, id: &'a str) -> BoxFuture<'a, Result<(), SourceError>> {
         let id: Arc<str> = id.into();
         for answer in self.unanswered.drain(..) {
-            // Whoever does not wait any more misses nothing.
+            // A publisher that has gone needs no answer.
             drop(answer.send(id.clone()));
         }
         Box::pin(async { Ok(()) })

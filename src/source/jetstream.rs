@@ -19,21 +19,22 @@ use crate::subject::{self, Pattern, Subject};
 
 mod api;
 mod detour;
+mod holes;
 mod line;
+mod pull;
 mod reader;
 #[cfg(test)]
 mod tests;
 
 use api::{NewConsumer, NewStream, Stored, StreamInfo};
-use detour::Trouble;
+use detour::{Detour, Next, Trouble};
 use line::{Line, Shared};
-use reader::{Begin, Credit, Reader};
+use pull::Credit;
+use reader::{Begin, Names, Reader};
 
 /// Messages that the live reader asks for at a time, and a history's.
 const LIVE: Credit = Credit { messages: 4096, bytes: 32 << 20 };
 const HISTORY: Credit = Credit { messages: 512, bytes: 4 << 20 };
-/// Stands for the newest of each subject, where a sequence is meant.
-const NEWEST: u64 = u64::MAX;
 /// How long the server keeps the place of a reader that is gone.
 const INACTIVE: Duration = Duration::from_secs(60);
 
@@ -90,7 +91,7 @@ impl JetStreamSource {
         if let Some(shared) = known {
             return Line::new(shared).await;
         }
-        // Not under the lock: whoever waits here may not be polled for long. If two connect, the first one is used.
+        // Not under the lock: a future that waits here may not be polled for long. If two connect, the first one is used.
         let fresh = Shared::connect(&self.config, &self.last_server).await?;
         let first = {
             let mut shared = slot.lock();
@@ -179,7 +180,6 @@ impl JetStreamSource {
         Vec::new()
     }
 
-    #[expect(clippy::too_many_lines, reason = "to be taken apart")]
     async fn attach(&self, start: Start, live: bool) -> Result<Reader, SourceError> {
         let mut line = self.line(live).await?;
         let info = self.info(&mut line, live).await?;
@@ -187,9 +187,30 @@ impl JetStreamSource {
         if live {
             self.tell_what_never_comes(&info);
         }
-        let (first, last) = (info.first(), info.state.last_seq);
+        let (mut begin, mut new) = self.begin(&mut line, &info, start, live).await?;
+        match &self.filters(&info)[..] {
+            // It wants a filter, and older servers only one.
+            [] | [_, _, ..] if begin.next == Next::Newest => new.filter_subject = Some(">".to_owned()),
+            [] => {}
+            [one] => new.filter_subject = Some(one.clone()),
+            several => new.filter_subjects = several.to_vec(),
+        }
+        let consumer = self.consume(&mut line, &info, new, &mut begin).await?;
+        let stream = self.stream.stream.clone();
+        line.at_the_end(&format!("$JS.API.CONSUMER.DELETE.{stream}.{consumer}"));
+        tracing::debug!(stream, consumer, first = info.first(), last = info.state.last_seq, pending = begin.pending, "reads a stream");
+        let names = Names::new(self.subjects.clone(), self.unnamed.clone());
+        Ok(Reader::new(line, stream, consumer, info, names, begin))
+    }
+
+    /// How a reader begins, and the consumer for it.
+    async fn begin(&self, line: &mut Line, info: &StreamInfo, start: Start, live: bool) -> Result<(Begin, NewConsumer), SourceError> {
+        let end = self.position(line, info.state.last_seq).await?;
+        let (known, credit) = if live { (Some(self.known.clone()), LIVE) } else { (None, HISTORY) };
+        let (items, trouble) = (Vec::new(), self.trouble.clone());
+        // Which sequence the consumer delivers first, it says itself.
+        let mut begin = Begin { items, floor: None, end, pending: 0, next: Next::Sequence(0), credit, known, trouble };
         let mut new = NewConsumer {
-            deliver_policy: "by_start_sequence",
             ack_policy: "none",
             replay_policy: "instant",
             inactive_threshold: nanos(INACTIVE),
@@ -197,72 +218,63 @@ impl JetStreamSource {
             mem_storage: true,
             ..NewConsumer::default()
         };
-        let trouble = self.trouble.clone();
-        let end = self.position(&mut line, last).await?;
-        let (known, credit) = if live { (Some(self.known.clone()), LIVE) } else { (None, HISTORY) };
-        let mut begin = Begin { items: Vec::new(), floor: None, end, pending: 0, last_only: false, credit, known, next: 0, trouble };
+        let mut follow = |begin: &mut Begin, seq: u64, gap: Option<Gap>| {
+            begin.items.extend(gap.map(Item::Gap));
+            begin.floor = Some(seq);
+            new.start_behind(seq);
+        };
         match start {
-            Start::Now => {
-                begin.floor = Some(last);
-                new.opt_start_seq = Some(last + 1);
-            }
+            Start::Now => follow(&mut begin, end.seq, None),
             Start::After(place) => {
-                let (after, gap) = self.resume(&mut line, &info, place, end, live).await?;
-                begin.items.extend(gap.map(Item::Gap));
-                begin.floor = Some(after);
-                new.opt_start_seq = Some(after + 1);
+                let (after, gap) = self.resume(line, info, place, end, live).await?;
+                follow(&mut begin, after, gap);
+            }
+            // One of the newest cannot be read: hand out a gap, and go on from the end.
+            Start::LastPerSubject if self.trouble.lock().was_lost_at(Next::Newest) => {
+                self.trouble.lock().skipped_newest();
+                follow(&mut begin, end.seq, Some(Gap { reason: GapReason::Overflow, from: None, to: None, position: Some(end) }));
+            }
+            Start::LastPerSubject => {
+                new.deliver_policy = "last_per_subject";
+                begin.next = Next::Newest;
             }
             Start::Earliest => new.deliver_policy = "all",
             Start::Since(time) => new.start_at(time),
             Start::Recent { age, bytes } => {
                 let time = Timestamp::now().before(age);
-                match self.recent(&mut line, &info, bytes).await? {
-                    Some(stored) if stored.time / 1000 > time.as_micros() => new.opt_start_seq = Some(stored.seq),
+                match self.recent(line, info, bytes).await? {
+                    Some(stored) if stored.time / 1000 > time.as_micros() => new.start_behind(stored.seq - 1),
                     _ => new.start_at(time),
                 }
             }
-            // One of the newest cannot be read: that something is missing is told, and on from the end.
-            Start::LastPerSubject if self.trouble.lock().was_lost_at(NEWEST) => {
-                self.trouble.lock().told_newest();
-                let gap = Gap { reason: GapReason::Overflow, from: None, to: None, position: Some(end) };
-                begin.items.push(Item::Gap(gap));
-                begin.floor = Some(last);
-                new.opt_start_seq = Some(last + 1);
-            }
-            Start::LastPerSubject => {
-                new.deliver_policy = "last_per_subject";
-                begin.last_only = true;
-            }
         }
-        match &self.filters(&info)[..] {
-            // It wants a filter, and older servers only one.
-            [] | [_, _, ..] if begin.last_only => new.filter_subject = Some(">".to_owned()),
-            [] => {}
-            [one] => new.filter_subject = Some(one.clone()),
-            several => new.filter_subjects = several.to_vec(),
-        }
+        Ok((begin, new))
+    }
+
+    /// Makes the consumer, behind messages that the library cannot read, and returns its name.
+    async fn consume(&self, line: &mut Line, info: &StreamInfo, mut new: NewConsumer, begin: &mut Begin) -> Result<String, SourceError> {
         let name = &*self.stream.stream;
         let gone = || SourceError::missing(format!("the stream `{name}` has just gone"));
-        let mut consumer = api::create_consumer(&mut line, name, &new).await?.ok_or_else(gone)?;
-        begin.next = if begin.last_only { NEWEST } else { consumer.delivered.stream_seq + 1 };
-        if !begin.last_only && self.trouble.lock().is_near(begin.next) {
-            let detour = self.detour(&mut line, &info, begin.next).await?;
+        let mut consumer = api::create_consumer(line, name, &new).await?.ok_or_else(gone)?;
+        if begin.next != Next::Newest {
+            let next = consumer.delivered.stream_seq + 1;
+            begin.next = Next::Sequence(next);
+            let near = self.trouble.lock().is_near(next);
+            let detour = if near { self.detour(line, info, next).await? } else { Detour::default() };
             if let Some(place) = detour.end {
                 line.ask(&format!("$JS.API.CONSUMER.DELETE.{name}.{}", consumer.name), "d", "");
                 begin.items.extend(detour.items);
                 begin.floor = Some(place.seq);
-                begin.next = place.seq + 1;
+                begin.next = Next::Sequence(place.seq + 1);
                 if place.seq > begin.end.seq {
                     begin.end = place;
                 }
-                (new.deliver_policy, new.opt_start_time, new.opt_start_seq) = ("by_start_sequence", None, Some(begin.next));
-                consumer = api::create_consumer(&mut line, name, &new).await?.ok_or_else(gone)?;
+                new.start_behind(place.seq);
+                consumer = api::create_consumer(line, name, &new).await?.ok_or_else(gone)?;
             }
         }
-        line.at_the_end(&format!("$JS.API.CONSUMER.DELETE.{name}.{}", consumer.name));
-        tracing::debug!(stream = name, consumer = consumer.name, first, last, pending = consumer.num_pending, "reads a stream");
         begin.pending = consumer.num_pending;
-        Ok(Reader::new(line, name, consumer.name, info, self.subjects.clone(), self.unnamed.clone(), begin))
+        Ok(consumer.name)
     }
 
     /// The place of a message, with its check where it is still there.
@@ -271,7 +283,7 @@ impl JetStreamSource {
         Ok(Position { seq, check: stored.map(|stored| stored.check) })
     }
 
-    /// Where to go on for somebody who stands at a place, and what may be missing since.
+    /// Behind which sequence a reader at `place` goes on, and what may be missing in between.
     async fn resume(
         &self,
         line: &mut Line,
@@ -318,9 +330,12 @@ fn nanos(span: Duration) -> u64 {
 }
 
 impl NewConsumer {
+    fn start_behind(&mut self, seq: u64) {
+        (self.deliver_policy, self.opt_start_seq, self.opt_start_time) = ("by_start_sequence", Some(seq + 1), None);
+    }
+
     fn start_at(&mut self, time: Timestamp) {
-        self.deliver_policy = "by_start_time";
-        self.opt_start_time = Some(time.to_string());
+        (self.deliver_policy, self.opt_start_time) = ("by_start_time", Some(time.to_string()));
     }
 }
 

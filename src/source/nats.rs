@@ -229,9 +229,9 @@ struct Reading {
     tick: Interval,
     /// Times that a queue was full, as far as that is known here.
     slow: u64,
-    /// Since then messages are missing that no gap tells of.
+    /// Since when messages may be missing without a gap.
     suspected: Option<Instant>,
-    /// Messages that gaps have told of.
+    /// Messages that gaps have accounted for.
     lost: u64,
 }
 
@@ -252,7 +252,7 @@ impl Reading {
                     return None;
                 }
             }
-            // Who never comes to the end must tell it all the same.
+            // A reader that never empties its queues has to hand out the gap all the same.
             None if since.elapsed() > TICK => self.suspected = Some(Instant::now()),
             None => return None,
         }

@@ -114,7 +114,7 @@ impl Counters {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Gaps that the source itself told of.
+    /// Gaps that the source itself handed out.
     #[must_use]
     pub fn gaps(&self, reason: GapReason) -> u64 {
         self.gaps[reason as usize].load(Ordering::Relaxed)

@@ -26,13 +26,13 @@ mod tests;
 
 /// Items of one batch.
 const BATCH: usize = 512;
-/// For a connection to stand; adapters have closer limits with better words.
+/// Time to connect. Adapters have shorter limits, whose errors say more.
 const CONNECT: Duration = Duration::from_secs(30);
-/// For the broker to take an acknowledgement.
+/// Time for the broker to take an acknowledgement.
 const ACKNOWLEDGE: Duration = Duration::from_secs(10);
-/// For what is in hand, when the end has come.
+/// Time to finish what is in hand once the source is cancelled.
 const LEAVE: Duration = Duration::from_secs(1);
-/// A connection that held so long forgets the failures before it.
+/// A connection that held this long clears the failures before it.
 const HEALTHY: Duration = Duration::from_secs(30);
 
 /// Runs one source.
@@ -86,10 +86,10 @@ impl Supervisor {
             warm: !self.adapter.durable(),
             connected_at: None,
             was_connected: false,
-            told: Vec::new(),
+            logged: Vec::new(),
             batch: Vec::with_capacity(BATCH),
             cancel,
-            its: self,
+            source: self,
         };
         let mut retry = Retry::default();
         loop {
@@ -98,35 +98,35 @@ impl Supervisor {
             match end {
                 End::Cancelled => break,
                 End::Failed(failure) => {
-                    run.tell_failure(&failure);
+                    run.note_failure(&failure);
                     if run.cancel.run_until_cancelled(sleep(retry.next(failure.kind(), held))).await.is_none() {
                         break;
                     }
                 }
             }
         }
-        debug!(source = %run.its.handle.name, "source has ended");
+        debug!(source = %run.source.handle.name, "source has ended");
     }
 }
 
 struct Run {
-    its: Supervisor,
+    source: Supervisor,
     cancel: CancellationToken,
     /// The last place in the log that was handed in.
     last: Option<Position>,
-    /// The tail was told, and there was nothing.
+    /// The log held no message when its tail was reached.
     log_was_empty: bool,
     warm: bool,
     connected_at: Option<Instant>,
     was_connected: bool,
     /// The failures of this outage that were logged.
-    told: Vec<String>,
+    logged: Vec<String>,
     batch: Vec<Item>,
 }
 
 impl Run {
     async fn connection(&mut self) -> End {
-        let adapter = self.its.adapter.clone();
+        let adapter = self.source.adapter.clone();
         let connecting = guarded(within(CONNECT, "the broker did not answer in time", async { adapter.connect(self.start()).await }));
         let mut connection = match self.cancel.run_until_cancelled(connecting).await {
             None => return End::Cancelled,
@@ -134,7 +134,7 @@ impl Run {
             Some(Ok(connection)) => connection,
         };
         self.batch.clear();
-        self.tell_connected();
+        self.note_connected();
         match self.read(&mut connection).await {
             Ok(()) => {
                 if timeout(
@@ -147,7 +147,7 @@ impl Run {
                 .await
                 .is_err()
                 {
-                    debug!(source = %self.its.handle.name, "source did not close in time");
+                    debug!(source = %self.source.handle.name, "source did not close in time");
                 }
                 End::Cancelled
             }
@@ -157,25 +157,25 @@ impl Run {
 
     fn start(&self) -> Start {
         match self.last {
-            _ if !self.its.adapter.durable() => Start::Now,
+            _ if !self.source.adapter.durable() => Start::Now,
             Some(position) => Start::After(position),
-            // Whatever stands in the log by now came after the tail that was told.
+            // The log was empty: all that it holds now has come since.
             None if self.log_was_empty => Start::Earliest,
-            None => self.its.warm_up,
+            None => self.source.warm_up,
         }
     }
 
     /// Reads until cancelled.
     async fn read(&mut self, connection: &mut Box<dyn Connection>) -> Result<(), Failure> {
-        if std::mem::replace(&mut self.was_connected, true) && self.its.adapter.loses_while_away() {
+        if std::mem::replace(&mut self.was_connected, true) && self.source.adapter.loses_while_away() {
             self.batch.push(Item::Gap(Gap { reason: GapReason::Reconnect, from: None, to: None, position: None }));
             let Some(id) = self.hand_in().await else { return Ok(()) };
             self.acknowledge(connection, &id).await?;
         }
         if self.warm {
-            self.its.handle.status.set(State::Up, None);
+            self.source.handle.status.set(State::Up, None);
         } else {
-            self.its.handle.status.set(State::Warming, None);
+            self.source.handle.status.set(State::Warming, None);
         }
         let cancel = self.cancel.clone();
         let mut cancelled = pin!(cancel.cancelled());
@@ -187,7 +187,7 @@ impl Run {
             };
             if !self.batch.is_empty() {
                 let Some(id) = self.hand_in().await else { return Ok(()) };
-                // What a lost connection had handed out is in the window; there is nobody to tell.
+                // A connection that is lost takes no acknowledgement of what it had handed out.
                 if !matches!(read, Some(Err(_))) {
                     self.acknowledge(connection, &id).await?;
                 }
@@ -207,10 +207,10 @@ impl Run {
 
     /// Counts the batch and hands it in; `None` when it was not taken before the end.
     async fn hand_in(&mut self) -> Option<String> {
-        let handle = self.its.handle.clone();
-        let oversized = drop_oversized(&mut self.batch, self.its.max_payload);
+        let handle = self.source.handle.clone();
+        let oversized = drop_oversized(&mut self.batch, self.source.max_payload);
         if oversized > 0 {
-            warn!(source = %handle.name, messages = oversized, max_payload = self.its.max_payload, "dropped messages larger than max_payload");
+            warn!(source = %handle.name, messages = oversized, max_payload = self.source.max_payload, "dropped messages larger than max_payload");
         }
         let (mut messages, mut bytes, mut last, mut tail) = (0, 0, self.last, None);
         for item in &self.batch {
@@ -222,7 +222,7 @@ impl Run {
                 }
                 Item::Gap(gap) => {
                     handle.counters.count_gap(gap.reason);
-                    // A log that was made anew and knows no position stands at its very beginning.
+                    // A log that was made anew and has no position yet is read from its very beginning.
                     let anew = gap.reason == GapReason::Reset && gap.position.is_none();
                     last = if anew { None } else { gap.position.or(last) };
                     if gap.reason != GapReason::Oversized {
@@ -238,7 +238,7 @@ impl Run {
         let id = match self.take().await? {
             Ok(id) => id,
             Err(lost) => {
-                // What became of the rest of this batch nobody knows; the others go on.
+                // How much of this batch was published is unknown: it counts as lost, and the next one goes on.
                 error!(source = %handle.name, "taking messages in panicked, they are dropped");
                 handle.counters.count_error(ErrorKind::Protocol);
                 self.batch.clear();
@@ -266,7 +266,7 @@ impl Run {
     /// `None` when it was not taken before the end; `Err` with the tail of the batch when that panicked.
     async fn take(&mut self) -> Option<Result<String, Option<Item>>> {
         let tail = self.batch.iter().rfind(|item| matches!(item, Item::Tail(_))).cloned();
-        let intake = self.its.intake.clone();
+        let intake = self.source.intake.clone();
         let mut batch = std::mem::take(&mut self.batch);
         let taken = self.until_the_end(guarded(async { Ok(intake.take(&mut batch).await) })).await;
         self.batch = batch;
@@ -286,16 +286,16 @@ impl Run {
         }
     }
 
-    fn tell_connected(&mut self) {
-        let handle = &self.its.handle;
+    fn note_connected(&mut self) {
+        let handle = &self.source.handle;
         handle.counters.count_connect();
         self.connected_at = Some(Instant::now());
-        self.told.clear();
+        self.logged.clear();
         info!(source = %handle.name, kind = handle.kind, "source is connected");
     }
 
-    fn tell_failure(&mut self, failure: &Failure) {
-        let handle = &self.its.handle;
+    fn note_failure(&mut self, failure: &Failure) {
+        let handle = &self.source.handle;
         let kind = failure.kind();
         handle.counters.count_error(kind);
         let text = match failure {
@@ -304,9 +304,9 @@ impl Run {
         };
         if matches!(failure, Failure::Panic) {
             error!(source = %handle.name, kind = handle.kind, "source panicked, it is started again");
-        } else if self.told.len() < 4 && !self.told.contains(&text) {
+        } else if self.logged.len() < 4 && !self.logged.contains(&text) {
             warn!(source = %handle.name, kind = handle.kind, error_kind = kind.as_str(), error = %text, "source is down, trying again");
-            self.told.push(text.clone());
+            self.logged.push(text.clone());
         } else {
             debug!(source = %handle.name, kind = handle.kind, error_kind = kind.as_str(), error = %text, "source is still down");
         }
@@ -318,7 +318,7 @@ async fn within<T>(limit: Duration, what: &str, future: impl Future<Output = Res
     timeout(limit, future).await.unwrap_or_else(|_| Err(SourceError::lost(what)))
 }
 
-/// What the future panics with stays in it: whatever it borrowed is thrown away or reset by the caller.
+/// Catches a panic of the future. The caller throws away or resets what the future had borrowed.
 async fn guarded<T>(future: impl Future<Output = Result<T, SourceError>>) -> Result<T, Failure> {
     match AssertUnwindSafe(future).catch_unwind().await {
         Ok(result) => result.map_err(Failure::Source),

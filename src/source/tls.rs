@@ -60,7 +60,7 @@ pub(super) fn failed(what: impl Into<String>, error: impl std::error::Error + Se
     SourceError::new(kind(&error).unwrap_or(ErrorKind::Lost), what).because(error)
 }
 
-/// Of which kind a TLS error is that stands among an error's causes; `None`: none does.
+/// Finds a TLS error among an error's causes and returns its kind.
 pub(super) fn kind(error: &(dyn std::error::Error + 'static)) -> Option<ErrorKind> {
     if let Some(error) = error.downcast_ref::<rustls::Error>() {
         return Some(match error {

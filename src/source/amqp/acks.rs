@@ -90,7 +90,7 @@ impl Acks {
     }
 
     /// Sends the rest before the connection is closed, unless the broker does not take it.
-    pub(in crate::source) async fn leave(self) {
+    pub(in crate::source) async fn leave(&mut self) {
         match tokio::time::timeout(LEAVE, self.finish()).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => tracing::debug!(error = %e, "last acknowledgements failed"),
@@ -98,7 +98,7 @@ impl Acks {
         }
     }
 
-    async fn finish(mut self) -> lapin::Result<()> {
+    async fn finish(&mut self) -> lapin::Result<()> {
         if let Some(flight) = self.flight.take() {
             flight.await?;
         }

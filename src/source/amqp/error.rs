@@ -2,6 +2,7 @@
 
 use lapin::ErrorKind as Library;
 use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
+use lapin::types::ShortString;
 
 use crate::source::{ErrorKind, SourceError, tls};
 
@@ -15,14 +16,18 @@ pub(in crate::source) fn is(error: &lapin::Error, what: AMQPSoftError) -> bool {
     matches!(error.kind(), Library::ProtocolError(e) if *e.kind() == AMQPErrorKind::Soft(what))
 }
 
-/// The end of a consumer. Reading declares nothing, so that a failed precondition is an acknowledgement that the
-/// broker did not expect, or that came too late for it.
-pub(in crate::source) fn ended(what: impl Into<String>, error: lapin::Error) -> SourceError {
+/// The end of a consumer: an error of the channel or connection, or a cancellation by the broker.
+pub(in crate::source) fn lost(queue: &ShortString, error: Option<lapin::Error>) -> SourceError {
+    let Some(error) = error else {
+        return SourceError::missing(format!("queue `{queue}` was deleted, or the broker stopped reading from it"));
+    };
+    // Reading declares nothing: a failed precondition is an acknowledgement that is unknown to the broker, or late.
     let kind = if is(&error, AMQPSoftError::PRECONDITIONFAILED) { ErrorKind::Protocol } else { kind(&error) };
-    SourceError::new(kind, what).because(error)
+    SourceError::new(kind, format!("lost the broker while reading queue `{queue}`")).because(error)
 }
 
-fn kind(error: &lapin::Error) -> ErrorKind {
+/// Of which kind an error is.
+pub(in crate::source) fn kind(error: &lapin::Error) -> ErrorKind {
     match error.kind() {
         Library::ProtocolError(error) => answered(error),
         Library::IOError(error) => tls::kind(&**error).unwrap_or(ErrorKind::Lost),
@@ -39,6 +44,8 @@ fn answered(error: &AMQPError) -> ErrorKind {
         AMQPErrorKind::Soft(soft) => match soft {
             AMQPSoftError::ACCESSREFUSED | AMQPSoftError::RESOURCELOCKED => ErrorKind::Denied,
             AMQPSoftError::NOTFOUND | AMQPSoftError::NOROUTE | AMQPSoftError::NOCONSUMERS => ErrorKind::Missing,
+            // A stream whose replica on this node is not up yet.
+            AMQPSoftError::PRECONDITIONFAILED if error.get_message().as_str().contains("running replica") => ErrorKind::Lost,
             AMQPSoftError::PRECONDITIONFAILED | AMQPSoftError::CONTENTTOOLARGE => ErrorKind::Configuration,
         },
         AMQPErrorKind::Hard(hard) => match hard {
@@ -47,12 +54,8 @@ fn answered(error: &AMQPError) -> ErrorKind {
             AMQPHardError::INVALIDPATH => ErrorKind::Missing,
             AMQPHardError::NOTALLOWED => vhost(error.get_message().as_str()),
             AMQPHardError::NOTIMPLEMENTED => ErrorKind::Configuration,
-            AMQPHardError::FRAMEERROR
-            | AMQPHardError::SYNTAXERROR
-            | AMQPHardError::COMMANDINVALID
-            | AMQPHardError::CHANNELERROR
-            | AMQPHardError::UNEXPECTEDFRAME
-            | AMQPHardError::INTERNALERROR => ErrorKind::Protocol,
+            // Errors of frames and of commands, and the broker's own faults.
+            _ => ErrorKind::Protocol,
         },
     }
 }
@@ -77,6 +80,7 @@ mod tests {
             (405, "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue", ErrorKind::Denied),
             (404, "NOT_FOUND - no queue 'q' in vhost '/'", ErrorKind::Missing),
             (406, "PRECONDITION_FAILED - inequivalent arg 'type'", ErrorKind::Configuration),
+            (406, "PRECONDITION_FAILED - stream 's' does not have a running replica on the local node", ErrorKind::Lost),
             (320, "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'", ErrorKind::Lost),
             (530, "NOT_ALLOWED - vhost v not found", ErrorKind::Missing),
             (530, "NOT_ALLOWED - vhost 'v' is down", ErrorKind::Lost),
@@ -90,7 +94,7 @@ mod tests {
             assert_eq!(failed("it failed", error).kind(), expected, "{code} {said}");
         }
         let late = AMQPError::from_id(406, "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out".into());
-        assert_eq!(ended("it ended", Library::ProtocolError(late.expect("a code")).into()).kind(), ErrorKind::Protocol);
+        assert_eq!(lost(&"q".into(), Some(Library::ProtocolError(late.expect("a code")).into())).kind(), ErrorKind::Protocol);
         let cut = lapin::Error::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
         assert_eq!(failed("it failed", cut).kind(), ErrorKind::Lost);
     }

@@ -50,7 +50,7 @@ impl Flow {
         }
     }
 
-    /// Whether enough waits; if so, the waker is told when that changes. Something that can be taken always does wait then.
+    /// Whether enough waits. If so, the waker is woken when that changes, and at least one whole message can be taken.
     pub(in crate::source) fn full(&self, cx: &mut Context<'_>) -> bool {
         let full = || self.bytes.load(Ordering::SeqCst) > MOST && self.messages.load(Ordering::SeqCst) > 0;
         if !full() {

@@ -31,7 +31,7 @@ const CLOSE: Duration = Duration::from_millis(700);
 pub(in crate::source) struct Link {
     connection: lapin::Connection,
     shared: Arc<Shared>,
-    /// After the connection: it may say goodbye while the socket still works.
+    /// Dropped after the connection, which may say goodbye while the socket still works.
     end: DropGuard,
 }
 
@@ -64,7 +64,7 @@ impl Link {
         answer("opening a channel", self.connection.create_channel()).await?.map_err(|e| failed("cannot open a channel", e))
     }
 
-    /// Whether it stands, as far as is known.
+    /// Whether it is connected, as far as the library knows.
     pub(in crate::source) fn works(&self) -> bool {
         self.connection.status().connected()
     }
@@ -79,7 +79,7 @@ impl Link {
         &self.shared.flow
     }
 
-    /// Says goodbye, and breaks off where nobody listens.
+    /// Closes the connection in good order, or breaks it off when the broker does not answer.
     pub(in crate::source) async fn close(self) {
         let Self { connection, end, .. } = self;
         let closing = connection.close(200, ShortString::from("bye"));
@@ -149,7 +149,7 @@ pub(in crate::source) async fn declare_exchange(link: &Link, channel: Channel, b
         return Err(failed(what, error));
     }
     if is(&error, AMQPSoftError::ACCESSREFUSED) {
-        // Who may not configure may still read, where somebody else has made it.
+        // A user without the right to configure may still read from an exchange that is there.
         let channel = link.channel().await?;
         let passive = ExchangeDeclareOptions { passive: true, ..options };
         let found = channel.exchange_declare(short(exchange), kind, passive, FieldTable::default());

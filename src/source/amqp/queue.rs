@@ -1,12 +1,12 @@
 //! Reading a queue: deliveries to messages, acknowledged once they are in the window.
 
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, poll_fn};
-use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::protocol::AMQPSoftError;
@@ -15,35 +15,31 @@ use lapin::{Channel, Consumer};
 
 use super::acks::Acks;
 use super::config::Origin;
-use super::error::{ended, failed, is};
+use super::error::{failed, is, kind, lost};
+use super::feed::{Came, Feed, Reads, next};
 use super::link::{Link, answer, set_up};
 use super::upkeep::Upkeep;
 use super::{Amqp, Names};
 use crate::event::{Message, Timestamp};
-use crate::source::{Connection, Item, SourceError};
+use crate::source::{Connection, ErrorKind, Item, SourceError};
 
 /// A lost connection brings back what was not acknowledged, so this is short.
 const ACK_DELAY: Duration = Duration::from_millis(10);
 /// The header with a message's place in its stream.
 pub(in crate::source) const OFFSET: &str = "x-stream-offset";
 
-/// A consumer of a queue.
+/// A reader of a queue.
 pub(in crate::source) struct Reader {
-    consumer: Consumer,
-    acks: Acks,
-    channel: u16,
+    feed: Feed,
     names: Arc<Names>,
-    queue: ShortString,
     /// Whether the queue may be a stream: the first message shows it.
     doubtful: bool,
     /// A message that looks like one of a stream, and the question whether the queue is one.
     held: Option<Held>,
-    upkeep: Option<Upkeep>,
-    link: Arc<Link>,
 }
 
 struct Held {
-    delivery: Delivery,
+    came: Came,
     asked: BoxFuture<'static, Result<(), SourceError>>,
 }
 
@@ -56,72 +52,55 @@ impl Reader {
         let upkeep = Upkeep::start(&link, config, &queue).await?;
         link.flow().meter(channel.id());
         let consumer = consume(&channel, &queue, config.prefetch, FieldTable::default()).await?;
+        let (number, acks) = (channel.id(), Acks::new(channel, config.prefetch, ACK_DELAY));
         Ok(Self {
-            consumer,
-            channel: channel.id(),
-            acks: Acks::new(channel, config.prefetch, ACK_DELAY),
+            feed: Feed { consumer, acks, upkeep, queue, channel: number, link },
             names: Arc::clone(&source.names),
-            queue,
             // Of what was declared the type is known.
             doubtful: matches!(config.origin, Origin::Named { declare: None, .. }),
             held: None,
-            upkeep,
-            link,
         })
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Item>, limit: usize) -> Poll<Result<(), SourceError>> {
-        let before = batch.len();
-        while batch.len() - before < limit {
-            if let Some(held) = &mut self.held {
-                match held.asked.poll_unpin(cx) {
-                    Poll::Pending => break,
-                    Poll::Ready(asked) => asked?,
-                }
-                if let Some(held) = self.held.take() {
-                    self.hand_out(held.delivery, batch);
-                }
-                continue;
-            }
-            let delivery = match self.consumer.poll_next_unpin(cx) {
-                Poll::Pending => break,
-                Poll::Ready(Some(Ok(delivery))) => delivery,
-                Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(lost(&self.queue, Some(e)))),
-                Poll::Ready(None) => return Poll::Ready(Err(lost(&self.queue, None))),
-            };
-            if std::mem::take(&mut self.doubtful) && offset(&delivery).is_some() {
-                let asked = Box::pin(is_no_stream(Arc::clone(&self.link), self.queue.clone()));
-                self.held = Some(Held { delivery, asked });
-            } else {
-                self.hand_out(delivery, batch);
-            }
-        }
-        if let Some(upkeep) = &mut self.upkeep
-            && let Poll::Ready(error) = upkeep.poll(cx)
-        {
-            return Poll::Ready(Err(error));
-        }
-        if let Poll::Ready(e) = self.acks.poll(cx) {
-            return Poll::Ready(Err(lost(&self.queue, Some(e))));
-        }
-        if batch.len() > before { Poll::Ready(Ok(())) } else { Poll::Pending }
-    }
-
-    fn hand_out(&mut self, delivery: Delivery, batch: &mut Vec<Item>) {
-        let tag = delivery.delivery_tag;
-        self.link.flow().took(delivery.data.len());
-        match self.names.message(delivery, self.link.odd().take(self.channel, tag)) {
-            Some(message) => {
-                self.acks.took(tag);
-                batch.push(Item::Message(message));
-            }
-            None => self.acks.skipped(tag),
-        }
+    fn hand_out(&mut self, came: Came, batch: &mut Vec<Item>) {
+        let tag = came.delivery.delivery_tag;
+        let Some(subject) = self.names.subject(came.key()) else {
+            self.feed.acks.skipped(tag);
+            return;
+        };
+        self.feed.acks.took(tag);
+        let now = Timestamp::now();
+        let time = stamped(&came.delivery, now).unwrap_or(now);
+        batch.push(Item::Message(Message { subject, payload: Bytes::from(came.delivery.data), time, position: None }));
     }
 }
 
-/// Asks for what only a stream has: a place to begin at. That a message has the header is no proof, for whoever copies
-/// messages from a stream to a queue copies it too.
+impl Reads for Reader {
+    fn feed(&mut self) -> &mut Feed {
+        &mut self.feed
+    }
+
+    fn poll_step(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Item>) -> Poll<Result<(), SourceError>> {
+        if let Some(held) = &mut self.held {
+            ready!(held.asked.poll_unpin(cx))?;
+            if let Some(held) = self.held.take() {
+                self.hand_out(held.came, batch);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        let came = ready!(self.feed.poll_next(cx))?;
+        if std::mem::take(&mut self.doubtful) && offset(&came.delivery).is_some() {
+            let asked = Box::pin(is_no_stream(Arc::clone(&self.feed.link), self.feed.queue.clone()));
+            self.held = Some(Held { came, asked });
+        } else {
+            self.hand_out(came, batch);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Asks to begin at an offset, which only a stream allows. A message that has the offset header is no proof: the header is
+/// kept when messages are copied from a stream to a queue.
 async fn is_no_stream(link: Arc<Link>, queue: ShortString) -> Result<(), SourceError> {
     let channel = link.channel().await?;
     let mut table = FieldTable::default();
@@ -138,27 +117,24 @@ async fn is_no_stream(link: Arc<Link>, queue: ShortString) -> Result<(), SourceE
 
 impl Connection for Reader {
     fn next<'a>(&'a mut self, batch: &'a mut Vec<Item>, limit: usize) -> BoxFuture<'a, Result<(), SourceError>> {
-        Box::pin(poll_fn(move |cx| self.poll(cx, batch, limit)))
+        next(self, batch, limit)
     }
 
     fn acknowledge<'a>(&'a mut self, _: &'a str) -> BoxFuture<'a, Result<(), SourceError>> {
-        self.acks.cover();
-        Box::pin(poll_fn(move |cx| match self.acks.poll(cx) {
-            Poll::Ready(e) => Poll::Ready(Err(lost(&self.queue, Some(e)))),
+        self.feed.acks.cover();
+        Box::pin(poll_fn(move |cx| match self.feed.acks.poll(cx) {
+            Poll::Ready(e) => Poll::Ready(Err(lost(&self.feed.queue, Some(e)))),
             // What is on its way goes on by itself, and the rest with the next reading.
             Poll::Pending => Poll::Ready(Ok(())),
         }))
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        let Self { acks, link, consumer, held, upkeep, .. } = *self;
+        let Self { mut feed, held, .. } = *self;
         Box::pin(async move {
-            acks.leave().await;
-            drop((held, upkeep));
-            if let Some(link) = Arc::into_inner(link) {
-                link.close().await;
-            }
-            drop(consumer);
+            feed.acks.leave().await;
+            drop(held);
+            feed.close().await;
         })
     }
 }
@@ -170,24 +146,14 @@ pub(in crate::source) async fn consume(
     prefetch: u16,
     table: FieldTable,
 ) -> Result<Consumer, SourceError> {
-    let failed = |e| failed(format!("cannot consume from queue `{queue}`"), e);
-    answer("setting the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?.map_err(failed)?;
+    let wrong = |e| failed(format!("cannot consume from queue `{queue}`"), e);
+    answer("setting the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?.map_err(wrong)?;
     let from_offset = table.contains_key(OFFSET);
     let consuming = channel.basic_consume(queue.clone(), ShortString::default(), BasicConsumeOptions::default(), table);
-    answer("consuming", consuming).await?.map_err(|e| {
-        if from_offset && is(&e, AMQPSoftError::PRECONDITIONFAILED) {
-            return SourceError::configuration(format!("queue `{queue}` is no stream: `queue_type: stream` is wrong")).because(e);
-        }
-        failed(e)
+    answer("consuming", consuming).await?.map_err(|e| match kind(&e) {
+        ErrorKind::Configuration if from_offset => failed(format!("queue `{queue}` is no stream: `queue_type: stream` is wrong"), e),
+        _ => wrong(e),
     })
-}
-
-/// The end of a consumer: an error of the channel or connection, or a cancellation by the broker.
-pub(in crate::source) fn lost(queue: &ShortString, error: Option<lapin::Error>) -> SourceError {
-    match error {
-        Some(e) => ended(format!("lost the broker while reading queue `{queue}`"), e),
-        None => SourceError::missing(format!("queue `{queue}` was deleted, or the broker stopped reading from it")),
-    }
 }
 
 /// A message's place in its stream.
@@ -195,16 +161,6 @@ pub(in crate::source) fn offset(delivery: &Delivery) -> Option<u64> {
     match delivery.properties.headers().as_ref()?.inner().get(OFFSET)? {
         AMQPValue::LongLongInt(offset) => u64::try_from(*offset).ok(),
         _ => None,
-    }
-}
-
-impl Names {
-    /// A delivery as a message; `None` where the binding does not ask for it.
-    pub(in crate::source) fn message(&self, delivery: Delivery, odd: Option<Box<[u8]>>) -> Option<Message> {
-        let subject = self.subject(odd.as_deref().unwrap_or(delivery.routing_key.as_str().as_bytes()))?;
-        let now = Timestamp::now();
-        let time = stamped(&delivery, now).unwrap_or(now);
-        Some(Message { subject, payload: Bytes::from(delivery.data), time, position: None })
     }
 }
 

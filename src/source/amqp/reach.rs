@@ -9,8 +9,8 @@ use crate::subject::{self, Pattern, Subject};
 
 /// Of a key with more stars than this the rest is taken as `#`: each of them doubles the patterns.
 const MAX_STARS: usize = 3;
-/// Stands for "any word that is not empty" while a key is escaped; no configured key holds it in practice, and one that
-/// did would only reach further.
+/// Placeholder for "any word that is not empty" while a key is escaped. A configured key that holds it would only reach
+/// further.
 const ANY: char = '\u{F8FF}';
 
 /// Patterns that together hold every subject that comes through `binding`; `empty` is what an empty key becomes.
@@ -74,7 +74,7 @@ fn spellings(words: &[&str]) -> Vec<String> {
     out
 }
 
-/// The pattern of a key in which [`ANY`] stands for any word.
+/// The pattern of a key in which [`ANY`] is the placeholder for any word.
 fn pattern(key: &str, empty: &Subject) -> Pattern {
     let subject = Subject::from_broker(key.as_bytes(), empty);
     let tokens: Vec<&str> = subject.tokens().map(|token| if token.contains(ANY) { "*" } else { token }).collect();

@@ -3,7 +3,7 @@
 //! Pure: bytes in, bytes out, of the same length. RabbitMQ passes routing keys and properties on as publishers sent them. The
 //! library takes a name that is not UTF-8 as the end of the connection, and descends into nested header tables as deep
 //! as they go, so that one message could stop a source for good. Here such a key is replaced and kept aside
-//! ([`OddKeys`]), other such names are overwritten, and nested headers, which nobody reads, become plain bytes.
+//! ([`OddKeys`]), other such names are overwritten, and nested headers, which are never read, become plain bytes.
 
 use std::collections::HashMap;
 

@@ -1,5 +1,5 @@
-//! Looking after what was declared, for the broker tells nobody: without its exchange or its binding a queue lies there in good
-//! health, and gets nothing.
+//! Checks every few seconds that what was declared is still there. A queue without its exchange or its binding stays healthy
+//! and gets nothing, and the broker sends no notice of it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -14,9 +14,8 @@ use lapin::{Channel, ExchangeKind};
 use tokio::time::{Sleep, sleep};
 
 use super::config::{Binding, Config};
-use super::error::is;
+use super::error::{is, lost};
 use super::link::{Link, short};
-use super::queue::lost;
 use crate::source::SourceError;
 
 /// Between two looks.
@@ -59,10 +58,10 @@ impl Upkeep {
     }
 }
 
-/// Has no time limit: the answers come behind messages, which may wait for us. A broker that is gone shows otherwise.
+/// Has no time limit: the answers follow messages that may wait to be taken. A broker that is gone is noticed elsewhere.
 async fn look(channel: Channel, binding: Binding, queue: ShortString) -> Result<(), SourceError> {
     let exchange = &binding.exchange;
-    // Only whether it is there: if it were declared here, nobody would be told what was missed.
+    // Only looks: declaring the exchange here would hide that messages were missed.
     let passive = ExchangeDeclareOptions { passive: true, durable: true, ..ExchangeDeclareOptions::default() };
     let found = channel.exchange_declare(short(exchange), ExchangeKind::default(), passive, FieldTable::default()).await;
     let missing = |e| match is(&e, AMQPSoftError::NOTFOUND) {

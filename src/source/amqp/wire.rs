@@ -1,6 +1,6 @@
 //! The socket under the library: connecting with a deadline, TLS, an end that always comes, and clean frames.
 //!
-//! The library has a thread for each connection, which waits for its socket without bound, also when whoever asked has
+//! The library has a thread for each connection, which waits for its socket without a time limit, even when its caller has
 //! gone. So the socket is ours: it fails shortly after its [`CancellationToken`] is cancelled.
 
 use std::fmt;
@@ -49,7 +49,7 @@ pub(super) struct Wire {
     over: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// The library's thread has none of its own.
     runtime: Handle,
-    /// What came in and was not taken stands in it from `start` to `end`.
+    /// Bytes from `start` to `end` were read and not taken yet.
     buffer: Vec<u8>,
     start: usize,
     end: usize,

@@ -12,12 +12,13 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Consumer};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::cursor::{Check, Position};
 use crate::event::{Gap, GapReason, Timestamp};
+use crate::source::amqp::error::lost;
 use crate::source::amqp::link::{Link, answer};
-use crate::source::amqp::queue::{OFFSET, consume, lost, offset};
+use crate::source::amqp::queue::{OFFSET, consume, offset};
 use crate::source::{SourceError, Start};
 
 /// A stream that brings nothing for so long, though its broker answers, is empty.
@@ -93,91 +94,116 @@ async fn consume_at(channel: &Channel, queue: &ShortString, prefetch: u16, spec:
 }
 
 /// Reads the bounds; `None` where the stream is empty.
-#[expect(clippy::too_many_lines, reason = "to be taken apart")]
 pub(super) async fn look(link: &Link, queue: &ShortString, ask: Ask) -> Result<Option<Log>, SourceError> {
     let channel = link.channel().await?;
-    let mut first = consume_at(&channel, queue, 1, word("first")).await?;
-    let mut wanted = match ask.value() {
-        Some(spec) => Some(consume_at(&channel, queue, 1, spec).await?),
-        None => None,
-    };
-    let mut last = consume_at(&channel, queue, PIECE, word("last")).await?;
-    let mut head = None;
-    let started = Instant::now();
-    let mut delivery = loop {
-        let limit = started + if head.is_some() { COMES } else { EMPTY };
-        let came = timeout_at(limit, async {
-            tokio::select! {
-                delivery = last.next() => (Some(delivery), None),
-                delivery = first.next(), if head.is_none() => (None, Some(delivery)),
-            }
-        });
-        match came.await {
-            Ok((Some(delivery), _)) => break some(delivery, queue)?,
-            Ok((_, delivery)) => {
-                let delivery = some(delivery.flatten(), queue)?;
-                // Another queue gives each message to one consumer only: the last would not come.
-                position(&delivery, None, queue)?;
-                head = Some(delivery);
-            }
-            Err(_) if head.is_some() => return Err(SourceError::lost(format!("the end of stream `{queue}` does not come"))),
-            Err(_) => {
-                leave(&channel).await;
-                return Ok(None);
-            }
-        }
-    };
-    // The rest of the last chunk: what is sent before the answer to a question is there before it.
-    let (mut count, mut bytes, mut credit) = (1, delivery.data.len() as u64, u64::from(PIECE) - 1);
-    loop {
-        let asked = answer("reading the end of a stream", channel.basic_qos(PIECE, BasicQosOptions::default())).await?;
-        asked.map_err(|e| lost(queue, Some(e)))?;
-        while let Some(next) = last.next().now_or_never() {
-            delivery = some(next, queue)?;
-            count += 1;
-            bytes += delivery.data.len() as u64;
-            credit -= 1;
-        }
-        if credit > 0 {
-            break;
-        }
-        let acknowledged = channel.basic_ack(delivery.delivery_tag, BasicAckOptions { multiple: true });
-        answer("reading the end of a stream", acknowledged).await?.map_err(|e| lost(queue, Some(e)))?;
-        credit = u64::from(PIECE);
+    let log = Look { link, channel: &channel, queue }.bounds(ask).await?;
+    leave(&channel).await;
+    Ok(log)
+}
+
+/// A look at a stream, on a channel of its own.
+struct Look<'a> {
+    link: &'a Link,
+    channel: &'a Channel,
+    queue: &'a ShortString,
+}
+
+impl Look<'_> {
+    async fn bounds(&self, ask: Ask) -> Result<Option<Log>, SourceError> {
+        let mut first = consume_at(self.channel, self.queue, 1, word("first")).await?;
+        let mut wanted = match ask.value() {
+            Some(spec) => Some(consume_at(self.channel, self.queue, 1, spec).await?),
+            None => None,
+        };
+        let mut last = consume_at(self.channel, self.queue, PIECE, word("last")).await?;
+        let Some((head, delivery)) = self.both_ends(&mut first, &mut last).await? else { return Ok(None) };
+        let (end, mean) = self.end(&mut last, delivery).await?;
+        let head = match head {
+            Some(delivery) => delivery,
+            None => some(answer("reading the start of a stream", first.next()).await?, self.queue)?,
+        };
+        let at = match &mut wanted {
+            Some(wanted) => self.wanted(wanted, ask, end).await?,
+            None => None,
+        };
+        Ok(Some(Log { first: self.place(&head)?, at, last: end, mean }))
     }
-    let place = |delivery: &Delivery| position(delivery, link.odd().take(channel.id(), delivery.delivery_tag).as_deref(), queue);
-    let end = place(&delivery)?;
-    let head = match head {
-        Some(delivery) => delivery,
-        None => some(answer("reading the start of a stream", first.next()).await?, queue)?,
-    };
-    let at = match &mut wanted {
-        Some(wanted) => match (wanted.next().now_or_never(), ask) {
-            (Some(delivery), _) => Some(place(&some(delivery, queue)?)?),
-            // While somebody publishes, the broker may serve the last consumer before the others. What stands at the end
-            // or before it must come; whether a time lies behind the end is not known.
-            (None, Ask::Offset(offset)) if offset <= end.seq => {
-                Some(place(&some(answer("reading a place in a stream", wanted.next()).await?, queue)?)?)
+
+    /// Waits for the first message of the last chunk. The stream's first message may come before it. Returns `None` when
+    /// neither comes.
+    async fn both_ends(&self, first: &mut Consumer, last: &mut Consumer) -> Result<Option<(Option<Delivery>, Delivery)>, SourceError> {
+        let mut head = None;
+        let started = Instant::now();
+        loop {
+            let limit = started + if head.is_some() { COMES } else { EMPTY };
+            let came = timeout_at(limit, async {
+                tokio::select! {
+                    delivery = last.next() => (Some(delivery), None),
+                    delivery = first.next(), if head.is_none() => (None, Some(delivery)),
+                }
+            });
+            match came.await {
+                Ok((Some(delivery), _)) => return Ok(Some((head, some(delivery, self.queue)?))),
+                Ok((_, delivery)) => {
+                    let delivery = some(delivery.flatten(), self.queue)?;
+                    // Another queue gives each message to one consumer only: the last would not come.
+                    place_in(&delivery, self.queue)?;
+                    head = Some(delivery);
+                }
+                Err(_) if head.is_some() => return Err(SourceError::lost(format!("the end of stream `{}` does not come", self.queue))),
+                Err(_) => return Ok(None),
             }
-            (None, Ask::Since(_)) => match tokio::time::timeout(EMPTY, wanted.next()).await {
-                Ok(delivery) => Some(place(&some(delivery, queue)?)?),
+        }
+    }
+
+    /// Reads the rest of the last chunk. Returns the last message's position, and the mean size of these messages in bytes.
+    async fn end(&self, last: &mut Consumer, mut delivery: Delivery) -> Result<(Position, u64), SourceError> {
+        let (mut count, mut bytes, mut credit) = (1, delivery.data.len() as u64, u64::from(PIECE) - 1);
+        loop {
+            // What the broker sends before the answer to a question has arrived before that answer.
+            let asked = answer("reading the end of a stream", self.channel.basic_qos(PIECE, BasicQosOptions::default())).await?;
+            asked.map_err(|e| lost(self.queue, Some(e)))?;
+            while let Some(next) = last.next().now_or_never() {
+                delivery = some(next, self.queue)?;
+                count += 1;
+                bytes += delivery.data.len() as u64;
+                credit -= 1;
+            }
+            if credit > 0 {
+                return Ok((self.place(&delivery)?, bytes / count + OVERHEAD));
+            }
+            let acknowledged = self.channel.basic_ack(delivery.delivery_tag, BasicAckOptions { multiple: true });
+            answer("reading the end of a stream", acknowledged).await?.map_err(|e| lost(self.queue, Some(e)))?;
+            credit = u64::from(PIECE);
+        }
+    }
+
+    /// The first message at the wanted place or behind it, if there is one.
+    async fn wanted(&self, wanted: &mut Consumer, ask: Ask, end: Position) -> Result<Option<Position>, SourceError> {
+        let delivery = match (wanted.next().now_or_never(), ask) {
+            (Some(delivery), _) => delivery,
+            // While somebody publishes, the broker may serve the last consumer before the others. An offset up to the end
+            // must come; whether a time lies behind the end is not known.
+            (None, Ask::Offset(offset)) if offset <= end.seq => answer("reading a place in a stream", wanted.next()).await?,
+            (None, Ask::Since(_)) => match timeout(EMPTY, wanted.next()).await {
+                Ok(delivery) => delivery,
                 Err(_) => {
                     // Seen with 3.10: a consumer that comes while a chunk is written may not be served. Another one is.
                     let spec = ask.value().unwrap_or_else(|| word("next"));
-                    let mut again = consume_at(&channel, queue, 1, spec).await?;
-                    match tokio::time::timeout(EMPTY, again.next()).await {
-                        Ok(delivery) => Some(place(&some(delivery, queue)?)?),
-                        Err(_) => None,
-                    }
+                    let mut again = consume_at(self.channel, self.queue, 1, spec).await?;
+                    let Ok(delivery) = timeout(EMPTY, again.next()).await else { return Ok(None) };
+                    delivery
                 }
             },
-            (None, Ask::Nothing | Ask::Offset(_)) => None,
-        },
-        None => None,
-    };
-    let log = Log { first: place(&head)?, at, last: end, mean: bytes / count + OVERHEAD };
-    leave(&channel).await;
-    Ok(Some(log))
+            (None, Ask::Nothing | Ask::Offset(_)) => return Ok(None),
+        };
+        self.place(&some(delivery, self.queue)?).map(Some)
+    }
+
+    fn place(&self, delivery: &Delivery) -> Result<Position, SourceError> {
+        let odd = self.link.odd().take(self.channel.id(), delivery.delivery_tag);
+        position(delivery, odd.as_deref().unwrap_or(delivery.routing_key.as_str().as_bytes()), self.queue)
+    }
 }
 
 /// The offset of the first message that is left, of a stream that holds one.
@@ -185,7 +211,7 @@ pub(super) async fn first_left(link: &Link, queue: &ShortString) -> Result<u64, 
     let channel = link.channel().await?;
     let mut first = consume_at(&channel, queue, 1, word("first")).await?;
     let came = answer("reading the start of a stream", first.next()).await?;
-    let first = position(&some(came, queue)?, None, queue)?.seq;
+    let first = place_in(&some(came, queue)?, queue)?;
     leave(&channel).await;
     Ok(first)
 }
@@ -205,12 +231,15 @@ fn some(delivery: Option<lapin::Result<Delivery>>, queue: &ShortString) -> Resul
     }
 }
 
-/// Where a delivery stands in its stream. `odd` is its routing key, where that is no text.
-pub(super) fn position(delivery: &Delivery, odd: Option<&[u8]>, queue: &ShortString) -> Result<Position, SourceError> {
-    let seq = offset(delivery)
-        .ok_or_else(|| SourceError::configuration(format!("queue `{queue}` is no stream: `queue_type: stream` is wrong")))?;
-    let key = odd.unwrap_or(delivery.routing_key.as_str().as_bytes());
-    Ok(Position { seq, check: Some(Check::of(&[key, &delivery.data])) })
+/// A delivery's offset in its stream.
+fn place_in(delivery: &Delivery, queue: &ShortString) -> Result<u64, SourceError> {
+    let wrong = || SourceError::configuration(format!("queue `{queue}` is no stream: `queue_type: stream` is wrong"));
+    offset(delivery).ok_or_else(wrong)
+}
+
+/// The position of a delivery with this routing key.
+pub(super) fn position(delivery: &Delivery, key: &[u8], queue: &ShortString) -> Result<Position, SourceError> {
+    Ok(Position { seq: place_in(delivery, queue)?, check: Some(Check::of(&[key, &delivery.data])) })
 }
 
 /// Whether nothing can be missing between a message and this offset, at which the next one is.

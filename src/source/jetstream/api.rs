@@ -105,7 +105,7 @@ pub(super) struct Delivered {
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) seq: u64,
-    /// In it, a replacement character stands for each byte that is no UTF-8.
+    /// Each byte that is not UTF-8 has become a replacement character.
     pub(super) subject: String,
     pub(super) payload: Bytes,
     /// The library may not be able to read it.
@@ -137,7 +137,7 @@ pub(super) fn nanos(text: &str) -> Option<u64> {
     u64::try_from(time.as_nanosecond()).ok()
 }
 
-/// 24 bits of what is the same whoever reads a message.
+/// 24 bits of what every reader of a message sees alike.
 pub(super) fn check(subject: &[u8], payload: &[u8], nanos: u64) -> Check {
     Check::of(&[subject, payload, &nanos.to_be_bytes()])
 }

@@ -1,18 +1,18 @@
 //! Past messages that the library cannot read.
 //!
-//! It ends its connection at a subject that is no UTF-8 and at headers that it cannot read, and the stream would send the
-//! same message again after the next connection. JetStream's API gives messages one by one as JSON, which can always be
-//! read. So where connections were lost twice with a reader at the same place, and nothing was read between, the reader goes
-//! on by the API for a while. A loss for other reasons costs no more than a few questions.
+//! The library ends its connection at a subject that is not UTF-8 and at headers that it cannot read, and the stream would
+//! send the same message again on the next connection. JetStream's API returns messages one by one as JSON, which can
+//! always be read. So when connections were lost twice with a reader at the same sequence, and nothing was read in between,
+//! the reader goes on by the API for a while. A connection that was lost for another reason costs only a few questions.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::JetStreamSource;
 use super::api::{self, Found, StreamInfo};
 use super::line::Line;
-use super::{JetStreamSource, NEWEST};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, Message, Timestamp};
 use crate::source::{Item, SourceError};
@@ -29,46 +29,67 @@ const BEHIND: u64 = 64;
 /// What is remembered, before it is forgotten.
 const KNOWN: usize = 1024;
 
+/// What a reader is to deliver first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Next {
+    /// What has this sequence, or the first one behind it.
+    Sequence(u64),
+    /// The newest message of each subject.
+    Newest,
+}
+
+impl Next {
+    /// Whether an item shows that it was read: a message from there on, or the tail.
+    pub(super) fn is_reached_by(self, item: &Item) -> bool {
+        match (item, self) {
+            (Item::Message(message), Self::Sequence(next)) => message.position.is_some_and(|at| at.seq >= next),
+            (Item::Tail(_), _) => true,
+            (Item::Message(_), Self::Newest) | (Item::Gap(_), _) => false,
+        }
+    }
+}
+
 /// Where readers of a source were stopped.
 #[derive(Debug, Default)]
 pub(super) struct Trouble {
-    /// How often connections were lost with a reader that was to go on with this sequence and had read nothing.
-    lost: HashMap<u64, u32>,
+    /// How often connections were lost with a reader that was to deliver this first and had read nothing.
+    lost: HashMap<Next, u32>,
     /// Messages that the library cannot read, or may not.
     odd: BTreeSet<u64>,
+    /// There are some among the newest of each subject.
+    odd_newest: bool,
 }
 
 impl Trouble {
-    pub(super) fn lost_at(&mut self, next: u64) {
+    pub(super) fn lost_at(&mut self, next: Next) {
         if self.lost.len() >= KNOWN {
             self.lost.clear();
         }
         *self.lost.entry(next).or_default() += 1;
     }
 
-    pub(super) fn read_at(&mut self, next: u64) {
+    pub(super) fn read_at(&mut self, next: Next) {
         self.lost.remove(&next);
     }
 
-    /// Whether whoever is to go on with this sequence had better ask for it.
+    /// Whether a reader that is to go on with this sequence had better ask for it.
     pub(super) fn is_near(&self, next: u64) -> bool {
-        self.was_lost_at(next) || self.odd.range(next..next.saturating_add(MESSAGES / 2)).next().is_some()
+        self.was_lost_at(Next::Sequence(next)) || self.odd.range(next..next.saturating_add(MESSAGES / 2)).next().is_some()
     }
 
-    pub(super) fn was_lost_at(&self, next: u64) -> bool {
+    pub(super) fn was_lost_at(&self, next: Next) -> bool {
         self.lost.get(&next).is_some_and(|times| *times >= TWICE)
     }
 
     /// Whether there are such messages at all.
     pub(super) fn is_known(&self) -> bool {
-        !self.odd.is_empty()
+        self.odd_newest || !self.odd.is_empty()
     }
 
-    /// The newest of each subject cannot be read; that is told now.
-    pub(super) fn told_newest(&mut self) {
-        self.lost.remove(&NEWEST);
-        // No sequence, but there are such messages.
-        self.found(0);
+    /// The newest of each subject cannot be read, and a gap says so.
+    pub(super) fn skipped_newest(&mut self) {
+        self.lost.remove(&Next::Newest);
+        self.odd_newest = true;
     }
 
     fn found(&mut self, odd: u64) {
@@ -80,6 +101,7 @@ impl Trouble {
 }
 
 /// What was read by the API.
+#[derive(Default)]
 pub(super) struct Detour {
     pub(super) items: Vec<Item>,
     /// The last place that was looked at; `None`: there was nothing.
@@ -129,7 +151,7 @@ impl JetStreamSource {
         // What the stream has dropped meanwhile may have been skipped in silence: then as if nothing had been looked at.
         let now = api::stream_info(line, name).await?.ok_or_else(|| SourceError::missing(format!("there is no stream `{name}`")))?;
         if now.created != info.created || now.first() > from.max(info.first()) {
-            return Ok(Detour { items: Vec::new(), end: None });
+            return Ok(Detour::default());
         }
         Ok(Detour { items, end })
     }

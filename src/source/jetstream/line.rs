@@ -54,8 +54,7 @@ impl Shared {
     }
 }
 
-/// What came to a line. Its payload lies in the buffer that the connection was read into: whoever keeps that for long
-/// copies it.
+/// What came to a line. Its payload shares the buffer that the connection was read into: copy it to keep it for long.
 #[derive(Debug)]
 pub(super) struct Delivery(Message);
 
@@ -88,7 +87,7 @@ pub(super) struct Line {
     /// What has not gone yet.
     outbox: VecDeque<OutboundMessage>,
     asked: u64,
-    /// What the server is told when the line goes.
+    /// What is sent to the server when the line is dropped.
     farewell: Option<OutboundMessage>,
 }
 
@@ -124,7 +123,7 @@ impl Line {
         self.send_some();
     }
 
-    /// What the server is told when the line is dropped.
+    /// Sets what is sent to the server when the line is dropped.
     pub(super) fn at_the_end(&mut self, subject: &str) {
         self.farewell = Some(OutboundMessage { subject: subject.into(), reply: None, payload: Bytes::new(), headers: None });
     }
@@ -181,11 +180,11 @@ impl Line {
         Ok(answer.into_payload())
     }
 
-    /// Says goodbye, and waits until it is said.
+    /// Sends the last message, and waits until it is sent.
     pub(super) async fn close(self) {
         let client = self.client.clone();
         drop(self);
-        // Whoever is leaving has nothing to do about it.
+        // A failure changes nothing any more.
         timeout(LEAVING, client.flush()).await.map(Result::unwrap_or_default).unwrap_or_default();
     }
 }

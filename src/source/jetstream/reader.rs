@@ -13,40 +13,29 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
+use super::Known;
 use super::api::{self, Place, StreamInfo};
-use super::detour::Trouble;
-use super::line::{Delivery, Line, number, status};
-use super::{Known, now};
+use super::detour::{Next, Trouble};
+use super::holes::{Batch, Hole};
+use super::line::{Delivery, Line};
+use super::pull::{Credit, Pulls};
 use crate::cursor::Position;
-use crate::event::{Gap, GapReason, Message, Timestamp};
-use crate::source::{Connection, ErrorKind, Item, SourceError};
+use crate::event::{Message, Timestamp};
+use crate::source::{Connection, Item, SourceError};
 use crate::subject::{Pattern, Subject};
 
 /// Time between questions to the stream, and the unit of patience.
 const TICK: Duration = Duration::from_secs(1);
-/// Of a pull; and of the signs of life between.
-const EXPIRES: Duration = Duration::from_secs(30);
-const HEARTBEAT: Duration = Duration::from_secs(3);
 /// Ticks without a sign of life of the consumer.
 const SILENT: u32 = 9;
 /// Ticks without an answer.
 const UNANSWERED: u32 = 5;
 /// Ticks after which the position moves over what the stream holds for others.
 const ADVANCE: u32 = 15;
-/// No stream takes more than this in a second.
-const FASTEST_MESSAGES: u64 = 2_000_000;
-const FASTEST_BYTES: u64 = 512 << 20;
-
-/// What a reader asks for at a time: that much may wait for it in memory.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Credit {
-    pub(super) messages: usize,
-    pub(super) bytes: usize,
-}
 
 /// How a reader begins.
 pub(super) struct Begin {
-    /// What is told first.
+    /// What is handed out first.
     pub(super) items: Vec<Item>,
     /// Everything up to here has been read, where that is known.
     pub(super) floor: Option<u64>,
@@ -54,33 +43,37 @@ pub(super) struct Begin {
     pub(super) end: Position,
     /// Messages that the consumer has to deliver.
     pub(super) pending: u64,
-    /// First only the newest of each subject.
-    pub(super) last_only: bool,
+    /// What the consumer delivers first.
+    pub(super) next: Next,
     /// What is asked for at a time.
     pub(super) credit: Credit,
     /// What the live reader notes.
     pub(super) known: Option<Arc<Mutex<Known>>>,
-    /// The first sequence that the consumer may deliver, and where it is noted that nothing came of it.
-    pub(super) next: u64,
+    /// Where it is noted that nothing came of it.
     pub(super) trouble: Arc<Mutex<Trouble>>,
 }
 
-/// A hole before an item.
-struct Hole {
-    /// The item's index in its batch.
-    at: usize,
-    after: u64,
-    /// The time of the message there, in nanoseconds.
-    time: Option<u64>,
-    to: u64,
-    /// Nothing was left to deliver when the message before it came.
-    calm: bool,
+/// Which of the stream's subjects are this source's, and what they are called here.
+pub(super) struct Names {
+    subjects: Vec<Pattern>,
+    unnamed: Subject,
+    /// The last subject as it came, and as it is called here; `None`: it is not of this source.
+    last: (Bytes, Option<Subject>),
 }
 
-#[derive(Default)]
-struct Batch {
-    items: Vec<Item>,
-    holes: Vec<Hole>,
+impl Names {
+    pub(super) fn new(subjects: Vec<Pattern>, unnamed: Subject) -> Self {
+        Self { subjects, unnamed, last: (Bytes::new(), None) }
+    }
+
+    fn of(&mut self, subject: &[u8]) -> Option<Subject> {
+        if self.last.0 != subject {
+            let name = String::from_utf8_lossy(subject);
+            let ours = self.subjects.iter().any(|pattern| pattern.matches(&name));
+            self.last = (Bytes::copy_from_slice(subject), ours.then(|| Subject::from_broker(subject, &self.unnamed)));
+        }
+        self.last.1.clone()
+    }
 }
 
 /// A reader's life after it was attached.
@@ -88,131 +81,127 @@ pub(super) struct Reader {
     line: Line,
     stream: String,
     consumer: String,
-    subjects: Vec<Pattern>,
-    unnamed: Subject,
-    /// The last subject as it came, and as it is called here; `None`: it is not of this source.
-    called: (Bytes, Option<Subject>),
+    names: Names,
+    known: Option<Arc<Mutex<Known>>>,
+    outset: Outset,
+    watch: Watch,
+    progress: Progress,
+    pulls: Pulls,
+    output: Output,
+}
+
+/// Whether anything can be read at all.
+struct Outset {
+    /// What is to come first, while nothing has come.
+    next: Option<Next>,
+    trouble: Arc<Mutex<Trouble>>,
+}
+
+/// What the stream said of itself last, and signs of life.
+struct Watch {
     info: StreamInfo,
     asked_at: Instant,
     /// The last message when the stream was asked.
     asked_behind: u64,
-    known: Option<Arc<Mutex<Known>>>,
-    /// The sequence that is to come, while nothing has come.
-    first: Option<u64>,
-    trouble: Arc<Mutex<Trouble>>,
-
-    /// What can be handed out.
-    out: VecDeque<Item>,
-    /// What waits for the answer to the question that was sent behind it.
-    checking: Batch,
-    /// What came after that question.
-    ready: Batch,
-    failed: Option<SourceError>,
-
-    /// Everything up to here has come, or is not of this source; `None`: not known.
-    floor: Option<u64>,
-    last: Option<Place>,
-    /// The place that was told last.
-    told: u64,
-    /// The consumer had nothing more, and has been asked for more ever since: what comes is sent at once.
-    caught_up: bool,
-    /// Until it is told.
-    tail: Option<Position>,
-    last_only: bool,
-
-    credit: Credit,
-    /// A pull ended for its bytes, and no message has come since.
-    cramped: bool,
-    outstanding: usize,
-    /// How much of that was asked for before the last pull.
-    earlier: usize,
     tick: Interval,
-    silent: u32,
     /// Ticks since the question that has no answer yet.
     unanswered: Option<u32>,
+    /// Ticks without a sign of life of the consumer.
+    silent: u32,
     /// Messages came since the last answer.
     moved: bool,
+    /// Answers in a row between which no message came.
     idle: u32,
 }
 
+/// How far the reading has come.
+struct Progress {
+    /// Everything up to here has come, or is not of this source; `None`: not known.
+    floor: Option<u64>,
+    last: Option<Place>,
+    /// The last sequence that was handed out, as a message, by a gap or by a tail.
+    handed: u64,
+    /// The consumer had nothing more, and has been asked for more ever since: what comes is sent at once.
+    caught_up: bool,
+    /// The end as it was at the beginning, until it is handed out.
+    tail: Option<Position>,
+    /// What comes is the newest of each subject: its sequences say nothing of what lies between.
+    last_only: bool,
+}
+
+impl Progress {
+    /// The time of the message at a sequence, where that was the last.
+    fn time_at(&self, seq: u64) -> Option<u64> {
+        self.last.filter(|last| last.seq == seq).map(|last| last.time)
+    }
+}
+
+/// What has come, by whether it may be handed out.
+#[derive(Default)]
+struct Output {
+    /// It may.
+    out: VecDeque<Item>,
+    /// It waits for the answer to the question that was sent behind it.
+    checking: Batch,
+    /// It came after that question.
+    ready: Batch,
+    /// Why it ends, behind all that may be handed out.
+    failed: Option<SourceError>,
+}
+
 impl Reader {
-    pub(super) fn new(
-        line: Line,
-        stream: &str,
-        consumer: String,
-        info: StreamInfo,
-        subjects: Vec<Pattern>,
-        unnamed: Subject,
-        begin: Begin,
-    ) -> Self {
+    /// `info` is the stream as it was when the reader was attached.
+    pub(super) fn new(line: Line, stream: String, consumer: String, info: StreamInfo, names: Names, begin: Begin) -> Self {
         let mut tick = tokio::time::interval_at(Instant::now() + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let largest = line.largest();
         let mut reader = Self {
+            pulls: Pulls::new(begin.credit, line.largest()),
             line,
-            stream: stream.to_owned(),
+            stream,
             consumer,
-            subjects,
-            unnamed,
-            called: (Bytes::new(), None),
-            info,
-            asked_at: Instant::now(),
-            asked_behind: 0,
+            names,
             known: begin.known,
-            first: Some(begin.next),
-            trouble: begin.trouble,
-            out: begin.items.into(),
-            checking: Batch::default(),
-            ready: Batch::default(),
-            failed: None,
-            floor: begin.floor,
-            last: None,
-            told: begin.floor.unwrap_or_default(),
-            caught_up: false,
-            tail: Some(begin.end),
-            last_only: begin.last_only,
-            credit: Credit { bytes: begin.credit.bytes.max(largest), ..begin.credit },
-            cramped: false,
-            outstanding: 0,
-            earlier: 0,
-            tick,
-            silent: 0,
-            unanswered: None,
-            moved: false,
-            idle: 0,
+            outset: Outset { next: Some(begin.next), trouble: begin.trouble },
+            watch: Watch { info, asked_at: Instant::now(), asked_behind: 0, tick, unanswered: None, silent: 0, moved: false, idle: 0 },
+            progress: Progress {
+                floor: begin.floor,
+                last: None,
+                handed: begin.floor.unwrap_or_default(),
+                caught_up: false,
+                tail: Some(begin.end),
+                last_only: begin.next == Next::Newest,
+            },
+            output: Output { out: begin.items.into(), ..Output::default() },
         };
         if begin.pending == 0 {
-            reader.tell_tail();
+            reader.hand_out_tail();
             reader.settle();
         }
         reader
     }
 
     fn pull(&mut self) {
-        let held = self.out.len() + self.checking.items.len() + self.ready.items.len() + self.outstanding;
-        if held > self.credit.messages / 2 {
-            return;
+        let Output { out, checking, ready, .. } = &self.output;
+        if let Some(what) = self.pulls.more(out.len() + checking.items.len() + ready.items.len()) {
+            self.line.ask(&format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.stream, self.consumer), "p", &what);
         }
-        let (more, bytes) = (self.credit.messages - held, self.credit.bytes);
-        let (expires, heartbeat) = (EXPIRES.as_nanos(), HEARTBEAT.as_nanos());
-        let what = format!(r#"{{"batch":{more},"max_bytes":{bytes},"expires":{expires},"idle_heartbeat":{heartbeat}}}"#);
-        self.line.ask(&format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.stream, self.consumer), "p", &what);
-        self.earlier = self.outstanding;
-        self.outstanding += more;
     }
 
     fn ask_info(&mut self) {
-        self.asked_behind = self.last.map_or(0, |last| last.seq);
+        self.watch.asked_behind = self.progress.last.map_or(0, |last| last.seq);
         self.line.ask(&api::info_subject(&self.stream), "i", "");
-        self.unanswered = Some(0);
+        self.watch.unanswered = Some(0);
     }
 
     fn process(&mut self, delivery: Delivery) -> Result<(), SourceError> {
         match self.line.answers(&delivery) {
             None => self.message(delivery),
             Some(b"p") => {
-                self.silent = 0;
-                self.pulled(&delivery)
+                self.watch.silent = 0;
+                if self.pulls.answered(&delivery)? {
+                    self.progress.caught_up = false;
+                }
+                Ok(())
             }
             Some(b"i") => self.informed(delivery.payload()),
             Some(b"c") => self.counted(delivery.payload()),
@@ -223,45 +212,35 @@ impl Reader {
 
     fn message(&mut self, delivery: Delivery) -> Result<(), SourceError> {
         let place = api::place(delivery.reply()).ok_or_else(|| SourceError::protocol("a message of the stream says no sequence"))?;
-        self.silent = 0;
-        self.moved = true;
-        self.cramped = false;
-        self.outstanding = self.outstanding.saturating_sub(1);
-        if self.last.is_some_and(|last| place.seq <= last.seq) {
+        (self.watch.silent, self.watch.moved) = (0, true);
+        let last_of_pull = self.pulls.came();
+        if self.progress.last.is_some_and(|last| place.seq <= last.seq) {
             return Err(SourceError::lost("the stream's sequences went back"));
         }
-        if self.tail.is_some_and(|end| place.seq > end.seq) {
-            self.tell_tail();
+        if self.progress.tail.is_some_and(|end| place.seq > end.seq) {
+            self.hand_out_tail();
         }
-        if let Some(floor) = self.floor.filter(|floor| place.seq > floor + 1) {
-            let time = self.last.filter(|last| last.seq == floor).map(|last| last.time);
-            let (at, to, calm) = (self.ready.items.len(), place.seq, self.caught_up);
-            self.ready.holes.push(Hole { at, after: floor, time, to, calm });
+        let progress = &mut self.progress;
+        if let Some(floor) = progress.floor.filter(|floor| place.seq > floor + 1) {
+            let (at, to, calm) = (self.output.ready.items.len(), place.seq, progress.caught_up);
+            self.output.ready.holes.push(Hole { at, after: floor, time: progress.time_at(floor), to, calm });
         }
-        self.last = Some(place);
-        if !self.last_only {
-            self.floor = self.floor.max(Some(place.seq));
+        progress.last = Some(place);
+        if !progress.last_only {
+            progress.floor = progress.floor.max(Some(place.seq));
         }
         // The last of a pull ends what the consumer owes; the next pull may have reached it much later.
-        let last_of_pull = self.outstanding == 0 || self.earlier == 1;
-        self.earlier = self.earlier.saturating_sub(1);
-        self.caught_up = place.pending == 0 && !last_of_pull;
-        if self.called.0 != delivery.subject() {
-            let name = String::from_utf8_lossy(delivery.subject());
-            let ours = self.subjects.iter().any(|pattern| pattern.matches(&name));
-            let subject = ours.then(|| Subject::from_broker(delivery.subject(), &self.unnamed));
-            self.called = (Bytes::copy_from_slice(delivery.subject()), subject);
-        }
-        if let Some(subject) = self.called.1.clone() {
+        progress.caught_up = place.pending == 0 && !last_of_pull;
+        if let Some(subject) = self.names.of(delivery.subject()) {
             let check = api::check(delivery.subject(), delivery.payload(), place.time);
             let position = Some(Position { seq: place.seq, check: Some(check) });
             let time = Timestamp::from_micros(place.time / 1000);
             let payload = self.keep(delivery);
-            self.ready.items.push(Item::Message(Message { subject, payload, time, position }));
-            self.told = place.seq;
+            self.output.ready.items.push(Item::Message(Message { subject, payload, time, position }));
+            self.progress.handed = place.seq;
         }
-        if place.pending == 0 && self.tail.is_some() {
-            self.tell_tail();
+        if place.pending == 0 && self.progress.tail.is_some() {
+            self.hand_out_tail();
         }
         Ok(())
     }
@@ -269,106 +248,79 @@ impl Reader {
     /// The payload, apart from the buffer that it was read into where it may be kept: for an answer of the stream, or by a
     /// history for its client. What is handed in at once gives the buffer free soon.
     fn keep(&self, delivery: Delivery) -> Bytes {
-        let waits = |batch: &Batch| !batch.holes.is_empty();
-        if self.known.is_none() || waits(&self.checking) || waits(&self.ready) {
+        if self.known.is_none() || !self.output.checking.holes.is_empty() || !self.output.ready.holes.is_empty() {
             return Bytes::copy_from_slice(delivery.payload());
         }
         delivery.into_payload()
     }
 
     /// All that the log held at the beginning has come.
-    fn tell_tail(&mut self) {
-        let Some(end) = self.tail.take() else { return };
-        self.last_only = false;
-        self.floor = self.floor.max(Some(end.seq)).max(self.last.map(|last| last.seq));
-        // The end of the stream may be a message of somebody else's, and a gap may have gone beyond.
-        let position = if end.seq >= self.told { end } else { Position::unverified(self.told) };
-        self.told = position.seq;
-        self.ready.items.push(Item::Tail(Some(position)));
-    }
-
-    /// Something other than a message came for a pull.
-    fn pulled(&mut self, answer: &Delivery) -> Result<(), SourceError> {
-        let (code, words) = status(answer).unwrap_or_default();
-        match code {
-            100 => Ok(()),
-            404 | 408 => {
-                self.give_back(answer);
-                Ok(())
-            }
-            409 if words.eq_ignore_ascii_case("batch completed") => {
-                self.give_back(answer);
-                Ok(())
-            }
-            409 if words.to_ascii_lowercase().starts_with("message size exceeds") => {
-                // Larger than anything the server takes today: it took more once.
-                if std::mem::replace(&mut self.cramped, true) {
-                    self.credit.bytes = self.credit.bytes.saturating_mul(2);
-                }
-                self.give_back(answer);
-                Ok(())
-            }
-            503 => Err(SourceError::lost("the consumer is gone")),
-            _ => Err(SourceError::new(ended(code, &words), format!("JetStream ended the reading: {words}"))),
-        }
-    }
-
-    fn give_back(&mut self, answer: &Delivery) {
-        let left = number(answer, "Nats-Pending-Messages").and_then(|left| usize::try_from(left).ok());
-        let left = left.unwrap_or(self.outstanding);
-        self.outstanding = self.outstanding.saturating_sub(left);
-        self.earlier = self.earlier.saturating_sub(left);
-        self.caught_up = false;
+    fn hand_out_tail(&mut self) {
+        let progress = &mut self.progress;
+        let Some(end) = progress.tail.take() else { return };
+        progress.last_only = false;
+        progress.floor = progress.floor.max(Some(end.seq)).max(progress.last.map(|last| last.seq));
+        // The end of the stream may be a message that is not of this source, and a gap may have gone beyond it.
+        let position = if end.seq >= progress.handed { end } else { Position::unverified(progress.handed) };
+        progress.handed = position.seq;
+        self.output.ready.items.push(Item::Tail(Some(position)));
     }
 
     /// What the stream says of itself.
     fn informed(&mut self, answer: &[u8]) -> Result<(), SourceError> {
-        self.unanswered = None;
+        let watch = &mut self.watch;
+        watch.unanswered = None;
         let info = api::read_info(answer)?.ok_or_else(|| SourceError::missing(format!("the stream `{}` was deleted", self.stream)))?;
-        if info.created != self.info.created {
+        if info.created != watch.info.created {
             return Err(SourceError::lost(format!("the stream `{}` was made anew", self.stream)));
         }
-        if info.state.last_seq < self.info.state.last_seq.max(self.asked_behind) {
+        let end_before = watch.info.state.last_seq;
+        if info.state.last_seq < end_before.max(watch.asked_behind) {
             return Err(SourceError::lost(format!("the stream `{}` was cut", self.stream)));
         }
-        let before = std::mem::replace(&mut self.info, info);
-        self.asked_at = Instant::now();
-        let Batch { items, holes } = std::mem::take(&mut self.checking);
+        watch.info = info;
+        watch.asked_at = Instant::now();
+        self.hand_over();
+        self.rest(end_before);
+        Ok(())
+    }
+
+    /// What waited for the answer may go, with a gap for each hole that is a loss.
+    fn hand_over(&mut self) {
+        let info = &self.watch.info;
+        let Batch { items, holes } = std::mem::take(&mut self.output.checking);
         let mut holes = holes.into_iter().peekable();
         for (at, item) in items.into_iter().enumerate() {
             while let Some(hole) = holes.next_if(|hole| hole.at == at) {
-                self.out.extend(self.info.lost(&hole).map(Item::Gap));
+                self.output.out.extend(info.lost(&hole).map(Item::Gap));
             }
-            self.out.push_back(item);
+            self.output.out.push_back(item);
         }
         // Behind the last item: before messages of others.
-        for gap in holes.filter_map(|hole| self.info.lost(&hole)) {
-            self.told = self.told.max(gap.position.map_or(0, |position| position.seq));
-            self.out.push_back(Item::Gap(gap));
+        for gap in holes.filter_map(|hole| info.lost(&hole)) {
+            self.progress.handed = self.progress.handed.max(gap.position.map_or(0, |position| position.seq));
+            self.output.out.push_back(Item::Gap(gap));
         }
-        self.rest(before.state.last_seq);
-        Ok(())
     }
 
     /// While nothing comes: what that means.
     fn rest(&mut self, end_before: u64) {
-        self.idle = if std::mem::take(&mut self.moved) { 0 } else { self.idle.saturating_add(1) };
-        let (Some(floor), false) = (self.floor, self.idle < 2) else { return };
-        let first = self.info.first();
-        if self.caught_up {
+        let (watch, progress) = (&mut self.watch, &mut self.progress);
+        watch.idle = if std::mem::take(&mut watch.moved) { 0 } else { watch.idle.saturating_add(1) };
+        let (Some(floor), false) = (progress.floor, watch.idle < 2) else { return };
+        let first = watch.info.first();
+        if progress.caught_up {
             // Whatever of ours stood there a second ago would have come.
             let floor = floor.max(end_before).max(first - 1);
-            self.floor = Some(floor);
-            if self.idle.is_multiple_of(ADVANCE) && floor > self.told && self.tail.is_none() {
+            progress.floor = Some(floor);
+            if watch.idle.is_multiple_of(ADVANCE) && floor > progress.handed && progress.tail.is_none() {
                 self.line.ask(&format!("$JS.API.STREAM.MSG.GET.{}", self.stream), "m", &format!(r#"{{"seq":{floor}}}"#));
             }
-        } else if self.outstanding > 0 {
+        } else if self.pulls.waits() {
             if first > floor + 1 {
-                let time = self.last.filter(|last| last.seq == floor).map(|last| last.time);
-                let hole = Hole { at: 0, after: floor, time, to: first, calm: false };
-                self.ready.items.extend(self.info.lost(&hole).map(Item::Gap));
-                self.told = first - 1;
-                self.floor = Some(first - 1);
+                let hole = Hole { at: 0, after: floor, time: progress.time_at(floor), to: first, calm: false };
+                self.output.ready.items.extend(watch.info.lost(&hole).map(Item::Gap));
+                (progress.handed, progress.floor) = (first - 1, Some(first - 1));
             }
             self.line.ask(&format!("$JS.API.CONSUMER.INFO.{}.{}", self.stream, self.consumer), "c", "");
         }
@@ -377,46 +329,48 @@ impl Reader {
     /// What the consumer has yet to deliver, asked when it delivered nothing: it may be gone from the stream.
     fn counted(&mut self, answer: &[u8]) -> Result<(), SourceError> {
         let consumer = api::read_consumer(answer)?.ok_or_else(|| SourceError::lost("the consumer is gone"))?;
-        if consumer.num_pending == 0 && !self.moved {
-            self.caught_up = true;
-            self.tell_tail();
+        if consumer.num_pending == 0 && !self.watch.moved {
+            self.progress.caught_up = true;
+            self.hand_out_tail();
         }
         Ok(())
     }
 
     /// The message up to which there is nothing of ours: the place moves there.
     fn looked_up(&mut self, answer: &[u8]) -> Result<(), SourceError> {
+        let progress = &mut self.progress;
         if let Some(stored) = api::read_message(answer)?
-            && stored.seq > self.told
-            && self.last.is_none_or(|last| last.seq <= stored.seq)
+            && stored.seq > progress.handed
+            && progress.last.is_none_or(|last| last.seq <= stored.seq)
         {
-            self.told = stored.seq;
-            self.ready.items.push(Item::Tail(Some(Position { seq: stored.seq, check: Some(stored.check) })));
+            progress.handed = stored.seq;
+            self.output.ready.items.push(Item::Tail(Some(Position { seq: stored.seq, check: Some(stored.check) })));
         }
         Ok(())
     }
 
     /// Lets go what is proven, and asks where that needs an answer.
     fn settle(&mut self) {
-        if !self.checking.items.is_empty() || !self.checking.holes.is_empty() {
+        let (watch, output) = (&self.watch, &mut self.output);
+        if !output.checking.is_empty() {
             return;
         }
-        let since = self.asked_at.elapsed();
-        if !self.ready.holes.iter().any(|hole| self.info.reaches(hole, since)) {
-            self.ready.holes.clear();
-            self.out.extend(self.ready.items.drain(..));
-        } else if self.unanswered.is_none() {
-            self.checking = std::mem::take(&mut self.ready);
+        let since = watch.asked_at.elapsed();
+        if !output.ready.holes.iter().any(|hole| watch.info.reaches(hole, since)) {
+            output.ready.holes.clear();
+            output.out.extend(output.ready.items.drain(..));
+        } else if watch.unanswered.is_none() {
+            output.checking = std::mem::take(&mut output.ready);
             self.ask_info();
         }
     }
 
     fn ticked(&mut self) -> Result<(), SourceError> {
-        self.silent += 1;
-        if self.silent > SILENT {
+        self.watch.silent += 1;
+        if self.watch.silent > SILENT {
             return Err(SourceError::lost("the consumer gives no sign of life"));
         }
-        match &mut self.unanswered {
+        match &mut self.watch.unanswered {
             Some(ticks) if *ticks >= UNANSWERED => return Err(SourceError::lost("JetStream does not answer")),
             Some(ticks) => *ticks += 1,
             None => self.ask_info(),
@@ -425,37 +379,33 @@ impl Reader {
     }
 
     fn hand_out(&mut self, batch: &mut Vec<Item>, limit: usize) {
-        let count = limit.min(self.out.len());
+        let count = limit.min(self.output.out.len());
         let from = batch.len();
-        batch.extend(self.out.drain(..count));
-        let told = |item: &Item| match item {
-            Item::Message(message) => message.position.is_some_and(|at| self.first.is_some_and(|first| at.seq >= first)),
-            Item::Tail(_) => true,
-            Item::Gap(_) => false,
-        };
-        if self.first.is_some() && batch[from..].iter().any(told) {
-            self.trouble.lock().read_at(self.first.take().unwrap_or_default());
+        batch.extend(self.output.out.drain(..count));
+        let handed = &batch[from..];
+        if let Some(next) = self.outset.next.take_if(|next| handed.iter().any(|item| next.is_reached_by(item))) {
+            self.outset.trouble.lock().read_at(next);
         }
         if let Some(known) = &self.known {
             let mut known = known.lock();
-            if known.created.as_ref() != Some(&self.info.created) {
-                known.created = Some(self.info.created.clone());
+            if known.created.as_ref() != Some(&self.watch.info.created) {
+                known.created = Some(self.watch.info.created.clone());
             }
             let message = |item: &Item| if let Item::Message(m) = item { Some((m.position?.seq, m.time.as_micros() * 1000)) } else { None };
-            known.last = batch[from..].iter().rev().find_map(message).or(known.last);
+            known.last = handed.iter().rev().find_map(message).or(known.last);
         }
     }
 
     async fn read(&mut self, batch: &mut Vec<Item>, limit: usize) -> Result<(), SourceError> {
         loop {
-            if !self.out.is_empty() {
+            if !self.output.out.is_empty() {
                 self.hand_out(batch, limit);
                 self.pull();
                 return Ok(());
             }
-            if let Some(error) = self.failed.take() {
-                if let Some(first) = self.first.take_if(|_| self.line.is_dead()) {
-                    self.trouble.lock().lost_at(first);
+            if let Some(error) = self.output.failed.take() {
+                if let Some(next) = self.outset.next.take_if(|_| self.line.is_dead()) {
+                    self.outset.trouble.lock().lost_at(next);
                 }
                 return Err(error);
             }
@@ -463,62 +413,22 @@ impl Reader {
             for _ in 0..limit {
                 let Some(delivery) = self.line.try_recv() else { break };
                 if let Err(error) = self.process(delivery) {
-                    self.failed = Some(error);
+                    self.output.failed = Some(error);
                     break;
                 }
             }
             self.settle();
-            if !self.out.is_empty() || self.failed.is_some() {
+            if !self.output.out.is_empty() || self.output.failed.is_some() {
                 continue;
             }
             let processed = tokio::select! {
                 biased;
                 delivery = self.line.recv() => delivery.and_then(|delivery| self.process(delivery)),
-                _ = self.tick.tick() => self.ticked(),
+                _ = self.watch.tick.tick() => self.ticked(),
             };
             // What was proven before it failed is handed out first.
-            self.failed = processed.err();
+            self.output.failed = processed.err();
         }
-    }
-}
-
-/// Of which kind a pull's end is.
-fn ended(code: u16, words: &str) -> ErrorKind {
-    match code {
-        // The consumer's or the account's limits are below what one pull asks for.
-        409 if words.to_ascii_lowercase().starts_with("exceeded") => ErrorKind::Configuration,
-        400 => ErrorKind::Protocol,
-        // The consumer was deleted, its leader has changed, or the server goes down.
-        _ => ErrorKind::Lost,
-    }
-}
-
-impl StreamInfo {
-    /// Whether the stream's limits, or time, can have passed a hole since it said so of itself.
-    fn reaches(&self, hole: &Hole, since: Duration) -> bool {
-        if !hole.calm || self.first() > hole.after + 1 {
-            return true;
-        }
-        let (config, behind) = (&self.config, self.state.last_seq.saturating_sub(hole.after));
-        let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).saturating_add(50);
-        let limit = |limit: i64| u64::try_from(limit).ok().filter(|limit| *limit > 0);
-        // Half a limit is near enough.
-        let by_count = limit(config.max_msgs).is_some_and(|most| behind + FASTEST_MESSAGES.saturating_mul(millis) / 1000 >= most / 2);
-        let average = self.state.bytes / self.state.messages.max(1);
-        let bytes = behind.saturating_mul(average).saturating_add(FASTEST_BYTES.saturating_mul(millis) / 1000);
-        let by_bytes = limit(config.max_bytes).is_some_and(|most| bytes >= most / 2);
-        let age = config.max_age;
-        let by_age = age > 0 && hole.time.is_none_or(|time| now().saturating_sub(time) >= age / 2);
-        by_count || by_bytes || by_age || behind > FASTEST_MESSAGES
-    }
-
-    /// The gap for a hole, as the stream is now.
-    fn lost(&self, hole: &Hole) -> Option<Gap> {
-        if self.first() <= hole.after + 1 {
-            return None;
-        }
-        let reason: GapReason = self.why_gone(hole.after, hole.time)?;
-        Some(Gap { reason, from: Some(hole.after), to: Some(hole.to), position: Some(Position::unverified(hole.to - 1)) })
     }
 }
 

@@ -25,7 +25,7 @@ const PING: Duration = Duration::from_secs(3);
 const ANSWER: Duration = Duration::from_secs(5);
 /// For leaving in good order.
 const LEAVING: Duration = Duration::from_secs(1);
-/// The library tries once more before it ends; by then nobody holds the connection.
+/// The library tries once more before it ends. By then the connection has been dropped here.
 const TOO_LATE: Duration = Duration::from_secs(1);
 /// For errors on their way through the library when the server has answered what came behind them.
 const GRACE: Duration = Duration::from_millis(20);
@@ -38,7 +38,7 @@ pub(in crate::source) struct Wire {
     pub(in crate::source) life: watch::Receiver<Life>,
 }
 
-/// What the library has told of a connection.
+/// What the library has reported of a connection.
 #[derive(Debug, Default)]
 pub(in crate::source) struct Life {
     /// Why it has ended.
@@ -224,9 +224,9 @@ impl Wire {
         self.client.statistics().in_messages.load(Ordering::SeqCst)
     }
 
-    /// Returns when the server has done all that was asked, and has told what it would not do. How many messages came for
-    /// that: the library shows no answer to its pings, so one is sent to ourselves. Where that is forbidden, being told
-    /// so is the answer.
+    /// Returns when the server has done all that was asked, and has reported what it refused. The library does not show the
+    /// answers to its pings, so a message is sent to ourselves. If that is forbidden, the refusal is the answer. Returns
+    /// how many messages came for it.
     pub(super) async fn settle(&mut self) -> Result<u64, SourceError> {
         let probe = format!("{PROBE}{:016x}", rand::random::<u64>());
         let mut echo = self.client.subscribe(probe.clone()).await.map_err(gone)?;
@@ -243,11 +243,11 @@ impl Wire {
         self.end().map_or(Ok(own), Err)
     }
 
-    /// Leaves in good order. Whatever the server had to say has been heard then.
+    /// Closes the connection in good order. By then all that the server had to say has come.
     pub(super) async fn close(mut self) -> Option<SourceError> {
         if self.client.drain().await.is_ok() {
             let closed = async { self.life.wait_for(|life| life.closed).await.is_ok() };
-            // Whoever is leaving has nothing to do about it.
+            // A failure changes nothing any more.
             timeout(LEAVING, closed).await.unwrap_or_default();
         }
         self.life.borrow().why()

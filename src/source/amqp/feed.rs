@@ -1,0 +1,108 @@
+//! What readers of queues and of streams share: a consumer, its acknowledgements, the upkeep of what feeds it, and the round in
+//! which these are polled.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use lapin::Consumer;
+use lapin::message::Delivery;
+use lapin::types::ShortString;
+
+use super::acks::Acks;
+use super::error::lost;
+use super::link::Link;
+use super::upkeep::Upkeep;
+use crate::source::{Item, SourceError};
+
+/// A consumer of a queue or a stream.
+pub(in crate::source) struct Feed {
+    pub(in crate::source) consumer: Consumer,
+    pub(in crate::source) acks: Acks,
+    pub(in crate::source) upkeep: Option<Upkeep>,
+    pub(in crate::source) queue: ShortString,
+    /// The number of the consumer's channel.
+    pub(in crate::source) channel: u16,
+    pub(in crate::source) link: Arc<Link>,
+}
+
+/// A message that came.
+pub(in crate::source) struct Came {
+    pub(in crate::source) delivery: Delivery,
+    /// Its routing key, if that is not UTF-8.
+    odd: Option<Box<[u8]>>,
+}
+
+impl Came {
+    /// Its routing key.
+    pub(in crate::source) fn key(&self) -> &[u8] {
+        self.odd.as_deref().unwrap_or(self.delivery.routing_key.as_str().as_bytes())
+    }
+}
+
+impl Feed {
+    /// What comes next.
+    pub(in crate::source) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Came, SourceError>> {
+        let delivery = match ready!(self.consumer.poll_next_unpin(cx)) {
+            Some(Ok(delivery)) => delivery,
+            Some(Err(e)) => return Poll::Ready(Err(lost(&self.queue, Some(e)))),
+            None => return Poll::Ready(Err(lost(&self.queue, None))),
+        };
+        if self.link.flow().meters(self.channel) {
+            self.link.flow().took(delivery.data.len());
+        }
+        let odd = self.link.odd().take(self.channel, delivery.delivery_tag);
+        Poll::Ready(Ok(Came { delivery, odd }))
+    }
+
+    /// Sends acknowledgements that are due, and looks after what feeds the consumer. Ready only with an error.
+    pub(in crate::source) fn poll_duties(&mut self, cx: &mut Context<'_>) -> Poll<SourceError> {
+        if let Poll::Ready(e) = self.acks.poll(cx) {
+            return Poll::Ready(lost(&self.queue, Some(e)));
+        }
+        match &mut self.upkeep {
+            Some(upkeep) => upkeep.poll(cx),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Closes the connection, unless others use it.
+    pub(in crate::source) async fn close(self) {
+        let Self { consumer, acks, upkeep, link, .. } = self;
+        drop((acks, upkeep));
+        if let Some(link) = Arc::into_inner(link) {
+            link.close().await;
+        }
+        drop(consumer);
+    }
+}
+
+/// A reader that goes step by step.
+pub(in crate::source) trait Reads: Send {
+    fn feed(&mut self) -> &mut Feed;
+    /// Takes what comes next; pending where nothing does.
+    fn poll_step(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Item>) -> Poll<Result<(), SourceError>>;
+}
+
+/// Waits for something, then appends all that is ready, at most about `limit` items.
+pub(in crate::source) fn next<'a>(
+    reader: &'a mut impl Reads,
+    batch: &'a mut Vec<Item>,
+    limit: usize,
+) -> BoxFuture<'a, Result<(), SourceError>> {
+    let before = batch.len();
+    Box::pin(poll_fn(move |cx| {
+        while batch.len() - before < limit {
+            match reader.poll_step(cx, batch) {
+                Poll::Pending => break,
+                Poll::Ready(taken) => taken?,
+            }
+        }
+        if let Poll::Ready(error) = reader.feed().poll_duties(cx) {
+            return Poll::Ready(Err(error));
+        }
+        if batch.len() > before { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }))
+}
