@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cursor::Position;
 use crate::subject::Subject;
+use crate::support::clock;
 
 /// A moment in microseconds since 1970, UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -21,7 +22,7 @@ impl Timestamp {
     /// The present, by the system's clock.
     #[must_use]
     pub fn now() -> Self {
-        SystemTime::now().into()
+        clock::now().into()
     }
 
     /// From microseconds since 1970.

@@ -233,6 +233,8 @@ pub struct Hub {
     names: Vec<SourceName>,
     tags: Vec<Option<Tag>>,
     limits: Limits,
+    /// Bytes that all channels' logs may take together.
+    logs: usize,
     publisher: Mutex<Publisher>,
     state: Mutex<State>,
     changed: Notify,
@@ -244,6 +246,11 @@ impl Hub {
     /// Of these sources; `epoch` tells this process's sequence from another's.
     #[must_use]
     pub fn new(sources: Vec<SourceSpec>, limits: Limits, epoch: u32) -> Arc<Self> {
+        Self::with_logs(sources, limits, LOGS, epoch)
+    }
+
+    /// The same, with channels' logs that together take at most `logs` bytes.
+    pub(crate) fn with_logs(sources: Vec<SourceSpec>, limits: Limits, logs: usize, epoch: u32) -> Arc<Self> {
         let tags: Vec<_> = sources.iter().map(|s| s.durable.then(|| Tag::of(s.name.as_str()))).collect();
         let cursor = Cursor { epoch, volatile: Point::At(Position::unverified(0)), durable: Vec::new() };
         let id: Arc<str> = cursor.to_id().into();
@@ -288,6 +295,7 @@ impl Hub {
             names: publisher.names.clone(),
             tags: publisher.tags.clone(),
             limits,
+            logs,
             publisher: Mutex::new(publisher),
             state: Mutex::new(state),
             changed: Notify::new(),
@@ -350,8 +358,8 @@ impl Hub {
     /// the batch `undelivered`. Returns whether room has to be announced, once no lock is held.
     #[must_use]
     fn trim(&self, state: &mut State, listeners: &Listeners, undelivered: Option<u64>) -> bool {
-        state.trim_logs(listeners.pending().into_iter().chain(undelivered).min());
-        self.backpressure.update(state.logged > LOGS, listeners)
+        state.trim_logs(self.logs, listeners.pending().into_iter().chain(undelivered).min());
+        self.backpressure.update(state.logged > self.logs, listeners)
     }
 
     fn announce_room(&self, room: bool) {

@@ -3,5 +3,7 @@
 pub(crate) mod backoff;
 pub(crate) mod braces;
 pub(crate) mod causes;
+pub(crate) mod clock;
 pub(crate) mod form;
 pub(crate) mod network;
+pub(crate) mod random;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::task::Waker;
 
-use super::{Began, Channel, Filter, LOG_ENTRY, LOGS, Logged, Pushed, Slot, SourceId, State};
+use super::{Began, Channel, Filter, LOG_ENTRY, Logged, Pushed, Slot, SourceId, State};
 use crate::event::Timestamp;
 
 impl State {
@@ -76,9 +76,9 @@ impl State {
         of.window.push(entry);
     }
 
-    /// Drops what is too much of the channels' logs, but nothing of batch `keep` or later.
-    pub(super) fn trim_logs(&mut self, keep: Option<u64>) {
-        while self.logged > LOGS && self.order.front().is_some_and(|l| keep.is_none_or(|keep| l.batch < keep)) {
+    /// Drops what the channels' logs hold beyond `logs` bytes, but nothing of batch `keep` or later.
+    pub(super) fn trim_logs(&mut self, logs: usize, keep: Option<u64>) {
+        while self.logged > logs && self.order.front().is_some_and(|l| keep.is_none_or(|keep| l.batch < keep)) {
             let Some(oldest) = self.order.pop_front() else { return };
             self.logged -= oldest.cost as usize;
             if let Some(slot) = self.channels.get(oldest.key as usize).filter(|s| s.channel.serial() == oldest.serial) {

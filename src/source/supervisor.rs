@@ -20,6 +20,7 @@ use crate::cursor::Position;
 use crate::event::{Gap, GapReason};
 use crate::support::backoff::Backoff;
 use crate::support::causes::chain;
+use crate::support::random;
 
 #[cfg(test)]
 mod tests;
@@ -350,7 +351,7 @@ impl Retry {
 
     /// Returns how long to wait; `held` is how long the connection that failed had stood.
     fn next(&mut self, kind: ErrorKind, held: Option<Duration>) -> Duration {
-        rand::random_range(self.within(kind, held))
+        random::in_range(self.within(kind, held))
     }
 
     fn within(&mut self, kind: ErrorKind, held: Option<Duration>) -> RangeInclusive<Duration> {

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use super::random;
+
 /// Pauses that grow by a factor from failure to failure.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Backoff {
@@ -26,7 +28,7 @@ impl Backoff {
 /// Returns a random share of a span, so that many who wait for the same do not all come back at the same moment.
 #[must_use]
 pub(crate) fn jittered(span: Duration, shares: Range<f64>) -> Duration {
-    span.mul_f64(rand::random_range(shares))
+    span.mul_f64(random::in_range(shares))
 }
 
 #[cfg(test)]

@@ -3,13 +3,14 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::Returned;
 use super::lane::{Lane, New, WAKE};
