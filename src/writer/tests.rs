@@ -27,11 +27,19 @@ fn world(loops: usize, stall: Duration) -> World {
 impl World {
     /// A client whose stream is with the writer.
     async fn client(&self, pattern: &str, expires: Option<Timestamp>) -> TcpStream {
+        self.connect(Request { expires, ..request(pattern) }).await
+    }
+
+    async fn client_of(&self, pattern: &str, owner: Option<Arc<crate::auth::Owner>>) -> TcpStream {
+        self.connect(Request { owner, ..request(pattern) }).await
+    }
+
+    async fn connect(&self, request: Request) -> TcpStream {
         let client = TcpStream::connect(self.listener.local_addr().unwrap()).unwrap();
         client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let (socket, _) = self.listener.accept().unwrap();
         socket.set_nonblocking(true).unwrap();
-        let mut stream = self.streams.open(Request { expires, ..request(pattern) }, Timestamp::now());
+        let mut stream = self.streams.open(request, Timestamp::now());
         // What goes with the head.
         stream.step(Timestamp::now());
         self.writer.write(tokio::net::TcpStream::from_std(socket).unwrap(), stream, 0).await;
@@ -211,6 +219,31 @@ async fn streams_end_with_their_reason_and_the_last_chunk() {
     assert!(text.ends_with("data: {\"reason\":\"draining\"}\n\n\r\n0\r\n\r\n") && text.contains("data: 2\n"), "{text}");
     assert!(text.contains(&*world.streams.hub().state().id().clone()));
     world.eventually("all have ended", || world.writer.streams() == 0);
+}
+
+#[tokio::test]
+async fn all_streams_of_an_identity_end_by_one_call_whoever_moves_them() {
+    let world = world(2, Duration::from_secs(10));
+    let owner = |identity: &str| Some(Arc::new(crate::auth::Owner { identity: Some(identity.into()), token_id: None }));
+    let mut alices = [world.client_of("a", owner("alice")).await, world.client_of("a", owner("alice")).await];
+    let mut bobs = world.client_of("a", owner("bob")).await;
+    let request = Request { owner: owner("alice"), ..request("a") };
+    let mut body = crate::transport::body::Body::new(world.streams.open(request, Timestamp::now()));
+    let mut next = async || std::future::poll_fn(|cx| body.poll_next(cx)).await;
+    assert!(next().await.is_some());
+    let ends = world.streams.end(Selection::Identity("alice"), Closing::Revoked, Timestamp::now(), Duration::ZERO);
+    assert_eq!(ends, 3);
+    let last = next().await.expect("it is told");
+    assert!(last.ends_with(b"data: {\"reason\":\"revoked\"}\n\n"), "{last:?}");
+    assert_eq!(next().await, None);
+    for alice in &mut alices {
+        let mut text = String::new();
+        alice.read_to_string(&mut text).unwrap();
+        assert!(text.ends_with("data: {\"reason\":\"revoked\"}\n\n\r\n0\r\n\r\n"), "{text}");
+    }
+    world.publish("a", "1");
+    assert_eq!(read(&mut bobs, 1), ["1"]);
+    assert_eq!((world.writer.streams(), world.streams.closed(Closing::Revoked)), (1, 3));
 }
 
 #[tokio::test]
