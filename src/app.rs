@@ -34,7 +34,7 @@ use crate::source::supervisor::Supervisor;
 use crate::stream::{self, Selection, Streams};
 use crate::writer::{self, Writer};
 
-mod intake;
+pub(crate) mod intake;
 mod sources;
 mod system;
 
@@ -356,7 +356,7 @@ fn adopt(writer: Arc<Writer>) -> Adopt {
 }
 
 /// Lets the hub's time pass.
-async fn beat(hub: Arc<Hub>, heartbeat: Duration) {
+pub(crate) async fn beat(hub: Arc<Hub>, heartbeat: Duration) {
     let mut ticks = tokio::time::interval((heartbeat / BEATS).max(Duration::from_millis(1)));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for part in 0.. {

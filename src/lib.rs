@@ -29,6 +29,8 @@ mod metrics;
 mod pool;
 #[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod route;
+#[cfg(test)]
+mod sim;
 #[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod source;
 #[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]

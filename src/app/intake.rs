@@ -11,20 +11,20 @@ use crate::route::Router;
 use crate::source::{self, Item};
 
 /// Routes each message of a source and publishes what goes on.
-pub(super) struct Intake {
-    pub(super) source: SourceId,
-    pub(super) router: Arc<Router>,
-    pub(super) hub: Arc<Hub>,
-    pub(super) counts: Arc<Counts>,
+pub(crate) struct Intake {
+    pub(crate) source: SourceId,
+    pub(crate) router: Arc<Router>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) counts: Arc<Counts>,
 }
 
 /// What became of a source's messages.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+pub(crate) struct Counts {
     /// Events that went to the hub.
-    pub(super) events: AtomicU64,
+    pub(crate) events: AtomicU64,
     /// Messages that a route dropped.
-    pub(super) dropped: AtomicU64,
+    pub(crate) dropped: AtomicU64,
 }
 
 impl Intake {

@@ -1,0 +1,92 @@
+//! A simulation of everything between brokers and clients: real supervisors, routing, hub and streams, with a model
+//! broker on one side, model clients on the other, and an oracle that compares what was sent with what was written.
+//!
+//! One seed decides everything: the clock, random numbers, the order of tasks, what happens to whom. A longer run:
+//! `SIM_EVENTS=1000000 cargo test --release --lib sim::long -- --ignored --nocapture`, and one seed again:
+//! `SIM_SEED=7 cargo test --lib sim::one_seed -- --ignored --nocapture`.
+
+use std::time::{Duration, Instant};
+
+mod adapter;
+mod bridge;
+mod broker;
+mod client;
+mod executor;
+mod oracle;
+mod pipe;
+mod world;
+
+use world::{Report, World};
+
+/// Events and calm of one world: many small worlds are more different than a large one.
+const EVENTS: usize = 4_000;
+const CALM: usize = 60;
+
+fn run(seed: u64) -> Report {
+    World::run(seed, EVENTS, CALM)
+}
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Runs worlds from a seed on, until enough was published or enough time has passed.
+fn run_from(first: u64, events: u64, limit: Duration) {
+    let began = Instant::now();
+    let mut total = Report::default();
+    let mut seed = first;
+    while total.events < events && began.elapsed() < limit {
+        let report = run(seed);
+        assert!(
+            report.alarms.is_empty(),
+            "\nALARM of seed {seed}:\n{}\nagain: SIM_SEED={seed} cargo test --lib sim::one_seed -- --ignored --nocapture",
+            report.alarms.join("\n")
+        );
+        total.add(&report);
+        seed += 1;
+    }
+    println!("seeds {first} to {}: {total} in {:.1?}", seed - 1, began.elapsed());
+}
+
+#[test]
+fn whatever_happens_every_client_gets_what_it_must() {
+    run_from(1, u64::MAX, Duration::from_secs(10));
+}
+
+#[test]
+#[ignore = "by command: as long as SIM_EVENTS says, from SIM_SEED on"]
+fn long() {
+    let seed = variable("SIM_SEED").unwrap_or_else(|| rand::random_range(0..1 << 40));
+    run_from(seed, variable("SIM_EVENTS").unwrap_or(1_000_000), Duration::from_secs(variable("SIM_SECONDS").unwrap_or(3600)));
+}
+
+#[test]
+#[ignore = "by command: the seed that SIM_SEED says"]
+fn one_seed() {
+    let seed = variable("SIM_SEED").expect("SIM_SEED says which seed");
+    let report = run(seed);
+    println!("seed {seed}: {report}, trace {:016x}", report.trace);
+    assert!(report.alarms.is_empty(), "{}", report.alarms.join("\n"));
+}
+
+/// Seeds that once found something, each with what it was.
+const KNOWN: &str = include_str!("sim/seeds.txt");
+
+#[test]
+fn seeds_that_found_something_find_nothing_now() {
+    for line in KNOWN.lines().filter(|line| !line.starts_with('#')) {
+        let seed = line.split_whitespace().next().and_then(|seed| seed.parse().ok()).expect("a seed");
+        let report = run(seed);
+        assert!(report.alarms.is_empty(), "{line}: {}", report.alarms.join("\n"));
+    }
+}
+
+#[test]
+fn a_seed_replays_exactly_in_another_process() {
+    let report = run(4711);
+    let program = std::env::current_exe().expect("this program");
+    let mut command = std::process::Command::new(program);
+    let output = command.args(["--exact", "sim::one_seed", "--ignored", "--nocapture"]).env("SIM_SEED", "4711").output().expect("runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains(&format!("trace {:016x}", report.trace)), "{report}, trace {:016x}, there: {text}", report.trace);
+}

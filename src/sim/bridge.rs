@@ -1,0 +1,233 @@
+//! One bridge of the simulation: the real supervisors, router, hub and streams over the model broker.
+//!
+//! The only file that knows how production builds and drives them.
+
+use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
+
+use super::adapter::{Model, Panic};
+use super::broker::{Broker, Handed, JOBS, MAX_PAYLOAD, SOURCES, Taken, routed};
+use super::executor::{Executor, Group};
+use super::oracle::Start;
+use super::pipe::ServerEnd;
+use crate::app::intake::{Counts, Intake};
+use crate::config::{RouteAction, RouteRule};
+use crate::cursor::{Cursor, Point};
+use crate::event::{Envelope, GapReason, Timestamp};
+use crate::frame::{Closing, Form};
+use crate::history::{self, Histories};
+use crate::hub::{Filter, Hub, Limits, SourceSpec};
+use crate::route::Router;
+use crate::source::supervisor::Supervisor;
+use crate::source::{self, Adapter, Handle, Item};
+use crate::stream::{self, Begin, Request, Selection, Streams};
+use crate::transport::body::Body;
+
+/// What differs between the bridges of one world and another.
+#[derive(Debug, Clone)]
+pub(super) struct Bounds {
+    pub(super) window: usize,
+    pub(super) age: Duration,
+    pub(super) logs: usize,
+    pub(super) scan: usize,
+    pub(super) piece: usize,
+    pub(super) heartbeat: Duration,
+    pub(super) readers: usize,
+}
+
+/// See the module.
+pub(super) struct Bridge {
+    pub(super) epoch: u32,
+    pub(super) group: Group,
+    hub: Arc<Hub>,
+    streams: Arc<Streams>,
+    stop: CancellationToken,
+}
+
+/// Which stream a client asks for.
+pub(super) struct Opening {
+    pub(super) patterns: Vec<&'static str>,
+    pub(super) json: bool,
+    pub(super) start: Start,
+    pub(super) last_id: Option<String>,
+    pub(super) expires: Option<Timestamp>,
+}
+
+fn rules() -> Vec<RouteRule> {
+    let rule = |matches: &str, action| RouteRule { source: None, matches: matches.parse().expect("a pattern"), action };
+    let pass = |subject: Option<&str>, event: Option<&str>, envelope| RouteAction::Pass {
+        subject: subject.map(Into::into),
+        event: event.map(Into::into),
+        envelope,
+    };
+    vec![
+        rule("*.drop.*", RouteAction::Drop),
+        rule("jet.ren.*", pass(Some("shop.{1}"), Some("renamed"), Envelope::Json)),
+        rule("rab.raw.*", pass(None, None, Envelope::Raw)),
+    ]
+}
+
+impl Bridge {
+    pub(super) fn start(executor: &Executor, broker: &Arc<Broker>, slot: usize, epoch: u32, group: Group, bounds: &Bounds) -> Rc<Self> {
+        let models: Vec<Arc<dyn Adapter>> =
+            (0..SOURCES.len()).map(|source| Arc::new(Model::new(broker, source, slot, epoch)) as Arc<dyn Adapter>).collect();
+        let name = |source: usize| SOURCES[source].parse().expect("a source's name");
+        let reach: Vec<_> = models.iter().enumerate().map(|(source, model)| (name(source), model.reach())).collect();
+        let router = Arc::new(Router::new(&rules(), &reach).expect("routes"));
+        let spec = |(source, model): (usize, &Arc<dyn Adapter>)| SourceSpec {
+            name: name(source),
+            durable: model.durable(),
+            concerns: stream::concerns(&router, source),
+        };
+        let window = Limits { bytes: bounds.window, age: bounds.age };
+        let hub = Hub::with_logs(models.iter().enumerate().map(spec).collect(), window, bounds.logs, epoch);
+        let (heartbeat, retry) = (bounds.heartbeat, Duration::from_secs(1));
+        let settings = stream::Settings { heartbeat, retry, scan: bounds.scan, piece: bounds.piece };
+        let logs = models.iter().map(|adapter| history::Log { adapter: adapter.clone(), max_payload: MAX_PAYLOAD }).collect();
+        let histories = Histories::new(logs, history::Settings { readers: bounds.readers, rate: 64 << 20 });
+        let streams = Streams::new(hub.clone(), router.clone(), histories, settings);
+        let stop = CancellationToken::new();
+        for (source, adapter) in models.into_iter().enumerate() {
+            let inner = Intake { source, router: router.clone(), hub: hub.clone(), counts: Arc::<Counts>::default() };
+            let intake = Arc::new(Witness { inner, broker: broker.clone(), source, epoch });
+            let handle = Arc::new(Handle::new(name(source), &*adapter, true));
+            let warm_up = source::Start::Recent { age: bounds.age, bytes: bounds.window as u64 };
+            let supervisor = Supervisor { adapter, intake, handle, warm_up, max_payload: MAX_PAYLOAD };
+            executor.spawn(group, supervisor.run(stop.clone()));
+        }
+        executor.spawn(group, crate::app::beat(hub.clone(), bounds.heartbeat));
+        Rc::new(Self { epoch, group, hub, streams, stop })
+    }
+
+    /// Ends its sources and its streams in good order.
+    pub(super) fn drain(&self, within: Duration) {
+        self.stop.cancel();
+        self.streams.end(Selection::All, Closing::Draining, Timestamp::now(), within);
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+
+    /// The last sequence that a source's window has dropped.
+    pub(super) fn floor(&self, source: usize) -> u64 {
+        self.hub.state().sources()[source].window().floor()
+    }
+
+    pub(super) fn open(&self, opening: Opening) -> Body {
+        let begin = match opening.start {
+            Start::Now => Begin::Now,
+            Start::Earliest => Begin::At(Point::Earliest),
+            Start::Since(time) => Begin::At(Point::Since(time.as_millis())),
+            Start::Last => Begin::At(Point::Last),
+            Start::Unreadable => Begin::Unreadable,
+            Start::Resume => {
+                let id = opening.last_id.unwrap_or_default();
+                Cursor::from_id(&id).map_or(Begin::Unreadable, Begin::After)
+            }
+        };
+        let patterns = opening.patterns.iter().map(|pattern| pattern.parse().expect("a pattern")).collect();
+        let filter = Arc::new(Filter::new(patterns, if opening.json { Form::Json } else { Form::Routed }));
+        let permit = Box::new(());
+        let request = Request { filter, begin, expires: opening.expires, owner: None, connection: 0, permit };
+        Body::new(self.streams.open(request, Timestamp::now()))
+    }
+}
+
+/// Writes a stream to its socket, as a body that is polled. An adapter that panics while a history is read ends it, as it
+/// would end the task of a connection.
+pub(super) async fn write_body(stream: Body, socket: ServerEnd) {
+    if let Err(panic) = AssertUnwindSafe(write_all(stream, &socket)).catch_unwind().await
+        && !panic.is::<Panic>()
+    {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+async fn write_all(mut stream: Body, socket: &ServerEnd) {
+    loop {
+        let next = tokio::select! {
+            biased;
+            () = socket.closed() => return,
+            next = poll_fn(|cx| stream.poll_next(cx)) => next,
+        };
+        let Some(bytes) = next else { return };
+        if socket.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Notes what the real intake took, and compares it with what the adapter handed out.
+struct Witness {
+    inner: Intake,
+    broker: Arc<Broker>,
+    source: usize,
+    epoch: u32,
+}
+
+impl source::Intake for Witness {
+    fn take<'a>(&'a self, items: &'a mut Vec<Item>) -> BoxFuture<'a, String> {
+        Box::pin(async move {
+            if self.source < 2 {
+                return self.inner.take(items).await;
+            }
+            let mut taken = Vec::new();
+            {
+                let mut state = self.broker.state.lock();
+                let s = &mut *state;
+                for item in &*items {
+                    let what = match item {
+                        Item::Gap(gap) => Handed::Gap(gap.reason),
+                        Item::Message(message) => Handed::Message(index(&message.payload)),
+                        Item::Tail(_) => continue,
+                    };
+                    let handed = s.handed.entry((self.epoch, self.source)).or_default().pop_front();
+                    let same = match (handed, what) {
+                        (Some(Handed::Message(index)), Handed::Gap(GapReason::Oversized)) => s.written[self.source][index].oversized(),
+                        (handed, what) => handed == Some(what),
+                    };
+                    if !same {
+                        s.alarms.push(format!("{} handed out {handed:?}, and {what:?} was taken in", SOURCES[self.source]));
+                    }
+                    let job = if let (JOBS, Some(Handed::Message(index))) = (self.source, handed) { Some(index) } else { None };
+                    taken.push((what, job));
+                }
+            }
+            let id = self.inner.take(items).await;
+            let mut state = self.broker.state.lock();
+            let s = &mut *state;
+            let Some(Point::At(end)) = Cursor::from_id(&id).ok().map(|cursor| cursor.volatile) else {
+                s.alarms.push(format!("{id} is no cursor of the bridge"));
+                return id;
+            };
+            let mut seq = end.seq;
+            let mut noted = Vec::new();
+            for (what, job) in taken.into_iter().rev() {
+                if let Some(index) = job {
+                    s.kept[index] = true;
+                }
+                let dropped = matches!(what, Handed::Message(index) if routed(s.written[self.source][index].subject).is_none());
+                if !dropped {
+                    noted.push(Taken { seq, source: self.source, what });
+                    seq -= 1;
+                }
+            }
+            s.taken.entry(self.epoch).or_default().extend(noted.into_iter().rev());
+            id
+        })
+    }
+}
+
+/// Which message a payload is.
+pub(super) fn index(payload: &[u8]) -> usize {
+    let digits = payload.iter().skip_while(|b| !b.is_ascii_digit()).take_while(|b| b.is_ascii_digit());
+    digits.fold(0, |number, digit| number * 10 + usize::from(digit - b'0'))
+}

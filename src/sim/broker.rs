@@ -1,0 +1,320 @@
+//! The model broker: two logs, a queue that delivers again what was not acknowledged, and a subject space that keeps
+//! nothing. It remembers everything that was ever written, and so is what the oracle compares with.
+//!
+//! Knows messages and how brokers lose them; nothing of bridges. How bridges read from it is [`super::adapter`]'s affair.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use slab::Slab;
+use tokio::sync::Notify;
+
+use crate::cursor::{Check, Position};
+use crate::event::{Gap, GapReason, Message, Timestamp};
+use crate::support::random;
+
+/// The sources, in the hub's order.
+pub(super) const SOURCES: [&str; 4] = ["jet", "rab", "jobs", "core"];
+/// A log whose bounds are known, as JetStream's.
+pub(super) const JET: usize = 0;
+/// A log that hides its bounds, as a RabbitMQ stream does.
+pub(super) const RAB: usize = 1;
+/// A queue that each bridge gets a part of.
+pub(super) const JOBS: usize = 2;
+/// Keeps nothing, as core NATS.
+pub(super) const CORE: usize = 3;
+/// Larger payloads become gaps.
+pub(super) const MAX_PAYLOAD: usize = 600;
+/// Messages that wait for one subscriber of core.
+const BUFFER: usize = 48;
+
+/// What each source may produce.
+pub(super) const SUBJECTS: [&[&str]; 4] = [
+    &["jet.a.1", "jet.a.2", "jet.b.1", "jet.ren.x", "jet.drop.y"],
+    &["rab.a.1", "rab.b.1", "rab.raw.1"],
+    &["jobs.a", "jobs.b"],
+    &["core.a", "core.b", "core.drop.z"],
+];
+
+/// What routing makes of a subject, said here anew: the bridge's own router is not its judge.
+pub(super) fn routed(subject: &str) -> Option<&str> {
+    match subject {
+        "jet.ren.x" => Some("shop.x"),
+        "jet.drop.y" | "core.drop.z" => None,
+        other => Some(other),
+    }
+}
+
+/// Something that was written once, or a place where a log was made anew or cut.
+#[derive(Debug, Clone)]
+pub(super) struct Written {
+    pub(super) seq: u64,
+    pub(super) subject: &'static str,
+    pub(super) payload: Bytes,
+    pub(super) time: Timestamp,
+    pub(super) removed: bool,
+    /// A crash took it: of one whom nobody had read, nothing tells.
+    pub(super) cut: bool,
+    /// No message: from here on the log's positions mean something else.
+    pub(super) border: bool,
+}
+
+impl Written {
+    pub(super) fn position(&self) -> Position {
+        Position { seq: self.seq, check: Some(Check::of(&[self.subject.as_bytes(), &self.payload])) }
+    }
+
+    pub(super) fn message(&self, durable: bool) -> Message {
+        let subject = self.subject.parse().expect("a subject");
+        Message { subject, payload: self.payload.clone(), time: self.time, position: durable.then(|| self.position()) }
+    }
+
+    pub(super) fn oversized(&self) -> bool {
+        self.payload.len() > MAX_PAYLOAD
+    }
+}
+
+/// How a gap is recognised: its reason, `from` and `to`.
+pub(super) type Told = (&'static str, Option<u64>, Option<u64>);
+
+pub(super) fn told(gap: &Gap) -> Told {
+    (gap.reason.as_str(), gap.from, gap.to)
+}
+
+/// When a reader was told of a gap.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Issued {
+    /// So often the log had been made anew or cut.
+    pub(super) borders: usize,
+    /// The log goes on, but what it held was purged.
+    pub(super) goes_on: bool,
+}
+
+/// A broker's log.
+#[derive(Default)]
+pub(super) struct Log {
+    /// What it holds, as indices of what was written.
+    pub(super) live: VecDeque<usize>,
+    /// The sequence of the next message.
+    pub(super) next: u64,
+    /// Which log it is: another one after it was made anew.
+    pub(super) created: u32,
+    /// Where it was made anew or cut, as indices of what was written.
+    pub(super) borders: Vec<usize>,
+    /// Everything up to this sequence was purged.
+    pub(super) purged: u64,
+    /// Somebody read on from a place without a check after the log had been made anew: nothing tells that from the old one.
+    pub(super) blind: bool,
+    /// Messages left in this segment of a RabbitMQ stream.
+    segment: u32,
+    /// The gaps that readers were told, each with the number of borders then.
+    pub(super) issued: BTreeMap<Told, Issued>,
+}
+
+/// Something that an adapter handed out, to be compared with what its bridge takes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Handed {
+    Message(usize),
+    Gap(GapReason),
+}
+
+/// What a bridge has taken in of a source without a log.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Taken {
+    /// The bridge's sequence.
+    pub(super) seq: u64,
+    pub(super) source: usize,
+    pub(super) what: Handed,
+}
+
+/// How a bridge is connected to a source.
+#[derive(Default)]
+pub(super) struct Link {
+    /// Grows with each break.
+    pub(super) breaks: u64,
+    /// The break is a panic of the adapter.
+    pub(super) panics: bool,
+    /// Attempts to connect that are still refused.
+    pub(super) refuse: u32,
+    /// Nothing arrives before this.
+    pub(super) frozen: Option<tokio::time::Instant>,
+}
+
+/// Who reads core.
+#[derive(Default)]
+pub(super) struct Subscriber {
+    pub(super) buffer: VecDeque<usize>,
+    pub(super) overflowed: bool,
+}
+
+/// All of the broker's state.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) written: [Vec<Written>; 4],
+    pub(super) logs: [Log; 2],
+    pub(super) queue: VecDeque<usize>,
+    /// Messages of the queue that were in some bridge's window.
+    pub(super) kept: Vec<bool>,
+    pub(super) subscribers: Slab<Subscriber>,
+    pub(super) down: [bool; 4],
+    pub(super) links: [[Link; 4]; 3],
+    /// By epoch and source.
+    pub(super) handed: BTreeMap<(u32, usize), VecDeque<Handed>>,
+    /// By epoch: what was taken in of sources without a log.
+    pub(super) taken: BTreeMap<u32, Vec<Taken>>,
+    /// Names of what was found to be wrong, with what is known of it.
+    pub(super) alarms: Vec<String>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Broker {
+    pub(super) state: Mutex<State>,
+    pub(super) changed: [Notify; 4],
+}
+
+impl Broker {
+    pub(super) fn new() -> Self {
+        let broker = Self::default();
+        broker.state.lock().logs[JET].next = 1;
+        broker
+    }
+
+    /// Writes a message. The payload says which it is.
+    pub(super) fn write(&self, source: usize) {
+        let mut state = self.state.lock();
+        let s = &mut *state;
+        let subject = SUBJECTS[source][random::in_range(0..SUBJECTS[source].len())];
+        let index = s.written[source].len();
+        let size = if random::in_range(0..100) == 0 { random::in_range(0..2 * MAX_PAYLOAD) } else { random::in_range(0..60) };
+        let payload = format!("{{\"n\":{index},\"s\":{source},\"x\":\"{:x<size$}\"}}", "").into();
+        let mut seq = index as u64;
+        if let Some(log) = s.logs.get_mut(source) {
+            if source == RAB {
+                if log.segment == 0 {
+                    // A segment begins with a note of the broker's own.
+                    log.segment = random::in_range(1..12);
+                    log.next += 1;
+                }
+                log.segment -= 1;
+            }
+            seq = log.next;
+            log.next += 1;
+            log.live.push_back(index);
+        }
+        s.written[source].push(Written { seq, subject, payload, time: Timestamp::now(), removed: false, cut: false, border: false });
+        match source {
+            JOBS => {
+                s.queue.push_back(index);
+                s.kept.push(false);
+            }
+            CORE => {
+                for (_, subscriber) in &mut s.subscribers {
+                    if subscriber.buffer.len() < BUFFER {
+                        subscriber.buffer.push_back(index);
+                    } else {
+                        subscriber.overflowed = true;
+                    }
+                }
+            }
+            _ => {}
+        }
+        drop(state);
+        self.changed[source].notify_waiters();
+    }
+}
+
+impl State {
+    /// A log's last message, or where it would be.
+    pub(super) fn end(&self, source: usize) -> Option<Position> {
+        let log = &self.logs[source];
+        match log.live.back() {
+            Some(index) => Some(self.written[source][*index].position()),
+            None if source == JET => Some(Position::unverified(log.next - 1)),
+            None => None,
+        }
+    }
+
+    /// The first sequence that a log holds, or the next one to come.
+    pub(super) fn first(&self, source: usize) -> u64 {
+        let log = &self.logs[source];
+        log.live.front().map_or(log.next, |index| self.written[source][*index].seq)
+    }
+
+    /// The place in `live` of the first message with this sequence or a later one.
+    pub(super) fn place(&self, source: usize, seq: u64) -> usize {
+        self.logs[source].live.partition_point(|index| self.written[source][*index].seq < seq)
+    }
+
+    /// The message with a sequence, if the log holds it.
+    pub(super) fn at(&self, source: usize, seq: u64) -> Option<&Written> {
+        let index = self.logs[source].live.get(self.place(source, seq))?;
+        Some(&self.written[source][*index]).filter(|written| written.seq == seq)
+    }
+
+    fn remove(&mut self, source: usize, count: usize) {
+        for _ in 0..count {
+            if let Some(index) = self.logs[source].live.pop_front() {
+                self.written[source][index].removed = true;
+            }
+        }
+    }
+
+    /// Limits take the oldest messages: of a RabbitMQ stream whole segments, and never all.
+    pub(super) fn truncate(&mut self, source: usize, keep: usize) {
+        let mut count = self.logs[source].live.len().saturating_sub(keep);
+        if source == RAB {
+            let begins = |at: usize| {
+                let seq = |at: usize| self.logs[source].live.get(at).map(|index| self.written[source][*index].seq);
+                at == 0 || seq(at).zip(seq(at - 1)).is_some_and(|(seq, before)| seq > before + 1)
+            };
+            while count > 0 && !(count < self.logs[source].live.len() && begins(count)) {
+                count -= 1;
+            }
+        }
+        self.remove(source, count);
+    }
+
+    /// Somebody empties the log; its sequences go on.
+    pub(super) fn purge(&mut self, source: usize) {
+        self.remove(source, self.logs[source].live.len());
+        self.logs[source].purged = self.logs[source].next - 1;
+    }
+
+    /// The log is deleted and made again, under the same numbers.
+    pub(super) fn recreate(&mut self, source: usize) {
+        self.remove(source, self.logs[source].live.len());
+        let log = &mut self.logs[source];
+        log.created += 1;
+        log.next = u64::from(source == JET);
+        log.segment = 0;
+        log.purged = 0;
+        self.border(source);
+    }
+
+    /// A crash takes the newest messages; their sequences are used again.
+    pub(super) fn cut(&mut self, source: usize, count: usize) {
+        for _ in 0..count {
+            if self.logs[source].live.len() > usize::from(source == RAB)
+                && let Some(index) = self.logs[source].live.pop_back()
+            {
+                self.written[source][index].removed = true;
+                self.written[source][index].cut = true;
+                self.logs[source].next = self.written[source][index].seq;
+            }
+        }
+        self.border(source);
+    }
+
+    fn border(&mut self, source: usize) {
+        let index = self.written[source].len();
+        self.logs[source].borders.push(index);
+        let (payload, time) = (Bytes::new(), Timestamp::now());
+        self.written[source].push(Written { seq: 0, subject: "", payload, time, removed: true, cut: true, border: true });
+        for links in &mut self.links {
+            links[source].breaks += 1;
+            links[source].panics = false;
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! A client: opens streams at any bridge, reads, stalls, leaves, and comes back behind its last id.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use memchr::memmem;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::bridge::{Opening, index, write_body};
+use super::broker::SOURCES;
+use super::oracle::{Block, Content, Judge, Start};
+use super::pipe::{ClientEnd, pair};
+use super::world::World;
+use crate::cursor::Cursor;
+use crate::event::Timestamp;
+use crate::frame;
+use crate::support::random;
+
+fn one_in(count: u32) -> bool {
+    random::in_range(0..count) == 0
+}
+
+async fn pause(millis: std::ops::Range<u64>) {
+    sleep(Duration::from_millis(random::in_range(millis))).await;
+}
+
+/// See the module. Runs for as long as its world.
+pub(super) async fn run(world: Rc<World>, number: usize, patterns: Vec<&'static str>, json: bool, first: Start) {
+    world.judges.borrow_mut().push((number, Judge::new(patterns.clone())));
+    let mut reader = Reader { world: world.clone(), number, last_id: None, pending: Vec::new() };
+    loop {
+        let Some(bridge) = world.some_bridge() else {
+            pause(10..200).await;
+            continue;
+        };
+        let start = match reader.last_id {
+            Some(_) if !world.quiet.get() && world.plan.has("unreadable") && one_in(60) => Start::Unreadable,
+            Some(_) if !world.quiet.get() && world.plan.has("again") && one_in(60) => first.clone(),
+            Some(_) => Start::Resume,
+            None => match first {
+                Start::Since(_) => Start::Since(Timestamp::now().before(Duration::from_millis(random::in_range(0..20_000)))),
+                _ => first.clone(),
+            },
+        };
+        world.judge(number, |judge, _, _| {
+            judge.open(&start);
+            Ok(())
+        });
+        let expires = (!world.quiet.get() && one_in(6)).then(|| {
+            let span = Duration::from_millis(random::in_range(0..8_000));
+            Timestamp::from_micros(Timestamp::now().as_micros() + span.as_micros() as u64)
+        });
+        let last_id = reader.last_id.clone();
+        let stream = bridge.open(Opening { patterns: patterns.clone(), json, start, last_id, expires });
+        let (server, socket) = pair(random::in_range(world.plan.socket.clone()));
+        world.executor.spawn(bridge.group, write_body(stream, server));
+        world.opened(bridge.epoch);
+        drop(bridge);
+        reader.read(socket).await;
+        pause(1..if one_in(8) { 20_000 } else { 400 }).await;
+    }
+}
+
+struct Reader {
+    world: Rc<World>,
+    number: usize,
+    last_id: Option<String>,
+    pending: Vec<u8>,
+}
+
+impl Reader {
+    /// Reads until the stream ends or the client has had enough of it.
+    async fn read(&mut self, socket: ClientEnd) {
+        self.pending.clear();
+        let leave = Instant::now() + Duration::from_millis(random::in_range(0..if one_in(4) { 30_000 } else { 3_000 }));
+        loop {
+            if !self.world.quiet.get() && one_in(40) {
+                pause(1..if one_in(4) { 15_000 } else { 300 }).await;
+            }
+            let next = match timeout_at(leave, socket.read()).await {
+                Ok(next) => next,
+                // In the end everybody stays.
+                Err(_) if self.world.quiet.get() => socket.read().await,
+                Err(_) => return,
+            };
+            let Some(bytes) = next else { return };
+            self.pending.extend_from_slice(&bytes);
+            let mut from = 0;
+            while let Some(end) = memmem::find(&self.pending[from..], b"\n\n") {
+                let block = from..from + end + 1;
+                from = block.end + 1;
+                self.block(block);
+            }
+            self.pending.drain(..from);
+        }
+    }
+
+    fn block(&mut self, range: std::ops::Range<usize>) {
+        let bytes = &self.pending[range];
+        self.world.trace(self.number, bytes);
+        let (mut id, mut name, mut data) = (None, None, None);
+        for line in bytes.split(|b| *b == b'\n') {
+            if let Some(value) = line.strip_prefix(b"id: ") {
+                id = std::str::from_utf8(value).ok();
+            } else if let Some(value) = line.strip_prefix(b"event: ") {
+                name = Some(value);
+            } else if let Some(value) = line.strip_prefix(b"data: ") {
+                data = Some(value);
+            }
+        }
+        let cursor = id.map(Cursor::from_id).transpose();
+        let content = data.map_or(Ok(Content::Nothing), |data| content(name, data));
+        let judged = match (cursor, content) {
+            (Ok(id), Ok(content)) => {
+                let block = Block { id, content };
+                self.world.judge(self.number, |judge, state, floors| judge.block(state, floors, &block))
+            }
+            _ => self.world.judge(self.number, |_, _, _| Err("a block cannot be read".into())),
+        };
+        if !judged {
+            let text = String::from_utf8_lossy(bytes).into_owned();
+            self.world.broker.state.lock().alarms.push(format!("by this block, after {:?}: {text}", self.last_id));
+        }
+        if let Some(id) = id {
+            self.last_id = Some(id.to_owned());
+        }
+    }
+}
+
+fn content(name: Option<&[u8]>, data: &[u8]) -> Result<Content, String> {
+    if name == Some(frame::CLOSING.as_bytes()) {
+        return Ok(Content::Closing);
+    }
+    let broken = || "data that nobody wrote".to_owned();
+    if name == Some(frame::GAP.as_bytes()) {
+        let value: serde_json::Value = serde_json::from_slice(data).map_err(|e| e.to_string())?;
+        let number = |key: &str| value[key].as_str().and_then(|text| text.parse().ok());
+        let source = SOURCES.iter().position(|source| value["source"] == *source);
+        let reason = value["reason"].as_str().ok_or_else(broken)?.to_owned();
+        return Ok(Content::Gap { source, reason, from: number("from"), to: number("to") });
+    }
+    let start = memmem::find(data, b"{\"n\":").ok_or_else(broken)?;
+    let payload = &data[start..];
+    let after = memmem::find(payload, b"\"s\":").ok_or_else(broken)?;
+    let source = index(&payload[after..]);
+    let field = |name: &str| {
+        let at = memmem::find(&data[..start], name.as_bytes())? + name.len();
+        let end = at + memchr::memchr(b'"', &data[at..])?;
+        String::from_utf8(data[at..end].to_vec()).ok()
+    };
+    Ok(Content::Event { source, index: index(payload), subject: field("\"subject\":\"") })
+}

@@ -1,0 +1,662 @@
+//! The oracle: holds what one client was sent against what was ever written, block by block.
+//!
+//! A client's id is taken at its word: whatever it claims to have, the client must have been sent, or told to be lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::broker::{Handed, JET, SOURCES, SUBJECTS, State, Written, routed};
+use crate::cursor::{Cursor, Point, Position, Tag};
+use crate::event::Timestamp;
+
+/// A block of a stream.
+#[derive(Debug, Default)]
+pub(super) struct Block {
+    pub(super) id: Option<Cursor>,
+    pub(super) content: Content,
+}
+
+#[derive(Debug, Default)]
+pub(super) enum Content {
+    #[default]
+    Nothing,
+    Event {
+        source: usize,
+        index: usize,
+        /// Where the envelope says it.
+        subject: Option<String>,
+    },
+    Gap {
+        /// `None`: all.
+        source: Option<usize>,
+        reason: String,
+        from: Option<u64>,
+        to: Option<u64>,
+    },
+    Closing,
+}
+
+/// Where a client asks to begin.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Start {
+    Now,
+    Earliest,
+    Since(Timestamp),
+    Last,
+    /// Behind its last id.
+    Resume,
+    /// With an id that nobody can read.
+    Unreadable,
+}
+
+/// What one client has had of a log.
+struct Follower {
+    mode: Mode,
+    /// Everything written before this index was sent or accounted for.
+    next: usize,
+    /// Gaps that were told since.
+    gaps: Vec<(Option<u64>, Option<u64>)>,
+    /// So many borders were told.
+    borders: usize,
+    /// The last id's point.
+    point: Option<Point>,
+    /// Since the last reset, the client stood at a place without a check: another bridge may tell it again.
+    unverified: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Mode {
+    /// From wherever the first id stands.
+    Unknown,
+    /// All that is left.
+    Earliest,
+    Since(Timestamp),
+    /// The newest of each subject, of which these came.
+    Last(BTreeMap<&'static str, usize>),
+    Follow,
+}
+
+/// What one client has had of the sources without a log.
+#[derive(Debug, Clone, PartialEq)]
+enum Volatile {
+    Unknown,
+    Earliest,
+    Since(Timestamp),
+    Last(BTreeMap<(usize, &'static str), usize>),
+    At(u32, u64),
+}
+
+/// What is counted.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Counts {
+    pub(super) events: u64,
+    pub(super) gaps: u64,
+    /// A reset that was told again, as a place without a check says too little.
+    pub(super) unverified: u64,
+    /// Lost where a log was made anew, and read on from a place without a check.
+    pub(super) blind: u64,
+    /// Losses of sources without a log that were told only after an id had passed them.
+    pub(super) late: u64,
+    /// Two messages with the same sequence and the same check.
+    pub(super) collisions: u64,
+}
+
+impl Counts {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.events += other.events;
+        self.gaps += other.gaps;
+        self.unverified += other.unverified;
+        self.blind += other.blind;
+        self.late += other.late;
+        self.collisions += other.collisions;
+    }
+}
+
+/// The last sequence that a bridge's window has dropped, by epoch and source.
+pub(super) type Floors<'a> = &'a dyn Fn(u32, usize) -> u64;
+
+/// See the module.
+pub(super) struct Judge {
+    pub(super) patterns: Vec<&'static str>,
+    concerned: [bool; 4],
+    logs: [Follower; 2],
+    volatile: Volatile,
+    /// What the windows had dropped, by source, when the client came to this process: it need not know of that.
+    began: [u64; 4],
+    /// The last loss of each source that an id has passed, and that is still to be told.
+    owed: [Option<u64>; 4],
+    /// Retention gaps of sources without a log that were told since the last id.
+    gaps: Vec<(usize, u64, u64)>,
+    /// Sources whose restart was told.
+    restarted: BTreeSet<usize>,
+    expects_unknown: bool,
+    pub(super) counts: Counts,
+}
+
+/// Whether a subject is in a pattern's set; written here anew, so that the bridge's own matcher is not its judge.
+fn matches(pattern: &str, subject: &str) -> bool {
+    let (mut patterns, mut subjects) = (pattern.split('.'), subject.split('.'));
+    loop {
+        match (patterns.next(), subjects.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some(p), Some(s)) if p == "*" || p == s => {}
+            _ => return false,
+        }
+    }
+}
+
+impl Judge {
+    pub(super) fn new(patterns: Vec<&'static str>) -> Self {
+        let follower = || Follower { mode: Mode::Unknown, next: 0, gaps: Vec::new(), borders: 0, point: None, unverified: false };
+        let concerned = SUBJECTS.map(|subjects| {
+            let wanted = |subject: &str| patterns.iter().any(|pattern| matches(pattern, subject));
+            subjects.iter().any(|subject| routed(subject).is_some_and(wanted))
+        });
+        Self {
+            patterns,
+            concerned,
+            logs: [follower(), follower()],
+            volatile: Volatile::Unknown,
+            began: [0; 4],
+            owed: [None; 4],
+            gaps: Vec::new(),
+            restarted: BTreeSet::new(),
+            expects_unknown: false,
+            counts: Counts::default(),
+        }
+    }
+
+    fn matches(&self, subject: &str) -> bool {
+        routed(subject).is_some_and(|subject| self.patterns.iter().any(|pattern| matches(pattern, subject)))
+    }
+
+    fn wants(&self, written: &Written) -> bool {
+        self.matches(written.subject) && !written.oversized()
+    }
+
+    pub(super) fn is_concerned(&self, source: usize) -> bool {
+        self.concerned[source]
+    }
+
+    /// Something that the client must have been told of.
+    fn must_know(&self, source: usize, written: &Written) -> bool {
+        self.wants(written) || (written.oversized() && self.is_concerned(source))
+    }
+
+    /// The client opens a stream.
+    pub(super) fn open(&mut self, start: &Start) {
+        self.gaps.clear();
+        self.restarted.clear();
+        self.expects_unknown = *start == Start::Unreadable;
+        if *start == Start::Resume {
+            for log in &mut self.logs {
+                log.unverified |= !matches!(log.point, Some(Point::At(Position { check: Some(_), .. })));
+                if let Mode::Last(seen) = &mut log.mode {
+                    seen.clear();
+                }
+            }
+            if let Volatile::Last(seen) = &mut self.volatile {
+                seen.clear();
+            }
+            return;
+        }
+        for log in &mut self.logs {
+            log.point = None;
+            log.gaps.clear();
+            log.next = 0;
+            log.unverified = true;
+            log.mode = match start {
+                Start::Earliest => Mode::Earliest,
+                Start::Since(time) => Mode::Since(*time),
+                Start::Last => Mode::Last(BTreeMap::new()),
+                _ => Mode::Unknown,
+            };
+        }
+        self.owed = [None; 4];
+        self.volatile = match start {
+            Start::Earliest => Volatile::Earliest,
+            Start::Since(time) => Volatile::Since(*time),
+            Start::Last => Volatile::Last(BTreeMap::new()),
+            _ => Volatile::Unknown,
+        };
+    }
+
+    /// Judges what came next.
+    pub(super) fn block(&mut self, state: &State, floors: Floors<'_>, block: &Block) -> Result<(), String> {
+        let mut told = None;
+        match &block.content {
+            Content::Nothing | Content::Closing => {}
+            Content::Event { source, index, subject } => {
+                self.counts.events += 1;
+                let written = state.written[*source].get(*index).ok_or("an event that nobody wrote")?;
+                if !self.wants(written) {
+                    return Err(format!("{} {index} is not what the client may have", written.subject));
+                }
+                if subject.as_deref().is_some_and(|subject| Some(subject) != routed(written.subject)) {
+                    return Err(format!("{} {index} came as {subject:?}", written.subject));
+                }
+                if *source < 2 {
+                    self.event(state, *source, *index, block)?;
+                }
+                told = Some((*source, Handed::Message(*index)));
+            }
+            Content::Gap { source: None, .. } => {
+                self.counts.gaps += 1;
+                if !std::mem::take(&mut self.expects_unknown) {
+                    return Err("an unknown cursor was told, but there was none".into());
+                }
+            }
+            Content::Gap { source: Some(source), reason, from, to } => {
+                self.counts.gaps += 1;
+                if !self.is_concerned(*source) {
+                    return Err(format!("a gap of {} concerns nobody here", SOURCES[*source]));
+                }
+                if *source < 2 {
+                    self.gap(state, *source, (reason, *from, *to), block)?;
+                } else {
+                    told = self.volatile_gap(state, floors, *source, (reason, *from, *to), block)?;
+                }
+            }
+        }
+        if self.expects_unknown && (block.id.is_some() || !matches!(block.content, Content::Nothing)) {
+            return Err("the unreadable cursor was not told first".into());
+        }
+        let Some(id) = &block.id else { return Ok(()) };
+        for (source, name) in SOURCES.iter().enumerate().take(2) {
+            // Of what does not concern it, a client is not told: there its id moves as it may.
+            if self.concerned[source]
+                && let Some(point) = point(id, source)
+            {
+                self.claim(state, source, point).map_err(|error| format!("{name}: {error}"))?;
+            }
+        }
+        self.volatile_claim(state, floors, id, told)
+    }
+
+    fn event(&mut self, state: &State, source: usize, index: usize, block: &Block) -> Result<(), String> {
+        let written = &state.written[source][index];
+        let now = block.id.as_ref().and_then(|id| point(id, source));
+        let log = &mut self.logs[source];
+        if let (Mode::Last(seen), Some(Point::Last)) = (&mut log.mode, now) {
+            if seen.insert(written.subject, index) == Some(index) {
+                return Err(format!("{} {index} came twice as the newest", written.subject));
+            }
+            return Ok(());
+        }
+        if now != Some(Point::At(written.position())) {
+            return Err(format!("{} {index} at {:?} has an id of {now:?}", written.subject, written.position()));
+        }
+        self.reach(state, source, index)
+    }
+
+    /// The client was sent what stands at an index.
+    fn reach(&mut self, state: &State, source: usize, index: usize) -> Result<(), String> {
+        let written = &state.written[source][index];
+        let log = &self.logs[source];
+        if log.mode == Mode::Follow && index < log.next {
+            return Err(format!("{} {index} came twice or late: all before {} had come", written.subject, log.next));
+        }
+        self.pass(state, source, index).map_err(|error| format!("before {} {index}: {error}", written.subject))?;
+        let log = &mut self.logs[source];
+        log.next = index + 1;
+        log.point = Some(Point::At(written.position()));
+        Ok(())
+    }
+
+    /// The client is said to have everything before an index.
+    fn pass(&mut self, state: &State, source: usize, to: usize) -> Result<(), String> {
+        let log = &self.logs[source];
+        let mut blind = 0;
+        if !matches!(log.mode, Mode::Unknown | Mode::Last(_)) {
+            let mut removed = false;
+            // What stands there in another log is compared by nobody, if the place of old has gone from it: the gap is told,
+            // but by the numbers of the new one.
+            let crossed = state.logs[source].borders.iter().any(|border| (log.next..to).contains(border));
+            for (index, written) in state.written[source].iter().enumerate().take(to).skip(log.next) {
+                removed |= written.removed;
+                if written.cut || !self.must_know(source, written) {
+                    continue;
+                }
+                let excused = match &log.mode {
+                    Mode::Follow => written.removed && log.gaps.iter().any(|gap| crossed || covers(*gap, written.seq)),
+                    Mode::Since(time) => written.removed || written.time < *time,
+                    _ => written.removed,
+                };
+                if !excused && written.removed && crossed && state.logs[source].blind {
+                    blind += 1;
+                } else if !excused {
+                    let how = if written.removed { "in silence" } else { "though it is in the log" };
+                    return Err(format!("{} {index} at {} was lost {how} (gaps {:?})", written.subject, written.seq, log.gaps));
+                }
+            }
+            if log.mode == Mode::Follow && !log.gaps.is_empty() && !removed {
+                return Err(format!("nothing was lost between {} and {to}, but gaps told: {:?}", log.next, log.gaps));
+            }
+        }
+        self.counts.blind += blind;
+        let log = &mut self.logs[source];
+        log.gaps.clear();
+        log.mode = Mode::Follow;
+        Ok(())
+    }
+
+    /// An id says how far the client has come.
+    fn claim(&mut self, state: &State, source: usize, now: Point) -> Result<(), String> {
+        let before = self.logs[source].point.replace(now);
+        if before == Some(now) {
+            return Ok(());
+        }
+        let Point::At(position) = now else {
+            // A log that was made anew and knows no position stands at its beginning, and what was told of it says so.
+            let log = &self.logs[source];
+            return match (now, &log.mode) {
+                (Point::Earliest, Mode::Follow) if !state.logs[source].live.is_empty() && before.is_some() => {
+                    Err(format!("its id went back from {before:?} to the beginning"))
+                }
+                _ => Ok(()),
+            };
+        };
+        if position.check.is_none() {
+            let log = &mut self.logs[source];
+            if matches!(log.mode, Mode::Last(_)) {
+                log.mode = Mode::Unknown;
+            }
+            return Ok(());
+        }
+        let index = self.find(state, source, position)?;
+        let log = &self.logs[source];
+        match &log.mode {
+            Mode::Follow if index + 1 < log.next => {
+                return Err(format!("its id went back to {index} from {}", log.next));
+            }
+            Mode::Last(seen) if source == JET => self.newest(state, seen, index)?,
+            _ => {}
+        }
+        self.pass(state, source, index + 1).map_err(|error| format!("its id says {index} ({position:?}): {error}"))?;
+        self.logs[source].next = index + 1;
+        Ok(())
+    }
+
+    /// Which message stands at a position.
+    fn find(&mut self, state: &State, source: usize, position: Position) -> Result<usize, String> {
+        let written = &state.written[source];
+        let borders = &state.logs[source].borders;
+        let ends = borders.iter().copied().chain([written.len()]).rev();
+        let starts = std::iter::once(0).chain(borders.iter().map(|border| border + 1)).rev();
+        let mut found = None;
+        for (start, end) in starts.zip(ends) {
+            let part = &written[start..end];
+            let at = part.partition_point(|w| w.seq < position.seq);
+            if part.get(at).is_some_and(|w| w.seq == position.seq && w.position() == position) {
+                if found.is_some() {
+                    self.counts.collisions += 1;
+                }
+                // The earliest that does not go back.
+                if found.is_none() || start + at + 1 >= self.logs[source].next {
+                    found = Some(start + at);
+                }
+            }
+        }
+        found.ok_or_else(|| format!("nothing ever stood at {position:?}"))
+    }
+
+    /// Whether the newest of each subject came.
+    fn newest(&self, state: &State, seen: &BTreeMap<&'static str, usize>, to: usize) -> Result<(), String> {
+        for subject in SUBJECTS[JET].iter().copied().filter(|subject| self.matches(subject)) {
+            let of_it = |w: &&Written| w.subject == subject;
+            let newest = state.written[JET][..=to].iter().rev().find(of_it).filter(|w| !w.removed && !w.oversized());
+            if let Some(newest) = newest
+                && !seen.contains_key(subject)
+            {
+                return Err(format!("the newest of {subject} at {} did not come", newest.seq));
+            }
+        }
+        Ok(())
+    }
+
+    fn gap(&mut self, state: &State, source: usize, gap: (&str, Option<u64>, Option<u64>), block: &Block) -> Result<(), String> {
+        let (reason, from, to) = gap;
+        let now = block.id.as_ref().and_then(|id| point(id, source));
+        if reason == "oversized" {
+            if now == Some(Point::Last) {
+                let same = |w: &Written| w.oversized() && from == w.seq.checked_sub(1) && to == Some(w.seq + 1);
+                return if state.written[source].iter().any(same) { Ok(()) } else { Err(format!("{gap:?} is of no message")) };
+            }
+            let Some(Point::At(position)) = now else { return Err(format!("an oversized gap has an id of {now:?}")) };
+            let index = self.find(state, source, position)?;
+            if !state.written[source][index].oversized() || from != position.seq.checked_sub(1) || to != Some(position.seq + 1) {
+                return Err(format!("{gap:?} is not that of {index} at {position:?}"));
+            }
+            return self.reach(state, source, index);
+        }
+        let log = &mut self.logs[source];
+        let stood = match log.point {
+            Some(Point::At(position)) => Some(position.seq),
+            _ => None,
+        };
+        let known = state.logs[source].issued.iter().find(|((r, f, t), _)| (*r, *f, *t) == gap).map(|(_, issued)| *issued);
+        let borders = match known {
+            Some(issued) if issued.goes_on => {
+                if let (Some(stood), Some(to), Mode::Follow) = (stood, to, &log.mode)
+                    && stood + 1 >= to
+                {
+                    return Err(format!("{gap:?} was told to one who stood at {stood}: twice"));
+                }
+                log.gaps.push((from, to));
+                return Ok(());
+            }
+            Some(issued) => issued.borders,
+            // Found by the window.
+            None if reason == "reset" && to.is_none() && from >= stood => state.logs[source].borders.len(),
+            None => return Err(format!("{gap:?} is none that a reader was told of; the client stood at {stood:?}")),
+        };
+        if borders <= log.borders {
+            if !log.unverified {
+                return Err(format!("{gap:?}: {borders} resets were told before"));
+            }
+            self.counts.unverified += 1;
+        }
+        let log = &mut self.logs[source];
+        log.borders = borders.max(log.borders);
+        log.mode = Mode::Earliest;
+        log.next = 0;
+        log.gaps.clear();
+        log.unverified = false;
+        Ok(())
+    }
+
+    fn volatile_gap(
+        &mut self,
+        state: &State,
+        floors: Floors<'_>,
+        source: usize,
+        gap: (&str, Option<u64>, Option<u64>),
+        block: &Block,
+    ) -> Result<Option<(usize, Handed)>, String> {
+        let (reason, from, to) = gap;
+        match reason {
+            "restart" => match self.volatile {
+                Volatile::At(_, seq) if from == Some(seq) && to.is_none() && self.restarted.insert(source) => Ok(None),
+                _ => Err(format!("restart of {} from {from:?} to {to:?}, at {:?}", SOURCES[source], self.volatile)),
+            },
+            "retention" => {
+                let (from, to) = (from.unwrap_or_default(), to.unwrap_or(u64::MAX));
+                let epoch = block.id.as_ref().map_or(0, |id| id.epoch);
+                let floor = floors(epoch, source);
+                let inside = |taken: &&super::broker::Taken| taken.source == source && taken.seq > from && taken.seq < to;
+                let taken = state.taken.get(&epoch).into_iter().flatten().find(inside);
+                if taken.is_none_or(|taken| taken.seq > floor) {
+                    return Err(format!("nothing of {} was dropped between {from} and {to}, floor {floor}", SOURCES[source]));
+                }
+                self.owed[source] = self.owed[source].filter(|owed| *owed >= to);
+                self.gaps.push((source, from, to));
+                Ok(None)
+            }
+            _ => {
+                let reasons = crate::event::GapReason::ALL;
+                let reason = reasons.into_iter().find(|r| r.as_str() == reason).ok_or("an unknown reason")?;
+                Ok(Some((source, Handed::Gap(reason))))
+            }
+        }
+    }
+
+    fn volatile_claim(&mut self, state: &State, floors: Floors<'_>, id: &Cursor, told: Option<(usize, Handed)>) -> Result<(), String> {
+        let told = told.filter(|(source, _)| *source >= 2);
+        let Point::At(Position { seq, .. }) = id.volatile else {
+            if let (Volatile::Last(seen), Some((source, Handed::Message(index)))) = (&mut self.volatile, told) {
+                let subject = state.written[source][index].subject;
+                if seen.insert((source, subject), index) == Some(index) {
+                    return Err(format!("{subject} {index} came twice as the newest"));
+                }
+            }
+            return Ok(());
+        };
+        let mut free = true;
+        let after = match &self.volatile {
+            Volatile::Unknown => {
+                self.volatile = Volatile::At(id.epoch, seq);
+                return Ok(());
+            }
+            Volatile::Last(seen) => {
+                self.newest_taken(state, floors, seen, (id.epoch, seq))?;
+                self.volatile = Volatile::At(id.epoch, seq);
+                return Ok(());
+            }
+            Volatile::At(epoch, before) if *epoch == id.epoch => {
+                free = false;
+                if seq < *before || (seq == *before && told.is_some()) {
+                    return Err(format!("sequence {seq} came behind {before}, with {told:?}"));
+                }
+                *before
+            }
+            Volatile::At(..) => {
+                if let Some(source) = (2..4).find(|source| self.is_concerned(*source) && !self.restarted.contains(source)) {
+                    return Err(format!("{} has another epoch, and no restart was told", SOURCES[source]));
+                }
+                0
+            }
+            Volatile::Earliest | Volatile::Since(_) => 0,
+        };
+        if !matches!(self.volatile, Volatile::At(epoch, _) if epoch == id.epoch) {
+            self.owed = [None; 4];
+        }
+        if let Some((source, Handed::Message(_))) = told
+            && let Some(owed) = self.owed[source]
+        {
+            return Err(format!("{} at {owed} was lost in silence, and {told:?} came", SOURCES[source]));
+        }
+        self.take(state, floors, (id.epoch, after, seq), told, free)?;
+        self.gaps.clear();
+        if free {
+            self.restarted.clear();
+            self.began = [0, 1, 2, 3].map(|source| floors(id.epoch, source));
+        }
+        self.volatile = Volatile::At(id.epoch, seq);
+        Ok(())
+    }
+
+    /// Everything that the bridge took in between two sequences was told, or need not be.
+    fn take(
+        &mut self,
+        state: &State,
+        floors: Floors<'_>,
+        (epoch, after, seq): (u32, u64, u64),
+        told: Option<(usize, Handed)>,
+        free: bool,
+    ) -> Result<(), String> {
+        let none = Vec::new();
+        let taken = state.taken.get(&epoch).unwrap_or(&none);
+        let from = taken.partition_point(|t| t.seq <= after);
+        let mut found = told.is_none();
+        for t in taken[from..].iter().take_while(|t| t.seq <= seq) {
+            if t.seq == seq && told == Some((t.source, t.what)) {
+                found = true;
+                continue;
+            }
+            let (required, time) = match t.what {
+                Handed::Message(index) => {
+                    let written = &state.written[t.source][index];
+                    (self.wants(written), written.time)
+                }
+                Handed::Gap(_) => (self.is_concerned(t.source), Timestamp::default()),
+            };
+            let dropped = t.seq <= floors(epoch, t.source);
+            let free = free || t.seq <= self.began[t.source];
+            let early = matches!(self.volatile, Volatile::Since(since) if time < since);
+            // Where others' events came meanwhile, `from` is where the client stood after them.
+            let excused = self.gaps.iter().any(|(source, _, to)| *source == t.source && t.seq < *to);
+            if required && !early && dropped && !free && !excused && told.is_none_or(|(source, _)| source != t.source) {
+                self.counts.late += 1;
+                self.owed[t.source] = Some(t.seq);
+            } else if required && !early && !(dropped && (free || excused)) {
+                return Err(format!("{} {:?} at {} was lost in silence before {seq} (told {told:?})", SOURCES[t.source], t.what, t.seq));
+            }
+        }
+        if !found {
+            return Err(format!("{told:?} came with sequence {seq}, where something else stands"));
+        }
+        Ok(())
+    }
+
+    /// Whether the newest of each subject of the sources without a log came.
+    fn newest_taken(
+        &self,
+        state: &State,
+        floors: Floors<'_>,
+        seen: &BTreeMap<(usize, &'static str), usize>,
+        (epoch, seq): (u32, u64),
+    ) -> Result<(), String> {
+        for subject in SUBJECTS[2].iter().chain(SUBJECTS[3]).copied().filter(|subject| self.matches(subject)) {
+            let source = 2 + usize::from(SUBJECTS[3].contains(&subject));
+            let of_it = |t: &&super::broker::Taken| match t.what {
+                Handed::Message(index) => t.source == source && state.written[source][index].subject == subject && t.seq <= seq,
+                Handed::Gap(_) => false,
+            };
+            let newest = state.taken.get(&epoch).and_then(|taken| taken.iter().rev().find(of_it));
+            if newest.is_some_and(|t| t.seq > floors(epoch, source)) && !seen.contains_key(&(source, subject)) {
+                return Err(format!("the newest of {subject} up to {seq} did not come"));
+            }
+        }
+        Ok(())
+    }
+
+    /// After quiet: what the client has not got.
+    pub(super) fn missing(&self, state: &State) -> Option<String> {
+        for (source, log) in self.logs.iter().enumerate() {
+            let since = if let Mode::Since(time) = log.mode { time } else { Timestamp::default() };
+            let missing = |w: &&Written| !w.removed && w.time >= since && self.must_know(source, w);
+            if !matches!(log.mode, Mode::Unknown | Mode::Last(_))
+                && let Some(written) = state.written[source].iter().skip(log.next).find(missing)
+            {
+                return Some(format!(
+                    "{} at {} has not come ({:?}, {} of {})",
+                    written.subject,
+                    written.seq,
+                    log.mode,
+                    log.next,
+                    state.written[source].len()
+                ));
+            }
+        }
+        if let Some(source) = (2..4).find(|source| self.owed[*source].is_some()) {
+            return Some(format!("{} at {:?} was lost, and never told", SOURCES[source], self.owed[source]));
+        }
+        let Volatile::At(epoch, seq) = self.volatile else { return Some(format!("{:?}", self.volatile)) };
+        let later = |t: &&super::broker::Taken| {
+            t.seq > seq
+                && match t.what {
+                    Handed::Message(index) => self.wants(&state.written[t.source][index]),
+                    Handed::Gap(_) => self.is_concerned(t.source),
+                }
+        };
+        state.taken.get(&epoch).and_then(|taken| taken.iter().find(later)).map(|t| format!("{t:?} has not come"))
+    }
+}
+
+fn covers((from, to): (Option<u64>, Option<u64>), seq: u64) -> bool {
+    from.is_none_or(|from| seq > from) && to.is_none_or(|to| seq < to)
+}
+
+fn point(id: &Cursor, source: usize) -> Option<Point> {
+    let tag = Tag::of(SOURCES[source]);
+    id.durable.iter().find(|(t, _)| *t == tag).map(|(_, point)| *point)
+}

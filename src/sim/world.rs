@@ -1,0 +1,352 @@
+//! One simulated world: the model broker, three bridges, clients, and everything that happens to them, as a seed decides.
+
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::sleep;
+
+use super::bridge::{Bounds, Bridge};
+use super::broker::{Broker, JET, RAB, State};
+use super::client;
+use super::executor::Executor;
+use super::oracle::{Counts, Floors, Judge, Start};
+use crate::event::Timestamp;
+use crate::support::{clock, random};
+
+const BRIDGES: usize = 3;
+/// What clients subscribe to.
+const FILTERS: [&[&str]; 12] = [
+    &[">"],
+    &["jet.>"],
+    &["rab.>"],
+    &["jet.a.1", "rab.b.1"],
+    &["shop.x", "jobs.>"],
+    &["core.>"],
+    &["*.a.*"],
+    &["rab.raw.1", "core.a"],
+    &["jobs.a"],
+    &["jet.a.*", "jet.b.>"],
+    &["nothing.here", "jet.b.1"],
+    &["*.b", "rab.a.1"],
+];
+
+fn one_in(count: u32) -> bool {
+    random::in_range(0..count) == 0
+}
+
+fn choose<T: Clone>(from: &[T]) -> T {
+    from[random::in_range(0..from.len())].clone()
+}
+
+/// What a world is like.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) events: usize,
+    /// Published between two faults, about.
+    pub(super) calm: usize,
+    pub(super) bounds: Bounds,
+    /// Bytes that a socket takes.
+    pub(super) socket: Range<usize>,
+    /// Sources that something is written to.
+    pub(super) sources: Range<usize>,
+    /// What does not happen here: `SIM_WITHOUT=cut,last` leaves these out, and `SIM_WITHOUT=` nothing. By default logs are not
+    /// made anew under the same numbers: what the oracle may ask for then is not settled yet.
+    pub(super) without: Vec<String>,
+}
+
+impl Plan {
+    /// Drawn from the seed.
+    pub(super) fn draw(events: usize, calm: usize) -> Self {
+        let bounds = Bounds {
+            window: choose(&[3_000, 20_000, 200_000]),
+            age: choose(&[Duration::from_secs(2), Duration::from_secs(3600)]),
+            logs: choose(&[2_000, 30_000, 8 << 20]),
+            scan: choose(&[1, 7, 1024]),
+            piece: choose(&[200, 3_000, 64 << 10]),
+            heartbeat: Duration::from_secs(1),
+            readers: choose(&[1, 2, 16]),
+        };
+        let without = std::env::var("SIM_WITHOUT").unwrap_or_else(|_| "recreate".into()).split(',').map(str::to_owned).collect();
+        Self { events, calm, bounds, socket: choose(&[200..2_000, 1_000..60_000]), sources: 0..4, without }
+    }
+
+    pub(super) fn has(&self, what: &str) -> bool {
+        !self.without.iter().any(|without| without == what)
+    }
+}
+
+/// What came out of a world.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Report {
+    pub(super) events: u64,
+    pub(super) faults: u64,
+    pub(super) streams: u64,
+    pub(super) counts: Counts,
+    pub(super) trace: u64,
+    pub(super) alarms: Vec<String>,
+}
+
+impl Report {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.events += other.events;
+        self.faults += other.faults;
+        self.streams += other.streams;
+        self.counts.add(&other.counts);
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { events, faults, streams, counts, .. } = self;
+        write!(f, "{events} events, {faults} faults, {streams} streams, {} deliveries, {} gaps", counts.events, counts.gaps)?;
+        write!(
+            f,
+            "; limits: resets told again {}, read on blindly {}, told late {}, equal checks {}",
+            counts.unverified, counts.blind, counts.late, counts.collisions
+        )
+    }
+}
+
+/// See the module.
+pub(super) struct World {
+    pub(super) plan: Plan,
+    pub(super) executor: Executor,
+    pub(super) broker: Arc<Broker>,
+    pub(super) bridges: RefCell<[Option<Rc<Bridge>>; BRIDGES]>,
+    pub(super) judges: RefCell<Vec<(usize, Judge)>>,
+    pub(super) quiet: Cell<bool>,
+    groups: Cell<u32>,
+    faults: Cell<u64>,
+    streams: Cell<u64>,
+    trace: Cell<u64>,
+}
+
+impl World {
+    /// Runs the world that a seed makes.
+    pub(super) fn run(seed: u64, events: usize, calm: usize) -> Report {
+        random::seed(seed);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+        runtime.block_on(async {
+            clock::follow_runtime(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+            let executor = Executor::default();
+            let world = Rc::new(Self {
+                plan: Plan::draw(events, calm),
+                executor: executor.clone(),
+                broker: Arc::new(Broker::new()),
+                bridges: RefCell::default(),
+                judges: RefCell::default(),
+                quiet: Cell::new(false),
+                groups: Cell::new(1),
+                faults: Cell::new(0),
+                streams: Cell::new(0),
+                trace: Cell::new(0xcbf2_9ce4_8422_2325),
+            });
+            executor.run(world.clone().live()).await;
+            world.report()
+        })
+    }
+
+    async fn live(self: Rc<Self>) {
+        (0..BRIDGES).for_each(|slot| self.start(slot));
+        for (number, patterns) in FILTERS.iter().enumerate() {
+            let first = choose(&[Start::Now, Start::Earliest, Start::Since(Timestamp::default()), Start::Last]);
+            let first = if first == Start::Last && !self.plan.has("last") { Start::Earliest } else { first };
+            self.executor.spawn(0, client::run(self.clone(), number, patterns.to_vec(), one_in(3), first));
+        }
+        let mut written = 0;
+        let mut next_fault = self.plan.calm;
+        while written < self.plan.events && !self.has_alarm() {
+            sleep(Duration::from_micros(random::in_range(0..100_000))).await;
+            for _ in 0..random::in_range(1..=if one_in(10) { 120 } else { 12 }) {
+                self.broker.write(random::in_range(self.plan.sources.clone()));
+                written += 1;
+            }
+            while written >= next_fault {
+                next_fault += random::in_range(0..=2 * self.plan.calm);
+                self.fault();
+            }
+        }
+        self.end().await;
+    }
+
+    /// Everything is mended, and everybody gets what there is.
+    async fn end(&self) {
+        self.quiet.set(true);
+        {
+            let mut state = self.broker.state.lock();
+            state.down = [false; 4];
+            for link in state.links.iter_mut().flatten() {
+                link.refuse = 0;
+                link.frozen = None;
+            }
+        }
+        self.broker.changed.iter().for_each(tokio::sync::Notify::notify_waiters);
+        for slot in 0..BRIDGES {
+            let bridge = self.bridges.borrow()[slot].clone();
+            if bridge.is_none_or(|bridge| bridge.is_draining()) {
+                self.kill(slot);
+                self.start(slot);
+            }
+        }
+        let mut missing = None;
+        for _ in 0..300 {
+            if self.has_alarm() {
+                return;
+            }
+            sleep(Duration::from_secs(1)).await;
+            let state = self.broker.state.lock();
+            let judges = self.judges.borrow();
+            missing = judges.iter().find_map(|(number, judge)| Some((*number, judge.missing(&state)?)));
+            if missing.is_none() && !state.queue.is_empty() {
+                missing = Some((99, format!("{} messages are left in the queue", state.queue.len())));
+            }
+            if missing.is_none() {
+                if let Some(index) = state.kept.iter().position(|kept| !kept) {
+                    missing = Some((99, format!("message {index} of the queue never came to a window")));
+                }
+                break;
+            }
+        }
+        if let Some((number, what)) = missing {
+            self.broker.state.lock().alarms.push(format!("client {number}, in the end: {what}"));
+        }
+    }
+
+    fn fault(&self) {
+        self.faults.set(self.faults.get() + 1);
+        self.mend();
+        let (slot, source) = (random::in_range(0..BRIDGES), random::in_range(self.plan.sources.clone()));
+        let mut state = self.broker.state.lock();
+        match random::in_range(0..100) {
+            0..40 => {
+                let link = &mut state.links[slot][source];
+                link.breaks += 1;
+                link.panics = one_in(4);
+                link.refuse = if one_in(3) { random::in_range(0..6) } else { 0 };
+            }
+            40..48 => {
+                let until = tokio::time::Instant::now() + Duration::from_millis(random::in_range(0..10_000));
+                state.links[slot][source].frozen = Some(until);
+            }
+            48..56 => state.down[source] = !state.down[source],
+            56..66 if (source == JET || source == RAB) && self.plan.has("truncate") => {
+                let keep = random::in_range(0..60);
+                state.truncate(source, keep);
+            }
+            66..70 if self.plan.has("purge") => state.purge(JET),
+            70..73 if (source == JET || source == RAB) && self.plan.has("recreate") => state.recreate(source),
+            73..77 if (source == JET || source == RAB) && self.plan.has("cut") => {
+                let count = random::in_range(1..10);
+                state.cut(source, count);
+            }
+            77..92 if self.plan.has("kill") => {
+                drop(state);
+                let down = self.bridges.borrow()[slot].is_none();
+                if down || one_in(2) {
+                    self.kill(slot);
+                    self.start(slot);
+                } else {
+                    self.kill(slot);
+                }
+            }
+            92.. if self.plan.has("drain") => {
+                drop(state);
+                if let Some(bridge) = &self.bridges.borrow()[slot] {
+                    bridge.drain(Duration::from_millis(random::in_range(0..3_000)));
+                }
+            }
+            _ => self.faults.set(self.faults.get() - 1),
+        }
+        self.broker.changed.iter().for_each(tokio::sync::Notify::notify_waiters);
+    }
+
+    /// What is down does not stay so for long.
+    fn mend(&self) {
+        for slot in 0..BRIDGES {
+            let gone = self.bridges.borrow()[slot].as_ref().is_none_or(|bridge| bridge.is_draining());
+            if gone && one_in(4) {
+                self.kill(slot);
+                self.start(slot);
+            }
+        }
+        self.broker.state.lock().down.iter_mut().filter(|down| **down).for_each(|down| *down = !one_in(3));
+    }
+
+    fn start(&self, slot: usize) {
+        let group = self.groups.get();
+        self.groups.set(group + 1);
+        let epoch = random::in_range(1..u32::MAX);
+        let bridge = Bridge::start(&self.executor, &self.broker, slot, epoch, group, &self.plan.bounds);
+        self.bridges.borrow_mut()[slot] = Some(bridge);
+    }
+
+    /// Ends a bridge where it stands.
+    fn kill(&self, slot: usize) {
+        let bridge = self.bridges.borrow_mut()[slot].take();
+        if let Some(bridge) = bridge {
+            self.executor.kill(bridge.group);
+        }
+    }
+
+    /// A bridge that lets clients in.
+    pub(super) fn some_bridge(&self) -> Option<Rc<Bridge>> {
+        let bridge = self.bridges.borrow()[random::in_range(0..BRIDGES)].clone();
+        bridge.filter(|bridge| !bridge.is_draining())
+    }
+
+    pub(super) fn opened(&self, _: u32) {
+        self.streams.set(self.streams.get() + 1);
+    }
+
+    pub(super) fn trace(&self, number: usize, bytes: &[u8]) {
+        let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        let hash = bytes.iter().fold(mix(self.trace.get(), number as u8), |hash, byte| mix(hash, *byte));
+        self.trace.set(hash);
+    }
+
+    /// Asks a client's judge. Returns whether all is well.
+    pub(super) fn judge(&self, number: usize, ask: impl FnOnce(&mut Judge, &State, Floors<'_>) -> Result<(), String>) -> bool {
+        let bridges = self.bridges.borrow();
+        let floors = |epoch, source| {
+            // What a dead bridge's window held is not known any more.
+            bridges.iter().flatten().find(|bridge| bridge.epoch == epoch).map_or(u64::MAX, |bridge| bridge.floor(source))
+        };
+        let mut state = self.broker.state.lock();
+        let mut judges = self.judges.borrow_mut();
+        let Some((_, judge)) = judges.iter_mut().find(|(of, _)| *of == number) else { return true };
+        if state.alarms.len() > 1 {
+            return true;
+        }
+        let patterns = judge.patterns.clone();
+        match ask(judge, &state, &floors) {
+            Ok(()) => true,
+            Err(error) => {
+                state.alarms.push(format!("client {number} {patterns:?}: {error}"));
+                false
+            }
+        }
+    }
+
+    fn has_alarm(&self) -> bool {
+        !self.broker.state.lock().alarms.is_empty()
+    }
+
+    fn report(&self) -> Report {
+        let state = self.broker.state.lock();
+        let mut report = Report {
+            events: state.written.iter().map(|written| written.iter().filter(|w| !w.border).count() as u64).sum(),
+            faults: self.faults.get(),
+            streams: self.streams.get(),
+            trace: self.trace.get(),
+            alarms: state.alarms.clone(),
+            ..Report::default()
+        };
+        for (_, judge) in self.judges.borrow().iter() {
+            report.counts.add(&judge.counts);
+        }
+        report
+    }
+}
