@@ -50,7 +50,7 @@ fn run_from(first: u64, events: u64, limit: Duration) {
 
 #[test]
 fn whatever_happens_every_client_gets_what_it_must() {
-    run_from(1, u64::MAX, Duration::from_secs(10));
+    run_from(1, 40_000, Duration::from_secs(10));
 }
 
 #[test]
