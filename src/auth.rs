@@ -144,7 +144,7 @@ pub enum SetupError {
         #[source]
         cause: KeyError,
     },
-    /// An address that is none.
+    /// Not a valid URL.
     #[error("`auth.jwt.keys[{index}].jwks_url` must be an http or https URL")]
     Url {
         /// Which one, from 0.
@@ -222,7 +222,7 @@ impl Permits {
     fn of(&self, claims: &Map<String, Value>) -> Arc<[Pattern]> {
         let (mut patterns, bad) = template::patterns(template::claim(claims, &self.path));
         if bad > 0 {
-            tracing::warn!(claim = self.path, values = bad, "a token's claim holds values that are no patterns: they permit nothing");
+            tracing::warn!(claim = self.path, values = bad, "a token's claim has values that are not valid patterns: they permit nothing");
         }
         patterns.extend(self.templates.iter().flat_map(|template| template.fill(claims)));
         patterns.extend(self.anonymous.iter().cloned());

@@ -23,7 +23,7 @@ mod sse;
 mod tail;
 mod token;
 
-/// Of a configuration that cannot be used (sysexits.h, EX_CONFIG).
+/// The exit code for a configuration that cannot be used (sysexits.h, EX_CONFIG).
 const EX_CONFIG: u8 = 78;
 
 /// Streams message-broker traffic to browsers over Server-Sent Events.
@@ -43,7 +43,7 @@ struct Arguments {
 enum Command {
     /// Run the bridge (what happens without a command)
     Serve,
-    /// Check the configuration and print what counts, secrets withheld
+    /// Check the configuration and print the effective one, without secrets
     Check,
     /// Ask a running bridge's admin listener whether it is ready: for containers
     Health(health::Options),
@@ -85,7 +85,7 @@ impl Error {
     }
 }
 
-/// Does what the arguments say.
+/// Runs the command that the arguments name.
 #[must_use]
 pub fn main() -> ExitCode {
     // Wrong arguments end here, with code 2.
@@ -127,12 +127,12 @@ fn load(files: &[PathBuf]) -> Result<Loaded, Error> {
     Ok(config::load(files)?)
 }
 
-/// A line on standard error. Where nobody reads that there is nobody to tell.
+/// Prints a line on standard error. If that is closed, the line is lost.
 fn say(line: impl std::fmt::Display) {
     writeln!(std::io::stderr().lock(), "{line}").ok();
 }
 
-/// Text on standard output. A reader who has gone has had enough: that is no failure.
+/// Prints text on standard output. A reader that has closed it is not an error.
 fn print(text: &str) -> Result<(), Error> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -1,6 +1,6 @@
-//! Cursors: how far one client has come in every source, as the text of an SSE `id`.
+//! Cursors: one client's position in every source, as the text of an SSE `id`.
 //!
-//! Pure. Knows positions and bytes; what a position means is the source's affair.
+//! Pure. Knows positions and bytes. What a position means, only its source knows.
 //!
 //! ```text
 //! version 1 | epoch 4 | volatile point | (tag 2, durable point)* | checksum 2      base64url, no padding
@@ -19,42 +19,42 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 mod tests;
 
 const VERSION: u8 = 1;
-/// The longest id that is looked at, in bytes.
+/// The longest id that is read, in bytes.
 pub(crate) const MAX_ID: usize = 1024;
 
-/// A place in a source's own log: the sequence or offset of a message, and a short check of that
-/// message, so that a log that was made anew under the same numbers is told from the old one.
+/// A position in a source's own log: the sequence or offset of a message, and a short check of that message. The check
+/// distinguishes a log that was recreated with the same numbers from the old log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
     /// Sequence (JetStream) or offset (RabbitMQ streams).
     pub seq: u64,
-    /// 24 bits made of the message; `None` where no message was seen at this place.
+    /// 24 bits computed from the message; `None` if no message was seen at this position.
     pub check: Option<Check>,
 }
 
 impl Position {
-    /// A place at which no message was seen.
+    /// A position at which no message was seen.
     #[must_use]
     pub fn unverified(seq: u64) -> Self {
         Self { seq, check: None }
     }
 
-    /// Whether both can be the same place of the same log.
+    /// Whether both can be the same position of the same log.
     #[must_use]
     pub fn agrees(&self, other: &Position) -> bool {
         self.seq == other.seq && (self.check == other.check || self.check.is_none() || other.check.is_none())
     }
 }
 
-/// 24 bits made of a message.
+/// 24 bits computed from a message.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Check(u32);
 
 impl Check {
-    /// Of the parts of a message that are the same whoever reads it.
+    /// Computes the check from those parts of a message that are the same for every reader.
     #[must_use]
     pub fn of(parts: &[&[u8]]) -> Self {
-        // By words: payloads may be large, and each message is hashed once. The same on every machine.
+        // Word by word: payloads can be large, and every message is hashed. The result is the same on every machine.
         const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
         let mix = |hash: u64, word: u64| (hash.rotate_left(23) ^ word).wrapping_mul(ODD);
         let mut hash = 0xcbf2_9ce4_8422_2325;
@@ -66,7 +66,7 @@ impl Check {
             last[..rest.len()].copy_from_slice(rest);
             hash = mix(hash, u64::from_le_bytes(last));
         }
-        // Each bit of the words reaches each bit of the check (the finish of MurmurHash3).
+        // Mixes every input bit into every bit of the check (the finalizer of MurmurHash3).
         hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
         hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
         Self((hash >> 40) as u32)
@@ -92,7 +92,7 @@ fn fnv16(bytes: &[u8]) -> u16 {
     (hash ^ (hash >> 16) ^ (hash >> 32) ^ (hash >> 48)) as u16
 }
 
-/// What a cursor calls a durable source: 16 bits of its name.
+/// A durable source's name inside a cursor: 16 bits of a hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag(u16);
 
@@ -104,14 +104,14 @@ impl Tag {
     }
 }
 
-/// How far a client has come in one source.
+/// A client's position in one source, or where it wants to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Point {
-    /// It has everything up to here.
+    /// It has everything up to and including this position.
     At(Position),
-    /// It wants what the source still holds, from the start (`since=all`).
+    /// It wants everything that the source still holds (`since=all`).
     Earliest,
-    /// It wants what came at or after this time, in milliseconds since 1970 (`since=10m`).
+    /// It wants everything from this time on, in milliseconds since 1970 (`since=10m`).
     Since(u64),
     /// It wants the newest event of each subject (`since=last`).
     Last,
@@ -166,21 +166,21 @@ fn take<'a>(bytes: &mut &'a [u8], n: usize) -> Option<&'a [u8]> {
     Some(head)
 }
 
-/// How far a client has come: in the log of each durable source, and in the bridge's own order for all
-/// the others together.
+/// A client's position in the log of each durable source, and one position in the bridge's own order for all other
+/// (volatile) sources together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
-    /// Which process numbered the volatile sources.
+    /// The process that numbered the events of the volatile sources.
     pub epoch: u32,
-    /// How far in them, by the bridge's sequence; its `check` is never set.
+    /// The position in the volatile sources, by the bridge's sequence. Its `check` is never set.
     pub volatile: Point,
-    /// How far in each durable source. One that is not here starts at now.
+    /// The position in each durable source. A source that is missing here starts with new events.
     pub durable: Vec<(Tag, Point)>,
 }
 
-/// A text that is no cursor of this program: foreign, cut or damaged.
+/// A text that is not a cursor of this program: foreign, cut or damaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is no cursor")]
+#[error("is not a valid event id")]
 pub struct CursorError;
 
 impl Cursor {
@@ -215,7 +215,7 @@ impl Cursor {
     /// Reads an id.
     ///
     /// # Errors
-    /// When it is none of this program's, or was cut or changed on the way.
+    /// If the text is not a cursor of this program, or was cut or changed on the way.
     pub fn from_id(id: &str) -> Result<Self, CursorError> {
         if id.len() > MAX_ID {
             return Err(CursorError);

@@ -43,8 +43,8 @@ impl Timestamp {
         self.0 / 1000
     }
 
-    /// Appends it as RFC 3339 with microseconds and `Z`. Stands in every event: formatting it by the machinery of `fmt`
-    /// would cost as much as the rest of a small one.
+    /// Appends the time as RFC 3339 with microseconds and `Z`. Every event has one: formatting it with `fmt` would cost as
+    /// much as encoding the rest of a small event.
     pub fn write(self, out: &mut Vec<u8>) {
         let seconds = self.0 / 1_000_000;
         let days = seconds / 86_400;
@@ -80,19 +80,19 @@ impl Timestamp {
         out.extend_from_slice(&text[more..]);
     }
 
-    /// This long after, or as late as can be said.
+    /// The time this long after, at the latest the last that the type holds.
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
     }
 
-    /// How long after an `earlier` time it is; zero if it is not.
+    /// The span since an `earlier` time; zero if that is not earlier.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
 
-    /// This long before, or 1970.
+    /// The time this long before, at the earliest 1970.
     #[must_use]
     pub fn before(self, span: Duration) -> Self {
         Self(self.0.saturating_sub(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
@@ -101,7 +101,7 @@ impl Timestamp {
 
 impl From<SystemTime> for Timestamp {
     fn from(time: SystemTime) -> Self {
-        // Clocks before 1970 and after the year 586,912 are read as these bounds.
+        // A clock before 1970 or after the year 586,912 counts as these bounds.
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
     }
@@ -119,13 +119,13 @@ impl fmt::Display for Timestamp {
 /// What a source read: one message of its broker, normalised.
 #[derive(Debug, Clone)]
 pub struct Message {
-    /// What the broker calls it, escaped where that is no subject.
+    /// The broker's name for it, escaped if that is not a valid subject.
     pub subject: Subject,
     /// The bytes, untouched.
     pub payload: Bytes,
-    /// The broker's time of it, else of its receipt.
+    /// The broker's time of the message, or else the time of its receipt.
     pub time: Timestamp,
-    /// Where it stands in the broker's log, for a source that has one.
+    /// Its position in the broker's log, if the source has a log.
     pub position: Option<Position>,
 }
 
@@ -142,7 +142,7 @@ pub enum Envelope {
     CloudEvents,
 }
 
-/// A message as routing lets it go on.
+/// A message after routing.
 #[derive(Debug, Clone)]
 pub struct Event {
     /// The subject that clients, grants and patterns see.
@@ -165,11 +165,11 @@ pub struct Event {
 pub enum GapReason {
     /// The window or the broker had dropped them.
     Retention,
-    /// A source without a log, before this process.
+    /// A source without a log: events before this process started.
     Restart,
-    /// The broker's log was made anew, purged or cut.
+    /// The broker's log was recreated, purged or cut.
     Reset,
-    /// We or the library could not keep up.
+    /// This program or its client library could not keep up.
     Overflow,
     /// A source without a log was not connected.
     Reconnect,
@@ -184,7 +184,7 @@ impl GapReason {
     pub const ALL: [Self; 7] =
         [Self::Retention, Self::Restart, Self::Reset, Self::Overflow, Self::Reconnect, Self::Oversized, Self::UnknownCursor];
 
-    /// The word in the control event.
+    /// The reason as the control event spells it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -208,7 +208,7 @@ pub struct Gap {
     pub from: Option<u64>,
     /// The first position after the hole, where known.
     pub to: Option<u64>,
-    /// Where a durable source's reader stands after the hole.
+    /// The position of a durable source's reader after the hole.
     pub position: Option<Position>,
 }
 

@@ -1,4 +1,4 @@
-//! The public face: what may be asked, by whom, and how it is answered.
+//! The public listener: requests, refusals and answers.
 //!
 //! Owns routing, refusals, CORS, the dashboard, TLS and connections. Knows grants and the pool; of streams only that
 //! they can be opened, and of sources only those that take messages from HTTP.
@@ -109,7 +109,7 @@ pub(crate) fn router(config: &Config, rooms: Rooms) -> Router {
         .with_state(shared)
 }
 
-/// What holds for every request: the host's name before, the origin's and the browser's headers after, and a count.
+/// Wraps every request: checks the host name first; afterwards adds headers for origins and browsers, and counts the request.
 async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
     let route = route_of(parts.uri.path());
@@ -141,7 +141,7 @@ fn route_of(path: &str) -> Route {
     }
 }
 
-/// Everything that is no API: the dashboard, own pages, nothing.
+/// Everything outside the API: the dashboard, the operator's own pages, else 404.
 async fn page(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let path = request.uri().path();
     let answer = if let Some(page) = shared.dashboard.as_ref().filter(|_| dashboard::PATHS.contains(&path)) {

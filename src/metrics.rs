@@ -69,9 +69,9 @@ words! {
     Published {
         /// It is in the window.
         Accepted = "accepted",
-        /// The subject is none.
+        /// The subject is not valid.
         Invalid = "invalid",
-        /// The token is none, or not enough.
+        /// The token is invalid or insufficient.
         Denied = "denied",
         /// No source takes that subject.
         Unknown = "unknown",
@@ -87,19 +87,19 @@ words! {
 words! {
     /// Why a stream was refused.
     Refused {
-        /// A parameter is none.
+        /// A query parameter is invalid.
         Invalid = "invalid",
-        /// The token is none.
+        /// The token is invalid or missing.
         Unauthorized = "unauthorized",
         /// The grant does not cover what was asked for, or the page may not ask.
         Forbidden = "forbidden",
         /// The pool is full.
         Busy = "busy",
-        /// The client's own share of it is.
+        /// The client has reached a cap of its own.
         OwnCap = "own_cap",
         /// The process is about to end.
         Draining = "draining",
-        /// The keys are not there yet.
+        /// The signing keys are not loaded yet.
         Unavailable = "unavailable",
     }
 }
@@ -279,14 +279,14 @@ impl Collector for Read {
         let all = (self.0)();
         let by = |value: fn(&SourceReading) -> u64| all.sources.iter().map(move |s| (vec![("source", s.name.clone())], value(s)));
         counter(e, "source_messages", "Messages taken from the source", by(|s| s.messages))?;
-        counter(e, "source_payload_bytes", "Bytes of their payloads", by(|s| s.bytes))?;
-        counter(e, "source_events", "Events that routing let go on", by(|s| s.events))?;
+        counter(e, "source_payload_bytes", "Bytes of the payloads of these messages", by(|s| s.bytes))?;
+        counter(e, "source_events", "Events that routing passed on", by(|s| s.events))?;
         counter(e, "source_dropped_messages", "Messages that a route dropped", by(|s| s.dropped))?;
         let gaps = all
             .sources
             .iter()
             .flat_map(|s| s.gaps.iter().map(|(reason, n)| (vec![("source", s.name.clone()), ("reason", reason.as_str().to_owned())], *n)));
-        counter(e, "source_gaps", "Gaps that the source told of, by reason", gaps)?;
+        counter(e, "source_gaps", "Gaps that the source reported, by reason", gaps)?;
         counter(e, "source_reconnects", "Connections after the first", by(|s| s.reconnects))?;
         let errors = all
             .sources
@@ -295,9 +295,9 @@ impl Collector for Read {
         counter(e, "source_errors", "Failed attempts to connect and lost connections, by kind", errors)?;
         gauge(e, "source_up", "1 while the source is connected", by(|s| u64::from(s.up)))?;
         gauge(e, "window_events", "Events in the source's window", by(|s| s.window_events))?;
-        gauge(e, "window_bytes", "Bytes of them", by(|s| s.window_bytes))?;
+        gauge(e, "window_bytes", "Bytes of the events in the source's window", by(|s| s.window_bytes))?;
         single(e, "subscribers", "Streams that are open", all.subscribers)?;
-        single(e, "subscribers_max", "How many there may be", all.subscribers_max)?;
+        single(e, "subscribers_max", "Streams that may be open at most", all.subscribers_max)?;
         let ended = all.ended.iter().map(|(reason, n)| (vec![("reason", (*reason).to_owned())], *n));
         counter(e, "ended_subscribers", "Streams that ended, by reason", ended)?;
         single(e, "channels", "Distinct filters with subscribers", all.channels)?;

@@ -1,7 +1,7 @@
 //! The capped pool of subscribers: in total, of each identity, of each client address.
 //!
-//! Owns counts and the queue of those who wait for a slot. Knows nothing of tokens, HTTP status codes or streams:
-//! whoever holds a [`Permit`] has a slot, and dropping it is the only way to give it back.
+//! Owns the counts and the queue for a slot. Knows nothing of tokens, HTTP status codes or streams: a [`Permit`] is a slot,
+//! and dropping it is the only way to give it back.
 
 use std::collections::VecDeque;
 use std::hash::Hash;
@@ -19,21 +19,21 @@ use crate::config::Subscribers;
 #[cfg(test)]
 mod tests;
 
-/// Why there is no slot.
+/// Why a subscriber gets no slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refusal {
-    /// All slots are taken, and the waiting room too, or waiting took too long.
+    /// All slots are taken, and the queue is full or waiting took too long.
     #[error("all subscriber slots are taken")]
     Full,
-    /// This token's `sub` has all that it may have.
-    #[error("this identity has as many streams as it may")]
+    /// This token's `sub` has reached its cap.
+    #[error("this identity has reached its maximum of streams")]
     Identity,
-    /// This client address has all that it may have.
-    #[error("this address has as many streams as it may")]
+    /// This client address has reached its cap.
+    #[error("this address has reached its maximum of streams")]
     Address,
 }
 
-/// The pool; its clones are the same pool.
+/// The pool. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Pool(Arc<Shared>);
 
@@ -49,9 +49,9 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Slots that are taken. Below `max` only while nobody waits: a slot that comes free goes to the first in the queue.
+    /// Slots that are taken. Below `max` only while the queue is empty: a freed slot goes to the first in the queue.
     taken: usize,
-    /// Those who wait are counted as well, so that no one fills the waiting room alone.
+    /// Waiting clients are counted too, so that a single one cannot fill the queue.
     identities: Counter<Arc<str>>,
     addresses: Counter<IpAddr>,
     queue: VecDeque<Waiter>,
@@ -72,7 +72,7 @@ fn counted(address: IpAddr) -> IpAddr {
     }
 }
 
-/// How many there are of each key; a key with none is forgotten.
+/// The number of uses of each key. A key without uses is removed.
 #[derive(Debug)]
 struct Counter<K> {
     by_key: HashMap<K, u32>,
@@ -85,7 +85,7 @@ impl<K> Default for Counter<K> {
     }
 }
 
-/// The place of nothing: what is not capped is not counted.
+/// Sentinel index for keys without a cap, which are not counted.
 const NONE: u32 = u32::MAX;
 
 impl<K: Hash + Eq + Clone> Counter<K> {
@@ -114,7 +114,7 @@ impl<K: Hash + Eq + Clone> Counter<K> {
         if *count == 0 {
             let (key, _) = self.counts.remove(at as usize);
             self.by_key.remove(&key);
-            // What a crowd needed is given back when it has gone.
+            // Give memory back once a large number of clients has gone.
             if self.by_key.capacity() > 1024 && self.by_key.len() < self.by_key.capacity() / 8 {
                 self.by_key.shrink_to(self.by_key.len() * 2);
             }
@@ -126,10 +126,10 @@ impl<K: Hash + Eq + Clone> Counter<K> {
 }
 
 impl State {
-    /// Takes a slot back and hands it on to whoever has waited longest.
+    /// Takes a slot back and hands it to the client that has waited longest.
     fn release_slot(&mut self) {
         while let Some(waiter) = self.queue.pop_front() {
-            // Fails when the waiter has just left: then it is the next one's.
+            // Fails if the waiter has just left: then try the next one.
             if waiter.slot.send(()).is_ok() {
                 return;
             }
@@ -138,7 +138,7 @@ impl State {
     }
 }
 
-/// A slot, or while waiting the right to one: as long as it lives it is counted.
+/// A slot, or a place in the queue. It is counted until it is dropped.
 #[derive(Debug)]
 #[must_use = "dropping a permit gives its slot back"]
 pub struct Permit {
@@ -163,17 +163,17 @@ impl Drop for Permit {
     }
 }
 
-/// One who waits. Leaving (timeout, or the client went away) takes it out of the queue; a slot that had been handed
-/// over just then goes back through the permit.
+/// A waiting client. Dropping it (timeout, or the client went away) removes it from the queue; a slot that was handed over at
+/// that moment goes back through the permit.
 struct Waiting {
-    /// Taken out once it has its slot.
+    /// `None` once the slot was handed over.
     permit: Option<Permit>,
     slot: oneshot::Receiver<()>,
     ticket: u64,
 }
 
 impl Waiting {
-    /// The permit, if a slot was handed over; after this none can be any more.
+    /// Returns the permit if a slot was handed over. After this call no slot can be handed over any more.
     fn settle(&mut self) -> Option<Permit> {
         self.slot.close();
         let handed_over = self.slot.try_recv().is_ok();
@@ -208,12 +208,11 @@ impl Pool {
         }))
     }
 
-    /// Takes a slot for a token's `sub` and a client's address, waiting for one where the
-    /// configuration says so: first come, first served. The caps of one's own are not waited for. Cancel safe:
-    /// who drops the future has never been there.
+    /// Takes a slot for a token's `sub` and a client's address. If all are taken it waits as long as configured, first come,
+    /// first served; it does not wait for the caps of an identity or address. Cancel safe: dropping the future undoes all.
     ///
     /// # Errors
-    /// When a cap is reached.
+    /// If a cap is reached.
     pub async fn acquire(&self, identity: Option<&Arc<str>>, address: IpAddr) -> Result<Permit, Refusal> {
         let mut waiting = match self.enter(identity, address)? {
             Entered::Slot(permit) => return Ok(permit),
@@ -222,7 +221,7 @@ impl Pool {
         if let (Ok(Ok(())), Some(permit)) = (tokio::time::timeout(self.0.wait, &mut waiting.slot).await, &mut waiting.permit) {
             permit.has_slot = true;
         }
-        // It may have come in the moment in which the time was up.
+        // The slot may have arrived at the moment of the timeout.
         waiting.settle().ok_or(Refusal::Full)
     }
 
@@ -231,7 +230,7 @@ impl Pool {
         let mut state = shared.state.lock();
         let full = state.taken >= shared.max;
         if full && (shared.wait.is_zero() || state.queue.len() >= shared.waiting) {
-            // Own caps come first: they say more to the client, and waiting elsewhere would not help.
+            // The client's own caps come first: they tell it more, and waiting would not help.
             return Err(self.own_refusal(&state, identity, address).unwrap_or(Refusal::Full));
         }
         let identity_at = match (identity, shared.max_per_identity) {

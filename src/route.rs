@@ -17,7 +17,7 @@ mod tests;
 pub use template::TemplateError;
 use template::{NameTemplate, SubjectTemplate};
 
-/// What control events are called; no route may give such a name.
+/// The prefix of control events' names; no route may give an event such a name.
 pub const RESERVED: &str = "brokercast.";
 
 /// Why a rule cannot be used.

@@ -16,7 +16,7 @@ mod tests;
 /// The longest subject in bytes: what fits the two-byte length that the hub keeps of it.
 pub(crate) const MAX_SUBJECT: usize = 16 * 1024;
 
-/// Why a text is no subject or no pattern.
+/// Why a text is not a valid subject or pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SubjectError {
@@ -29,8 +29,8 @@ pub enum SubjectError {
     /// White space or a control character.
     #[error("has white space or a control character")]
     Character,
-    /// A wildcard where there may be none.
-    #[error("has a wildcard: `*` and `>` stand only in patterns")]
+    /// A wildcard in a subject.
+    #[error("has a wildcard: `*` and `>` are only for patterns")]
     Wildcard,
     /// `a*` or `>b`.
     #[error("has a wildcard inside a token: `*` and `>` must be whole tokens")]
@@ -53,18 +53,18 @@ fn forbidden(c: char) -> bool {
 pub struct Subject(ByteString);
 
 impl Subject {
-    /// Takes a text as it stands.
+    /// Takes a text as it is.
     ///
     /// # Errors
-    /// When it is no subject.
+    /// If it is not a valid subject.
     pub fn new(text: impl Into<ByteString>) -> Result<Self, SubjectError> {
         let text = text.into();
         check_subject(&text)?;
         Ok(Self(text))
     }
 
-    /// Takes whatever a broker calls a message. A valid subject without `%` stands as it is; anything else
-    /// is percent-escaped, byte by byte, so that no two names become one. An empty name becomes `empty`.
+    /// Makes a subject of a broker's name for a message. A valid subject without `%` is kept unchanged; any other name is
+    /// percent-escaped, byte by byte, so that different names stay different. An empty name becomes `empty`.
     #[must_use]
     pub fn from_broker(name: &[u8], empty: &Subject) -> Self {
         match std::str::from_utf8(name) {
@@ -113,7 +113,7 @@ impl Subject {
             rest = &rest[good.len() + bad_len..];
         }
         if at_token_start {
-            // Only where the length bound cut right behind a dot.
+            // Only if the length bound cut the text right after a dot.
             out.push_str("%2E");
         }
         Self(ByteString::from(out))
@@ -237,8 +237,8 @@ impl Pattern {
     /// only together.
     #[must_use]
     pub fn covered_by(&self, others: &[Pattern]) -> bool {
-        // What is left of each pattern that still follows. A token that nobody names is the hardest to
-        // cover: whoever takes it (`*`, `>`) takes every other one too.
+        // The unread rest of each pattern that matches so far. The hardest token to cover is one that no pattern names: a
+        // pattern that takes it (by `*` or `>`) takes every other token too.
         let mut left: Vec<_> = others.iter().map(Pattern::tokens).collect();
         let mut tokens = self.tokens();
         loop {
@@ -285,7 +285,7 @@ pub(crate) fn minimal(mut patterns: Vec<Pattern>) -> Vec<Pattern> {
     patterns
 }
 
-/// Whether patterns cover every end of one or more tokens of which the first has been taken already.
+/// Whether patterns cover every sequence of one or more tokens whose first token they have already taken.
 fn tail_covered<'a>(mut left: Vec<impl Iterator<Item = &'a str>>) -> bool {
     while !left.is_empty() {
         let mut ends = false;

@@ -1,6 +1,6 @@
 //! The log: where it goes, in which form, and how much of it.
 //!
-//! To standard error, so that standard output is a command's own. Knows nothing of what is logged.
+//! The log goes to standard error; standard output is for a command's results. Knows nothing of what is logged.
 
 use std::io::IsTerminal as _;
 
@@ -12,12 +12,12 @@ use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
 use crate::config::{Log, LogFormat};
 
-/// Why there is no log.
+/// Why the log cannot be set up.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// `RUST_LOG` is no filter; `log.filter` was checked with the configuration.
-    #[error("`RUST_LOG` is no filter such as info or brokercast=debug,warn")]
+    /// `RUST_LOG` is not a filter. `log.filter` was checked with the configuration.
+    #[error("`RUST_LOG` is not a filter such as info or brokercast=debug,warn")]
     Filter(#[source] ParseError),
     /// There is one already.
     #[error("a log is set up already")]
@@ -44,7 +44,7 @@ fn discreet(event: &Metadata<'_>) -> bool {
 /// Sets the log up for the whole process. `RUST_LOG`, where set, counts instead of `log.filter`.
 ///
 /// # Errors
-/// When `RUST_LOG` is no filter, or this was done before.
+/// If `RUST_LOG` is not a filter, or the log is set up already.
 pub fn init(log: &Log) -> Result<(), Error> {
     let asked = std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
     let filter: EnvFilter = quietened(asked.as_deref().unwrap_or(&log.filter)).parse().map_err(Error::Filter)?;
@@ -55,7 +55,7 @@ pub fn init(log: &Log) -> Result<(), Error> {
         LogFormat::Json => false,
     };
     let registry = tracing_subscriber::registry().with(filter).with(filter_fn(discreet));
-    // Where standard error is gone, saying so there would only be a panic.
+    // If standard error is closed, reporting that there would panic.
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let done = if text {
         let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
@@ -64,7 +64,7 @@ pub fn init(log: &Log) -> Result<(), Error> {
         registry.with(layer.json().flatten_event(true).with_current_span(false).with_span_list(false)).try_init()
     };
     done.map_err(Error::Twice)?;
-    // A panic is one line of the log like all else. Where it was says enough; its words could hold a payload.
+    // A panic becomes one line of the log. Only its place is logged: its message could hold a payload.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map_or_else(String::new, ToString::to_string);
         tracing::error!(place, "panicked");

@@ -1,7 +1,7 @@
-//! Tokens that were verified lately, so that a crowd that reconnects costs little.
+//! Recently verified tokens, so that many clients who reconnect at once cost little.
 //!
-//! Bounded; holds no token, only 128 bits of a keyed hash of each (SipHash under two random keys of this process: who
-//! doesn't know them can't make two tokens that agree).
+//! Bounded. Holds no token, only 128 bits of a keyed hash of each: SipHash with two random keys of this process. An attacker
+//! who does not know the keys cannot make two tokens with the same hash.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::subject::Pattern;
 /// How many tokens each of two generations holds.
 const GENERATION: usize = 8192;
 
-/// What a token is known by.
+/// The hash that identifies a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Fingerprint(u64, u64);
 
@@ -28,13 +28,13 @@ pub(super) struct Cache {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Counts changes of the keys: what was verified with older ones is not taken in.
+    /// Counts changes of the keys: a grant that was verified with older keys is not kept.
     epoch: u64,
-    /// Used since the last turn of generations.
+    /// Used since the generations were last exchanged.
     young: HashMap<Fingerprint, Grant>,
-    /// Not used since: gone at the next turn.
+    /// Not used since then: dropped at the next exchange.
     old: HashMap<Fingerprint, Grant>,
-    /// Lists of patterns, so that tokens that permit the same share them.
+    /// Lists of patterns, shared by tokens that permit the same.
     lists: HashSet<Arc<[Pattern]>>,
 }
 
@@ -43,7 +43,7 @@ impl Cache {
         Fingerprint(self.keys.0.hash_one(token), self.keys.1.hash_one(token))
     }
 
-    /// The grant of a token that was verified before and is still good.
+    /// Returns the grant of a token that was verified before and has not expired.
     pub(super) fn get(&self, fingerprint: Fingerprint, now: Timestamp) -> Option<Grant> {
         let mut state = self.state.lock();
         let good = |grant: &Grant| grant.expires.is_some_and(|expires| now < expires);
@@ -55,7 +55,7 @@ impl Cache {
         Some(grant)
     }
 
-    /// Remembers a grant, unless the keys have changed since `epoch`; gives it back with its lists shared.
+    /// Remembers a grant, unless the keys have changed since `epoch`. Returns it with its lists shared.
     pub(super) fn insert(&self, fingerprint: Fingerprint, mut grant: Grant, epoch: u64) -> Grant {
         let mut state = self.state.lock();
         grant.subscribe = state.share(grant.subscribe);
@@ -66,7 +66,7 @@ impl Cache {
         grant
     }
 
-    /// Forgets everything: the keys are others now.
+    /// Forgets everything, because the keys have changed.
     pub(super) fn clear(&self, epoch: u64) {
         let mut state = self.state.lock();
         state.epoch = epoch;
@@ -99,7 +99,7 @@ impl State {
         if let Some(shared) = self.lists.get(&list) {
             return Arc::clone(shared);
         }
-        // Lists that nobody has any more go at the next turn.
+        // Lists without a user are dropped at the next exchange.
         if self.lists.len() < 4 * GENERATION {
             self.lists.insert(Arc::clone(&list));
         }

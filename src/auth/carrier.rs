@@ -29,16 +29,17 @@ impl Carrier {
     }
 }
 
-/// Why what a request carries can't even be looked at.
+/// Why a request's token cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unreadable {
-    /// The request is ambiguous or too large: its sender's fault, and nothing to do with a key.
+    /// The request is ambiguous or too large. This has nothing to do with keys.
     Request(&'static str),
-    /// A token that is refused as any other.
+    /// The token is refused, like one that fails verification.
     Token(Refused),
 }
 
-/// The first carrier that has something, and the token. `header_only`: what a cross-site form could bring is not looked at.
+/// Returns the first carrier that has a token, and the token. With `header_only`, carriers that a cross-site form can use are
+/// ignored.
 pub(super) fn find<'a>(
     carriers: &Carriers,
     header_only: bool,
@@ -66,7 +67,7 @@ pub(super) fn find<'a>(
     Ok(None)
 }
 
-/// RFC 6750 section 2.1. Another scheme (a proxy's Basic, say) is none of ours, as if it were not there.
+/// RFC 6750 section 2.1. Another scheme, such as a proxy's Basic, is ignored.
 fn in_header(headers: &HeaderMap) -> Result<Option<&str>, Unreadable> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else { return Ok(None) };
@@ -82,7 +83,7 @@ fn in_header(headers: &HeaderMap) -> Result<Option<&str>, Unreadable> {
     Ok(Some(token.trim_matches(' ')))
 }
 
-/// RFC 6265 section 5.4. An empty cookie is one that was cleared.
+/// RFC 6265 section 5.4. An empty cookie counts as cleared.
 fn in_cookie<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Unreadable> {
     let mut found = None;
     for line in headers.get_all(COOKIE) {
@@ -97,7 +98,7 @@ fn in_cookie<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, 
                 continue;
             }
             let value = std::str::from_utf8(value).map_err(|_| Unreadable::Token(Refused::Malformed))?;
-            // A neighbouring host or another path may have planted the second one: neither is believed.
+            // A neighbouring host or another path may have set the second one: trust neither.
             if found.replace(value).is_some_and(|other| other != value) {
                 return Err(Unreadable::Token(Refused::TwoCookies));
             }
@@ -106,7 +107,7 @@ fn in_cookie<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, 
     Ok(found)
 }
 
-/// RFC 6750 section 2.3. An empty parameter is a form field that was left empty.
+/// RFC 6750 section 2.3. An empty parameter counts as absent: a form field that was left empty.
 fn in_query<'a>(query: &'a str, name: &str) -> Result<Option<Cow<'a, str>>, Unreadable> {
     let mut found = None;
     for (key, value) in form::pairs(query) {

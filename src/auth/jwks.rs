@@ -1,6 +1,7 @@
-//! JWK sets behind a URL: fetched within bounds, the last good one kept, fetched again on a key that is not known.
+//! JWK sets behind a URL: fetched within limits of size and time; the last good set is kept; an unknown key triggers
+//! another fetch.
 //!
-//! Owns fetching and when to fetch. What is in a set is `keys`' affair; knows no token and no request.
+//! Owns fetching and its timing. `keys` reads the sets. Knows no token and no request.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,30 +15,30 @@ use super::keys::{self, Key, KeyError};
 use crate::config::Algorithm;
 use crate::support::backoff::{Backoff, jittered};
 
-/// A set is fetched again so often, so that a key that was withdrawn is not believed for long.
+/// The interval between fetches: a withdrawn key is trusted for at most this long.
 const REFRESH: Duration = Duration::from_secs(300);
-/// And on a key that is not known, but not more often than this: anybody can make up keys.
+/// The shortest interval between fetches because of unknown keys: anybody can invent key ids.
 pub(super) const COOLDOWN: Duration = Duration::from_secs(30);
-/// Before a set that could not be fetched is asked for again.
+/// The wait before the next attempt after a failed fetch.
 const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), factor: 2.0, most: Duration::from_secs(60) };
-/// For everything from connecting to the last byte.
+/// The time limit of a fetch, from connecting to the last byte.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_BYTES: usize = 1 << 20;
 
-/// Why a set could not be fetched. Without the URL: it may hold a password.
+/// Why a set could not be fetched. Does not name the URL, which may hold a password.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FetchError {
-    /// No connection, no answer in time, or one that breaks off.
+    /// No connection, no answer in time, or an answer that breaks off.
     #[error("the key set could not be fetched")]
     Http(#[source] reqwest::Error),
-    /// Another status than 200.
+    /// A status other than 200.
     #[error("the key set's server answered {0}")]
     Status(u16),
     /// More than a megabyte.
     #[error("the key set is larger than {MAX_BYTES} bytes")]
     TooLarge,
     /// Not UTF-8.
-    #[error("the key set is no text")]
+    #[error("the key set is not UTF-8 text")]
     Text,
     /// Fetched, but not usable.
     #[error("the key set cannot be used")]
@@ -70,12 +71,12 @@ struct State {
     began: Option<Instant>,
 }
 
-/// Whether waiting may bring a key that is not known.
+/// Whether an unknown key may become known by waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hope {
     /// A fetch is under way, has just been asked for, or failed last time.
     Waiting,
-    /// The set was fetched lately: the key isn't there.
+    /// The set was fetched recently, and the key is not in it.
     None,
 }
 
@@ -108,7 +109,7 @@ impl Remote {
         if state.began.is_some_and(|began| began.elapsed() < COOLDOWN) {
             return Hope::None;
         }
-        // Asked for once: what is said from here on until its end waits for the same fetch.
+        // Asked for once: all that miss a key until the fetch has ended wait for the same fetch.
         state.fetching = true;
         self.wanted.notify_one();
         Hope::Waiting
@@ -121,7 +122,7 @@ impl Remote {
             .timeout(TIMEOUT)
             .https_only(secure)
             .redirect(reqwest::redirect::Policy::limited(3));
-        // Without TLS no roots are needed, and a machine without any must not fail for want of them.
+        // Plain HTTP needs no root certificates: do not fail on a machine that has none.
         let builder = if secure { builder } else { builder.tls_certs_only([]) };
         builder.build().map_err(|e| FetchError::Http(e.without_url()))
     }
@@ -143,7 +144,7 @@ impl Remote {
         String::from_utf8(body).map_err(|_| FetchError::Text)
     }
 
-    /// One attempt: the keys, if there are others than before.
+    /// Makes one attempt. Returns the keys if they have changed.
     pub(super) async fn attempt(&self, client: &mut Option<reqwest::Client>) -> Result<Option<(String, Arc<[Key]>)>, FetchError> {
         let client = match client {
             Some(client) => client,
@@ -157,8 +158,7 @@ impl Remote {
         Ok(Some((body, keys.into())))
     }
 
-    /// Fetches for ever. `changed` gets each new set before anybody can learn that it is there; `done` is called after
-    /// each attempt.
+    /// Fetches for ever. `changed` gets each new set before the attempt counts as done; `done` is called after each attempt.
     pub(super) async fn run(&self, mut changed: impl FnMut(Arc<[Key]>), mut done: impl FnMut()) {
         let host = self.url.host_str().unwrap_or_default();
         let mut client = None;
@@ -183,7 +183,7 @@ impl Remote {
                 }
                 Ok(None) => None,
                 Err(error) => {
-                    // Once for each spell, not for each attempt.
+                    // Logged once for each series of failures, not for each attempt.
                     if failures == 0 {
                         let error = crate::support::causes::chain(&error);
                         tracing::warn!(host, %error, kept = self.loaded(), "signing keys cannot be loaded");

@@ -25,14 +25,14 @@ pub enum KeyError {
     /// Neither a public key nor a certificate.
     #[error("holds no public key and no certificate in PEM")]
     NoPem,
-    /// Which of them is meant is not said.
+    /// Several public keys in one file: it is unclear which one is meant.
     #[error("holds several public keys: write one entry in `keys` for each")]
     SeveralPem,
-    /// A key of a kind or curve that none of the algorithms has, or damaged.
+    /// A key of an unsupported kind or curve, or a damaged one.
     #[error("holds a key that is not RSA (2048 to 8192 bits), P-256, P-384 or Ed25519")]
     Unsupported,
     /// No JSON object with a list `keys`.
-    #[error("is no JWK set: a JSON object with a list `keys` (RFC 7517)")]
+    #[error("is not a JWK set: a JSON object with a list `keys` (RFC 7517)")]
     NoSet,
     /// Its keys are all of another kind.
     #[error("holds no key for the configured `algorithms`")]
@@ -50,13 +50,13 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// Whether a token that names this algorithm and, perhaps, this key can be this one's.
+    /// Whether this key may verify a token with this algorithm and, if the token has one, this `kid`.
     pub(super) fn suits(&self, algorithm: Algorithm, id: Option<&str>) -> bool {
         self.algorithms.contains(&algorithm) && (id.is_none() || self.id.is_none() || self.id.as_deref() == id)
     }
 }
 
-/// What a key's numbers are, which decides what it can verify.
+/// The kind of a key, which decides what it can verify.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Secret { bytes: usize },
@@ -143,7 +143,7 @@ pub(super) fn from_secret(secret: &Secret, id: Option<&str>, algorithms: &[Algor
     Ok(Key { id: id.map(Into::into), algorithms: algorithms.into(), decoding: DecodingKey::from_secret(secret.expose()) })
 }
 
-/// A public key, or the first of a file's certificates: what follows it are its issuers, which sign no tokens.
+/// Reads a public key, or the first certificate of a file: those after it are its issuers, which sign no tokens.
 pub(super) fn from_pem(pem: &str, id: Option<&str>, algorithms: &[Algorithm]) -> Result<Key, KeyError> {
     let keys: Vec<_> = SubjectPublicKeyInfoDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().map_err(|_| KeyError::NoPem)?;
     let decoding = match keys.as_slice() {
@@ -166,7 +166,8 @@ pub(super) fn from_pem(pem: &str, id: Option<&str>, algorithms: &[Algorithm]) ->
 }
 
 fn from_public_key_info(info: &SubjectPublicKeyInfoDer<'_>) -> Result<DecodingKey, KeyError> {
-    // The library reads this one form of PEM reliably; of a certificate it takes the first key-like thing it meets.
+    // This is the one form of PEM that the library reads reliably. Of a certificate it would take the first part that looks
+    // like a key.
     let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(info));
     let pem = pem.as_bytes();
     DecodingKey::from_ed_pem(pem)
@@ -175,7 +176,7 @@ fn from_public_key_info(info: &SubjectPublicKeyInfoDer<'_>) -> Result<DecodingKe
         .map_err(|_| KeyError::Unsupported)
 }
 
-/// Looks at the numbers themselves, so that what cannot verify anything is refused before it is needed.
+/// Looks at the key itself, so that a key that cannot verify anything is refused at start.
 fn kind(key: &DecodingKey) -> Option<Kind> {
     use jsonwebtoken::AlgorithmFamily as Family;
     let bytes = || key.try_get_as_bytes().unwrap_or_default();
@@ -218,7 +219,7 @@ struct Member {
     k: Option<String>,
 }
 
-/// How many keys of a set are kept: all of them may have to be tried.
+/// The most keys of a set that are kept: a token without `kid` may need all of them to be tried.
 pub(super) const MAX_SET: usize = 64;
 
 /// The keys of a set that fit `algorithms` (and `id`, where only one is wanted). As RFC 7517 section 5 asks, members that

@@ -1,27 +1,27 @@
 //! What a token's claims permit: claims that are patterns, and templates such as `user.{sub}.>`.
 //!
-//! Pure. What a claim says is never more than it is: a value put into a template is one clean token, a value that is no
-//! pattern permits nothing.
+//! Pure. A claim's value never widens a grant: a value put into a template must be a single clean token, and a value that
+//! is not a valid pattern permits nothing.
 
 use serde_json::{Map, Value};
 
 use crate::subject::{Pattern, SubjectError};
 use crate::support::braces::{Piece, pieces};
 
-/// Why a text is no template of a grant. Never echoes the text.
+/// Why a text is not a valid template of a grant. Never echoes the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TemplateError {
     /// `{`, `}` or `{}`.
     #[error("has braces that hold no claim: write `{{sub}}` or `{{path.to.claim}}` (and `{{{{`, `}}}}` for braces themselves)")]
     Placeholder,
-    /// What it gives is no pattern.
-    #[error("gives no pattern: it {0}")]
+    /// The result would not be a valid pattern.
+    #[error("does not give a valid pattern: it {0}")]
     Pattern(SubjectError),
 }
 
-/// What stands at a claim's path: the path as one name first (names may have dots, as URLs do), then step by step, where a
-/// step may be a name with dots too.
+/// Returns the value at a claim's path. The whole path is tried as one name first, because names may have dots, as URLs do;
+/// then step by step, where a step may be a name with dots too.
 pub(super) fn claim<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     if let Some(value) = claims.get(path) {
         return Some(value);
@@ -29,7 +29,7 @@ pub(super) fn claim<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'
     path.match_indices('.').rev().find_map(|(dot, _)| claim(claims.get(&path[..dot])?.as_object()?, &path[dot + 1..]))
 }
 
-/// The patterns of a claim that is a list of them or one, and how many of its values are none.
+/// Returns the patterns of a claim (a list or a single one), and how many of its values are not valid patterns.
 pub(super) fn patterns(value: Option<&Value>) -> (Vec<Pattern>, usize) {
     let values = match value {
         None | Some(Value::Null) => &[][..],
@@ -51,7 +51,7 @@ enum Part {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template(Vec<Part>);
 
-/// How many patterns one template may give: lists in several claims multiply.
+/// The most patterns that one template gives: lists in several claims multiply.
 const MAX_PATTERNS: usize = 256;
 
 impl std::str::FromStr for Template {
@@ -69,8 +69,8 @@ impl std::str::FromStr for Template {
 }
 
 impl Template {
-    /// The patterns that the claims make of it: none where a claim is missing or no clean token; of a list, one for each
-    /// of its values.
+    /// Returns the patterns that the claims make of the template. A claim that is missing, or whose value is not a clean
+    /// token, gives none; a list gives one for each of its values.
     pub(super) fn fill(&self, claims: &Map<String, Value>) -> Vec<Pattern> {
         let mut texts = vec![String::new()];
         for part in &self.0 {
@@ -87,7 +87,7 @@ impl Template {
     }
 }
 
-/// A claim's values as they may stand in a subject.
+/// Returns a claim's values that may be put into a subject.
 fn tokens(value: Option<&Value>) -> Vec<String> {
     let values = match value {
         None => &[][..],
@@ -97,7 +97,8 @@ fn tokens(value: Option<&Value>) -> Vec<String> {
     values.iter().filter_map(token).collect()
 }
 
-/// One token: whoever chooses a claim's value (a user name, say) must not choose how far a grant reaches.
+/// Returns a value as one token. It must be clean: a user who chooses a claim's value, such as a user name, must not be able
+/// to widen the grant.
 fn token(value: &Value) -> Option<String> {
     let text = match value {
         Value::String(text) => text.clone(),

@@ -1,6 +1,6 @@
 //! Tokens: signature first, then what they say (RFC 7515, RFC 7519, RFC 8725).
 //!
-//! Pure but for the keys' arithmetic: takes `now`. Knows no request and no grant.
+//! Pure: takes `now`. Knows no request and no grant.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::event::Timestamp;
 #[non_exhaustive]
 pub enum Refused {
     /// Not three parts of base64url, or not JSON inside, or a name twice.
-    #[error("it is no signed JWT")]
+    #[error("it is not a signed JWT")]
     Malformed,
     /// `none`, or one that is unknown.
     #[error("its `alg` is not supported")]
@@ -55,18 +55,18 @@ pub enum Refused {
     /// Not the configured `aud`.
     #[error("its `aud` is not the configured one")]
     Audience,
-    /// RFC 7519 section 4.1.3: who is no audience must refuse.
+    /// RFC 7519 section 4.1.3: a recipient that is not in `aud` must refuse.
     #[error("it has an `aud`, but `auth.jwt.audience` is not set")]
     UnexpectedAudience,
     /// No `auth.jwt`.
     #[error("no keys are configured")]
     NoKeys,
-    /// Two cookies of the same name: one of them may be a stranger's.
+    /// Two cookies of the same name: a neighbouring host may have set one of them.
     #[error("it comes in two cookies of the same name")]
     TwoCookies,
 }
 
-/// A token taken apart, nothing of it believed yet.
+/// A token split into its parts; nothing in it is verified yet.
 pub(super) struct Parsed<'a> {
     pub(super) algorithm: Algorithm,
     pub(super) id: Option<String>,
@@ -75,7 +75,7 @@ pub(super) struct Parsed<'a> {
     signature: &'a str,
 }
 
-/// How many keys are tried for a token that doesn't name its key.
+/// The most keys that are tried for a token without `kid`.
 const MAX_TRIES: usize = 8;
 
 impl<'a> Parsed<'a> {
@@ -95,18 +95,18 @@ impl<'a> Parsed<'a> {
             return Err(Refused::Critical);
         }
         if let Some(kind) = text("typ")? {
-            // RFC 7515 section 4.1.9: `application/` may stand before it.
+            // RFC 7515 section 4.1.9: the prefix `application/` is optional.
             let kind = kind.to_ascii_lowercase();
             if !matches!(kind.strip_prefix("application/").unwrap_or(&kind), "jwt" | "at+jwt") {
                 return Err(Refused::Type);
             }
         }
         let algorithm = text("alg")?.and_then(keys::algorithm).ok_or(Refused::Algorithm)?;
-        // Never asked: `jku`, `jwk`, `x5u`, `x5c`: a token does not bring its own key.
+        // `jku`, `jwk`, `x5u` and `x5c` are ignored: a token must not bring its own key.
         Ok(Self { algorithm, id: text("kid")?.map(str::to_owned), message, payload, signature })
     }
 
-    /// What the token says, if one of the keys signed it.
+    /// Returns the claims if one of the keys signed the token.
     pub(super) fn verify<'k>(&self, keys: impl Iterator<Item = &'k Key>) -> Result<Map<String, Value>, Refused> {
         let mut refused = Refused::UnknownKey;
         for key in keys.filter(|key| key.suits(self.algorithm, self.id.as_deref())).take(MAX_TRIES) {
@@ -120,7 +120,7 @@ impl<'a> Parsed<'a> {
     }
 }
 
-/// What the registered claims must be.
+/// The required values of the registered claims.
 #[derive(Debug)]
 pub(super) struct Rules {
     pub(super) issuer: Option<String>,
@@ -128,7 +128,7 @@ pub(super) struct Rules {
     pub(super) leeway: Duration,
 }
 
-/// Checks the registered claims. Says when the token will be refused for its age: `exp` plus leeway.
+/// Checks the registered claims. Returns the time from which the token is refused as expired: `exp` plus leeway.
 pub(super) fn check(claims: &Map<String, Value>, rules: &Rules, now: Timestamp) -> Result<Timestamp, Refused> {
     let until = later(numeric_date(claims, "exp")?.ok_or(Refused::ClaimMissing("exp"))?, rules.leeway);
     if now >= until {
@@ -164,7 +164,7 @@ fn numeric_date(claims: &Map<String, Value>, name: &'static str) -> Result<Optio
     match claims.get(name) {
         None => Ok(None),
         Some(Value::Number(number)) => {
-            // Whole numbers stay exact; what lies before 1970 is 1970, what is too far away is the end of time.
+            // Whole numbers stay exact. A time before 1970 counts as 1970, one that is too late as the latest time.
             let micros = number
                 .as_u64()
                 .map(|seconds| seconds.saturating_mul(1_000_000))
@@ -187,7 +187,7 @@ fn object(encoded: &str) -> Result<Map<String, Value>, Refused> {
     }
 }
 
-/// JSON in which no object has a name twice: two readers might believe different ones (RFC 7519 section 4).
+/// JSON in which no object has a name twice: two readers could take different values (RFC 7519 section 4).
 struct Strict;
 
 impl<'de> DeserializeSeed<'de> for Strict {
@@ -232,21 +232,21 @@ impl<'de> Visitor<'de> for Strict {
         while let Some(name) = map.next_key::<String>()? {
             let value = map.next_value_seed(Strict)?;
             if out.insert(name, value).is_some() {
-                return Err(A::Error::custom("a name stands twice"));
+                return Err(A::Error::custom("a name is given twice"));
             }
         }
         Ok(out.into())
     }
 }
 
-/// Why no token can be made.
+/// Why a token cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MintError {
-    /// Tokens are minted with an HMAC secret only; the others' private keys are not here.
+    /// Tokens can be minted only with an HMAC secret: of other keys the program has only the public half.
     #[error("only HS256, HS384 and HS512 tokens can be made, since only their key is known here")]
     NotHmac,
-    /// As for verifying.
+    /// The key cannot be used; see verifying.
     #[error("the secret cannot be used")]
     Key(#[source] KeyError),
     /// The library refused.

@@ -16,13 +16,13 @@ pub(super) struct Reach {
     /// The bridge's address; by default that of the configuration's `server.listen`
     #[arg(long, value_name = "URL", value_parser = address)]
     pub(super) url: Option<Url>,
-    /// A token to show; better in the environment, where `ps` does not show it
+    /// A token to send; better in the environment, where `ps` does not show it
     #[arg(long, env = "BROKERCAST_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// A file that holds the token
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Authorities to trust instead of the system's, for a bridge with a certificate of one's own (PEM)
+    /// Certificate authorities (PEM) to trust instead of the system's, for a bridge with a private certificate
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 }

@@ -2,7 +2,7 @@
 //!
 //! Pure. Knows nothing of where bytes come from.
 
-/// A line that is longer than this is none of brokercast's.
+/// The longest line, in bytes: brokercast sends no longer one.
 const MAX_LINE: usize = 64 << 20;
 
 /// One dispatched event.

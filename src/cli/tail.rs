@@ -23,13 +23,13 @@ mod line;
 #[cfg(test)]
 mod tests;
 
-/// How long a browser waits unless told otherwise, about.
+/// How long a browser waits by default, about.
 const RETRY: Duration = Duration::from_secs(3);
-/// However short, a server that is gone must not be asked in a loop.
+/// The shortest wait before reconnecting: a server that is down must not be asked in a tight loop.
 const MIN_RETRY: Duration = Duration::from_millis(100);
-/// However long the server says, somebody is watching.
+/// The longest wait before reconnecting, whatever the server says: somebody is watching the terminal.
 const MAX_RETRY: Duration = Duration::from_secs(300);
-/// The wait for an answer's head.
+/// The time limit for the head of an answer.
 const ANSWER: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Args)]
@@ -69,7 +69,7 @@ pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error
     Ok(ExitCode::SUCCESS)
 }
 
-/// Ends when whoever reads standard output has gone, even while there is nothing to print. Never, where that is a file.
+/// Resolves when the reader of standard output has gone, even while there is nothing to print. Never resolves for a file.
 async fn reader_gone() {
     // A duplicate of it, never written to: whether it blocks stays as it is.
     let out = std::io::stdout().as_fd().try_clone_to_owned().and_then(pipe::Sender::from_owned_fd_unchecked);
@@ -81,7 +81,7 @@ async fn reader_gone() {
     std::future::pending().await
 }
 
-/// Enough was printed, or nobody reads any more.
+/// Enough was printed, or standard output is closed.
 struct Ended;
 
 /// What became of one connection.
@@ -120,7 +120,7 @@ impl<W: Write> Tail<W> {
         }
         let last_id = options.last_event_id;
         if last_id.as_ref().is_some_and(|id| HeaderValue::try_from(id).is_err()) {
-            return Err(Error::new("--last-event-id is no id"));
+            return Err(Error::new("--last-event-id is not a valid event id"));
         }
         let client = options.reach.client()?;
         Ok(Self { client, url, last_id, retry: RETRY, streamed: false, format: options.format, left: options.count, out })
@@ -161,7 +161,7 @@ impl<W: Write> Tail<W> {
                 Ok(None) => return Err(Broken::Again("the stream has ended".to_owned(), None)),
                 Err(error) => return Err(Broken::Again(format!("the connection broke: {}", chain(&error.without_url())), None)),
             };
-            parser.feed(&chunk, &mut found).map_err(|e| Broken::Never(Error::with("this is no stream of brokercast's", e)))?;
+            parser.feed(&chunk, &mut found).map_err(|e| Broken::Never(Error::with("this is not a stream of brokercast", e)))?;
             for found in found.drain(..) {
                 match found {
                     Found::Id(id) => self.last_id = Some(id).filter(|id| HeaderValue::try_from(id).is_ok()),
@@ -200,7 +200,7 @@ impl<W: Write> Tail<W> {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
         );
         if status == StatusCode::OK {
-            return Err(Broken::Never(Error::new("the answer is no event stream: is this brokercast's address?")));
+            return Err(Broken::Never(Error::new("the answer is not an event stream: is this the address of brokercast?")));
         }
         let said = format!("the bridge refused: {}", client::refusal(answer).await);
         Err(if passing { Broken::Again(said, after) } else { Broken::Never(Error::new(said)) })

@@ -46,7 +46,7 @@ fn claim(text: &str) -> Result<(String, Value), String> {
 
 pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error> {
     let config = load(files)?.config;
-    let jwt = config.auth.jwt.ok_or_else(|| Error::new("there is no `auth.jwt` in the configuration, so no key to sign with"))?;
+    let jwt = config.auth.jwt.ok_or_else(|| Error::new("the configuration has no `auth.jwt`, so there is no key to sign with"))?;
     let (key, secret, algorithm) = signer(&jwt, options.key.as_deref())?;
     let claims = claims(&jwt, &options, Timestamp::now())?;
     let token = auth::mint(secret, algorithm, &Value::Object(claims), key.id.as_deref());

@@ -1,4 +1,4 @@
-//! The admin listener: is it alive, is it ready, what does it count, how are its sources.
+//! The admin listener: liveness, readiness, metrics, and the state of the sources.
 //!
 //! Knows sources by their handles only. Read-only, and meant for the machine's own network: it asks for no token.
 
@@ -17,7 +17,7 @@ use crate::metrics::{self, Metrics, Readings};
 use crate::source;
 use crate::subject::Pattern;
 
-/// What it needs of the others.
+/// What the admin listener needs of other rooms.
 pub(crate) struct Rooms {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) sources: Vec<Source>,
@@ -25,7 +25,7 @@ pub(crate) struct Rooms {
     pub(crate) draining: CancellationToken,
 }
 
-/// A source, and which subjects its events have after routing.
+/// A source, and the subjects that its events can have after routing.
 pub(crate) struct Source {
     pub(crate) handle: Arc<source::Handle>,
     pub(crate) reach: Vec<Pattern>,
@@ -106,7 +106,7 @@ impl Rooms {
             match cell.read().state {
                 source::State::Up => false,
                 source::State::Down => true,
-                // For the first time, which says nothing yet.
+                // A source that connects for the first time does not count as down.
                 source::State::Connecting | source::State::Warming => cell.was_up(),
             }
         };

@@ -35,23 +35,23 @@ use super::tls::Tls;
 
 /// An HTTP/2 connection without an open request is closed after this.
 const IDLE: Duration = Duration::from_secs(75);
-/// Bytes that are read at once to see what a connection speaks: most requests whole.
+/// How many bytes are read first to detect the protocol: enough for most requests.
 const START: usize = 1 << 10;
-/// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4). No method of HTTP/1.1 begins so.
+/// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4). No method of HTTP/1.1 begins with them.
 const PREFACE: &[u8] = b"PRI ";
 
-/// Who is at the other end; stands in each request's extensions.
+/// The other end of a connection; an extension of each request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer {
-    /// The socket's.
+    /// The address of the socket's peer.
     pub(crate) address: SocketAddr,
-    /// Whether TLS ends here.
+    /// Whether the connection uses TLS that ends in this process.
     pub(crate) tls: bool,
     /// The connection's number; it comes again after four billion others.
     pub(crate) connection: u32,
 }
 
-/// How long things may take, and how large they may be.
+/// Limits of time and size for a connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
     pub(crate) handshake: Duration,
@@ -60,14 +60,14 @@ pub(crate) struct Bounds {
     pub(crate) header_bytes: usize,
 }
 
-/// When connections end.
+/// Signals that end connections, in the order of a shutdown.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ends {
-    /// No new ones.
+    /// Accept no more connections.
     pub(crate) accept: CancellationToken,
-    /// Those that have nothing open end, the others when they have.
+    /// Close connections as soon as they have no open request.
     pub(crate) close: CancellationToken,
-    /// All end.
+    /// Cut all connections.
     pub(crate) cut: CancellationToken,
 }
 
@@ -80,7 +80,7 @@ pub(crate) struct Server {
     bounds: Bounds,
     ends: Ends,
     tasks: TaskTracker,
-    /// Those that were cut because they took nothing.
+    /// Counts connections that were cut because the peer took nothing.
     stalled: Counter,
     adopt: Option<Adopt>,
     /// Of connections.
@@ -131,7 +131,7 @@ impl Server {
         Arc::new(Self { router, tls, http1, http2, bounds, ends, tasks, stalled, adopt, numbers: Default::default() })
     }
 
-    /// Accepts until told otherwise; each connection is a task of the tracker.
+    /// Accepts connections until it is stopped; each connection is a task of the tracker.
     pub(crate) async fn run(self: Arc<Self>, listener: TcpListener) {
         let stop = self.ends.accept.clone();
         super::listen::accept(listener, stop, |socket, peer| {
@@ -148,7 +148,7 @@ impl Server {
                 let look = timeout(self.bounds.header, speaks_http2(&mut socket));
                 let Some(Ok(Ok((h2, start)))) = self.unless_closed(look).await else { return };
                 let io = Stall::new(socket, self.bounds.stall);
-                // The other ways are boxed: the task of most connections would be four times as large.
+                // The other cases are boxed: otherwise the task of every connection would be four times as large.
                 match &self.adopt {
                     _ if h2 => Box::pin(self.serve_http2(Lenient::untouched(start, io), peer)).await,
                     Some(adopt) => self.serve_adoptable(Lenient::behind(start, io), peer, adopt).await,
@@ -169,7 +169,7 @@ impl Server {
         }
     }
 
-    /// Before the first request there is nothing to wait for at the end.
+    /// Before the first request, a shutdown has nothing to wait for.
     async fn unless_closed<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
@@ -203,7 +203,7 @@ impl Server {
             }
         }
         let (socket, beyond) = {
-            // hyper's buffers go here: catching up may take long.
+            // hyper's buffers are dropped here, because catching up may take long.
             let parts = connection.into_parts();
             (parts.io.into_socket(), parts.read_buf.len())
         };
@@ -252,7 +252,7 @@ impl Server {
                 }
                 _ = looks.tick() => {
                     self.stalled.inc_by(streams.drop_stalled(self.bounds.stall));
-                    // Whoever was told to go, and does not, is not waited for.
+                    // Do not wait for a client that was asked to leave and stays.
                     match streams.idle() {
                         Some((idle, seen)) if idle >= if seen { IDLE } else { self.bounds.header } => {
                             if closing || !seen {
@@ -269,12 +269,12 @@ impl Server {
     }
 }
 
-/// Whether [`Stall`] or the system gave the peer up because it took nothing.
+/// Whether [`Stall`] or the system gave up because the peer took nothing.
 fn is_stall(error: &(dyn std::error::Error + 'static)) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::TimedOut)
 }
 
-/// Reads the first bytes, for whoever is to read on behind them, and says whether they begin HTTP/2.
+/// Reads the first bytes. Returns them, to be read again, and whether they are the beginning of HTTP/2.
 async fn speaks_http2(socket: &mut TcpStream) -> std::io::Result<(bool, Bytes)> {
     let mut start = BytesMut::with_capacity(START);
     loop {
@@ -291,7 +291,7 @@ async fn speaks_http2(socket: &mut TcpStream) -> std::io::Result<(bool, Bytes)> 
     }
 }
 
-/// The router, as hyper asks it.
+/// The router as a service of hyper's.
 struct Service {
     router: Router,
     peer: Peer,
@@ -307,7 +307,7 @@ impl hyper::service::Service<Request<Incoming>> for Service {
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         request.extensions_mut().insert(self.peer);
         let watch = self.streams.as_ref().map(|streams| (streams.clone(), streams.enter()));
-        // An answer to HTTP/1.0 is not chunked, and so hyper's to write.
+        // An answer to HTTP/1.0 is not chunked, so hyper must write it.
         let may_leave = request.method() == Method::GET && request.version() == Version::HTTP_11;
         let leaving = self.leaving.clone().filter(|_| may_leave);
         let answer = self.router.clone().call(request.map(Body::new));

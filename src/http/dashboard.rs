@@ -1,4 +1,4 @@
-//! The built-in page, as it lies in `http/dashboard/`.
+//! The built-in page, embedded from `http/dashboard/`.
 
 use axum::body::Body;
 use axum::response::Response;
@@ -7,11 +7,11 @@ use http::{HeaderValue, Method, header};
 
 use super::problem::Problem;
 
-/// No host but this one, and nothing inline.
+/// The page may load from this host only, and has no inline scripts or styles.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Where its parts stand.
+/// The paths of its parts.
 pub(crate) const PATHS: [&str; 3] = ["/", "/dashboard.js", "/dashboard.css"];
 
 /// The page of one configuration.
@@ -20,9 +20,9 @@ pub(crate) struct Dashboard {
 }
 
 impl Dashboard {
-    /// `cookie`: the one that a token is looked for in, if any.
+    /// `cookie`: the cookie that may hold a token, if that is configured.
     pub(crate) fn new(cookie: Option<&str>) -> Self {
-        // Of what a cookie's name may hold, this alone is markup.
+        // `&` is the only character of a cookie's name that is special in HTML.
         let cookie = cookie.unwrap_or_default().replace('&', "&amp;");
         Self { html: include_str!("dashboard/index.html").replace("{{cookie}}", &cookie).into() }
     }
@@ -41,7 +41,7 @@ impl Dashboard {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(header::CONTENT_LENGTH, length.into());
-        // A new version of the program is a new page at once.
+        // After an update of the program browsers must load the new page at once.
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
         headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));

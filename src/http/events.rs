@@ -1,7 +1,6 @@
-//! `/events`: from a request to a stream, or to the refusal that its client can make something of.
+//! `/events`: from a request to a stream, or to a refusal in a form that its client understands.
 //!
-//! Refusals come in a fixed order: what cannot be meant (400), who it is (401), what it may not see (403), and only
-//! then whether there is room.
+//! Refusals are checked in a fixed order: invalid requests (400), identity (401), permission (403), and only then the caps.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
@@ -38,13 +37,13 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why there is no stream.
 enum Refusal {
-    /// Waiting does not mend it.
+    /// Trying again would not help.
     Problem(Problem, Refused),
-    /// Waiting does.
+    /// Trying again later can succeed.
     Later(Later),
 }
 
-/// What waiting mends.
+/// A refusal after which trying again later can succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Later {
     /// A cap of the pool is reached.
@@ -80,7 +79,7 @@ async fn open(shared: &Shared, parts: &Parts, body: Body) -> Result<Response, Re
     let invalid = |problem| Refusal::Problem(problem, Refused::Invalid);
     let forbidden = |problem| Refusal::Problem(problem, Refused::Forbidden);
     if !http_body::Body::is_end_stream(&body) {
-        // A stream has no end at which one could be read, and while one is owed hyper sees no disconnect.
+        // hyper notices no disconnect while a body is unread, and an endless stream leaves no moment to read it.
         return Err(invalid(Problem::unexpected_body()));
     }
     let query = Query::read(parts.uri.query(), &parts.headers, &shared.limits, Timestamp::now()).map_err(invalid)?;
@@ -93,7 +92,7 @@ async fn open(shared: &Shared, parts: &Parts, body: Body) -> Result<Response, Re
         })
     })?;
     if parts.method == Method::HEAD {
-        // Of a length that nobody knows, as that of the stream would be.
+        // A body of unknown length, as the stream's would be.
         return Ok(stream(Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>())));
     }
     if shared.rooms.draining.is_cancelled() {
@@ -142,8 +141,8 @@ impl Later {
         }
     }
 
-    /// A browser's EventSource gives up for good on any status but 200: what takes only streams is told by a stream
-    /// when to come back, everybody else by a status.
+    /// A browser's EventSource gives up for good on any status but 200. So a client that accepts only streams gets a stream that
+    /// says when to come back; every other client gets a status.
     pub(super) fn answer(self, headers: &HeaderMap, retry: Duration) -> Response {
         let wait = jittered(retry, LATER);
         if takes_only_streams(headers) {
@@ -155,13 +154,13 @@ impl Later {
         self.problem(wait).into_response()
     }
 
-    /// The same for whoever has no stream to read.
+    /// The same as a problem document, for clients that accept more than streams.
     pub(super) fn problem(self, wait: Duration) -> Problem {
         match self {
             Self::Cap(refusal @ pool::Refusal::Full) => Problem::unavailable(refusal.to_string(), wait),
             Self::Cap(refusal) => Problem::too_many(refusal.to_string(), wait),
             Self::Draining => Problem::unavailable("the server is about to stop", wait),
-            Self::Unavailable => Problem::unavailable("the keys that tokens are checked with are not loaded yet", wait),
+            Self::Unavailable => Problem::unavailable("the keys to verify tokens are not loaded yet", wait),
         }
     }
 
@@ -175,7 +174,7 @@ impl Later {
 }
 
 impl Shared {
-    /// What a token, wherever it may stand, grants.
+    /// Returns the grant of the request's token, from whichever carrier.
     async fn subscriber(&self, parts: &Parts) -> Result<Grant, Refusal> {
         self.rooms.auth.authenticate_within(&parts.headers, parts.uri.query(), PATIENCE).await.map_err(|error| match error {
             AuthError::KeysNotLoaded => Refusal::Later(Later::Unavailable),
@@ -184,7 +183,7 @@ impl Shared {
         })
     }
 
-    /// Whom the caps count.
+    /// The address that the caps count.
     fn client(&self, parts: &Parts) -> IpAddr {
         let peer = parts.extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.address.ip());
         client_address(peer, &parts.headers, &self.trusted_proxies)

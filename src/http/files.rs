@@ -1,6 +1,6 @@
-//! A folder of one's own pages, served under `/dashboards/`.
+//! A folder of the operator's own pages, served under `/dashboards/`.
 //!
-//! Only plain files inside the folder: nothing hidden, nothing that a link leads out to, no listing but `index.html`.
+//! Serves only plain files inside the folder: no hidden files, no links that lead out of it, no listing other than `index.html`.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -39,7 +39,7 @@ impl Files {
         Self { root }
     }
 
-    /// Answers for what stands behind `/dashboards/` in the request's path, still percent-encoded.
+    /// Answers a request. `rest` is what follows `/dashboards/` in its path, still percent-encoded.
     pub(crate) async fn answer(&self, method: &Method, rest: &str, headers: &HeaderMap) -> Result<Response, Problem> {
         if method != Method::GET && method != Method::HEAD {
             return Err(Problem::method("GET, HEAD"));
@@ -52,7 +52,7 @@ impl Files {
         match found {
             Ok(Some(Found::File { path, length, modified })) => send(method, headers, &path, length, modified).await,
             Ok(Some(Found::Folder)) => {
-                // Relative links in its page would lead astray otherwise. A path that starts with `//` would lead to another host.
+                // Without the slash relative links in the page would be wrong. A path that starts with `//` would name another host.
                 let to = HeaderValue::from_str(&format!("/dashboards/{}/", rest.trim_matches('/'))).map_err(|_| missing())?;
                 Ok((StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, to)]).into_response())
             }
@@ -65,7 +65,7 @@ impl Files {
     }
 }
 
-/// The path inside the folder; `None` for whatever is no plain one.
+/// Returns the path inside the folder, or `None` if it is not a plain one.
 fn relative(rest: &str) -> Option<PathBuf> {
     let decoded = percent_decode_str(rest).decode_utf8().ok()?;
     let mut path = PathBuf::new();
@@ -74,7 +74,7 @@ fn relative(rest: &str) -> Option<PathBuf> {
         return (decoded.len() == trimmed.len()).then_some(path);
     }
     for part in trimmed.split('/') {
-        // Hidden files, `..` among them, and what other systems take for separators.
+        // Hidden files, `..` among them, and characters that other systems take for separators.
         if part.is_empty() || part.starts_with('.') || part.contains(['\\', '\0', ':']) {
             return None;
         }
@@ -89,7 +89,7 @@ fn find(root: &Path, relative: &Path, as_folder: bool) -> io::Result<Option<Foun
     if as_folder {
         path.push("index.html");
     }
-    // Missing, a name too long, links in a circle, not ours to read: to a client all of it is nothing.
+    // Missing, name too long, circular links, no permission: to a client all of these are a missing page.
     let Ok(path) = path.canonicalize() else { return Ok(None) };
     // Links have been followed by now.
     if !path.starts_with(&root) {

@@ -1,9 +1,9 @@
-//! What people type: `curl 'localhost:8080/events?subject=orders.>'`.
+//! Accepts URLs as people type them: `curl 'localhost:8080/events?subject=orders.>'`.
 //!
-//! A `>` must be escaped in a URL, browsers do so, and hyper answers anything else with a bare 400. As patterns are what this
-//! server is asked for, such characters in request lines are escaped before hyper sees them: in the first one of a
-//! connection, and, since proxies send one client's request behind another's, in all that follow until one has a body.
-//! Behind a body a line begins where only its reader knows.
+//! A `>` must be escaped in a URL. Browsers do so, and hyper answers anything else with a bare 400. Patterns are what this
+//! server is asked for, so such characters in request lines are escaped before hyper sees them: in a connection's first request
+//! line, and, because proxies send requests of several clients over one connection, in all later ones up to the first request
+//! with a body. Only the reader of a body knows where the next line begins.
 
 use std::io;
 use std::pin::Pin;
@@ -12,38 +12,38 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The longest request line that is looked at.
+/// The longest request line that is looked at, in bytes.
 const LONGEST: usize = 64 << 10;
 
-/// A connection whose request lines may be written carelessly.
+/// A connection whose request lines may have unescaped characters.
 pub(crate) struct Lenient<I> {
     io: I,
     place: Place,
-    /// What comes before what is read next: it was read before, or did not fit after escaping.
+    /// Bytes to hand out before the next read: they were read before, or did not fit after escaping.
     rest: Bytes,
 }
 
 enum Place {
-    /// In a request line, of which so many bytes have gone by.
+    /// In a request line, after this many bytes of it.
     Line(usize),
     /// In a line of the head.
     Head(Head),
-    /// Nothing is looked at any more.
+    /// The rest of the connection passes unchanged.
     Done,
 }
 
 #[derive(Default)]
 struct Head {
-    /// How the line begins: as much as the longest name below, its colon and one more.
+    /// The beginning of the line: enough for the longest name below, its colon and one more byte.
     start: [u8; 19],
-    /// How much of that there is.
+    /// How many bytes of `start` are set.
     len: usize,
-    /// Whether a line before announced a body.
+    /// Whether an earlier line announced a body.
     body: bool,
 }
 
 impl Head {
-    /// The line has ended; whether the head has too.
+    /// Ends the line. Returns whether the head has ended too.
     fn end_line(&mut self) -> bool {
         let start = &self.start[..self.len];
         let name = start.split(|byte| *byte == b':').next().unwrap_or_default().trim_ascii();
@@ -55,7 +55,7 @@ impl Head {
 }
 
 impl Place {
-    /// Goes on by one byte; whether that is to be escaped.
+    /// Takes one byte. Returns whether it must be escaped.
     fn step(&mut self, byte: u8) -> bool {
         match self {
             // Empty lines before a request are skipped (RFC 9112 section 2.2).
@@ -82,7 +82,7 @@ impl Place {
         false
     }
 
-    /// Goes on by all that was read; what it becomes, unless nothing is to be escaped.
+    /// Takes all that was read. Returns its escaped form, or `None` if nothing must be escaped.
     fn escape(&mut self, read: &[u8]) -> Option<Vec<u8>> {
         let mut escaped: Option<Vec<u8>> = None;
         for (at, byte) in read.iter().enumerate() {
@@ -105,7 +105,7 @@ impl<I> Lenient<I> {
         Self { io, place, rest }
     }
 
-    /// The same for what has no request lines.
+    /// The same for a protocol without request lines.
     pub(crate) fn untouched(start: Bytes, io: I) -> Self {
         Self { io, place: Place::Done, rest: start }
     }
@@ -117,7 +117,7 @@ impl<I> Lenient<I> {
     fn put_rest(&mut self, buf: &mut ReadBuf<'_>) {
         buf.put_slice(&self.rest.split_to(buf.remaining().min(self.rest.len())));
         if self.rest.is_empty() {
-            // Or it would keep its memory for as long as the connection lasts.
+            // Otherwise it would keep its memory for as long as the connection lasts.
             self.rest = Bytes::new();
         }
     }

@@ -1,6 +1,6 @@
-//! Listening and accepting. Nothing that a client or the system does ends the loop.
+//! Listening and accepting. No error of a client or of the system ends the loop.
 //!
-//! Knows sockets; what is spoken on them is [`super::connection`]'s.
+//! Knows sockets; [`super::connection`] knows the protocols.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,12 +11,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 const BACKLOG: i32 = 4096;
-/// Bytes that a socket holds beyond what its peer's window takes.
+/// Unsent bytes that a socket buffers beyond its peer's window.
 #[cfg(target_os = "linux")]
 const UNSENT: u32 = 32 << 10;
-/// How long accepting rests when the system has no more to give.
+/// How long accepting pauses when the system is out of descriptors or memory.
 const REST: Duration = Duration::from_millis(50);
-/// How often it is said.
+/// How often such a pause is logged.
 const SAID: Duration = Duration::from_secs(30);
 
 /// Why a listener could not be opened: names the key to change.
@@ -47,13 +47,13 @@ fn open(address: SocketAddr, user_timeout: Duration) -> io::Result<TcpListener> 
         // `[::]` means IPv4 as well, whatever the system's default.
         socket.set_only_v6(false)?;
     }
-    // Accepted sockets inherit these on Linux, so that none costs a system call of its own.
+    // On Linux accepted sockets inherit these options, which saves system calls for each of them.
     socket.set_tcp_nodelay(true)?;
     #[cfg(target_os = "linux")]
     {
         socket.set_tcp_user_timeout(Some(user_timeout))?;
-        // Else a full socket is called writable only when megabytes of it are free, and a reader that is just slow looks
-        // like one that takes nothing.
+        // Otherwise a full socket is reported writable only once megabytes of it are free, and a slow reader would look like
+        // one that takes nothing.
         socket.set_tcp_notsent_lowat(UNSENT)?;
     }
     #[cfg(not(target_os = "linux"))]
@@ -63,7 +63,7 @@ fn open(address: SocketAddr, user_timeout: Duration) -> io::Result<TcpListener> 
     TcpListener::from_std(socket.into())
 }
 
-/// Hands every connection to `take` until `stop`.
+/// Hands every accepted connection to `take`, until `stop`.
 pub(crate) async fn accept(listener: TcpListener, stop: CancellationToken, mut take: impl FnMut(TcpStream, SocketAddr)) {
     let mut said: Option<Instant> = None;
     loop {
@@ -74,7 +74,7 @@ pub(crate) async fn accept(listener: TcpListener, stop: CancellationToken, mut t
         };
         match accepted {
             Ok((socket, peer)) => take(socket, peer),
-            // The client was gone before we came.
+            // The client had left before its connection was accepted.
             Err(e)
                 if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted) => {}
             Err(error) => {

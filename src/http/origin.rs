@@ -1,4 +1,4 @@
-//! Whose page asks, and under which name: `Origin`, CORS (Fetch standard, section 3.3) and `Host`.
+//! Which page a request comes from, and which host name it uses: `Origin`, CORS (Fetch standard, section 3.3) and `Host`.
 //!
 //! Pure. Knows the listed origins, the public URL and the host names that are answered; no route and no token.
 
@@ -49,7 +49,7 @@ impl Origins {
         let mut values = request.headers.get_all(header::ORIGIN).iter();
         let Some(value) = values.next() else { return Origin::Absent };
         if values.next().is_some() {
-            // No browser sends two, and neither is more to be believed than the other.
+            // No browser sends two, and neither can be trusted more than the other.
             return Origin::Foreign;
         }
         let Ok(text) = value.to_str() else { return Origin::Foreign };

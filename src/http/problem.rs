@@ -1,6 +1,6 @@
 //! Every refusal of the HTTP layer, and the one place where it becomes a response (RFC 9457).
 //!
-//! Knows status codes and what stands beside them (`WWW-Authenticate`, `Allow`, `Retry-After`); not when to refuse.
+//! Knows status codes and their headers (`WWW-Authenticate`, `Allow`, `Retry-After`); not when to refuse.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -27,7 +27,7 @@ enum Extra {
     Challenge(HeaderValue),
     Allow(&'static str),
     RetryAfter(Duration),
-    /// What follows the head is not read: the connection ends.
+    /// The rest of the request is not read, so the connection ends.
     Close,
 }
 
@@ -46,17 +46,17 @@ impl Problem {
         Self { about: Some(("parameter", name.to_owned())), ..Self::bad_request(detail) }
     }
 
-    /// 400, and the connection ends: a body stands where none may.
+    /// 400, and the connection ends: the request must not have a body.
     pub(crate) fn unexpected_body() -> Self {
         Self { extra: Extra::Close, ..Self::bad_request("a request for events has no body") }
     }
 
-    /// 401 with its challenge (RFC 6750 section 3), or 400 where no other token would do. All bodies of a 401 are alike: why
-    /// a token failed is nobody's business.
+    /// 401 with its challenge (RFC 6750 section 3), or 400 if no other token would help. All bodies of a 401 are alike: clients
+    /// do not learn why a token failed.
     pub(crate) fn denied(error: &AuthError) -> Self {
         let problem = match error {
             AuthError::Malformed(why) => Self::bad_request(*why),
-            _ => Self::new(StatusCode::UNAUTHORIZED, "a valid token is needed here, and none was found in this request"),
+            _ => Self::new(StatusCode::UNAUTHORIZED, "this request needs a valid token and has none"),
         };
         Self { extra: error.challenge().map_or(Extra::None, Extra::Challenge), ..problem }
     }
@@ -80,7 +80,7 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, detail)
     }
 
-    /// 405 with what would be allowed.
+    /// 405 with the allowed methods.
     pub(crate) fn method(allow: &'static str) -> Self {
         Self { extra: Extra::Allow(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, format!("the methods here are {allow}")) }
     }
@@ -95,7 +95,7 @@ impl Problem {
         Self { extra: Extra::Close, ..Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a payload here has at most {max} bytes")) }
     }
 
-    /// 415: the body is packed in a way that is not unpacked here (RFC 9110 section 15.5.16).
+    /// 415: the body has a content coding, and none is decoded here (RFC 9110 section 15.5.16).
     pub(crate) fn content_coding() -> Self {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "a payload is taken as it is: send it without `Content-Encoding`")
     }
@@ -110,7 +110,7 @@ impl Problem {
         Self { extra: Extra::RetryAfter(retry), ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
     }
 
-    /// 503: waiting mends it.
+    /// 503: trying again later can succeed.
     pub(crate) fn unavailable(detail: impl Into<Cow<'static, str>>, retry: Duration) -> Self {
         Self { extra: Extra::RetryAfter(retry), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
     }

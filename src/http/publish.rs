@@ -1,6 +1,6 @@
 //! `/publish/{subject}`: a message by HTTP, into the source that takes its subject.
 //!
-//! The token stands in the header only: a cookie would let any page publish in its visitor's name.
+//! The token counts in the header only: with a cookie any page could publish in its visitor's name.
 
 use std::sync::Arc;
 
@@ -86,13 +86,13 @@ fn subject(path: &str) -> Result<Subject, Problem> {
     if segment.contains('/') {
         return Err(Problem::bad_request("a subject is one segment of the path; its tokens are separated by dots"));
     }
-    let text = percent_decode_str(segment).decode_utf8().map_err(|_| Problem::bad_request("the subject is no UTF-8"))?;
+    let text = percent_decode_str(segment).decode_utf8().map_err(|_| Problem::bad_request("the subject is not valid UTF-8"))?;
     text.parse().map_err(|e| Problem::bad_request(format!("the subject `{}` {e}", text.escape_debug())))
 }
 
 async fn read(shared: &Shared, max: usize, headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
     let too_large = || (Problem::too_large(max), Published::TooLarge);
-    // Passed on as it is, a packed payload would reach browsers as bytes that nobody unpacks.
+    // A compressed payload would reach browsers as bytes that they cannot read.
     if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
         return Err((Problem::content_coding(), Published::Invalid));
     }

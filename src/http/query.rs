@@ -1,6 +1,6 @@
 //! What a request for events asks for: its parameters and its `Last-Event-ID`, read and checked.
 //!
-//! Pure. Knows the limits; not what the request may see.
+//! Pure. Knows the limits, but not what the request is permitted to see.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -31,10 +31,10 @@ pub(crate) struct Query {
 }
 
 impl Query {
-    /// Reads the query and the header. Parameters that are not ours are left to others (caches are fooled with them).
+    /// Reads the query and the header. Unknown parameters are ignored: clients add some to bypass caches.
     ///
     /// # Errors
-    /// With 400 for what cannot be meant.
+    /// With 400 for an invalid parameter.
     pub(crate) fn read(query: Option<&str>, headers: &HeaderMap, limits: &Limits, now: Timestamp) -> Result<Self, Problem> {
         let mut patterns = Vec::new();
         let (mut since, mut envelope, mut cursor) = (None, None, None);
@@ -52,8 +52,8 @@ impl Query {
                 }
                 b"since" => once("since", &mut since, text("since", value)?)?,
                 b"envelope" => once("envelope", &mut envelope, text("envelope", value)?)?,
-                // A client that appends it to a URL that has one already means the later. An empty one is what a client
-                // says that has none (HTML, "last event ID string"), and takes nobody's place.
+                // The last one counts: clients append it to a URL that may have one already. An empty one means that the client
+                // has no id (HTML, "last event ID string"), and is ignored.
                 b"last_event_id" | b"lastEventId" if !value.is_empty() => cursor = Some(value),
                 _ => {}
             }
@@ -79,12 +79,12 @@ impl Query {
 }
 
 fn text(name: &'static str, value: Cow<'_, [u8]>) -> Result<String, Problem> {
-    String::from_utf8(value.into_owned()).map_err(|_| Problem::parameter(name, format!("`{name}` is no UTF-8")))
+    String::from_utf8(value.into_owned()).map_err(|_| Problem::parameter(name, format!("`{name}` is not valid UTF-8")))
 }
 
 fn once(name: &'static str, slot: &mut Option<String>, value: String) -> Result<(), Problem> {
     if slot.replace(value).is_some() {
-        return Err(Problem::parameter(name, format!("`{name}` stands more than once")));
+        return Err(Problem::parameter(name, format!("`{name}` is given more than once")));
     }
     Ok(())
 }
@@ -126,18 +126,18 @@ fn parse_since(text: &str, now: Timestamp) -> Result<Begin, Problem> {
     Ok(since(time))
 }
 
-/// An RFC 3339 time. A `+` that nobody escaped has become a space by now: the last one is read as what it was.
+/// Reads an RFC 3339 time. An unescaped `+` was decoded to a space, so the last space is read as `+`.
 fn parse_time(text: &str) -> Option<Timestamp> {
     let time: jiff::Timestamp = text.parse().ok().or_else(|| {
         let (time, offset) = text.rsplit_once(' ')?;
         format!("{time}+{offset}").parse().ok()
     })?;
-    // What came before 1970 is before everything.
+    // A time before 1970 is before all events.
     Some(Timestamp::from_micros(u64::try_from(time.as_microsecond()).unwrap_or(0)))
 }
 
-/// Whether a client takes nothing but an event stream, so that only a stream can tell it something: no other range
-/// with `q` above 0 (RFC 9110 section 12.5.1). No `Accept` is any.
+/// Whether a client accepts only event streams, so that only a stream can tell it anything: `Accept` has no other range
+/// with `q` above 0 (RFC 9110 section 12.5.1). Without `Accept` a client accepts everything.
 pub(crate) fn takes_only_streams(headers: &HeaderMap) -> bool {
     let mut stream = false;
     for value in headers.get_all(http::header::ACCEPT) {

@@ -1,7 +1,7 @@
-//! A socket whose peer may be slow, but not dead: a write that is taken by nobody for too long is an error.
+//! A socket whose peer may be slow but not dead: if the peer takes nothing of a write for too long, the write fails.
 //!
-//! Lies below TLS and HTTP, so that it holds for both versions of it. Knows bytes only. That a socket is called writable
-//! soon after its peer has taken something is [`super::listen`]'s doing.
+//! It is below TLS and HTTP, so it works for both versions of HTTP. Knows bytes only. [`super::listen`] makes sure that a socket
+//! is reported writable soon after its peer has taken something.
 
 use std::future::Future as _;
 use std::io::{self, IoSlice};
@@ -14,17 +14,17 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-/// What a peer still sends while we close is read for so long, and thrown away: a socket that is closed with bytes unread
-/// resets the connection, and the peer may lose the very answer that says why (RFC 9112 section 9.6).
+/// How long to read and discard what the peer still sends while the connection closes. Closing a socket with unread bytes
+/// resets the connection, and the peer may then lose the answer that says why (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A socket with a deadline for writes that wait.
 pub(crate) struct Stall {
     socket: TcpStream,
     limit: Duration,
-    /// Set while the socket is full; made only then, as most never are.
+    /// Set while the socket is full. Created only then, because most sockets never are.
     deadline: Option<Pin<Box<Sleep>>>,
-    /// Set once our side has said all that it has to say.
+    /// Set once this side has written everything.
     leaving: Option<Pin<Box<Sleep>>>,
 }
 

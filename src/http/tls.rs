@@ -1,6 +1,6 @@
 //! TLS for the public listener: certificate and key from PEM files, HTTP/2 and HTTP/1.1 by ALPN.
 //!
-//! Knows rustls and files. What is served stands behind a swap, so that a newer certificate needs no restart.
+//! Knows rustls and files. A new certificate is swapped in without a restart.
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 /// file system tells of it.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Why the files make no TLS server.
+/// Why the files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file that cannot be read, or holds nothing of the kind.

@@ -1,7 +1,7 @@
 //! Which subjects a source's events can have after routing.
 //!
-//! Pure. Sets of subjects are patterns; the intersection of two is one pattern, a difference is none, so what routes
-//! take away is kept as a list beside.
+//! Pure. Sets of subjects are patterns. The intersection of two patterns is a pattern, but their difference is not: what
+//! earlier routes take away is kept as a list beside the pattern.
 
 use super::template::{Part, SubjectTemplate};
 use super::{Action, Rule};
@@ -30,16 +30,16 @@ fn intersection(a: &Pattern, b: &Pattern) -> Option<Pattern> {
             _ => break,
         }
     }
-    // Not longer than both together; where that is too long for a pattern, one of the two holds it as well.
+    // At most as long as both together. If that is too long for a pattern, use one of the two: it covers the intersection.
     Some(out.join(".").parse().unwrap_or_else(|_| a.clone()))
 }
 
-/// Whether messages of `reach` that no pattern of `before` takes can match `pattern`.
+/// Whether a message of `reach` can match `pattern` and none of the patterns `before` it.
 pub(super) fn left(reach: &[Pattern], pattern: &Pattern, before: &[Pattern]) -> bool {
     reach.iter().filter_map(|of| intersection(of, pattern)).any(|both| !both.covered_by(before))
 }
 
-/// What a template makes of all subjects of a pattern.
+/// Returns a pattern for the subjects that a template makes of all subjects of `of`.
 fn rename(template: &SubjectTemplate, of: &Pattern) -> Pattern {
     let tokens: Vec<&str> = of.tokens().collect();
     let mut out = vec![String::new()];
@@ -57,7 +57,7 @@ fn rename(template: &SubjectTemplate, of: &Pattern) -> Pattern {
                 out.push(String::new());
             }
             let Some(last) = out.last_mut() else { continue };
-            // A token that is part text, part wildcard can be said only as `*`.
+            // A token that is partly text and partly wildcard can only be written as `*`.
             if *piece == "*" || last == "*" {
                 "*".clone_into(last);
             } else {
@@ -65,7 +65,7 @@ fn rename(template: &SubjectTemplate, of: &Pattern) -> Pattern {
             }
         }
         if tail {
-            // What follows stands somewhere behind.
+            // The rest of the template comes somewhere after that.
             if let Some(last) = out.last_mut() {
                 ">".clone_into(last);
             }
@@ -79,11 +79,11 @@ fn rename(template: &SubjectTemplate, of: &Pattern) -> Pattern {
 #[derive(Debug)]
 pub(super) struct Output {
     pattern: Pattern,
-    /// How many rules, counted from the first, took theirs away before.
+    /// The first so many rules take their subjects away from this pattern.
     taken: usize,
 }
 
-/// What each rule, and no rule, makes of the source's messages.
+/// Returns the outputs of each rule, and of the messages that no rule matches.
 pub(super) fn outputs(reach: &[Pattern], rules: &[Rule]) -> Vec<Output> {
     let matches: Vec<Pattern> = rules.iter().map(|rule| rule.matches.clone()).collect();
     let mut out = Vec::new();
@@ -109,7 +109,7 @@ pub(super) fn patterns(outputs: &[Output]) -> Vec<Pattern> {
     subject::minimal(outputs.iter().map(|output| output.pattern.clone()).collect())
 }
 
-/// Whether an event can have a subject that is asked for.
+/// Whether an event can have a subject that one of the patterns `asked` matches.
 pub(super) fn concerns(outputs: &[Output], rules: &[Rule], asked: &[Pattern]) -> bool {
     outputs.iter().any(|Output { pattern, taken }| {
         asked.iter().filter_map(|asked| intersection(pattern, asked)).any(|both| {

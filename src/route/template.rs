@@ -1,6 +1,6 @@
 //! Templates of routes: `shop.{1}.created`, compiled so that a capture is the number of a token.
 //!
-//! Pure. Since `*` takes exactly one token and `>` stands last, what a wildcard took is known by its place alone.
+//! Pure. `*` takes exactly one token and `>` is always last, so the number of a token says what a wildcard took.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::RESERVED;
 use crate::subject::{MAX_SUBJECT, Pattern, Subject, SubjectError};
 use crate::support::braces::{Piece, pieces};
 
-/// Why a text is no template of a route. Never echoes the text.
+/// Why a text is not a valid template of a route. Never echoes the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TemplateError {
@@ -26,8 +26,8 @@ pub enum TemplateError {
     /// `{>}` where `match` has no `>`.
     #[error("uses `{{>}}`, but the pattern in `match` does not end in `>`")]
     NoTail,
-    /// What it gives is no subject.
-    #[error("gives no subject: it {0}")]
+    /// The result would not be a valid subject.
+    #[error("does not give a valid subject: it {0}")]
     Subject(SubjectError),
     /// Nothing at all.
     #[error("is empty")]
@@ -38,12 +38,12 @@ pub enum TemplateError {
     /// The names of control events.
     #[error("begins with `{RESERVED}`, which is reserved for control events")]
     Reserved,
-    /// It alone takes more than half of what a subject may have.
+    /// The template alone is longer than half of the longest subject.
     #[error("is longer than {MAX_TEMPLATE} bytes")]
     TooLong,
 }
 
-/// Leaves at least as much room to what is captured.
+/// Leaves at least as much room for the captures.
 pub(super) const MAX_TEMPLATE: usize = MAX_SUBJECT / 2;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,7 +79,7 @@ fn parse(text: &str, matches: &Pattern) -> Result<Vec<Part>, TemplateError> {
     pieces(text).ok_or(TemplateError::Placeholder)?.into_iter().map(part).collect()
 }
 
-/// What a part stands for, of a subject that the pattern matches.
+/// Returns the text that a part becomes, for a subject that the pattern matches.
 fn captured<'a>(part: &'a Part, subject: &'a str) -> &'a str {
     match part {
         Part::Literal(text) => text,
@@ -89,7 +89,7 @@ fn captured<'a>(part: &'a Part, subject: &'a str) -> &'a str {
     }
 }
 
-/// The longest beginning of at most `room` bytes that is whole characters and doesn't end in a dot.
+/// Returns the longest prefix of at most `room` bytes that splits no character and does not end in a dot.
 fn cut(text: &str, room: usize) -> &str {
     text[..text.floor_char_boundary(room)].trim_end_matches('.')
 }
@@ -100,27 +100,27 @@ pub(super) struct SubjectTemplate {
     pub(super) parts: Vec<Part>,
     /// The result, where nothing is captured.
     fixed: Option<Subject>,
-    /// How long each capture may be where all together would be too long.
+    /// The longest that a capture may be if all of them together are too long, in bytes.
     room: usize,
 }
 
 impl SubjectTemplate {
     pub(super) fn new(text: &str, matches: &Pattern) -> Result<Self, TemplateError> {
         let parts = parse(text, matches)?;
-        // Tokens of a subject are never empty, so that whether the result is one does not depend on what is captured.
+        // A subject's tokens are never empty, so whether the result is a valid subject does not depend on the captures.
         let sample: String = parts.iter().map(|part| if let Part::Literal(text) = part { text } else { "x" }).collect();
         let sample = Subject::new(sample).map_err(TemplateError::Subject)?;
         let captures = parts.iter().filter(|part| !matches!(part, Part::Literal(_))).count();
         let room = (MAX_SUBJECT - text.len()) / captures.max(1);
-        // Four bytes are what a character may take.
+        // A character takes up to four bytes.
         if room < 4 {
             return Err(TemplateError::TooLong);
         }
         Ok(Self { fixed: (captures == 0).then_some(sample), parts, room })
     }
 
-    /// The new subject, and whether captures had to be shortened for it. That keeps its shape (each `{1}` is still one
-    /// token), so that it stands where its grants and routes expect it; only distinct names may become one.
+    /// Returns the new subject, and whether captures had to be shortened for it. A shortened subject keeps its shape (each
+    /// `{1}` is still one token), so it still matches its grants and routes; but different names may become the same.
     pub(super) fn apply(&self, subject: &Subject) -> (Subject, bool) {
         if let Some(fixed) = &self.fixed {
             return (fixed.clone(), false);
@@ -135,7 +135,7 @@ impl SubjectTemplate {
                 (_, text) => out.push_str(text),
             }
         }
-        // Cannot fail: see `new`. If it did, the message would keep its name.
+        // Cannot fail: see `new`. If it did, the message would keep its subject.
         (Subject::new(out).unwrap_or_else(|_| subject.clone()), shorten)
     }
 }
@@ -161,8 +161,8 @@ impl NameTemplate {
         Ok(Self { fixed: (!captures).then(|| fixed.into()), parts })
     }
 
-    /// The name; `None` where a capture would make it a control event's: whoever names a broker's messages must not
-    /// be able to say "there is a gap". The event then goes to `onmessage`, its subject says what it is.
+    /// Returns the event's name, or `None` if a capture would make it the name of a control event: a broker's publisher must
+    /// not be able to fake a gap. Such an event has no name and goes to `onmessage`.
     pub(super) fn apply(&self, subject: &str) -> Option<Arc<str>> {
         if let Some(fixed) = &self.fixed {
             return Some(Arc::clone(fixed));

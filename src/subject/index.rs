@@ -1,7 +1,7 @@
 //! Which of many patterns match a subject: a tree of tokens, so that the cost is the depth of the subject
 //! and not the number of patterns.
 //!
-//! Pure. Knows only patterns and the small values that stand for whoever wants them.
+//! Pure. Knows only patterns and the small values that are kept for each of them.
 
 use hashbrown::HashMap;
 
@@ -58,7 +58,7 @@ impl<T: Copy + PartialEq> Index<T> {
         node.ends.push(value);
     }
 
-    /// Takes `value` away from `pattern`, with whatever branches it leaves bare.
+    /// Removes `value` from `pattern`, and the branches that become empty.
     pub fn remove(&mut self, pattern: &Pattern, value: T) {
         fn walk<'a, T: Copy + PartialEq>(node: &mut Node<T>, mut tokens: impl Iterator<Item = &'a str>, value: T) {
             let list = match tokens.next() {
@@ -92,12 +92,12 @@ impl<T: Copy + PartialEq> Index<T> {
         walk(&mut self.root, tokens, value);
     }
 
-    /// Appends the values of all patterns that match `subject` to `found`; a value that stands under
-    /// several of them comes several times.
+    /// Appends the values of all patterns that match `subject` to `found`. A value that several matching patterns have is
+    /// appended once for each of them.
     pub fn find(&self, subject: &str, found: &mut Vec<T>) {
         fn walk<T: Copy>(node: &Node<T>, rest: &str, found: &mut Vec<T>) {
             found.extend_from_slice(&node.tails);
-            // Tokens are short: a search by words of the machine would not come to its first.
+            // Tokens are short: `memchr` would cost more to start than it saves.
             let (token, rest) = match rest.bytes().position(|b| b == b'.') {
                 Some(at) => (&rest[..at], Some(&rest[at + 1..])),
                 None => (rest, None),

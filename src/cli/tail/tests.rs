@@ -107,7 +107,7 @@ async fn what_waiting_can_mend_is_tried_again_and_all_else_ends_it() {
 async fn an_answer_that_is_no_stream_ends_it() {
     let page = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned();
     let (ended, ..) = tail(&[], &[page]).await;
-    assert!(ended.unwrap_err().to_string().contains("no event stream"));
+    assert!(ended.unwrap_err().to_string().contains("not an event stream"));
     // A token must not follow a redirect.
     let elsewhere = "HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned();
     let (ended, ..) = tail(&["--token", "t"], &[elsewhere]).await;

@@ -321,7 +321,7 @@ fn a_type_error_hides_no_other_problem_and_brings_no_false_one() {
     assert_eq!(problems.len(), 3, "{problems:#?}");
     assert!(problems[0].contains("sources.a.ticker: must be a map"), "{problems:#?}");
     assert!(problems[1].contains("sources.b: must be a map"), "{problems:#?}");
-    assert!(problems[2].contains("routes[1].subject: gives no subject"), "{problems:#?}");
+    assert!(problems[2].contains("routes[1].subject: does not give a valid subject"), "{problems:#?}");
 }
 
 #[test]
