@@ -17,27 +17,28 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::auth::{Authenticator, SetupError};
-use crate::config::Config;
+use crate::auth::Authenticator;
 use crate::event::Timestamp;
 use crate::frame::Closing;
 use crate::history::{self, Histories};
+use crate::http;
 use crate::http::connection::{Bounds, Ends, Server};
 use crate::http::handoff::{Adopt, Handover};
 use crate::http::tls::Tls;
-use crate::http::{Inbox, ListenError, TlsError, admin, listen};
+use crate::http::{Inbox, ListenError, admin, listen};
 use crate::hub::Hub;
 use crate::metrics::{Metrics, Readings};
 use crate::pool::Pool;
-use crate::route::RouteError;
 use crate::source::supervisor::Supervisor;
 use crate::stream::{self, Selection, Streams};
 use crate::writer::{self, Writer};
 
 pub(crate) mod intake;
+pub(crate) mod settings;
 mod sources;
 mod system;
 
+pub(crate) use settings::{Loaded, Settings, load};
 use sources::{Running, SourceRuntime, Sources};
 use system::Signals;
 
@@ -53,15 +54,6 @@ pub enum Error {
     /// A port is taken, or an address is not this machine's.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The certificate or its key.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// A key or a template of a grant.
-    #[error(transparent)]
-    Auth(#[from] SetupError),
-    /// A route's templates.
-    #[error("`routes` cannot be used")]
-    Route(#[from] RouteError),
     /// The system refused something that is needed.
     #[error("cannot {what}")]
     System {
@@ -94,10 +86,10 @@ pub enum Exit {
 ///
 /// # Errors
 /// When it cannot listen, or a task of its own fails.
-pub async fn run(config: Config) -> Result<Exit, Error> {
+pub async fn run(settings: Settings) -> Result<Exit, Error> {
     let mut signals = Signals::new().map_err(|cause| Error::System { what: "listen to signals", cause })?;
-    system::raise_descriptors(config.subscribers.max);
-    let mut bridge = Bridge::start(config)?;
+    system::raise_descriptors(settings.pool.max);
+    let mut bridge = Bridge::start(settings)?;
     let ended = tokio::select! {
         signal = signals.next() => {
             info!(signal, "draining");
@@ -154,19 +146,11 @@ struct Ports {
 }
 
 impl Ports {
-    fn bind(config: &Config) -> Result<Self, Error> {
-        let limits = &config.server.limits;
-        let bounds = Bounds {
-            handshake: limits.handshake_timeout,
-            header: limits.header_timeout,
-            stall: config.subscribers.max_stall,
-            header_bytes: limits.header_bytes,
-        };
-        let user_timeout = (bounds.stall * 4).max(Duration::from_secs(60));
-        let tls = config.server.tls.as_ref().map(Tls::load).transpose()?.map(Arc::new);
-        let public = listen::bind("server.listen", config.server.listen, user_timeout)?;
-        let admin = listen::bind("admin.listen", config.admin.listen, user_timeout)?;
-        Ok(Self { bounds, tls, public, admin })
+    fn bind(settings: &http::Settings) -> Result<Self, Error> {
+        let user_timeout = (settings.bounds.stall * 4).max(Duration::from_secs(60));
+        let public = listen::bind("server.listen", settings.listen, user_timeout)?;
+        let admin = listen::bind("admin.listen", settings.admin, user_timeout)?;
+        Ok(Self { bounds: settings.bounds, tls: settings.tls.clone(), public, admin })
     }
 }
 
@@ -175,6 +159,7 @@ struct Rooms {
     sources: Sources,
     auth: Arc<Authenticator>,
     pool: Pool,
+    timing: stream::Settings,
     streams: Arc<Streams>,
     writer: Arc<Writer>,
     writing: writer::Ends,
@@ -185,25 +170,20 @@ struct Rooms {
 }
 
 impl Rooms {
-    fn build(config: &Config) -> Result<Self, Error> {
-        let sources = Sources::build(config)?;
-        let auth = Arc::new(Authenticator::new(&config.auth, &config.server.limits)?);
+    fn build(
+        sources: Sources,
+        auth: Authenticator,
+        pool: Pool,
+        (timing, histories): (stream::Settings, history::Settings),
+        stall: Duration,
+    ) -> Result<Self, Error> {
         let log = |source: &SourceRuntime| {
             let Supervisor { adapter, max_payload, .. } = &source.supervisor;
             history::Log { adapter: adapter.clone(), max_payload: *max_payload }
         };
-        let settings = stream::Settings {
-            heartbeat: config.server.heartbeat,
-            retry: config.server.retry,
-            scan: stream::Settings::SCAN,
-            piece: stream::Settings::PIECE,
-        };
-        let bounds = history::Settings { readers: config.history.readers, rate: config.history.rate };
-        let histories = Histories::new(sources.all.iter().map(log).collect(), bounds);
-        let streams = Streams::new(sources.hub.clone(), sources.router.clone(), histories, settings);
-        let pool = Pool::new(&config.subscribers);
+        let histories = Histories::new(sources.all.iter().map(log).collect(), histories);
+        let streams = Streams::new(sources.hub.clone(), sources.router.clone(), histories, timing.clone());
         let loops = std::thread::available_parallelism().map_or(1, usize::from);
-        let stall = config.subscribers.max_stall;
         let (writer, writing) =
             Writer::start(&sources.hub, loops, stall).map_err(|cause| Error::System { what: "start the writers", cause })?;
         let adopt = adopt(writer.clone());
@@ -211,15 +191,17 @@ impl Rooms {
         let readings = readings(&sources, streams.clone(), pool.clone(), connections.clone());
         let asked = readings.clone();
         let metrics = Arc::new(Metrics::new(move || asked()));
-        Ok(Self { sources, auth, pool, streams, writer, writing, adopt, connections, metrics, readings })
+        Ok(Self { sources, auth: Arc::new(auth), pool, timing, streams, writer, writing, adopt, connections, metrics, readings })
     }
 }
 
 impl Bridge {
-    fn start(config: Config) -> Result<Self, Error> {
+    fn start(settings: Settings) -> Result<Self, Error> {
+        let Settings { http, drain, auth, token_bytes, pool, window, streams, histories, sources, routes } = settings;
         // Both ports first: nothing else has begun when one is taken.
-        let ports = Ports::bind(&config)?;
-        let rooms = Rooms::build(&config)?;
+        let ports = Ports::bind(&http)?;
+        let sources = Sources::build(sources, &routes, window);
+        let rooms = Rooms::build(sources, Authenticator::new(auth, token_bytes), Pool::new(pool), (streams, histories), http.bounds.stall)?;
         let mut bridge = Self {
             tasks: JoinSet::new(),
             sources: Vec::new(),
@@ -227,30 +209,31 @@ impl Bridge {
             admin_connections: TaskTracker::new(),
             streams: rooms.streams.clone(),
             writer: rooms.writer.clone(),
-            drain: config.server.drain,
+            drain,
             draining: CancellationToken::new(),
             ends: Ends::default(),
             admin_ends: Ends::default(),
         };
-        bridge.spawn(&config, ports, rooms);
+        bridge.spawn(http, ports, rooms);
         Ok(bridge)
     }
 
     /// What answers on the public port.
-    fn public(&self, config: &Config, ports: &Ports, rooms: &Rooms) -> Arc<Server> {
+    fn public(&self, settings: http::Settings, ports: &Ports, rooms: &Rooms) -> Arc<Server> {
         let inbox = |source: &SourceRuntime| {
             let Supervisor { adapter, max_payload, .. } = &source.supervisor;
             adapter.inbox().map(|handle| Inbox { subjects: adapter.reach(), max_payload: *max_payload, handle })
         };
         let streams = rooms.streams.clone();
         let face = crate::http::router(
-            config,
+            settings,
             crate::http::Rooms {
                 auth: rooms.auth.clone(),
                 pool: rooms.pool.clone(),
                 metrics: rooms.metrics.clone(),
                 inboxes: rooms.sources.all.iter().filter_map(inbox).collect(),
                 draining: self.draining.clone(),
+                retry: rooms.timing.retry,
                 open: Box::new(move |request| Handover::new(streams.open(request, Timestamp::now()))),
             },
         );
@@ -273,8 +256,10 @@ impl Bridge {
     }
 
     /// Starts everything.
-    fn spawn(&mut self, config: &Config, ports: Ports, rooms: Rooms) {
-        let (public, admin) = (self.public(config, &ports, &rooms), self.admin(&ports, &rooms));
+    fn spawn(&mut self, settings: http::Settings, ports: Ports, rooms: Rooms) {
+        let addresses = (ports.public.local_addr().unwrap_or(settings.listen), ports.admin.local_addr().unwrap_or(settings.admin));
+        let dashboard = settings.dashboard.then_some(if ports.tls.is_some() { "https" } else { "http" });
+        let (public, admin) = (self.public(settings, &ports, &rooms), self.admin(&ports, &rooms));
         self.sources = rooms.sources.all.iter().map(SourceRuntime::start).collect();
         let auth = rooms.auth;
         // It ends at once where there is nothing to fetch.
@@ -290,8 +275,8 @@ impl Bridge {
         }
         let carry_on = self.writer.clone().carry_on(rooms.writing.returned, self.connections.clone(), self.ends.cut.clone());
         self.own("returns", carry_on);
-        self.own("heartbeat", beat(rooms.sources.hub, config.server.heartbeat));
-        announce(config, ports.public.local_addr().ok(), ports.admin.local_addr().ok());
+        self.own("heartbeat", beat(rooms.sources.hub, rooms.timing.heartbeat));
+        announce(self.sources.len(), addresses, dashboard);
         self.own("listener", public.run(ports.public));
         self.own("admin listener", admin.run(ports.admin));
     }
@@ -388,17 +373,11 @@ fn readings(sources: &Sources, streams: Arc<Streams>, pool: Pool, connections: T
     })
 }
 
-/// Says where everything is.
-fn announce(config: &Config, public: Option<SocketAddr>, private: Option<SocketAddr>) {
-    let url = |scheme: &str, address: SocketAddr| {
-        let host = if address.ip().is_unspecified() { SocketAddr::new([127, 0, 0, 1].into(), address.port()) } else { address };
-        format!("{scheme}://{host}/")
-    };
-    let scheme = if config.server.tls.is_some() { "https" } else { "http" };
-    let public = public.unwrap_or(config.server.listen);
-    let private = private.unwrap_or(config.admin.listen);
-    info!(listen = %public, admin = %private, sources = config.sources.len(), "listening");
-    if config.server.dashboard {
-        info!(url = url(scheme, public), "dashboard");
+/// Says where everything is. `dashboard`: the scheme of its address, if it is served.
+fn announce(sources: usize, (public, admin): (SocketAddr, SocketAddr), dashboard: Option<&str>) {
+    info!(listen = %public, %admin, sources, "listening");
+    if let Some(scheme) = dashboard {
+        let host = if public.ip().is_unspecified() { SocketAddr::new([127, 0, 0, 1].into(), public.port()) } else { public };
+        info!(url = format!("{scheme}://{host}/"), "dashboard");
     }
 }

@@ -13,7 +13,6 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 
-use crate::config::{self, KeyMaterial};
 use crate::event::Timestamp;
 use crate::subject::{self, Pattern, Subject};
 
@@ -21,6 +20,7 @@ mod cache;
 mod carrier;
 mod jwks;
 mod keys;
+mod settings;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -29,8 +29,11 @@ mod token;
 use cache::Cache;
 use carrier::{Carrier, Unreadable};
 use jwks::{Hope, Remote};
-pub use keys::KeyError;
-pub use template::{Template, TemplateError};
+#[cfg(test)]
+pub use keys::{Algorithm, KeyError};
+use settings::{Carriers, Credential};
+pub use settings::{Jwt, Settings, Signer, token_bytes};
+use template::Template;
 pub use token::{Refused, mint};
 
 /// Whose a token is, as the token says.
@@ -131,42 +134,10 @@ impl AuthError {
 /// `WWW-Authenticate` of a 403: the token is good, its grant too narrow.
 pub const INSUFFICIENT_SCOPE: HeaderValue = HeaderValue::from_static(r#"Bearer realm="brokercast", error="insufficient_scope""#);
 
-/// Why there can be no authenticator.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SetupError {
-    /// A key that cannot be used.
-    #[error("`auth.jwt.keys[{index}]` cannot be used")]
-    Key {
-        /// Which one, from 0.
-        index: usize,
-        /// Why.
-        #[source]
-        cause: KeyError,
-    },
-    /// Not a valid URL.
-    #[error("`auth.jwt.keys[{index}].jwks_url` must be an http or https URL")]
-    Url {
-        /// Which one, from 0.
-        index: usize,
-    },
-    /// A template that cannot be used.
-    #[error("`auth.grants.{list}[{index}]` cannot be used")]
-    Template {
-        /// `subscribe` or `publish`.
-        list: &'static str,
-        /// Which one, from 0.
-        index: usize,
-        /// Why.
-        #[source]
-        cause: TemplateError,
-    },
-}
-
 /// Turns requests into grants.
 #[derive(Debug)]
 pub struct Authenticator {
-    carriers: config::Carriers,
+    carriers: Carriers,
     token_bytes: usize,
     jwt: Option<Tokens>,
     anonymous: Grant,
@@ -211,14 +182,6 @@ struct Permits {
 }
 
 impl Permits {
-    fn new(list: &'static str, path: &[String], templates: &[String], anonymous: &[Pattern]) -> Result<Self, SetupError> {
-        let templates = templates.iter().enumerate().map(|(index, text)| {
-            let template = text.parse::<Template>();
-            template.map_err(|cause| SetupError::Template { list, index, cause })
-        });
-        Ok(Self { path: path.join("."), templates: templates.collect::<Result<_, _>>()?, anonymous: anonymous.to_vec() })
-    }
-
     fn of(&self, claims: &Map<String, Value>) -> Arc<[Pattern]> {
         let (mut patterns, bad) = template::patterns(template::claim(claims, &self.path));
         if bad > 0 {
@@ -244,25 +207,25 @@ fn union(mut patterns: Vec<Pattern>) -> Arc<[Pattern]> {
 }
 
 impl Authenticator {
-    /// Reads all keys and templates. Keys behind URLs come later: see [`Self::refresh_keys`].
-    ///
-    /// # Errors
-    /// When a key or a template cannot be used.
-    pub fn new(config: &config::Auth, limits: &config::Limits) -> Result<Self, SetupError> {
-        let config::Auth { jwt, carriers, grants, anonymous } = config;
-        let tokens = |jwt: &config::Jwt| {
-            let subscribe = Permits::new("subscribe", &jwt.claims.subscribe, &grants.subscribe, &anonymous.subscribe)?;
-            let publish = Permits::new("publish", &jwt.claims.publish, &grants.publish, &anonymous.publish)?;
-            Tokens::new(jwt, subscribe, publish)
+    /// Takes no token longer than `token_bytes`. Keys behind URLs come later: see [`Self::refresh_keys`].
+    #[must_use]
+    pub fn new(settings: Settings, token_bytes: usize) -> Self {
+        let Settings { jwt, carriers, grants, anonymous, .. } = settings;
+        let (subscribe, publish) = (union(anonymous.subscribe.clone()), union(anonymous.publish.clone()));
+        let permits = |path, templates, anonymous| Permits { path, templates, anonymous };
+        let tokens = |jwt: Jwt| {
+            let subscribe = permits(jwt.claims.subscribe, grants.subscribe, anonymous.subscribe);
+            let publish = permits(jwt.claims.publish, grants.publish, anonymous.publish);
+            let rules = token::Rules { issuer: jwt.issuer, audience: jwt.audience, leeway: jwt.leeway };
+            Tokens::new(rules, jwt.keys, subscribe, publish)
         };
-        let open = |patterns: &[Pattern]| union(patterns.to_vec());
-        let (subscribe, publish) = (open(&anonymous.subscribe), open(&anonymous.publish));
-        Ok(Self {
-            carriers: carriers.clone(),
-            token_bytes: limits.token_bytes,
-            jwt: jwt.as_ref().map(tokens).transpose()?,
-            anonymous: Grant { subscribe, publish, owner: None, expires: None },
-        })
+        Self { carriers, token_bytes, jwt: jwt.map(tokens), anonymous: Grant { subscribe, publish, owner: None, expires: None } }
+    }
+
+    /// The name of the cookie that may carry a token.
+    #[must_use]
+    pub fn cookie(&self) -> Option<&str> {
+        self.carriers.cookie.as_deref()
     }
 
     /// Who wants to subscribe, and what they may. `query` is the request's, as it was sent.
@@ -349,23 +312,17 @@ fn refused(why: Refused, carrier: Option<Carrier>) -> AuthError {
 }
 
 impl Tokens {
-    fn new(jwt: &config::Jwt, subscribe: Permits, publish: Permits) -> Result<Self, SetupError> {
+    fn new(rules: token::Rules, keys: Vec<Credential>, subscribe: Permits, publish: Permits) -> Self {
         let (mut fixed, mut remotes) = (Vec::new(), Vec::new());
-        for (index, source) in jwt.keys.iter().enumerate() {
-            let (id, algorithms) = (source.id.as_deref(), source.algorithms.as_slice());
-            let bad = |cause| SetupError::Key { index, cause };
-            match &source.key {
-                KeyMaterial::Secret(secret) => fixed.push(keys::from_secret(secret, id, algorithms).map_err(bad)?),
-                KeyMaterial::Pem(pem) => fixed.push(keys::from_pem(pem, id, algorithms).map_err(bad)?),
-                KeyMaterial::Jwks(json) => fixed.extend(keys::from_set(json, id, algorithms).map_err(bad)?),
-                KeyMaterial::JwksUrl(url) => {
-                    remotes.push(Remote::new(url, source.id.clone(), source.algorithms.clone()).ok_or(SetupError::Url { index })?)
-                }
+        for key in keys {
+            match key {
+                Credential::Secret(_, key) => fixed.push(key),
+                Credential::Public(keys) => fixed.extend(keys),
+                Credential::Remote(remote) => remotes.push(remote),
             }
         }
         let ring = Ring { epoch: 0, fixed: fixed.into(), fetched: vec![None; remotes.len()] };
-        let rules = token::Rules { issuer: jwt.issuer.clone(), audience: jwt.audience.clone(), leeway: jwt.leeway };
-        Ok(Self {
+        Self {
             rules,
             subscribe,
             publish,
@@ -374,7 +331,7 @@ impl Tokens {
             remotes,
             attempts: watch::Sender::new(0),
             cache: Cache::default(),
-        })
+        }
     }
 
     /// Takes in a set that has changed.

@@ -10,8 +10,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::app;
-use crate::config::{self, ConfigError, Loaded};
+use crate::app::{self, Loaded};
+use crate::settings::SettingsError;
 use crate::support::causes::chain;
 
 mod check;
@@ -60,7 +60,7 @@ enum Command {
 enum Error {
     /// The configuration.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(#[from] SettingsError),
     /// The bridge.
     #[error(transparent)]
     Bridge(#[from] app::Error),
@@ -104,10 +104,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             say(format_args!("brokercast: {}", chain(&error)));
             match error {
-                // What the configuration names cannot be used: a certificate, a key.
-                Error::Config(_) | Error::Bridge(app::Error::Tls(_) | app::Error::Auth(_) | app::Error::Route(_)) => {
-                    ExitCode::from(EX_CONFIG)
-                }
+                Error::Config(_) => ExitCode::from(EX_CONFIG),
                 _ => ExitCode::FAILURE,
             }
         }
@@ -124,7 +121,7 @@ fn files(given: Vec<PathBuf>) -> Vec<PathBuf> {
 }
 
 fn load(files: &[PathBuf]) -> Result<Loaded, Error> {
-    Ok(config::load(files)?)
+    Ok(app::load(files)?)
 }
 
 /// Prints a line on standard error. If that is closed, the line is lost.

@@ -12,9 +12,11 @@ use crate::source::Adapter;
 
 mod pace;
 mod reader;
+mod settings;
 
 use pace::Pace;
 pub use reader::Reader;
+pub use settings::Settings;
 
 /// One of the hub's sources, as its log is read.
 #[derive(Clone)]
@@ -34,15 +36,6 @@ pub struct Request {
     pub number: u32,
     /// What follows this point. [`Point::Last`] only where the broker keeps the last message of each subject.
     pub from: Point,
-}
-
-/// Bounds of all reading together.
-#[derive(Debug, Clone, Copy)]
-pub struct Settings {
-    /// Readers at a time.
-    pub readers: usize,
-    /// Bytes per second that all readers take together, about: subjects and payloads.
-    pub rate: usize,
 }
 
 /// The logs of all sources, by the hub's number, and what all readers share.

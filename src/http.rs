@@ -15,7 +15,6 @@ use http::{HeaderValue, header};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Authenticator;
-use crate::config::{Config, Limits};
 use crate::metrics::{Metrics, Route};
 use crate::pool::Pool;
 use crate::source::http::Handle;
@@ -36,13 +35,14 @@ mod origin;
 mod problem;
 mod publish;
 mod query;
+pub(crate) mod settings;
 mod stall;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tls;
 
 pub use listen::ListenError;
-pub use tls::TlsError;
+pub(crate) use settings::{Limits, Settings};
 
 use connection::Peer;
 use dashboard::Dashboard;
@@ -69,6 +69,8 @@ pub(crate) struct Rooms {
     pub(crate) inboxes: Vec<Inbox>,
     /// Cancelled when no stream is to be opened any more.
     pub(crate) draining: CancellationToken,
+    /// The reconnection time told to clients, before jitter.
+    pub(crate) retry: Duration,
     /// Opens a stream. Never waits.
     pub(crate) open: Box<dyn Fn(stream::Request) -> Handover + Send + Sync>,
 }
@@ -79,7 +81,6 @@ struct Shared {
     origins: Origins,
     limits: Limits,
     trusted_proxies: Vec<ipnet::IpNet>,
-    retry: Duration,
     /// How long a publisher may take to send its message.
     body_timeout: Duration,
     dashboard: Option<Dashboard>,
@@ -87,17 +88,16 @@ struct Shared {
 }
 
 /// The public listener's router.
-pub(crate) fn router(config: &Config, rooms: Rooms) -> Router {
-    let server = &config.server;
+pub(crate) fn router(settings: Settings, rooms: Rooms) -> Router {
+    let Settings { origins, limits, trusted_proxies, bounds, dashboard, dashboards, .. } = settings;
     let shared = Arc::new(Shared {
+        origins,
+        limits,
+        trusted_proxies,
+        body_timeout: bounds.header * 3,
+        dashboard: dashboard.then(|| Dashboard::new(rooms.auth.cookie())),
+        dashboards: dashboards.map(Files::new),
         rooms,
-        origins: Origins::new(server),
-        limits: server.limits.clone(),
-        trusted_proxies: config.subscribers.trusted_proxies.clone(),
-        retry: server.retry,
-        body_timeout: server.limits.header_timeout * 3,
-        dashboard: server.dashboard.then(|| Dashboard::new(config.auth.carriers.cookie.as_deref())),
-        dashboards: server.dashboards.clone().map(Files::new),
     });
     Router::new()
         .route("/events", any(events::answer))

@@ -25,6 +25,7 @@ mod models;
 mod notify;
 pub mod piece;
 mod publisher;
+mod settings;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -11,8 +11,6 @@ mod app;
 #[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod auth;
 mod cli;
-#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
-mod config;
 mod cursor;
 mod event;
 #[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
@@ -29,6 +27,7 @@ mod metrics;
 mod pool;
 #[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod route;
+mod settings;
 #[cfg(test)]
 mod sim;
 #[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
@@ -49,13 +48,21 @@ pub use cli::main;
 /// What benches and the tests of single adapters use of the rooms. Cargo turns the feature on for them; the program has none of it.
 #[cfg(feature = "internals")]
 pub mod internals {
-    pub use crate::config::Problems;
     pub use crate::cursor::{Check, Cursor, Point, Position, Tag};
     pub use crate::event::{Envelope, Event, Gap, GapReason, Message, SourceName, Timestamp};
     pub use crate::frame::{Form, Origin, body};
     pub use crate::hub::{Channel, Concerns, Filter, Hub, Input, Limits, Listener, Seat, SourceSpec};
-    pub use crate::source::{Adapter, Common, Connection, ErrorKind, Handle, Intake, Item, SourceError, Start, State};
-    pub use crate::source::{amqp::Raw, supervisor::Supervisor};
+    pub use crate::source::supervisor::Supervisor;
+    pub use crate::source::{Adapter, Connection, ErrorKind, Handle, Intake, Item, SourceError, Start, State};
     pub use crate::subject::{Pattern, index::Index};
     pub use crate::support::causes::chain;
+
+    /// The adapter of the one source that a text configures.
+    ///
+    /// # Errors
+    /// With what is wrong with the text.
+    pub fn adapter(text: &str) -> Result<std::sync::Arc<dyn Adapter>, crate::settings::SettingsError> {
+        let read = |root: &crate::settings::Section<'_>| crate::source::settings::read(&root.key("sources").section()).pop();
+        Ok(crate::settings::load(&[], [], ("text", text), read)?.0.adapter)
+    }
 }

@@ -7,17 +7,17 @@ use std::collections::VecDeque;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use slab::Slab;
 use tokio::sync::oneshot;
 
-use crate::config::Subscribers;
-
+mod settings;
 #[cfg(test)]
 mod tests;
+
+pub use settings::Settings;
 
 /// Why a subscriber gets no slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
@@ -39,11 +39,7 @@ pub struct Pool(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    max: usize,
-    max_per_identity: Option<usize>,
-    max_per_address: Option<usize>,
-    wait: Duration,
-    waiting: usize,
+    settings: Settings,
     state: Mutex<State>,
 }
 
@@ -197,15 +193,8 @@ impl Drop for Waiting {
 impl Pool {
     /// With all slots free.
     #[must_use]
-    pub fn new(config: &Subscribers) -> Self {
-        Self(Arc::new(Shared {
-            max: config.max,
-            max_per_identity: config.max_per_identity,
-            max_per_address: config.max_per_address,
-            wait: config.wait,
-            waiting: config.waiting,
-            state: Mutex::default(),
-        }))
+    pub fn new(settings: Settings) -> Self {
+        Self(Arc::new(Shared { settings, state: Mutex::default() }))
     }
 
     /// Takes a slot for a token's `sub` and a client's address. If all are taken it waits as long as configured, first come,
@@ -218,7 +207,7 @@ impl Pool {
             Entered::Slot(permit) => return Ok(permit),
             Entered::Queue(waiting) => waiting,
         };
-        if let (Ok(Ok(())), Some(permit)) = (tokio::time::timeout(self.0.wait, &mut waiting.slot).await, &mut waiting.permit) {
+        if let (Ok(Ok(())), Some(permit)) = (tokio::time::timeout(self.0.settings.wait, &mut waiting.slot).await, &mut waiting.permit) {
             permit.has_slot = true;
         }
         // The slot may have arrived at the moment of the timeout.
@@ -226,18 +215,18 @@ impl Pool {
     }
 
     fn enter(&self, identity: Option<&Arc<str>>, address: IpAddr) -> Result<Entered, Refusal> {
-        let shared = &self.0;
-        let mut state = shared.state.lock();
-        let full = state.taken >= shared.max;
-        if full && (shared.wait.is_zero() || state.queue.len() >= shared.waiting) {
+        let Shared { settings, state } = &*self.0;
+        let mut state = state.lock();
+        let full = state.taken >= settings.max;
+        if full && (settings.wait.is_zero() || state.queue.len() >= settings.waiting) {
             // The client's own caps come first: they tell it more, and waiting would not help.
             return Err(self.own_refusal(&state, identity, address).unwrap_or(Refusal::Full));
         }
-        let identity_at = match (identity, shared.max_per_identity) {
+        let identity_at = match (identity, settings.max_per_identity) {
             (Some(identity), Some(max)) => state.identities.add(identity, max).ok_or(Refusal::Identity)?,
             _ => NONE,
         };
-        let address_at = match shared.max_per_address.map(|max| state.addresses.add(&counted(address), max)) {
+        let address_at = match settings.max_per_address.map(|max| state.addresses.add(&counted(address), max)) {
             Some(Some(at)) => at,
             Some(None) => {
                 if identity_at != NONE {
@@ -247,7 +236,7 @@ impl Pool {
             }
             None => NONE,
         };
-        let permit = Permit { pool: Arc::clone(shared), identity: identity_at, address: address_at, has_slot: !full };
+        let permit = Permit { pool: Arc::clone(&self.0), identity: identity_at, address: address_at, has_slot: !full };
         if !full {
             state.taken += 1;
             return Ok(Entered::Slot(permit));
@@ -264,10 +253,10 @@ impl Pool {
             let count = counter.by_key.get(key).and_then(|at| counter.counts.get(*at as usize)).map_or(0, |(_, count)| *count);
             max.is_some_and(|max| count >= max)
         }
-        if identity.is_some_and(|identity| full(&state.identities, identity, self.0.max_per_identity)) {
+        if identity.is_some_and(|identity| full(&state.identities, identity, self.0.settings.max_per_identity)) {
             return Some(Refusal::Identity);
         }
-        full(&state.addresses, &counted(address), self.0.max_per_address).then_some(Refusal::Address)
+        full(&state.addresses, &counted(address), self.0.settings.max_per_address).then_some(Refusal::Address)
     }
 
     /// How many slots are taken.
@@ -279,7 +268,7 @@ impl Pool {
     /// How many slots there are.
     #[must_use]
     pub fn max(&self) -> usize {
-        self.0.max
+        self.0.settings.max
     }
 }
 

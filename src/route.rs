@@ -5,39 +5,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::config::{RouteAction, RouteRule};
 use crate::event::{Envelope, Event, Message, SourceName};
 use crate::subject::{Pattern, Subject};
 
 mod reach;
+pub mod settings;
 mod template;
 #[cfg(test)]
 mod tests;
 
-pub use template::TemplateError;
 use template::{NameTemplate, SubjectTemplate};
 
 /// The prefix of control events' names; no route may give an event such a name.
 pub const RESERVED: &str = "brokercast.";
-
-/// Why a rule cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RouteError {
-    /// `subject` is no template of a subject.
-    #[error("`subject` {0}")]
-    Subject(TemplateError),
-    /// `event` is no template of an event name.
-    #[error("`event` {0}")]
-    Event(TemplateError),
-}
-
-/// Says whether a rule's templates fit its pattern; what the configuration asks of each rule.
-///
-/// # Errors
-/// When one of them does not.
-pub fn check(rule: &RouteRule) -> Result<(), RouteError> {
-    Action::new(rule).map(drop)
-}
 
 /// All rules, ready to be applied.
 #[derive(Debug)]
@@ -56,8 +36,12 @@ struct Rules {
     outputs: Box<[reach::Output]>,
 }
 
+/// One of `routes`.
 #[derive(Debug, Clone)]
-struct Rule {
+pub struct Rule {
+    /// Only messages of this source.
+    source: Option<SourceName>,
+    /// Only these subjects.
     matches: Pattern,
     action: Action,
 }
@@ -68,33 +52,18 @@ enum Action {
     Pass { subject: Option<Arc<SubjectTemplate>>, name: Option<Arc<NameTemplate>>, envelope: Envelope },
 }
 
-impl Action {
-    fn new(rule: &RouteRule) -> Result<Self, RouteError> {
-        let RouteAction::Pass { subject, event, envelope } = &rule.action else { return Ok(Self::Drop) };
-        let subject = subject.as_deref().map(|text| SubjectTemplate::new(text, &rule.matches)).transpose().map_err(RouteError::Subject)?;
-        let name = event.as_deref().map(|text| NameTemplate::new(text, &rule.matches)).transpose().map_err(RouteError::Event)?;
-        Ok(Self::Pass { subject: subject.map(Arc::new), name: name.map(Arc::new), envelope: *envelope })
-    }
-}
-
 impl Router {
-    /// Compiles `rules` for `sources`, each with the patterns that hold all it can produce. A source is known
-    /// by its index from here on.
-    ///
-    /// # Errors
-    /// When a rule's templates don't fit its pattern ([`check`] says the same).
-    pub fn new(rules: &[RouteRule], sources: &[(SourceName, Vec<Pattern>)]) -> Result<Self, RouteError> {
-        let compiled = rules
-            .iter()
-            .map(|rule| Ok((rule.source.as_ref(), Rule { matches: rule.matches.clone(), action: Action::new(rule)? })))
-            .collect::<Result<Vec<_>, RouteError>>()?;
+    /// Applies `rules` to `sources`, each with the patterns that hold all it can produce. A source is known by its index
+    /// from here on.
+    #[must_use]
+    pub fn new(rules: &[Rule], sources: &[(SourceName, Vec<Pattern>)]) -> Self {
         let sources = sources
             .iter()
             .map(|(name, reach)| {
                 let mut before: Vec<Pattern> = Vec::new();
                 let mut applicable = Vec::new();
-                for (of, rule) in &compiled {
-                    if of.is_some_and(|of| of != name) || !reach::left(reach, &rule.matches, &before) {
+                for rule in rules {
+                    if rule.source.as_ref().is_some_and(|source| source != name) || !reach::left(reach, &rule.matches, &before) {
                         continue;
                     }
                     before.push(rule.matches.clone());
@@ -103,7 +72,7 @@ impl Router {
                 Rules { outputs: reach::outputs(reach, &applicable).into(), rules: applicable.into() }
             })
             .collect();
-        Ok(Self { sources, shortened: AtomicU64::new(0), reserved: AtomicU64::new(0) })
+        Self { sources, shortened: AtomicU64::new(0), reserved: AtomicU64::new(0) }
     }
 
     /// What becomes of a message of the source with this index; `None`: a route dropped it.

@@ -1,19 +1,17 @@
-//! The contract between the bridge and its sources, and the list of adapters.
+//! The contract between the bridge and its sources.
 //!
 //! An adapter is one file: its configuration, how it connects, how a connection reads. Reconnecting,
 //! backoff, acknowledging, metrics and readiness live once, in [`supervisor`]. A source knows neither the hub
 //! nor HTTP: it hands [`Item`]s to its caller.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use crate::config::Problems;
 use crate::cursor::Position;
-use crate::event::{Gap, GapReason, Message, SourceName, Timestamp};
-use crate::subject::{Pattern, SubjectError};
+use crate::event::{Gap, GapReason, Message, Timestamp};
+use crate::subject::Pattern;
 
 pub mod amqp;
 mod amqp_stream;
@@ -21,6 +19,7 @@ mod error;
 pub mod http;
 pub mod jetstream;
 pub mod nats;
+pub mod settings;
 pub mod status;
 pub mod supervisor;
 #[cfg(test)]
@@ -87,6 +86,11 @@ pub trait Adapter: Send + Sync + 'static {
     /// but the first then begins with a `reconnect` gap.
     fn loses_while_away(&self) -> bool {
         !self.durable()
+    }
+
+    /// Whether each replica of brokercast gets only its own part of the messages.
+    fn splits(&self) -> bool {
+        false
     }
 
     /// Patterns that together hold every subject this source can produce, before routing.
@@ -160,74 +164,4 @@ pub fn drop_oversized(items: &mut [Item], max: usize) -> usize {
         }
     }
     dropped
-}
-
-/// Reads a list of patterns that may not be empty, and notes every problem; `path` is the list's key path.
-pub(crate) fn validate_patterns(texts: &[String], path: &str, problems: &mut Problems) -> Option<Vec<Pattern>> {
-    if texts.is_empty() {
-        problems.add(path, "must list at least one subject such as orders.>");
-        return None;
-    }
-    let read = |(n, text): (usize, &String)| {
-        text.parse()
-            .map_err(|e: SubjectError| problems.add(format!("{path}[{n}]"), format!("{e}; must be a subject such as orders.>")))
-            .ok()
-    };
-    let patterns: Vec<_> = texts.iter().enumerate().map(read).collect();
-    patterns.into_iter().collect()
-}
-
-/// What stands beside the adapter's tag in a source's configuration.
-#[derive(Debug, Clone, Copy)]
-pub struct Common {
-    /// Bytes of one message's payload.
-    #[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "no adapter reads it any more"))]
-    pub max_payload: usize,
-}
-
-/// The adapter's part of a source's configuration: the list of adapters.
-#[derive(Debug, Clone)]
-pub enum AdapterConfig {
-    /// `ticker`
-    Ticker(ticker::Config),
-    /// `http`
-    Http(http::Config),
-    /// `nats`
-    Nats(Box<nats::Config>),
-    /// `amqp`
-    Amqp(Box<amqp::Config>),
-}
-
-impl AdapterConfig {
-    /// Makes the adapter; connects nothing.
-    #[must_use]
-    pub fn build(self, name: &SourceName, common: Common) -> Arc<dyn Adapter> {
-        match self {
-            Self::Ticker(config) => Arc::new(ticker::Ticker::new(config)),
-            Self::Http(config) => Arc::new(http::Http::new(config)),
-            Self::Nats(config) => config.build(name, common),
-            Self::Amqp(config) => config.build(name, common),
-        }
-    }
-
-    /// Whether the broker keeps a log of it, so that cursors hold a place in that log.
-    #[must_use]
-    pub fn durable(&self) -> bool {
-        match self {
-            Self::Ticker(_) | Self::Http(_) => false,
-            Self::Nats(config) => config.jetstream.is_some(),
-            Self::Amqp(config) => config.stream,
-        }
-    }
-
-    /// Whether each replica of brokercast gets only its own part of the messages; `check` says so.
-    #[must_use]
-    pub fn splits(&self) -> bool {
-        match self {
-            Self::Ticker(_) => false,
-            Self::Http(_) => true,
-            Self::Nats(config) => config.splits(),
-            Self::Amqp(config) => config.splits(),
-        }
-    }
 }

@@ -23,12 +23,14 @@ use crate::support::backoff::jittered;
 
 mod catch_up;
 mod registry;
+mod settings;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use catch_up::{CatchUp, Moved};
 pub use registry::{Driver, End, Selection, StreamId};
 use registry::{Entry, Registry};
+pub use settings::Settings;
 
 /// Where a client begins.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,26 +59,6 @@ pub struct Request {
     pub connection: u32,
     /// Its place in the pool, given back when the stream ends.
     pub permit: Box<dyn Send + Sync>,
-}
-
-/// What all streams have in common.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Time between heartbeats.
-    pub heartbeat: Duration,
-    /// The reconnection time told to clients, before jitter.
-    pub retry: Duration,
-    /// Entries of windows that a stream looks at while it holds the hub's lock.
-    pub scan: usize,
-    /// Bytes after which what a stream has gathered is sent.
-    pub piece: usize,
-}
-
-impl Settings {
-    /// See [`Settings::scan`].
-    pub const SCAN: usize = 1024;
-    /// See [`Settings::piece`].
-    pub const PIECE: usize = 64 << 10;
 }
 
 /// Whom the losses of a router's source concern.

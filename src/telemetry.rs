@@ -10,7 +10,9 @@ use tracing_subscriber::filter::{ParseError, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
-use crate::config::{Log, LogFormat};
+mod settings;
+
+pub use settings::{Format, Settings};
 
 /// Why the log cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -24,37 +26,41 @@ pub enum Error {
     Twice(#[source] TryInitError),
 }
 
-/// Libraries that log every lost connection as an error of their own, which the sources tell once, and with its cause.
-const LOUD: [&str; 2] = ["lapin", "async_nats"];
+/// Log targets, and the level from which on they show what goes over the wire. hyper's shows a path that is no URL with
+/// its token, brokers' libraries show passwords and payloads at `TRACE`.
+const TELLTALE: (&str, Level) = ("h2::server", Level::DEBUG);
 
-/// Who shows from which level on what goes over the wire: passwords and payloads, a path that is no URL with its token.
-const TELLTALE: [(&str, Level); 3] = [("lapin", Level::TRACE), ("async_nats", Level::TRACE), ("h2::server", Level::DEBUG)];
-
-/// The filter without what these say, unless it names them.
-fn quietened(filter: &str) -> String {
-    let unasked = LOUD.iter().filter(|name| !filter.contains(*name));
+/// The filter without these libraries, unless it names them: they log every lost connection as an error of their own,
+/// which the sources log once, and with its cause.
+fn quietened(filter: &str, libraries: &[&str]) -> String {
+    let unasked = libraries.iter().filter(|name| !filter.contains(*name));
     unasked.map(|name| format!("{name}=off,")).collect::<String>() + filter
 }
 
 /// Whether an event may be logged, whatever the filter says.
-fn discreet(event: &Metadata<'_>) -> bool {
-    !TELLTALE.iter().any(|(name, level)| event.level() >= level && event.target().starts_with(name))
+fn discreet(event: &Metadata<'_>, libraries: &[&str]) -> bool {
+    let within = |(name, level): (&str, Level)| event.level() >= &level && event.target().starts_with(name);
+    !libraries.iter().map(|name| (*name, Level::TRACE)).chain([TELLTALE]).any(within)
 }
 
 /// Sets the log up for the whole process. `RUST_LOG`, where set, counts instead of `log.filter`.
 ///
 /// # Errors
 /// If `RUST_LOG` is not a filter, or the log is set up already.
-pub fn init(log: &Log) -> Result<(), Error> {
+pub fn init(log: Settings) -> Result<(), Error> {
+    let Settings { format, filter, libraries } = log;
     let asked = std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
-    let filter: EnvFilter = quietened(asked.as_deref().unwrap_or(&log.filter)).parse().map_err(Error::Filter)?;
-    let terminal = std::io::stderr().is_terminal();
-    let text = match log.format {
-        LogFormat::Auto => terminal,
-        LogFormat::Text => true,
-        LogFormat::Json => false,
+    let filter: EnvFilter = match asked {
+        Some(asked) => quietened(&asked, &libraries).parse().map_err(Error::Filter)?,
+        None => filter,
     };
-    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(discreet));
+    let terminal = std::io::stderr().is_terminal();
+    let text = match format {
+        Format::Auto => terminal,
+        Format::Text => true,
+        Format::Json => false,
+    };
+    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(move |event| discreet(event, &libraries)));
     // If standard error is closed, reporting that there would panic.
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let done = if text {
@@ -78,8 +84,9 @@ mod tests {
 
     #[test]
     fn a_loud_library_is_heard_only_when_asked_for() {
-        assert_eq!(quietened("info"), "lapin=off,async_nats=off,info");
-        assert_eq!(quietened("info,lapin=debug"), "async_nats=off,info,lapin=debug");
-        assert!(quietened("brokercast=debug,warn").parse::<EnvFilter>().is_ok());
+        let libraries = ["lapin", "async_nats"];
+        assert_eq!(quietened("info", &libraries), "lapin=off,async_nats=off,info");
+        assert_eq!(quietened("info,lapin=debug", &libraries), "async_nats=off,info,lapin=debug");
+        assert!(quietened("brokercast=debug,warn", &libraries).parse::<EnvFilter>().is_ok());
     }
 }

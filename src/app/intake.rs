@@ -82,22 +82,19 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::config::{RouteAction, RouteRule};
     use crate::cursor::{Cursor, Point, Position, Tag};
-    use crate::event::{Envelope, Gap, GapReason, Message};
+    use crate::event::{Gap, GapReason, Message};
     use crate::hub::{Limits, SourceSpec};
     use crate::source::Intake as _;
     use crate::subject::Pattern;
+    use crate::{route, settings};
 
     #[tokio::test]
     async fn messages_are_routed_and_what_a_route_drops_still_moves_the_cursor() {
         let name: crate::event::SourceName = "log".parse().unwrap();
-        let rule = |pattern: &str, action| RouteRule { source: None, matches: pattern.parse().unwrap(), action };
-        let rules = [
-            rule("secret.>", RouteAction::Drop),
-            rule("a.*", RouteAction::Pass { subject: Some("b.{1}".into()), event: None, envelope: Envelope::Json }),
-        ];
-        let router = Arc::new(Router::new(&rules, &[(name.clone(), vec![Pattern::all()])]).unwrap());
+        let rules = "routes: [{ match: { subject: secret.> }, drop: true }, { match: { subject: a.* }, subject: 'b.{1}' }]";
+        let rules = settings::tests::read(rules, |root| Some(route::settings::read(root.key("routes"), &[]))).unwrap();
+        let router = Arc::new(Router::new(&rules, &[(name.clone(), vec![Pattern::all()])]));
         let spec = SourceSpec { name, durable: true, concerns: crate::stream::concerns(&router, 0) };
         let hub = Hub::new(vec![spec], Limits { bytes: 1 << 20, age: std::time::Duration::from_secs(60) }, 1);
         let counts = Arc::<Counts>::default();

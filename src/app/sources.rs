@@ -14,13 +14,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::intake::{Counts, Intake};
-use crate::config::Config;
 use crate::event::GapReason;
 use crate::hub::{Hub, Limits, SourceId, SourceSpec};
 use crate::metrics::SourceReading;
-use crate::route::{RouteError, Router};
+use crate::route::{Router, Rule};
+use crate::source::settings::Source;
 use crate::source::supervisor::Supervisor;
-use crate::source::{Common, ErrorKind, Handle, Start, State};
+use crate::source::{ErrorKind, Handle, Start, State};
 use crate::stream;
 use crate::subject::Pattern;
 
@@ -53,32 +53,26 @@ pub(super) struct Running {
 
 impl Sources {
     /// Builds all; starts none.
-    ///
-    /// # Errors
-    /// When a route's templates do not fit its pattern.
-    pub(super) fn build(config: &Config) -> Result<Self, RouteError> {
-        let mut built = Vec::new();
-        for (name, source) in &config.sources {
-            let adapter = source.adapter.clone().build(name, Common { max_payload: source.max_payload });
-            built.push((Arc::new(Handle::new(name.clone(), &*adapter, source.required)), adapter, source.max_payload));
-        }
+    pub(super) fn build(sources: Vec<Source>, routes: &[Rule], window: Limits) -> Self {
+        let build =
+            |Source { name, required, max_payload, adapter }| (Arc::new(Handle::new(name, &*adapter, required)), adapter, max_payload);
+        let built: Vec<_> = sources.into_iter().map(build).collect();
         let reach: Vec<_> = built.iter().map(|(handle, adapter, _)| (handle.name.clone(), adapter.reach())).collect();
-        let router = Arc::new(Router::new(&config.routes, &reach)?);
+        let router = Arc::new(Router::new(routes, &reach));
         let spec = |(id, (handle, ..)): (SourceId, &(Arc<Handle>, _, _))| SourceSpec {
             name: handle.name.clone(),
             durable: handle.durable,
             concerns: stream::concerns(&router, id),
         };
-        let window = Limits { bytes: config.window.bytes, age: config.window.age };
         let hub = Hub::new(built.iter().enumerate().map(spec).collect(), window, rand::random());
-        let warm_up = Start::Recent { age: config.window.age, bytes: config.window.bytes as u64 };
+        let warm_up = Start::Recent { age: window.age, bytes: window.bytes as u64 };
         let runtime = |(id, (handle, adapter, max_payload))| {
             let counts = Arc::<Counts>::default();
             let intake = Arc::new(Intake { source: id, router: router.clone(), hub: hub.clone(), counts: counts.clone() });
             SourceRuntime { id, supervisor: Supervisor { adapter, intake, handle, warm_up, max_payload }, counts, reach: router.reach(id) }
         };
         let all = built.into_iter().enumerate().map(runtime).collect();
-        Ok(Self { router, hub, all })
+        Self { router, hub, all }
     }
 }
 
@@ -138,8 +132,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("bridge.yaml");
         std::fs::write(&file, "sources:\n  a: { ticker: { subject: a } }\n  b: { ticker: { subject: b } }\n").unwrap();
-        let config = crate::config::load(&[file]).unwrap().config;
-        let Sources { hub, all, .. } = Sources::build(&config).unwrap();
+        let settings = crate::app::load(&[file]).unwrap().settings;
+        let Sources { hub, all, .. } = Sources::build(settings.sources, &settings.routes, settings.window);
         let held = |hub: &Hub| hub.state().sources().iter().map(|source| source.window().len()).collect::<Vec<_>>();
         let [a, b] = [&all[0], &all[1]].map(SourceRuntime::start);
         sleep(Duration::from_millis(2500)).await;

@@ -7,8 +7,8 @@ use std::borrow::Cow;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, COOKIE};
 
+use super::settings::Carriers;
 use super::token::Refused;
-use crate::config::Carriers;
 use crate::support::form;
 
 /// Which carrier brought a token.

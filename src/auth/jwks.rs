@@ -11,8 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::keys::{self, Key, KeyError};
-use crate::config::Algorithm;
+use super::keys::{self, Algorithm, Key, KeyError};
 use crate::support::backoff::{Backoff, jittered};
 
 /// The interval between fetches: a withdrawn key is trusted for at most this long.
@@ -81,9 +80,8 @@ pub(super) enum Hope {
 }
 
 impl Remote {
-    pub(super) fn new(url: &str, id: Option<String>, algorithms: Vec<Algorithm>) -> Option<Self> {
-        let url: reqwest::Url = url.parse().ok()?;
-        matches!(url.scheme(), "http" | "https").then(|| Self { url, id, algorithms, state: Mutex::default(), wanted: Notify::new() })
+    pub(super) fn new(url: reqwest::Url, id: Option<String>, algorithms: Vec<Algorithm>) -> Self {
+        Self { url, id, algorithms, state: Mutex::default(), wanted: Notify::new() }
     }
 
     pub(super) fn serves(&self, algorithm: Algorithm) -> bool {

@@ -10,32 +10,50 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 use serde::Deserialize;
 
-use crate::config::{Algorithm, Secret};
+use crate::settings::{Choice as _, Secret};
+
+/// Signature algorithms of RFC 7518 section 3.1 and RFC 8037.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(clippy::upper_case_acronyms, missing_docs)]
+pub enum Algorithm {
+    HS256,
+    HS384,
+    HS512,
+    RS256,
+    RS384,
+    RS512,
+    PS256,
+    PS384,
+    PS512,
+    ES256,
+    ES384,
+    EdDSA,
+}
 
 /// Why a key cannot be used. Says nothing of the key itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
     /// An HMAC secret must not be easier to guess than the hash.
-    #[error("the secret is shorter than the hash of its algorithm ({0} bytes)")]
+    #[error("must hold at least {0} bytes, as many as the hash of its algorithm (`openssl rand -base64 {0}` makes one)")]
     ShortSecret(usize),
     /// HMAC with a public key, RS256 with an elliptic curve.
-    #[error("the key does not fit all of its `algorithms`")]
+    #[error("must be a key that fits all of its `algorithms`")]
     Algorithm,
-    /// Neither a public key nor a certificate.
-    #[error("holds no public key and no certificate in PEM")]
+    /// Neither a public key nor a certificate, or a private key beside it.
+    #[error("must be a public key in PEM (-----BEGIN PUBLIC KEY-----) or a certificate")]
     NoPem,
     /// Several public keys in one file: it is unclear which one is meant.
-    #[error("holds several public keys: write one entry in `keys` for each")]
+    #[error("must be a single public key: write one entry in `keys` for each")]
     SeveralPem,
     /// A key of an unsupported kind or curve, or a damaged one.
-    #[error("holds a key that is not RSA (2048 to 8192 bits), P-256, P-384 or Ed25519")]
+    #[error("must be an RSA key (2048 to 8192 bits), P-256, P-384 or Ed25519")]
     Unsupported,
     /// No JSON object with a list `keys`.
-    #[error("is not a JWK set: a JSON object with a list `keys` (RFC 7517)")]
+    #[error("must be a JWK set: a JSON object with a list `keys` (RFC 7517)")]
     NoSet,
     /// Its keys are all of another kind.
-    #[error("holds no key for the configured `algorithms`")]
+    #[error("must hold a key for the configured `algorithms`")]
     EmptySet,
 }
 
@@ -111,24 +129,14 @@ pub(super) const fn library(algorithm: Algorithm) -> jsonwebtoken::Algorithm {
     }
 }
 
+/// Whether one key can have both: RS and PS go together.
+pub(super) fn same_family(one: Algorithm, other: Algorithm) -> bool {
+    library(one).family() == library(other).family()
+}
+
 /// The algorithm of a token or a JWK; `Ed25519` is EdDSA by its newer name (RFC 9864).
 pub(super) fn algorithm(name: &str) -> Option<Algorithm> {
-    use Algorithm as A;
-    Some(match name {
-        "HS256" => A::HS256,
-        "HS384" => A::HS384,
-        "HS512" => A::HS512,
-        "RS256" => A::RS256,
-        "RS384" => A::RS384,
-        "RS512" => A::RS512,
-        "PS256" => A::PS256,
-        "PS384" => A::PS384,
-        "PS512" => A::PS512,
-        "ES256" => A::ES256,
-        "ES384" => A::ES384,
-        "EdDSA" | "Ed25519" => A::EdDSA,
-        _ => return None,
-    })
+    if name == "Ed25519" { Some(Algorithm::EdDSA) } else { Algorithm::of_word(name) }
 }
 
 /// A shared secret.
@@ -145,6 +153,9 @@ pub(super) fn from_secret(secret: &Secret, id: Option<&str>, algorithms: &[Algor
 
 /// Reads a public key, or the first certificate of a file: those after it are its issuers, which sign no tokens.
 pub(super) fn from_pem(pem: &str, id: Option<&str>, algorithms: &[Algorithm]) -> Result<Key, KeyError> {
+    if pem.contains("PRIVATE KEY-----") {
+        return Err(KeyError::NoPem);
+    }
     let keys: Vec<_> = SubjectPublicKeyInfoDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().map_err(|_| KeyError::NoPem)?;
     let decoding = match keys.as_slice() {
         [] if pem.contains("-----BEGIN RSA PUBLIC KEY-----") => {

@@ -1,8 +1,9 @@
 use http::header::{AUTHORIZATION, COOKIE};
 use serde_json::json;
 
+use super::settings::{Claims, Lists};
 use super::*;
-use crate::config::{Algorithm, Anonymous, Carriers, Claims, Grants, Jwt, KeySource, Secret};
+use crate::settings::Secret;
 
 mod attacks;
 mod carriers;
@@ -13,38 +14,46 @@ mod signatures;
 const SECRET: &[u8] = b"a secret of sixty-four bytes, which is what HS512 wants to have.";
 const LEEWAY: u64 = 30;
 
-fn limits() -> config::Limits {
-    config::Limits {
-        patterns: 64,
-        pattern_bytes: 256,
-        pattern_tokens: 16,
-        header_bytes: 16 << 10,
-        token_bytes: 8 << 10,
-        handshake_timeout: Duration::from_secs(10),
-        header_timeout: Duration::from_secs(10),
+const TOKEN_BYTES: usize = 8 << 10;
+
+/// Where a key comes from.
+enum KeyMaterial {
+    Secret(Secret),
+    Pem(String),
+    Jwks(String),
+    JwksUrl(String),
+}
+
+fn key(algorithms: &[Algorithm], id: Option<&str>, key: KeyMaterial) -> Credential {
+    let name = id.map(str::to_owned);
+    match key {
+        KeyMaterial::Secret(secret) => {
+            let verifying = keys::from_secret(&secret, id, algorithms).expect("a secret");
+            Credential::Secret(Signer { id: name, algorithm: algorithms[0], secret }, verifying)
+        }
+        KeyMaterial::Pem(pem) => Credential::Public(vec![keys::from_pem(&pem, id, algorithms).expect("a key")]),
+        KeyMaterial::Jwks(json) => Credential::Public(keys::from_set(&json, id, algorithms).expect("keys")),
+        KeyMaterial::JwksUrl(url) => Credential::Remote(Remote::new(url.parse().expect("a URL"), name, algorithms.to_vec())),
     }
 }
 
-fn key(algorithms: &[Algorithm], id: Option<&str>, key: KeyMaterial) -> KeySource {
-    KeySource { algorithms: algorithms.to_vec(), id: id.map(str::to_owned), key }
-}
-
-fn secret() -> KeySource {
+fn secret() -> Credential {
     key(&[Algorithm::HS256], None, KeyMaterial::Secret(Secret::new(SECRET)))
 }
 
-fn config(keys: Vec<KeySource>) -> config::Auth {
-    let claims = Claims { subscribe: vec!["subjects".into()], publish: vec!["publish".into()] };
-    config::Auth {
+fn config(keys: Vec<Credential>) -> Settings {
+    let claims = Claims { subscribe: "subjects".into(), publish: "publish".into() };
+    Settings {
         jwt: Some(Jwt { issuer: None, audience: None, leeway: Duration::from_secs(LEEWAY), keys, claims }),
         carriers: Carriers { header: true, cookie: Some("brokercast".into()), query: Some("access_token".into()) },
-        grants: Grants::default(),
-        anonymous: Anonymous::default(),
+        grants: Lists { subscribe: vec![], publish: vec![] },
+        anonymous: Lists { subscribe: vec![], publish: vec![] },
+        beyond_loopback: false,
     }
 }
 
-fn authenticator(keys: Vec<KeySource>) -> Authenticator {
-    Authenticator::new(&config(keys), &limits()).expect("keys that can be used")
+fn authenticator(keys: Vec<Credential>) -> Authenticator {
+    Authenticator::new(config(keys), TOKEN_BYTES)
 }
 
 fn now() -> u64 {
@@ -173,13 +182,13 @@ fn the_memory_of_verified_tokens_is_bounded() {
 
 #[test]
 fn without_keys_no_token_is_good() {
-    let open = config::Auth { jwt: None, anonymous: open(), ..config(vec![]) };
-    let authenticator = Authenticator::new(&open, &limits()).expect("no keys");
+    let open = Settings { jwt: None, anonymous: open(), ..config(vec![]) };
+    let authenticator = Authenticator::new(open, TOKEN_BYTES);
     assert!(authenticator.authenticate(&HeaderMap::new(), None).is_ok());
     assert_eq!(ask(&authenticator, &hs256(&claims(json!({})))).expect_err("no keys"), AuthError::Invalid(Refused::NoKeys));
     assert!(keys_loaded(&authenticator));
 }
 
-fn open() -> Anonymous {
-    Anonymous { subscribe: vec!["public.>".parse().expect("a pattern")], publish: vec![], beyond_loopback: false }
+fn open() -> Lists<Pattern> {
+    Lists { subscribe: vec!["public.>".parse().expect("a pattern")], publish: vec![] }
 }

@@ -11,9 +11,9 @@ use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::keys::{self, Key, KeyError};
-use crate::config::Algorithm;
+use super::keys::{self, Algorithm, Key, KeyError};
 use crate::event::Timestamp;
+use crate::settings::Secret;
 
 /// Why a token is refused: for the log, never for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -258,7 +258,7 @@ pub enum MintError {
 ///
 /// # Errors
 /// When the algorithm is not HMAC, or the secret too short for it.
-pub fn mint(secret: &crate::config::Secret, algorithm: Algorithm, claims: &Value, id: Option<&str>) -> Result<String, MintError> {
+pub fn mint(secret: &Secret, algorithm: Algorithm, claims: &Value, id: Option<&str>) -> Result<String, MintError> {
     if !keys::is_hmac(algorithm) {
         return Err(MintError::NotHmac);
     }

@@ -19,7 +19,7 @@ pub(super) struct Options {
 pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error> {
     let address = match options.url {
         Some(url) => url,
-        None => client::parse(&format!("http://{}", client::reachable(load(files)?.config.admin.listen)))?,
+        None => client::parse(&format!("http://{}", client::reachable(load(files)?.settings.http.admin)))?,
     };
     let url = if address.path() == "/readyz" { address } else { client::below(&address, "/readyz") };
     let (ready, said) = block_on(ask(url))?;

@@ -10,7 +10,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::client::{self, Reach};
 use super::{Error, block_on, load, print};
-use crate::source::{AdapterConfig, Common};
+use crate::source::settings::Source;
 
 /// How long a broker may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -31,17 +31,16 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error> {
-    let config = load(files)?.config;
-    let Some((name, source)) = config.sources.iter().find(|(name, _)| name.as_str() == options.source) else {
-        let known: Vec<&str> = config.sources.keys().map(|name| name.as_str()).collect();
+    let settings = load(files)?.settings;
+    let Some(Source { name, adapter, .. }) = settings.sources.iter().find(|source| source.name.as_str() == options.source) else {
+        let known: Vec<&str> = settings.sources.iter().map(|source| source.name.as_str()).collect();
         return Err(Error::new(format!("unknown source `{}` (configured: {})", options.source, known.join(", "))));
     };
     let payload = payload(options.data)?;
-    if matches!(source.adapter, AdapterConfig::Http(_)) {
-        let address = options.reach.address_of(&config.server)?;
+    if adapter.inbox().is_some() {
+        let address = options.reach.address_of(&settings.http)?;
         return block_on(post(address, &options.reach, &options.subject, payload));
     }
-    let adapter = source.adapter.clone().build(name, Common { max_payload: source.max_payload });
     block_on(async {
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| Error::with(format!("source `{name}` did not take the message"), e);
         match tokio::time::timeout(PATIENCE, adapter.publish(&options.subject, payload)).await {

@@ -7,10 +7,9 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{Error, load, print};
-use crate::auth;
-use crate::config::value::parse_duration;
-use crate::config::{Algorithm, Jwt, KeyMaterial, KeySource, Secret};
+use crate::auth::{self, Jwt, Signer};
 use crate::event::Timestamp;
+use crate::settings::value::parse_duration;
 use crate::subject::Pattern;
 
 #[derive(Debug, clap::Args)]
@@ -45,37 +44,26 @@ fn claim(text: &str) -> Result<(String, Value), String> {
 }
 
 pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error> {
-    let config = load(files)?.config;
-    let jwt = config.auth.jwt.ok_or_else(|| Error::new("the configuration has no `auth.jwt`, so there is no key to sign with"))?;
-    let (key, secret, algorithm) = signer(&jwt, options.key.as_deref())?;
+    let settings = load(files)?.settings;
+    let jwt = settings.auth.jwt.ok_or_else(|| Error::new("the configuration has no `auth.jwt`, so there is no key to sign with"))?;
+    let Signer { id, algorithm, secret } = signer(&jwt, options.key.as_deref())?;
     let claims = claims(&jwt, &options, Timestamp::now())?;
-    let token = auth::mint(secret, algorithm, &Value::Object(claims), key.id.as_deref());
+    let token = auth::mint(secret, *algorithm, &Value::Object(claims), id.as_deref());
     print(&format!("{}\n", token.map_err(|e| Error::with("no token can be made", e))?))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// The key to sign with: the one asked for, or the only one whose secret is here.
-fn signer<'a>(jwt: &'a Jwt, id: Option<&str>) -> Result<(&'a KeySource, &'a Secret, Algorithm), Error> {
-    let secret = |key: &'a KeySource| match &key.key {
-        KeyMaterial::Secret(secret) => Some((key, secret, *key.algorithms.first()?)),
-        _ => None,
-    };
-    let all: Vec<_> = jwt.keys.iter().filter_map(secret).collect();
-    let ids = || all.iter().filter_map(|(key, ..)| key.id.as_deref()).collect::<Vec<_>>().join(", ");
-    let wanted: Vec<_> = all.iter().filter(|(key, ..)| id.is_none() || key.id.as_deref() == id).collect();
+fn signer<'a>(jwt: &'a Jwt, id: Option<&str>) -> Result<&'a Signer, Error> {
+    let all: Vec<&Signer> = jwt.signers().collect();
+    let ids = || all.iter().filter_map(|signer| signer.id.as_deref()).collect::<Vec<_>>().join(", ");
+    let wanted: Vec<_> = all.iter().filter(|signer| id.is_none() || signer.id.as_deref() == id).collect();
     match (wanted.as_slice(), id) {
-        ([one], _) => Ok(**one),
         ([], None) => Err(Error::new("no key of `auth.jwt.keys` has a secret: a token can only be made with an HMAC secret")),
         ([], Some(_)) => Err(Error::new(format!("no key with a secret has this id (ids: {})", ids()))),
-        ([first, ..], Some(_)) => Ok(**first),
-        ([first, ..], None) => {
-            // Without ids nobody could choose; each is as good.
-            if ids().is_empty() {
-                Ok(**first)
-            } else {
-                Err(Error::new(format!("there are several keys: choose one by --key (ids: {})", ids())))
-            }
-        }
+        // Without ids there is nothing to choose by; each is as good.
+        ([_, _, ..], None) if !ids().is_empty() => Err(Error::new(format!("there are several keys: choose one by --key (ids: {})", ids()))),
+        ([first, ..], _) => Ok(first),
     }
 }
 
@@ -98,44 +86,36 @@ fn claims(jwt: &Jwt, options: &Options, now: Timestamp) -> Result<Map<String, Va
     for (path, patterns) in [(&jwt.claims.subscribe, &options.subscribe), (&jwt.claims.publish, &options.publish)] {
         if !patterns.is_empty() {
             let list = patterns.iter().map(Pattern::as_str).collect::<Vec<_>>();
-            put(&mut claims, path, json!(list)).map_err(|()| Error::new(format!("a claim stands in the way of `{}`", path.join("."))))?;
+            put(&mut claims, path, json!(list)).map_err(|()| Error::new(format!("a claim stands in the way of `{path}`")))?;
         }
     }
     Ok(claims)
 }
 
 /// Puts `value` at `path`, making the objects on the way.
-fn put(claims: &mut Map<String, Value>, path: &[String], value: Value) -> Result<(), ()> {
-    let Some((last, way)) = path.split_last() else { return Err(()) };
+fn put(claims: &mut Map<String, Value>, path: &str, value: Value) -> Result<(), ()> {
+    let (way, last) = path.rsplit_once('.').map_or((None, path), |(way, last)| (Some(way), last));
     let mut at = claims;
-    for step in way {
-        at = at.entry(step.clone()).or_insert_with(|| json!({})).as_object_mut().ok_or(())?;
+    for step in way.into_iter().flat_map(|way| way.split('.')) {
+        at = at.entry(step.to_owned()).or_insert_with(|| json!({})).as_object_mut().ok_or(())?;
     }
     if at.contains_key(last) {
         return Err(());
     }
-    at.insert(last.clone(), value);
+    at.insert(last.to_owned(), value);
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Claims;
+    use crate::settings::tests::read_at;
 
     fn jwt(ids: &[Option<&str>]) -> Jwt {
-        let key = |id: &Option<&str>| KeySource {
-            algorithms: vec![Algorithm::HS256],
-            id: id.map(str::to_owned),
-            key: KeyMaterial::Secret(Secret::new(*b"0123456789abcdef0123456789abcdef")),
-        };
-        Jwt {
-            issuer: Some("me".into()),
-            audience: None,
-            leeway: Duration::ZERO,
-            keys: ids.iter().map(key).collect(),
-            claims: Claims { subscribe: vec!["mercure".into(), "subscribe".into()], publish: vec!["publish".into()] },
-        }
+        let key = |id: &Option<&str>| json!({ "algorithms": ["HS256"], "id": id, "secret": "0123456789abcdef0123456789abcdef" });
+        let keys: Vec<Value> = ids.iter().map(key).collect();
+        let auth = json!({ "jwt": { "issuer": "me", "keys": keys, "claims": { "subscribe": "mercure.subscribe" } } });
+        read_at(&["auth"], &auth, |auth| auth::Settings::read(auth).jwt).unwrap()
     }
 
     fn options(claim: &[&str]) -> Options {
@@ -169,12 +149,11 @@ mod tests {
 
     #[test]
     fn several_keys_need_a_choice() {
-        assert!(signer(&jwt(&[]), None).is_err());
         assert!(signer(&jwt(&[Some("a")]), None).is_ok());
         assert!(signer(&jwt(&[None, None]), None).is_ok());
         let several = jwt(&[Some("a"), Some("b")]);
         assert!(signer(&several, None).unwrap_err().to_string().contains("ids: a, b"));
-        assert_eq!(signer(&several, Some("b")).unwrap().0.id.as_deref(), Some("b"));
+        assert_eq!(signer(&several, Some("b")).unwrap().id.as_deref(), Some("b"));
         assert!(signer(&several, Some("c")).is_err());
     }
 }

@@ -70,7 +70,7 @@ pub(super) async fn answer(State(shared): State<Arc<Shared>>, request: Request) 
         }
         Err(Refusal::Later(later)) => {
             metrics.refused.refused(later.counted());
-            later.answer(&parts.headers, shared.retry)
+            later.answer(&parts.headers, shared.rooms.retry)
         }
     }
 }

@@ -6,17 +6,20 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, header};
 
 use super::problem::Problem;
-use crate::config::Server;
 
 /// What the configuration says of origins and names.
 #[derive(Debug)]
 pub(crate) struct Origins {
-    listed: Vec<String>,
-    any: bool,
-    credentials: bool,
+    /// As browsers write them; `*` is all.
+    pub(crate) listed: Vec<String>,
+    /// Whether `*` is listed.
+    pub(crate) any: bool,
+    /// Whether cookies may come along.
+    pub(crate) credentials: bool,
     /// What "same origin" is; `None`: the request's own scheme and host.
-    public: Option<String>,
-    hosts: Option<Vec<String>>,
+    pub(crate) public: Option<String>,
+    /// `Host` names that are answered, in lower case; `None`: all.
+    pub(crate) hosts: Option<Vec<String>>,
 }
 
 /// Where a request comes from.
@@ -33,17 +36,6 @@ pub(crate) enum Origin {
 }
 
 impl Origins {
-    pub(crate) fn new(server: &Server) -> Self {
-        let clean = |origin: &String| normal(origin.trim_end_matches('/'));
-        Self {
-            listed: server.cors.origins.iter().map(clean).collect(),
-            any: server.cors.origins.iter().any(|o| o == "*"),
-            credentials: server.cors.credentials,
-            public: server.public_url.as_ref().map(clean),
-            hosts: server.hosts.as_ref().map(|hosts| hosts.iter().map(|h| h.to_ascii_lowercase()).collect()),
-        }
-    }
-
     /// Where this request comes from.
     pub(crate) fn classify(&self, request: &Parts, tls: bool) -> Origin {
         let mut values = request.headers.get_all(header::ORIGIN).iter();
@@ -160,6 +152,40 @@ fn normal(origin: &str) -> String {
     let origin = origin.to_ascii_lowercase();
     let own_port = if origin.starts_with("https://") { ":443" } else { ":80" };
     origin.strip_suffix(own_port).map(str::to_owned).unwrap_or(origin)
+}
+
+/// Reads an origin: `http` or `https`, and a host. Returns it as browsers write it.
+pub(super) fn parse_origin(text: &str) -> Option<String> {
+    let (scheme, authority) = text.split_once("://")?;
+    let scheme = scheme.to_ascii_lowercase();
+    matches!(&*scheme, "http" | "https").then_some(())?;
+    Some(normal(&format!("{scheme}://{}", host_name(authority)?)))
+}
+
+/// Reads `host`, `host:port`, `1.2.3.4` or `[::1]:8080`, without user, path or white space. Returns it in lower case.
+pub(super) fn host_name(text: &str) -> Option<String> {
+    let text = text.to_ascii_lowercase();
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (address, port) = rest.split_once(']')?;
+            address.parse::<std::net::Ipv6Addr>().ok()?;
+            (&text[..address.len() + 2], port)
+        }
+        None => {
+            let (host, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+            let label = |label: &str| {
+                let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+                !label.is_empty() && label.len() <= 63 && label.chars().all(good)
+            };
+            if !host.strip_suffix('.').unwrap_or(host).split('.').all(label) {
+                return None;
+            }
+            (host, port)
+        }
+    };
+    let good =
+        port.is_empty() || port.strip_prefix(':').is_some_and(|p| p.starts_with(|c: char| c.is_ascii_digit()) && p.parse::<u16>().is_ok());
+    (good && host.len() <= 255).then_some(text)
 }
 
 #[cfg(test)]

@@ -55,7 +55,7 @@ async fn publish(shared: &Shared, parts: &http::request::Parts, body: Body) -> R
     };
     let payload = read(shared, inbox.max_payload, &parts.headers, body).await?;
     let id = inbox.handle.publish(subject, payload).await.map_err(|error| {
-        let wait = jittered(shared.retry, LATER);
+        let wait = jittered(shared.rooms.retry, LATER);
         let problem = match error {
             PublishError::Overloaded => Problem::unavailable("more messages come in than can be taken", wait),
             PublishError::Closed => Later::Draining.problem(wait),
@@ -73,7 +73,7 @@ impl Shared {
     /// What the token in the header grants.
     async fn publisher(&self, parts: &http::request::Parts) -> Result<Grant, Refusal> {
         self.rooms.auth.authenticate_publisher_within(&parts.headers, PATIENCE).await.map_err(|error| match error {
-            AuthError::KeysNotLoaded => (Later::Unavailable.problem(jittered(self.retry, LATER)), Published::Unavailable),
+            AuthError::KeysNotLoaded => (Later::Unavailable.problem(jittered(self.rooms.retry, LATER)), Published::Unavailable),
             AuthError::Malformed(_) => (Problem::denied(&error), Published::Invalid),
             AuthError::Missing | AuthError::Invalid(_) => (Problem::denied(&error), Published::Denied),
         })

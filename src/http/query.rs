@@ -8,10 +8,11 @@ use std::time::Duration;
 use http::HeaderMap;
 
 use super::problem::Problem;
+use super::settings::Limits;
 use crate::auth::Wanted;
-use crate::config::{Limits, value};
 use crate::cursor::{Cursor, Point};
 use crate::event::Timestamp;
+use crate::settings::value::parse_duration;
 use crate::stream::Begin;
 use crate::subject::Pattern;
 use crate::support::form;
@@ -111,7 +112,7 @@ fn parse_since(text: &str, now: Timestamp) -> Result<Begin, Problem> {
         "last" => return Ok(Begin::At(Point::Last)),
         _ => {}
     }
-    if let Some(span) = value::parse_duration(text) {
+    if let Some(span) = parse_duration(text) {
         return Ok(since(now.before(span)));
     }
     let time = parse_time(text).ok_or_else(|| {

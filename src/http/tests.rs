@@ -8,11 +8,13 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use super::*;
-use crate::config::{Algorithm, Secret};
+use crate::auth::Algorithm;
 use crate::cursor::Point;
 use crate::frame::Form;
+use crate::settings::Secret;
 use crate::source::http::Http;
 use crate::source::{Adapter as _, Connection, Item, Start};
+use crate::{auth, pool, settings};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
@@ -33,28 +35,38 @@ const OPEN: &str = "auth: { anonymous: { subscribe: ['>'], publish: ['demo.>', '
 impl Face {
     fn new(yaml: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("config.yaml");
-        let sources = "sources: { inbox: { http: { subjects: ['demo.>'] }, max_payload: 64 } }";
-        std::fs::write(&file, format!("{sources}\n{}", yaml.replace("FOLDER", folder.path().to_str().unwrap()))).unwrap();
-        let config = crate::config::load(&[file]).unwrap().config;
+        let yaml = yaml.replace("FOLDER", folder.path().to_str().unwrap());
+        let (auth, settings, pool) = settings::tests::read(&yaml, |root| {
+            let section = |name: &str| root.key(name).section();
+            let (server, subscribers) = (section("server"), section("subscribers"));
+            let auth = auth::Settings::read(&section("auth"));
+            let settings = Settings::read(&server, &section("admin"), &subscribers, !auth.anonymous.is_empty())?;
+            Some((
+                Authenticator::new(auth, auth::token_bytes(&server.key("limits").section())),
+                settings,
+                pool::Settings::read(&subscribers),
+            ))
+        })
+        .unwrap();
         let opened = Arc::new(Mutex::new(Vec::new()));
         let draining = CancellationToken::new();
-        let pool = Pool::new(&config.subscribers);
+        let pool = Pool::new(pool);
         let metrics = crate::metrics::unread();
         let inbox = Http::new(crate::source::http::Config { subjects: vec!["demo.>".parse().unwrap()] });
         let open = opened.clone();
         let rooms = Rooms {
-            auth: Arc::new(Authenticator::new(&config.auth, &config.server.limits).unwrap()),
+            auth: Arc::new(auth),
             pool: pool.clone(),
             metrics: metrics.clone(),
             inboxes: vec![Inbox { subjects: inbox.reach(), max_payload: 64, handle: inbox.inbox().unwrap() }],
             draining: draining.clone(),
+            retry: Duration::from_secs(3),
             open: Box::new(move |opening| {
                 open.lock().push(opening);
                 Handover::gone()
             }),
         };
-        Self { router: router(&config, rooms), opened, draining, pool, metrics, inbox, _folder: folder }
+        Self { router: router(settings, rooms), opened, draining, pool, metrics, inbox, _folder: folder }
     }
 
     async fn raw(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &'static str) -> http::Response<Body> {

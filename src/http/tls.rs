@@ -3,6 +3,7 @@
 //! Knows rustls and files. A new certificate is swapped in without a restart.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,23 +14,22 @@ use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 
+use crate::settings::{File, Section};
+
 /// How often the files are looked at. Not watched: what renews certificates exchanges links and folders, also where no
 /// file system tells of it.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Why the files cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// A file that cannot be read, or holds nothing of the kind.
-    #[error("`{key}`: cannot read a {what} from {}", path.display())]
+enum TlsError {
+    /// A file that cannot be read, or does not hold what it should.
+    #[error("`server.tls.{key}`: cannot read a {what} from {}", path.display())]
     Pem {
         /// The key to change.
         key: &'static str,
-        /// What was looked for.
         what: &'static str,
-        /// Where.
         path: PathBuf,
-        /// Why.
         #[source]
         cause: pem::Error,
     },
@@ -38,28 +38,23 @@ pub enum TlsError {
     Config(#[source] rustls::Error),
 }
 
-impl TlsError {
-    /// The key to change.
-    pub(crate) fn key(&self) -> &'static str {
-        match self {
-            Self::Pem { key, .. } => key,
-            Self::Config(_) => "server.tls",
-        }
-    }
+/// The server's side of TLS, as the files were when they last were good.
+pub(crate) struct Tls {
+    files: Files,
+    served: ArcSwap<Served>,
+}
 
-    /// What was expected.
-    pub(crate) fn expected(&self) -> String {
-        match self {
-            Self::Pem { what, .. } => format!("must name a PEM file with a {what}"),
-            Self::Config(_) => "must be a certificate and the private key that belongs to it".to_owned(),
-        }
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.files.fmt(f)
     }
 }
 
-/// The server's side of TLS, as the files were when they last were good.
-pub(crate) struct Tls {
-    files: crate::config::Tls,
-    served: ArcSwap<Served>,
+/// Where certificate chain and private key are.
+#[derive(Debug, Clone)]
+struct Files {
+    certificate: PathBuf,
+    private_key: PathBuf,
 }
 
 struct Served {
@@ -75,14 +70,21 @@ struct Pem {
 }
 
 impl Tls {
-    /// Reads the files.
-    ///
-    /// # Errors
-    /// When they are missing, unreadable or do not belong together.
-    pub(crate) fn load(files: &crate::config::Tls) -> Result<Self, TlsError> {
-        let pem = Pem::read(files)?;
-        let config = pem.server(files)?;
-        Ok(Self { files: files.clone(), served: ArcSwap::from_pointee(Served { pem, config }) })
+    /// Takes the keys of `server.tls`, and reads the files that they name.
+    pub(crate) fn read(tls: &Section<'_>) -> Option<Self> {
+        let (certificate, private_key) = (tls.key("certificate").file().required(), tls.key("private_key").file().required());
+        let (certificate, private_key) = (certificate?, private_key?);
+        let bytes = |file: &File| file.contents.expose().to_vec();
+        let pem = Pem { certificate: bytes(&certificate), private_key: bytes(&private_key) };
+        let files = Files { certificate: certificate.path, private_key: private_key.path };
+        match pem.server(&files) {
+            Ok(config) => return Some(Self { files, served: ArcSwap::from_pointee(Served { pem, config }) }),
+            Err(TlsError::Pem { key, what, cause, .. }) => tls.problem(key, format!("must name a PEM file with a {what}: {cause}")),
+            Err(TlsError::Config(cause)) => {
+                tls.problem_here(format!("must be a certificate and the private key that belongs to it: {cause}"));
+            }
+        }
+        None
     }
 
     /// For the next handshake.
@@ -135,13 +137,13 @@ fn unreadable(key: &'static str, what: &'static str, path: &Path) -> impl Fn(pem
 }
 
 impl Pem {
-    fn read(files: &crate::config::Tls) -> Result<Self, TlsError> {
+    fn read(files: &Files) -> Result<Self, TlsError> {
         let certificate = std::fs::read(&files.certificate).map_err(pem::Error::Io).map_err(no_certificate(files))?;
         let private_key = std::fs::read(&files.private_key).map_err(pem::Error::Io).map_err(no_key(files))?;
         Ok(Self { certificate, private_key })
     }
 
-    fn server(&self, files: &crate::config::Tls) -> Result<Arc<ServerConfig>, TlsError> {
+    fn server(&self, files: &Files) -> Result<Arc<ServerConfig>, TlsError> {
         let chain = CertificateDer::pem_slice_iter(&self.certificate).collect::<Result<Vec<_>, _>>();
         let chain = chain.and_then(|chain| if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) });
         let chain = chain.map_err(no_certificate(files))?;
@@ -159,10 +161,10 @@ impl Pem {
     }
 }
 
-fn no_certificate(files: &crate::config::Tls) -> impl Fn(pem::Error) -> TlsError {
-    unreadable("server.tls.certificate", "certificate", &files.certificate)
+fn no_certificate(files: &Files) -> impl Fn(pem::Error) -> TlsError {
+    unreadable("certificate", "certificate", &files.certificate)
 }
 
-fn no_key(files: &crate::config::Tls) -> impl Fn(pem::Error) -> TlsError {
-    unreadable("server.tls.private_key", "private key", &files.private_key)
+fn no_key(files: &Files) -> impl Fn(pem::Error) -> TlsError {
+    unreadable("private_key", "private key", &files.private_key)
 }

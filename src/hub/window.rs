@@ -32,8 +32,7 @@ impl Entry {
     }
 }
 
-/// Bounds of a window.
-pub use crate::config::Window as Limits;
+pub use super::settings::Limits;
 
 /// The latest events of one source.
 #[derive(Debug, Default)]

@@ -1,19 +1,12 @@
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
 use super::*;
 
-fn config(max: usize) -> Subscribers {
-    Subscribers {
-        max,
-        max_per_identity: None,
-        max_per_address: None,
-        trusted_proxies: Vec::new(),
-        wait: Duration::ZERO,
-        waiting: 100,
-        max_stall: Duration::from_secs(30),
-    }
+fn config(max: usize) -> Settings {
+    Settings { max, max_per_identity: None, max_per_address: None, wait: Duration::ZERO, waiting: 100 }
 }
 
 fn queued(pool: &Pool) -> usize {
@@ -37,7 +30,7 @@ fn a_permit_is_small() {
 
 #[tokio::test]
 async fn the_pool_is_full_at_its_cap_and_free_again_when_a_permit_goes() {
-    let pool = Pool::new(&config(2));
+    let pool = Pool::new(config(2));
     let first = here(&pool, None).await.expect("a slot");
     let _second = here(&pool, Some("a")).await.expect("a slot");
     assert_eq!(here(&pool, None).await.expect_err("full"), Refusal::Full);
@@ -49,7 +42,7 @@ async fn the_pool_is_full_at_its_cap_and_free_again_when_a_permit_goes() {
 
 #[tokio::test]
 async fn each_identity_and_each_address_has_a_cap_of_its_own() {
-    let pool = Pool::new(&Subscribers { max_per_identity: Some(2), max_per_address: Some(3), ..config(10) });
+    let pool = Pool::new(Settings { max_per_identity: Some(2), max_per_address: Some(3), ..config(10) });
     let _a = (here(&pool, Some("a")).await.expect("a slot"), here(&pool, Some("a")).await.expect("a slot"));
     assert_eq!(here(&pool, Some("a")).await.expect_err("two of two"), Refusal::Identity);
     let b = here(&pool, Some("b")).await.expect("a slot");
@@ -63,7 +56,7 @@ async fn each_identity_and_each_address_has_a_cap_of_its_own() {
 
 #[tokio::test]
 async fn a_refusal_names_the_clients_own_cap_before_the_common_one() {
-    let pool = Pool::new(&Subscribers { max_per_identity: Some(1), max_per_address: Some(2), ..config(1) });
+    let pool = Pool::new(Settings { max_per_identity: Some(1), max_per_address: Some(2), ..config(1) });
     let _one = here(&pool, Some("a")).await.expect("a slot");
     assert_eq!(here(&pool, Some("a")).await.expect_err("own"), Refusal::Identity);
     assert_eq!(here(&pool, Some("b")).await.expect_err("common"), Refusal::Full);
@@ -71,7 +64,7 @@ async fn a_refusal_names_the_clients_own_cap_before_the_common_one() {
 
 #[tokio::test]
 async fn ipv6_clients_are_counted_by_their_network() {
-    let pool = Pool::new(&Subscribers { max_per_address: Some(1), ..config(10) });
+    let pool = Pool::new(Settings { max_per_address: Some(1), ..config(10) });
     let _one = pool.acquire(None, address("2001:db8:0:1::1")).await.expect("a slot");
     let neighbour = pool.acquire(None, address("2001:db8:0:1:ffff::2")).await;
     assert_eq!(neighbour.expect_err("same /64"), Refusal::Address);
@@ -83,7 +76,7 @@ async fn ipv6_clients_are_counted_by_their_network() {
 
 #[tokio::test]
 async fn who_has_left_is_forgotten() {
-    let pool = Pool::new(&Subscribers { max_per_identity: Some(1), max_per_address: Some(1), ..config(100_000) });
+    let pool = Pool::new(Settings { max_per_identity: Some(1), max_per_address: Some(1), ..config(100_000) });
     let mut held = Vec::new();
     for i in 0..20_000_u32 {
         let identity = Arc::from(format!("user-{i}"));
@@ -109,7 +102,7 @@ async fn until(so: impl Fn() -> bool) {
 }
 
 fn waiting(max: usize, waiting: usize) -> Pool {
-    Pool::new(&Subscribers { wait: Duration::from_secs(10), waiting, max_per_identity: Some(5), ..config(max) })
+    Pool::new(Settings { wait: Duration::from_secs(10), waiting, max_per_identity: Some(5), ..config(max) })
 }
 
 #[tokio::test(start_paused = true)]
@@ -174,8 +167,8 @@ async fn whoever_leaves_the_queue_leaves_nothing_behind() {
 async fn under_a_race_no_cap_is_ever_exceeded() {
     for round in 0..50 {
         let wait = if round % 2 == 0 { Duration::ZERO } else { Duration::from_millis(3) };
-        let limits = Subscribers { max_per_identity: Some(3), max_per_address: Some(4), wait, waiting: 5, ..config(7) };
-        let pool = Pool::new(&limits);
+        let limits = Settings { max_per_identity: Some(3), max_per_address: Some(4), wait, waiting: 5, ..config(7) };
+        let pool = Pool::new(limits.clone());
         let inside: Arc<Vec<AtomicUsize>> = Arc::new((0..9).map(|_| AtomicUsize::new(0)).collect());
         let mut tasks = JoinSet::new();
         for task in 0..64_usize {

@@ -11,7 +11,7 @@ use crate::support::braces::{Piece, pieces};
 /// Why a text is not a valid template of a route. Never echoes the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum TemplateError {
+pub(super) enum TemplateError {
     /// `{x}`, `{0}` or `{`.
     #[error("has braces that are neither `{{1}}`, `{{2}}`, … nor `{{>}}` (write `{{{{` and `}}}}` for braces themselves)")]
     Placeholder,

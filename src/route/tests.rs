@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::template::TemplateError;
 use super::*;
 use crate::event::Timestamp;
 use crate::subject::MAX_SUBJECT;
@@ -12,16 +13,37 @@ fn patterns(texts: &[&str]) -> Vec<Pattern> {
     texts.iter().map(|text| pattern(text)).collect()
 }
 
-fn pass(matches: &str, subject: Option<&str>, event: Option<&str>) -> RouteRule {
-    RouteRule {
-        source: None,
-        matches: pattern(matches),
-        action: RouteAction::Pass { subject: subject.map(str::to_owned), event: event.map(str::to_owned), envelope: Envelope::CloudEvents },
+/// A rule as it is written.
+#[derive(Debug, Clone)]
+struct Written {
+    source: Option<SourceName>,
+    matches: Pattern,
+    drop: bool,
+    subject: Option<String>,
+    event: Option<String>,
+}
+
+impl Written {
+    fn compile(&self) -> Result<Rule, TemplateError> {
+        let subject = self.subject.as_deref().map(|text| SubjectTemplate::new(text, &self.matches)).transpose()?.map(Arc::new);
+        let name = self.event.as_deref().map(|text| NameTemplate::new(text, &self.matches)).transpose()?.map(Arc::new);
+        let pass = Action::Pass { subject, name, envelope: Envelope::CloudEvents };
+        let action = if self.drop { Action::Drop } else { pass };
+        Ok(Rule { source: self.source.clone(), matches: self.matches.clone(), action })
     }
 }
 
-fn dropping(matches: &str) -> RouteRule {
-    RouteRule { source: None, matches: pattern(matches), action: RouteAction::Drop }
+fn pass(matches: &str, subject: Option<&str>, event: Option<&str>) -> Written {
+    let text = |text: Option<&str>| text.map(str::to_owned);
+    Written { source: None, matches: pattern(matches), drop: false, subject: text(subject), event: text(event) }
+}
+
+fn dropping(matches: &str) -> Written {
+    Written { drop: true, ..pass(matches, None, None) }
+}
+
+fn compiled(rules: &[Written]) -> Vec<Rule> {
+    rules.iter().map(|rule| rule.compile().expect("rules that fit")).collect()
 }
 
 fn message(subject: &str) -> Message {
@@ -33,11 +55,11 @@ fn message(subject: &str) -> Message {
     }
 }
 
-fn router(rules: &[RouteRule], reach: &[&str]) -> Router {
-    Router::new(rules, &[("orders".parse().expect("a name"), patterns(reach))]).expect("rules that fit")
+fn router(rules: &[Written], reach: &[&str]) -> Router {
+    Router::new(&compiled(rules), &[("orders".parse().expect("a name"), patterns(reach))])
 }
 
-fn routed(rules: &[RouteRule], subject: &str) -> Option<(String, Option<String>)> {
+fn routed(rules: &[Written], subject: &str) -> Option<(String, Option<String>)> {
     router(rules, &[">"]).route(0, message(subject)).map(|e| (e.subject.as_str().to_owned(), e.name.map(|n| n.to_string())))
 }
 
@@ -79,7 +101,7 @@ fn a_rule_of_one_source_leaves_the_others_alone() {
     let mut rule = dropping(">");
     rule.source = Some("b".parse().expect("a name"));
     let sources = ["a", "b"].map(|name| (name.parse().expect("a name"), patterns(&[">"])));
-    let router = Router::new(&[rule], &sources).expect("rules that fit");
+    let router = Router::new(&compiled(&[rule]), &sources);
     assert!(router.route(0, message("x")).is_some());
     assert!(router.route(1, message("x")).is_none());
     assert!(router.route(99, message("x")).is_some());
@@ -89,6 +111,7 @@ fn a_rule_of_one_source_leaves_the_others_alone() {
 #[test]
 fn templates_that_do_not_fit_are_refused_without_echoing_them() {
     use TemplateError as E;
+    let check = |rule: &Written| rule.compile().map(drop);
     for (matches, template, why) in [
         ("a.*", "{2}", E::NoStar { asked: 2, stars: 1 }),
         ("a.*", "{99999999999999999999}", E::Placeholder),
@@ -106,19 +129,17 @@ fn templates_that_do_not_fit_are_refused_without_echoing_them() {
         ("a.*", "x y", E::Subject(crate::subject::SubjectError::Character)),
         ("a.*", "x.*", E::Subject(crate::subject::SubjectError::Wildcard)),
     ] {
-        let rule = pass(matches, Some(template), None);
-        assert_eq!(check(&rule), Err(RouteError::Subject(why.clone())), "{template}");
-        assert!(Router::new(&[rule], &[]).is_err());
+        assert_eq!(check(&pass(matches, Some(template), None)), Err(why), "{template}");
     }
     for (template, why) in
         [("brokercast.gap", E::Reserved), ("brokercast.{1}", E::Reserved), ("a\nb", E::Control), ("a\0{1}", E::Control), ("", E::Empty)]
     {
-        assert_eq!(check(&pass("a.*", None, Some(template))), Err(RouteError::Event(why)), "{template:?}");
+        assert_eq!(check(&pass("a.*", None, Some(template))), Err(why), "{template:?}");
     }
     let long = "x".repeat(MAX_SUBJECT);
-    assert_eq!(check(&pass("a.*", Some(&long), None)), Err(RouteError::Subject(E::TooLong)));
+    assert_eq!(check(&pass("a.*", Some(&long), None)), Err(E::TooLong));
     let many = "{1}".repeat(2700);
-    assert_eq!(check(&pass("a.*", Some(&many), None)), Err(RouteError::Subject(E::TooLong)));
+    assert_eq!(check(&pass("a.*", Some(&many), None)), Err(E::TooLong));
     assert_eq!(check(&dropping("a.*")), Ok(()));
     let told = check(&pass("a.*", Some("{geheim}"), None)).expect_err("no placeholder").to_string();
     assert!(!told.contains("geheim") && told.contains("`{1}`") && told.contains("`{{`"), "{told}");
@@ -218,7 +239,7 @@ fn naive_match(pattern: &[&str], subject: &[&str]) -> Option<(Vec<String>, Optio
     }
 }
 
-fn naive_route(rules: &[RouteRule], subject: &str) -> Option<(String, Option<String>)> {
+fn naive_route(rules: &[Written], subject: &str) -> Option<(String, Option<String>)> {
     for rule in rules {
         let parts: Vec<&str> = rule.matches.as_str().split('.').collect();
         let Some((stars, tail)) = naive_match(&parts, &subject.split('.').collect::<Vec<_>>()) else { continue };
@@ -229,13 +250,8 @@ fn naive_route(rules: &[RouteRule], subject: &str) -> Option<(String, Option<Str
             }
             tail.iter().fold(text, |text, tail| text.replace("{>}", tail))
         };
-        return match &rule.action {
-            RouteAction::Drop => None,
-            RouteAction::Pass { subject: to, event, .. } => {
-                let name = event.as_ref().map(fill).filter(|name| !name.starts_with(RESERVED));
-                Some((to.as_ref().map_or(subject.to_owned(), fill), name))
-            }
-        };
+        let name = rule.event.as_ref().map(fill).filter(|name| !name.starts_with(RESERVED));
+        return (!rule.drop).then(|| (rule.subject.as_ref().map_or(subject.to_owned(), fill), name));
     }
     Some((subject.to_owned(), None))
 }
@@ -250,7 +266,7 @@ fn any_pattern() -> impl Strategy<Value = String> {
     })
 }
 
-fn any_rule() -> impl Strategy<Value = RouteRule> {
+fn any_rule() -> impl Strategy<Value = Written> {
     let part = prop_oneof!["[abx]", Just("{1}".to_owned()), Just("{2}".to_owned()), Just("{>}".to_owned()), Just(".".to_owned())];
     let template = prop::option::of(prop::collection::vec(part, 1..6).prop_map(|parts| parts.concat()));
     (any_pattern(), template.clone(), template, 0..5)
@@ -259,7 +275,7 @@ fn any_rule() -> impl Strategy<Value = RouteRule> {
                 if kind == 0 { dropping(&matches) } else { pass(&matches, subject.as_deref(), event.as_deref()) }
             },
         )
-        .prop_filter("templates that fit", |rule| check(rule).is_ok())
+        .prop_filter("templates that fit", |rule| rule.compile().is_ok())
 }
 
 proptest! {

@@ -18,17 +18,17 @@ use super::executor::{Executor, Group};
 use super::oracle::Start;
 use super::pipe::ServerEnd;
 use crate::app::intake::{Counts, Intake};
-use crate::config::{RouteAction, RouteRule};
 use crate::cursor::{Cursor, Point};
-use crate::event::{Envelope, GapReason, Timestamp};
+use crate::event::{GapReason, Timestamp};
 use crate::frame::{Closing, Form};
 use crate::history::{self, Histories};
 use crate::hub::{Filter, Hub, Limits, SourceSpec};
-use crate::route::Router;
+use crate::route::{Router, Rule};
 use crate::source::supervisor::Supervisor;
 use crate::source::{self, Adapter, Handle, Item};
 use crate::stream::{self, Begin, Request, Selection, Streams};
 use crate::transport::body::Body;
+use crate::{route, settings};
 
 /// What differs between the bridges of one world and another.
 #[derive(Debug, Clone)]
@@ -60,18 +60,12 @@ pub(super) struct Opening {
     pub(super) expires: Option<Timestamp>,
 }
 
-fn rules() -> Vec<RouteRule> {
-    let rule = |matches: &str, action| RouteRule { source: None, matches: matches.parse().expect("a pattern"), action };
-    let pass = |subject: Option<&str>, event: Option<&str>, envelope| RouteAction::Pass {
-        subject: subject.map(Into::into),
-        event: event.map(Into::into),
-        envelope,
-    };
-    vec![
-        rule("*.drop.*", RouteAction::Drop),
-        rule("jet.ren.*", pass(Some("shop.{1}"), Some("renamed"), Envelope::Json)),
-        rule("rab.raw.*", pass(None, None, Envelope::Raw)),
-    ]
+fn rules() -> Vec<Rule> {
+    let text = "routes:
+        - { match: { subject: '*.drop.*' }, drop: true }
+        - { match: { subject: 'jet.ren.*' }, subject: 'shop.{1}', event: renamed }
+        - { match: { subject: 'rab.raw.*' }, envelope: raw }";
+    settings::tests::read(text, |root| Some(route::settings::read(root.key("routes"), &[]))).expect("routes")
 }
 
 impl Bridge {
@@ -80,7 +74,7 @@ impl Bridge {
             (0..SOURCES.len()).map(|source| Arc::new(Model::new(broker, source, slot, epoch)) as Arc<dyn Adapter>).collect();
         let name = |source: usize| SOURCES[source].parse().expect("a source's name");
         let reach: Vec<_> = models.iter().enumerate().map(|(source, model)| (name(source), model.reach())).collect();
-        let router = Arc::new(Router::new(&rules(), &reach).expect("routes"));
+        let router = Arc::new(Router::new(&rules(), &reach));
         let spec = |(source, model): (usize, &Arc<dyn Adapter>)| SourceSpec {
             name: name(source),
             durable: model.durable(),

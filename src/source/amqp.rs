@@ -9,7 +9,8 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use super::amqp_stream::Stream;
-use super::{Adapter, Common, Connection, SourceError, Start};
+use super::settings::{AdapterKind, Build};
+use super::{Adapter, Connection, SourceError, Start};
 use crate::event::SourceName;
 use crate::subject::{Pattern, Subject};
 
@@ -28,7 +29,7 @@ mod tests;
 pub(in crate::source) mod upkeep;
 mod wire;
 
-pub use config::{Config, ExchangeType, Origin, QueueType, Raw};
+pub use config::{Config, Origin};
 
 /// A source that reads a queue.
 pub(in crate::source) struct Amqp {
@@ -62,20 +63,27 @@ impl Names {
     }
 }
 
+/// `amqp`
+pub(super) const KIND: AdapterKind = AdapterKind { tag: "amqp", read: |keys| Some(Config::read(keys)?.build()), library: Some("lapin") };
+
 impl Config {
-    /// Makes the adapter; connects nothing.
-    #[must_use]
-    pub fn build(self, name: &SourceName, _: Common) -> Arc<dyn Adapter> {
-        let stream = self.stream;
-        let names = Arc::new(Names::new(&self, name));
-        let amqp = Amqp { config: self, name: name.clone(), names };
-        if stream { Arc::new(Stream::new(amqp)) } else { Arc::new(amqp) }
+    fn build(self) -> Build {
+        Box::new(|name| {
+            let stream = self.stream;
+            let names = Arc::new(Names::new(&self, name));
+            let amqp = Amqp { config: self, name: name.clone(), names };
+            if stream { Arc::new(Stream::new(amqp)) } else { Arc::new(amqp) }
+        })
     }
 }
 
 impl Adapter for Amqp {
     fn kind(&self) -> &'static str {
         "amqp"
+    }
+
+    fn splits(&self) -> bool {
+        self.config.splits()
     }
 
     fn loses_while_away(&self) -> bool {

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use serde::Deserialize;
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot};
 use tokio::time::timeout_at;
 
+use super::settings::{AdapterKind, Build, patterns};
 use super::{Adapter, Connection, Item, SourceError, Start};
-use crate::config::Problems;
 use crate::event::{Message, Timestamp};
+use crate::settings::Section;
 use crate::subject::{Pattern, Subject};
 
 #[cfg(test)]
@@ -25,24 +25,23 @@ const QUEUE: usize = 1024;
 /// How long a publisher waits for its place in the queue and for its answer, together.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// `http: { subjects: ["demo.>"] }` as it is written.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Raw {
-    subjects: Vec<String>,
-}
+/// `http`
+pub(super) const KIND: AdapterKind = AdapterKind { tag: "http", read: |keys| Some(Config::read(keys)?.build()), library: None };
 
-/// `http`, checked.
+/// `http: { subjects: ["demo.>"] }`
 #[derive(Debug, Clone)]
 pub struct Config {
     /// What may be published into it; at least one.
     pub subjects: Vec<Pattern>,
 }
 
-impl Raw {
-    /// Checks it; `path` is its key path.
-    pub fn validate(self, path: &str, problems: &mut Problems) -> Option<Config> {
-        super::validate_patterns(&self.subjects, &format!("{path}.subjects"), problems).map(|subjects| Config { subjects })
+impl Config {
+    fn read(http: &Section<'_>) -> Option<Self> {
+        Some(Self { subjects: patterns(http.key("subjects"))? })
+    }
+
+    fn build(self) -> Build {
+        Box::new(|_| Arc::new(Http::new(self)))
     }
 }
 
@@ -119,6 +118,10 @@ impl Adapter for Http {
     fn loses_while_away(&self) -> bool {
         // What could not be handed in was refused.
         false
+    }
+
+    fn splits(&self) -> bool {
+        true
     }
 
     fn reach(&self) -> Vec<Pattern> {

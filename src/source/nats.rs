@@ -16,7 +16,8 @@ use tokio::task::unconstrained;
 use tokio::time::{Instant, Interval, MissedTickBehavior, timeout};
 
 use super::jetstream::JetStreamSource;
-use super::{Adapter, Common, Connection, Item, SourceError, Start};
+use super::settings::{AdapterKind, Build};
+use super::{Adapter, Connection, Item, SourceError, Start};
 use crate::event::{Gap, GapReason, Message, SourceName, Timestamp};
 use crate::subject::{self, Pattern, Subject};
 
@@ -26,7 +27,7 @@ mod config;
 pub(crate) mod tests;
 pub(in crate::source) mod wire;
 
-pub use config::{Config, JetStream, Raw};
+pub use config::{Config, JetStream};
 use wire::{LastServer, PROBE, Wire};
 
 /// Messages that wait for us in one subscription.
@@ -36,14 +37,16 @@ const TICK: Duration = Duration::from_secs(1);
 /// For the answer of a stream.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// `nats`
+pub(super) const KIND: AdapterKind =
+    AdapterKind { tag: "nats", read: |keys| Some(Config::read(keys)?.build()), library: Some("async_nats") };
+
 impl Config {
-    /// Makes the adapter; connects nothing.
-    #[must_use]
-    pub fn build(self, name: &SourceName, _: Common) -> Arc<dyn Adapter> {
-        match self.jetstream.clone() {
+    fn build(self) -> Build {
+        Box::new(|name| match self.jetstream.clone() {
             Some(stream) => Arc::new(JetStreamSource::new(self, stream, name)),
             None => Arc::new(Nats::new(self, name)),
-        }
+        })
     }
 
     /// What can come of these subscriptions, as subjects are written here.
@@ -83,6 +86,10 @@ impl Nats {
 impl Adapter for Nats {
     fn kind(&self) -> &'static str {
         "nats"
+    }
+
+    fn splits(&self) -> bool {
+        self.config.queue_group.is_some()
     }
 
     fn reach(&self) -> Vec<Pattern> {

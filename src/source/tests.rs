@@ -1,6 +1,7 @@
 //! What the adapters' tests share, and the conformance of those adapters that need no broker.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use futures_util::future::LocalBoxFuture;

@@ -6,47 +6,38 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use serde::Deserialize;
 use tokio::time::{Interval, MissedTickBehavior};
 
+use super::settings::{AdapterKind, Build};
 use super::{Adapter, Connection, Item, SourceError, Start};
-use crate::config::Problems;
-use crate::config::value::DurationText;
 use crate::event::{Message, Timestamp};
-use crate::subject::{Pattern, Subject, SubjectError};
+use crate::settings::Section;
+use crate::subject::{Pattern, Subject};
 
 #[cfg(test)]
 mod tests;
 
-/// `ticker: { every: 1s, subject: clock.tick }` as it is written.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Raw {
-    #[serde(default)]
-    every: Option<DurationText>,
-    subject: String,
-}
+/// `ticker`
+pub(super) const KIND: AdapterKind = AdapterKind { tag: "ticker", read: |keys| Some(Config::read(keys)?.build()), library: None };
 
-/// `ticker`, checked.
+/// `ticker: { every: 1s, subject: clock.tick }`
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Time between two ticks; default 1 s, at least 1 ms.
+    /// Time between two ticks.
     pub every: Duration,
     /// What they are called.
     pub subject: Subject,
 }
 
-impl Raw {
-    /// Checks it; `path` is its key path.
-    pub fn validate(self, path: &str, problems: &mut Problems) -> Option<Config> {
-        let every = self.every.map_or(Duration::from_secs(1), |every| every.0);
-        if every < Duration::from_millis(1) {
-            problems.add(format!("{path}.every"), "must be at least 1ms");
-        }
-        let subject = self.subject.parse().map_err(|error: SubjectError| {
-            problems.add(format!("{path}.subject"), format!("{error}; must be a subject such as clock.tick"));
-        });
-        Some(Config { every, subject: subject.ok()? })
+impl Config {
+    fn read(ticker: &Section<'_>) -> Option<Self> {
+        let every = ticker.key("every").duration().positive().or(Duration::from_secs(1));
+        let subject = ticker.key("subject").text().parse("must be a subject such as clock.tick").required();
+        Some(Self { every, subject: subject? })
+    }
+
+    fn build(self) -> Build {
+        Box::new(|_| Arc::new(Ticker::new(self)))
     }
 }
 

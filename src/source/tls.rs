@@ -10,6 +10,28 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{AlertDescription, ClientConfig, RootCertStore};
 
 use super::{ErrorKind, SourceError};
+use crate::settings::Section;
+
+/// `tls` beside a broker's address: PEM files, read at each connection.
+#[derive(Debug, Clone, Default)]
+pub struct Tls {
+    /// Instead of the system's authorities.
+    pub ca: Option<PathBuf>,
+    /// The client's certificate and key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+impl Tls {
+    pub(super) fn read(tls: &Section<'_>) -> Self {
+        let [ca, certificate, private_key] = ["ca", "certificate", "private_key"].map(|name| tls.key(name).path().optional());
+        for (given, missing) in [("certificate", "private_key"), ("private_key", "certificate")] {
+            if tls.has(given) && !tls.has(missing) {
+                tls.problem(missing, format!("must be there beside `{given}`"));
+            }
+        }
+        Self { ca, identity: certificate.zip(private_key) }
+    }
+}
 
 /// Trusts `ca` (without it the system's authorities), and shows the certificate of `identity`, whose second is the key.
 pub(super) fn client(ca: Option<&Path>, identity: Option<&(PathBuf, PathBuf)>) -> Result<ClientConfig, SourceError> {

@@ -26,7 +26,7 @@ use crate::transport::body::Body;
 /// Streams of a hub with one source, `demo`, that has no log.
 pub(crate) fn demo(window: usize) -> Arc<Streams> {
     let name: crate::event::SourceName = "demo".parse().unwrap();
-    let router = Arc::new(Router::new(&[], &[(name.clone(), Vec::new())]).unwrap());
+    let router = Arc::new(Router::new(&[], &[(name.clone(), Vec::new())]));
     let spec = SourceSpec { name, durable: false, concerns: Concerns(Arc::new(|_| true)) };
     let hub = Hub::new(vec![spec], Limits { bytes: window, age: Duration::from_secs(60) }, 1);
     Streams::new(hub, router, histories(Vec::new(), 1), settings())
@@ -207,7 +207,7 @@ impl Bridge {
     fn new(log: &Arc<FakeLog>, epoch: u32, window: usize) -> Self {
         let reach = |n: usize| -> Vec<Pattern> { vec![["d.>", "v.>"][n].parse().unwrap()] };
         let sources: Vec<_> = (0..2).map(|n| (SOURCES[n].parse().unwrap(), reach(n))).collect();
-        let router = Arc::new(Router::new(&[], &sources).unwrap());
+        let router = Arc::new(Router::new(&[], &sources));
         let spec = |n: usize| SourceSpec { name: SOURCES[n].parse().unwrap(), durable: n == 0, concerns: concerns(&router, n) };
         let hub = Hub::new(vec![spec(0), spec(1)], Limits { bytes: window, age: Duration::from_secs(3600) }, epoch);
         let adapter: Arc<dyn Adapter> = Arc::new(FakeAdapter(log.clone()));

@@ -104,10 +104,10 @@ fn times_must_be_there_and_numbers() {
 #[test]
 fn issuer_and_audience_are_required_where_configured() {
     let mut config = config(vec![secret()]);
-    let unset = Authenticator::new(&config, &limits()).expect("keys");
+    let unset = authenticator(vec![secret()]);
     let jwt = config.jwt.as_mut().expect("tokens");
     (jwt.issuer, jwt.audience) = (Some("https://id.example.com".into()), Some("brokercast".into()));
-    let set = Authenticator::new(&config, &limits()).expect("keys");
+    let set = Authenticator::new(config, TOKEN_BYTES);
     let (iss, aud) = ("https://id.example.com", "brokercast");
     for (more, expected) in [
         (json!({ "iss": iss, "aud": aud }), None),

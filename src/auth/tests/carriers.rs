@@ -21,8 +21,8 @@ fn who(authenticator: &Authenticator, lines: &[(&http::HeaderName, &str)], query
 }
 
 fn with_anonymous() -> Authenticator {
-    let open = config::Auth { anonymous: open(), ..config(vec![secret()]) };
-    Authenticator::new(&open, &limits()).expect("a key")
+    let open = Settings { anonymous: open(), ..config(vec![secret()]) };
+    Authenticator::new(open, TOKEN_BYTES)
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn the_query_is_decoded() {
 #[test]
 fn carriers_that_are_off_are_not_looked_at() {
     let off = Carriers { header: false, cookie: None, query: None };
-    let authenticator = Authenticator::new(&config::Auth { carriers: off, ..config(vec![secret()]) }, &limits()).expect("a key");
+    let authenticator = Authenticator::new(Settings { carriers: off, ..config(vec![secret()]) }, TOKEN_BYTES);
     let good = token("a");
     let (header, cookie) = (format!("Bearer {good}"), format!("brokercast={good}"));
     let everywhere = who(&authenticator, &[(&AUTHORIZATION, &header), (&COOKIE, &cookie)], &format!("access_token={good}"));
@@ -128,7 +128,7 @@ fn publishing_takes_the_header_only() {
     assert_eq!(authenticator.authenticate_publisher(&cookie).expect_err("no header"), AuthError::Missing);
     let grant = authenticator.authenticate_publisher(&bearer(&good)).expect("a grant");
     assert!(grant.permits_publish(&"b.x".parse().expect("a subject")));
-    let only_reading = config::Auth { anonymous: open(), ..config(vec![]) };
-    let only_reading = Authenticator::new(&only_reading, &limits()).expect("no keys");
+    let only_reading = Settings { anonymous: open(), ..config(vec![]) };
+    let only_reading = Authenticator::new(only_reading, TOKEN_BYTES);
     assert_eq!(only_reading.authenticate_publisher(&HeaderMap::new()).expect_err("not open"), AuthError::Missing);
 }

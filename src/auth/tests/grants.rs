@@ -1,13 +1,15 @@
 //! What claims and templates permit.
 
 use super::*;
+use crate::auth::template::TemplateError;
+use crate::settings::tests::read_at;
 
 fn grant(claim: &[&str], templates: &[&str], token: Value) -> Result<Grant, AuthError> {
     let mut config = config(vec![secret()]);
-    config.jwt.as_mut().expect("tokens").claims.subscribe = claim.iter().map(|step| (*step).to_owned()).collect();
-    config.grants.subscribe = templates.iter().map(|text| (*text).to_owned()).collect();
+    config.jwt.as_mut().expect("tokens").claims.subscribe = claim.join(".");
+    config.grants.subscribe = templates.iter().map(|text| text.parse().expect("a template")).collect();
     config.anonymous.subscribe = vec!["public.>".parse().expect("a pattern")];
-    let authenticator = Authenticator::new(&config, &limits()).expect("templates");
+    let authenticator = Authenticator::new(config, TOKEN_BYTES);
     ask(&authenticator, &hs256(&claims(token)))
 }
 
@@ -134,9 +136,8 @@ fn templates_that_give_no_pattern_are_refused_at_start() {
         ("{a{b}", TemplateError::Placeholder),
     ] {
         assert_eq!(text.parse::<Template>(), Err(why.clone()), "{text}");
-        let mut config = config(vec![secret()]);
-        config.grants.publish = vec!["ok".into(), text.into()];
-        let error = Authenticator::new(&config, &limits()).expect_err(text);
-        assert_eq!(error, SetupError::Template { list: "publish", index: 1, cause: why });
+        let auth = json!({ "grants": { "publish": ["ok", text] } });
+        let problems = read_at(&["auth"], &auth, |auth| Some(Settings::read(auth))).expect_err(text);
+        assert!(problems.len() == 1 && problems[0].contains(&format!("auth.grants.publish[1]: {why}; must be")), "{problems:?}");
     }
 }

@@ -170,13 +170,13 @@ fn settled(authenticator: &Authenticator) -> bool {
 #[tokio::test]
 async fn without_remote_keys_there_is_nothing_to_refresh() {
     authenticator(vec![secret()]).refresh_keys().await;
-    let none = config::Auth { jwt: None, ..config(vec![]) };
-    Authenticator::new(&none, &limits()).expect("no keys").refresh_keys().await;
+    let none = Settings { jwt: None, ..config(vec![]) };
+    Authenticator::new(none, TOKEN_BYTES).refresh_keys().await;
 }
 
 #[tokio::test]
 async fn an_error_never_shows_the_password_in_a_url() {
-    let remote = Remote::new("http://user:geheim@127.0.0.1:1/x?key=geheim", None, vec![Algorithm::RS256]).expect("a URL");
+    let remote = Remote::new("http://user:geheim@127.0.0.1:1/x?key=geheim".parse().expect("a URL"), None, vec![Algorithm::RS256]);
     let error = remote.attempt(&mut None).await.expect_err("nobody listens");
     let shown = format!("{} {error:?}", crate::support::causes::chain(&error));
     assert!(shown.starts_with("the key set could not be fetched: "), "{shown}");

@@ -7,6 +7,7 @@ use jsonwebtoken::{EncodingKey, Header};
 use rcgen::{CertificateParams, KeyPair, RsaKeySize};
 
 use super::*;
+use crate::settings::tests::read_at;
 
 pub(super) struct Pair {
     pub(super) signing: EncodingKey,
@@ -174,15 +175,14 @@ fn keys_that_cannot_work_are_refused_at_start() {
     assert_eq!(set("[]"), Err(KeyError::NoSet));
     assert_eq!(set(&("[".repeat(100_000))), Err(KeyError::NoSet));
     assert_eq!(set(r#"{"keys":[]}"#), Err(KeyError::EmptySet));
-    let error = Authenticator::new(&config(vec![secret_key(), key(&[Algorithm::RS256], None, KeyMaterial::Pem("x".into()))]), &limits());
-    assert_eq!(error.expect_err("no PEM"), SetupError::Key { index: 1, cause: KeyError::NoPem });
-    let error =
-        Authenticator::new(&config(vec![key(&[Algorithm::RS256], None, KeyMaterial::JwksUrl("file:///etc/passwd".into()))]), &limits());
-    assert_eq!(error.expect_err("no URL for this"), SetupError::Url { index: 0 });
-}
-
-fn secret_key() -> KeySource {
-    super::secret()
+    for (key, expected) in [
+        (json!({ "algorithms": ["RS256"], "public_key": "x" }), ".public_key: must be a public key in PEM"),
+        (json!({ "algorithms": ["RS256"], "jwks_url": "file:///etc/passwd" }), ".jwks_url: must be a URL"),
+    ] {
+        let auth = json!({ "jwt": { "keys": [{ "algorithms": ["HS256"], "secret": "0123456789abcdef0123456789abcdef" }, key] } });
+        let problems = read_at(&["auth"], &auth, |auth| Some(Settings::read(auth))).expect_err(expected);
+        assert!(problems.len() == 1 && problems[0].contains(&format!("auth.jwt.keys[1]{expected}")), "{problems:?}");
+    }
 }
 
 #[test]

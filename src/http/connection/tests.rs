@@ -238,17 +238,29 @@ async fn closing_waits_for_what_is_open_and_cutting_does_not() {
 }
 
 mod tls {
+    use std::path::{Path, PathBuf};
+
     use rustls::pki_types::ServerName;
     use rustls::pki_types::pem::PemObject as _;
 
     use super::*;
 
-    fn files(folder: &std::path::Path) -> (crate::config::Tls, rcgen::CertifiedKey<rcgen::KeyPair>) {
+    struct Files {
+        certificate: PathBuf,
+        private_key: PathBuf,
+    }
+
+    fn files(folder: &Path) -> (Files, rcgen::CertifiedKey<rcgen::KeyPair>) {
         let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-        let files = crate::config::Tls { certificate: folder.join("tls.crt"), private_key: folder.join("tls.key") };
+        let files = Files { certificate: folder.join("tls.crt"), private_key: folder.join("tls.key") };
         std::fs::write(&files.certificate, made.cert.pem()).unwrap();
         std::fs::write(&files.private_key, made.signing_key.serialize_pem()).unwrap();
         (files, made)
+    }
+
+    fn load(certificate: &Path, private_key: &Path) -> Result<Tls, Vec<String>> {
+        let text = serde_json::json!({ "server": { "tls": { "certificate": certificate, "private_key": private_key } } }).to_string();
+        crate::settings::tests::read(&text, |root| Tls::read(&root.key("server").section().key("tls").section()))
     }
 
     async fn client(
@@ -273,7 +285,7 @@ mod tls {
     async fn alpn_chooses_the_version() {
         let folder = tempfile::tempdir().unwrap();
         let (files, made) = files(folder.path());
-        let served = Served::start(Some(Tls::load(&files).unwrap())).await;
+        let served = Served::start(Some(load(&files.certificate, &files.private_key).unwrap())).await;
         let mut sender = http2(client(&served, &made, &["h2", "http/1.1"]).await, &served.tasks).await;
         assert_eq!(greeting(&mut sender).await, "hello");
         for alpn in [&["http/1.1"][..], &[]] {
@@ -287,7 +299,7 @@ mod tls {
     async fn a_stuck_peer_is_cut_under_tls_and_a_silent_handshake_ends() {
         let folder = tempfile::tempdir().unwrap();
         let (files, made) = files(folder.path());
-        let served = Served::start(Some(Tls::load(&files).unwrap())).await;
+        let served = Served::start(Some(load(&files.certificate, &files.private_key).unwrap())).await;
         let mut io = client(&served, &made, &["http/1.1"]).await;
         io.write_all(b"GET /torrent HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
         read_until(&mut io, "xxxx").await;
@@ -308,10 +320,7 @@ mod tls {
             std::fs::create_dir(&other).unwrap();
             super::tls::files(&other)
         };
-        let wrong = |certificate: &std::path::Path, private_key: &std::path::Path| {
-            let tls = crate::config::Tls { certificate: certificate.to_owned(), private_key: private_key.to_owned() };
-            Tls::load(&tls).err().unwrap().to_string()
-        };
+        let wrong = |certificate: &Path, private_key: &Path| load(certificate, private_key).unwrap_err().concat();
         let missing = folder.path().join("none");
         assert!(wrong(&missing, &files.private_key).contains("server.tls.certificate"));
         assert!(wrong(&files.private_key, &files.private_key).contains("server.tls.certificate"));

@@ -7,15 +7,7 @@ use crate::cursor::{Point, Position};
 const NOW: Timestamp = Timestamp::from_micros(1_800_000_000_000_000);
 
 fn limits() -> Limits {
-    Limits {
-        patterns: 3,
-        pattern_bytes: 20,
-        pattern_tokens: 4,
-        header_bytes: 16384,
-        token_bytes: 8192,
-        handshake_timeout: Duration::from_secs(10),
-        header_timeout: Duration::from_secs(10),
-    }
+    Limits { patterns: 3, pattern_bytes: 20, pattern_tokens: 4 }
 }
 
 fn read(query: &str) -> Result<Query, StatusCode> {

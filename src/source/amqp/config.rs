@@ -1,79 +1,24 @@
-//! `amqp: { … }`: the settings of an AMQP 0-9-1 source, as written and checked.
+//! `amqp: { … }`: the settings of an AMQP 0-9-1 source.
 //!
 //! Opens no connection and reads no file but secrets'.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use lapin::uri::{AMQPScheme, AMQPUri};
-use serde::Deserialize;
 use url::Url;
 
-use crate::config::value::{DurationText, SizeText, resolve_secret};
-use crate::config::{Problems, Secret};
 use crate::event::SourceName;
+use crate::settings::{Choice, Secret, Section, Slot};
+use crate::source::tls::Tls;
 
-/// How many messages the broker may have on the way to us, unless `prefetch` says otherwise.
-const PREFETCH: u16 = 1000;
 /// The longest name of a queue, an exchange or a routing key: AMQP's short string.
 pub(in crate::source) const MAX_NAME: usize = 255;
 
-/// `amqp` as it is written.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Raw {
-    #[serde(default)]
-    url: Option<Secret>,
-    #[serde(default)]
-    url_file: Option<PathBuf>,
-    #[serde(default)]
-    user: Option<String>,
-    #[serde(default)]
-    password: Option<Secret>,
-    #[serde(default)]
-    password_file: Option<PathBuf>,
-    #[serde(default)]
-    exchange: Option<String>,
-    #[serde(default)]
-    exchange_type: Option<ExchangeType>,
-    #[serde(default)]
-    binding_keys: Option<Vec<String>>,
-    #[serde(default)]
-    queue: Option<String>,
-    #[serde(default)]
-    declare: Option<bool>,
-    #[serde(default)]
-    queue_type: Option<QueueType>,
-    #[serde(default)]
-    prefetch: Option<u64>,
-    #[serde(default)]
-    max_age: Option<DurationText>,
-    #[serde(default)]
-    max_bytes: Option<SizeText>,
-    #[serde(default)]
-    tls: Option<RawTls>,
-    #[serde(default)]
-    heartbeat: Option<DurationText>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTls {
-    #[serde(default)]
-    ca: Option<PathBuf>,
-    #[serde(default)]
-    certificate: Option<PathBuf>,
-    #[serde(default)]
-    private_key: Option<PathBuf>,
-}
-
 /// `amqp.exchange_type`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExchangeType {
     /// By words of the routing key.
-    #[default]
     Topic,
     /// By the whole routing key.
     Direct,
@@ -83,9 +28,13 @@ pub enum ExchangeType {
     Headers,
 }
 
+impl Choice for ExchangeType {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("topic", Self::Topic), ("direct", Self::Direct), ("fanout", Self::Fanout), ("headers", Self::Headers)];
+}
+
 /// `amqp.queue_type`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueueType {
     /// On one node.
     Classic,
@@ -95,7 +44,11 @@ pub enum QueueType {
     Stream,
 }
 
-/// `amqp`, checked.
+impl Choice for QueueType {
+    const WORDS: &'static [(&'static str, Self)] = &[("classic", Self::Classic), ("quorum", Self::Quorum), ("stream", Self::Stream)];
+}
+
+/// `amqp`
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Where the broker is.
@@ -115,15 +68,6 @@ pub struct Broker {
     pub(in crate::source) uri: AMQPUri,
     /// For `amqps`.
     pub(in crate::source) tls: Tls,
-}
-
-/// `amqp.tls`: PEM files, read at each connection.
-#[derive(Debug, Clone, Default)]
-pub struct Tls {
-    /// Instead of the system's authorities.
-    pub ca: Option<PathBuf>,
-    /// The client's certificate and key.
-    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// What is read.
@@ -158,9 +102,9 @@ pub struct Declare {
     pub queue_type: QueueType,
     /// Bound to what, if to anything.
     pub binding: Option<Binding>,
-    /// How long a stream keeps messages; default 24 h.
+    /// How long a stream keeps messages, in whole seconds.
     pub max_age: Duration,
-    /// How many bytes a stream keeps; default 1 GiB.
+    /// How many bytes a stream keeps.
     pub max_bytes: u64,
 }
 
@@ -188,160 +132,112 @@ impl Config {
     }
 }
 
-impl Raw {
-    /// Checks it; `path` is its key path.
-    pub fn validate(self, path: &str, problems: &mut Problems) -> Option<Config> {
-        let before = problems.0.len();
-        let broker = self.broker(path, problems);
-        let origin = self.origin(path, problems);
-        let prefetch = match self.prefetch.map(u16::try_from) {
-            None => PREFETCH,
-            Some(Ok(n)) if n > 0 => n,
-            Some(_) => {
-                problems.add(format!("{path}.prefetch"), "must be 1 to 65535");
-                PREFETCH
-            }
+impl Config {
+    /// Takes the keys of `amqp`.
+    pub(super) fn read(amqp: &Section<'_>) -> Option<Self> {
+        let broker = Broker::read(amqp);
+        let origin = Origin::read(amqp);
+        let prefetch = amqp.key("prefetch").number().within(1, u16::MAX.into()).or(1000);
+        let (origin, stream) = origin?;
+        Some(Self { broker: broker?, origin, stream, prefetch: u16::try_from(prefetch).unwrap_or(u16::MAX) })
+    }
+}
+
+impl Origin {
+    /// What is read, and whether that is a stream.
+    fn read(amqp: &Section<'_>) -> Option<(Self, bool)> {
+        let good = |name: &String| !name.is_empty() && name.len() <= MAX_NAME && !name.contains(char::is_control);
+        let name = |key: &str| amqp.key(key).text().check(good, "must be a name of 1 to 255 bytes without control characters").optional();
+        let (exchange, queue) = (name("exchange"), name("queue"));
+        let declare = amqp.key("declare").flag().optional() == Some(true);
+        let queue_type = amqp.key("queue_type").choice();
+        let given = |name| amqp.has(name);
+        // What brokercast makes has defaults; of what is used as it is, nothing more is known.
+        let made = declare || !given("queue");
+        let queue_type = if given("queue") && made { Some(queue_type.or(QueueType::Classic)) } else { queue_type.optional() };
+        let stream = queue_type == Some(QueueType::Stream);
+        combinations(amqp, declare, queue_type);
+        let binding = Binding::read(amqp, exchange);
+        let whole = |age: &Duration| age.as_secs() > 0 && age.subsec_nanos() == 0;
+        let max_age = amqp.key("max_age").duration().check(whole, "must be whole seconds, at least 1s");
+        let max_bytes = amqp.key("max_bytes").size().at_least(1);
+        let (age, bytes) = (Duration::from_secs(24 * 3600), 1 << 30);
+        // Queues of other types have no such bounds, so none are shown.
+        let (max_age, max_bytes) = if stream && made {
+            (max_age.or(age), max_bytes.or(bytes))
+        } else {
+            (max_age.optional().unwrap_or(age), max_bytes.optional().unwrap_or(bytes))
         };
-        if problems.0.len() > before {
-            return None;
+        if !given("queue") && !stream {
+            return Some((Self::Exclusive(binding?), false));
         }
-        Some(Config { broker: broker?, origin: origin?, stream: self.queue_type == Some(QueueType::Stream), prefetch })
+        let max_bytes = max_bytes as u64;
+        let declare = made.then(|| Declare { queue_type: queue_type.unwrap_or(QueueType::Classic), binding, max_age, max_bytes });
+        Some((Self::Named { queue, declare }, stream))
     }
+}
 
-    #[expect(clippy::too_many_lines, reason = "to be taken apart")]
-    fn origin(&self, path: &str, problems: &mut Problems) -> Option<Origin> {
-        let before = problems.0.len();
-        let named = self.queue.is_some();
-        let declared = self.declare == Some(true);
-        let stream = self.queue_type == Some(QueueType::Stream);
-        for (key, name) in [("exchange", &self.exchange), ("queue", &self.queue)] {
-            if name.as_ref().is_some_and(|name| name.is_empty() || name.len() > MAX_NAME || name.contains(char::is_control)) {
-                problems.add(format!("{path}.{key}"), "must be a name of 1 to 255 bytes without control characters");
-            }
+/// Notes keys that do not go together.
+fn combinations(amqp: &Section<'_>, declare: bool, queue_type: Option<QueueType>) {
+    let given = |name: &str| amqp.has(name);
+    match (given("exchange"), given("queue")) {
+        (false, false) => amqp.problem_here("must have an `exchange` or a `queue`"),
+        (true, true) if !declare => {
+            amqp.problem("queue", "is used as it is, so it goes without `exchange`; `declare: true` makes the queue and binds it");
         }
-        match (&self.exchange, named) {
-            (None, false) => problems.add(path, "must have an `exchange` or a `queue`"),
-            (Some(_), true) if !declared => problems.add(
-                format!("{path}.queue"),
-                "is used as it stands, so it goes without `exchange`; `declare: true` makes the queue and binds it",
-            ),
-            _ => {}
-        }
-        if self.declare.is_some() && !named {
-            problems.add(format!("{path}.declare"), "belongs to `queue`; what an `exchange` needs is declared anyway");
-        }
-        if self.queue_type.is_some_and(|kind| kind != QueueType::Stream) && !named {
-            problems.add(format!("{path}.queue_type"), "must be `stream`, or be left out: an exchange's queue is this process's own");
-        }
-        if self.exchange.is_none() {
-            if self.exchange_type.is_some() {
-                problems.add(format!("{path}.exchange_type"), "belongs to `exchange`");
-            }
-            if self.binding_keys.is_some() {
-                problems.add(format!("{path}.binding_keys"), "belongs to `exchange`");
-            }
-        }
-        for (key, set) in [("max_age", self.max_age.is_some()), ("max_bytes", self.max_bytes.is_some())] {
-            if set && !(stream && (declared || !named)) {
-                problems.add(format!("{path}.{key}"), "belongs to a stream that brokercast declares (`queue_type: stream`)");
-            }
-        }
-        let max_age = self.max_age.map_or(Duration::from_secs(24 * 3600), |age| age.0);
-        if max_age < Duration::from_secs(1) || max_age.subsec_nanos() != 0 {
-            problems.add(format!("{path}.max_age"), "must be whole seconds, at least 1s");
-        }
-        let max_bytes = self.max_bytes.map_or(1 << 30, |bytes| bytes.0);
-        if max_bytes == 0 {
-            problems.add(format!("{path}.max_bytes"), "must be at least 1");
-        }
-        let binding = self.exchange.as_ref().map(|exchange| Binding {
-            exchange: exchange.clone(),
-            kind: self.exchange_type.unwrap_or_default(),
-            keys: self.keys(path, problems),
-        });
-        if problems.0.len() > before {
-            return None;
-        }
-        if let (Some(binding), false, false) = (&binding, named, stream) {
-            return Some(Origin::Exclusive(binding.clone()));
-        }
-        let declare = (declared || !named).then(|| Declare {
-            queue_type: self.queue_type.unwrap_or(QueueType::Classic),
-            binding,
-            max_age,
-            max_bytes,
-        });
-        Some(Origin::Named { queue: self.queue.clone(), declare })
+        _ => {}
     }
-
-    fn keys(&self, path: &str, problems: &mut Problems) -> Vec<String> {
-        let Some(keys) = &self.binding_keys else { return vec!["#".to_owned()] };
-        if keys.is_empty() {
-            problems.add(format!("{path}.binding_keys"), "must list at least one key such as `orders.#`");
-        }
-        for (n, key) in keys.iter().enumerate() {
-            if key.len() > MAX_NAME {
-                problems.add(format!("{path}.binding_keys[{n}]"), "must be at most 255 bytes");
-            }
-        }
-        keys.clone()
+    if given("declare") && !given("queue") {
+        amqp.problem("declare", "belongs to `queue`; what an `exchange` needs is declared anyway");
     }
+    if queue_type.is_some_and(|kind| kind != QueueType::Stream) && !given("queue") {
+        amqp.problem("queue_type", "must be `stream`, or be left out: an exchange's queue is this process's own");
+    }
+    for key in ["exchange_type", "binding_keys"] {
+        if given(key) && !given("exchange") {
+            amqp.problem(key, "belongs to `exchange`");
+        }
+    }
+    for key in ["max_age", "max_bytes"] {
+        if given(key) && !(queue_type == Some(QueueType::Stream) && (declare || !given("queue"))) {
+            amqp.problem(key, "belongs to a stream that brokercast declares (`queue_type: stream`)");
+        }
+    }
+}
 
-    fn broker(&self, path: &str, problems: &mut Problems) -> Option<Broker> {
-        let before = problems.0.len();
-        let password = resolve_secret(self.password.clone(), self.password_file.clone(), path, "password", problems);
-        let missing = self.url.is_none() && self.url_file.is_none();
-        let url = resolve_secret(self.url.clone(), self.url_file.clone(), path, "url", problems);
-        if missing {
-            problems.add(format!("{path}.url"), "must be there (or `url_file`): an address such as amqp://host:5672/%2f");
+impl Binding {
+    fn read(amqp: &Section<'_>, exchange: Option<String>) -> Option<Self> {
+        let key = |item: Slot<'_>| item.text().check(|key| key.len() <= MAX_NAME, "must be at most 255 bytes").required();
+        let (kind, keys) = (amqp.key("exchange_type").choice(), amqp.key("binding_keys").texts(key));
+        let keys = keys.check(|keys| !keys.is_empty(), "must list at least one key such as `orders.#`");
+        let exchange = exchange?;
+        Some(Self { exchange, kind: kind.or(ExchangeType::Topic), keys: keys.or(vec!["#".to_owned()]) })
+    }
+}
+
+impl Broker {
+    fn read(amqp: &Section<'_>) -> Option<Self> {
+        let url = amqp.address("url").convert(|url| parse_url(&url).map_err(str::to_owned)).optional();
+        if !amqp.has("url") && !amqp.has("url_file") {
+            amqp.problem("url", "must be there (or `url_file`): an address such as amqp://host:5672/%2f");
         }
-        let key = format!("{path}.{}", if self.url_file.is_some() { "url_file" } else { "url" });
-        let mut uri = url.and_then(|url| match parse_url(&url) {
-            Ok(uri) => Some(uri),
-            Err(expected) => {
-                problems.add(key, expected);
-                None
-            }
-        });
-        if let (Some(uri), Some(tls)) = (&uri, &self.tls) {
-            if uri.scheme != AMQPScheme::AMQPS {
-                problems.add(format!("{path}.tls"), "needs an address that begins with amqps://");
-            }
-            for (have, need, other) in [
-                (&tls.certificate, &tls.private_key, ("private_key", "certificate")),
-                (&tls.private_key, &tls.certificate, ("certificate", "private_key")),
-            ] {
-                if have.is_some() && need.is_none() {
-                    problems.add(format!("{path}.tls.{}", other.0), format!("must be there beside `{}`", other.1));
-                }
-            }
+        let user = amqp.key("user").text().optional();
+        let text = |secret: Secret| secret.expose_str().map(str::to_owned).map_err(|_| "must be UTF-8 text".to_owned());
+        let password = amqp.secret("password").convert(text).optional();
+        if amqp.has("user") && !amqp.has("password") && !amqp.has("password_file") {
+            amqp.problem("password", "must be there beside `user` (or `password_file`)");
         }
-        if let Some(uri) = &mut uri {
-            match (&self.user, password.as_ref().map(Secret::expose_str)) {
-                (None, None) => {}
-                (Some(user), Some(Ok(password))) => {
-                    uri.authority.userinfo.username.clone_from(user);
-                    password.clone_into(&mut uri.authority.userinfo.password);
-                }
-                (None, Some(Ok(password))) => password.clone_into(&mut uri.authority.userinfo.password),
-                (_, Some(Err(_))) => problems.add(format!("{path}.password"), "must be UTF-8 text"),
-                (Some(_), None) => problems.add(format!("{path}.password"), "must be there beside `user` (or `password_file`)"),
-            }
-            match self.heartbeat {
-                None => {
-                    uri.query.heartbeat.get_or_insert(5);
-                }
-                Some(DurationText(beat)) if beat.subsec_nanos() == 0 && (1..=60).contains(&beat.as_secs()) => {
-                    uri.query.heartbeat = u16::try_from(beat.as_secs()).ok();
-                }
-                Some(_) => problems.add(format!("{path}.heartbeat"), "must be whole seconds, 1s to 60s"),
-            }
+        let whole = |beat: &Duration| beat.subsec_nanos() == 0 && (1..=60).contains(&beat.as_secs());
+        let heartbeat = amqp.key("heartbeat").duration().check(whole, "must be whole seconds, 1s to 60s").optional();
+        if amqp.has("tls") && url.as_ref().is_some_and(|uri| uri.scheme != AMQPScheme::AMQPS) {
+            amqp.problem("tls", "needs an address that begins with amqps://");
         }
-        if problems.0.len() > before {
-            return None;
-        }
-        let tls = self.tls.clone().map_or_else(Tls::default, |tls| Tls { ca: tls.ca, identity: tls.certificate.zip(tls.private_key) });
-        Some(Broker { uri: uri?, tls })
+        let tls = amqp.key("tls").optional_section().map_or_else(Tls::default, |tls| Tls::read(&tls));
+        let mut uri = url?;
+        uri.authority.userinfo.username = user.unwrap_or(uri.authority.userinfo.username);
+        uri.authority.userinfo.password = password.unwrap_or(uri.authority.userinfo.password);
+        uri.query.heartbeat = heartbeat.and_then(|beat| u16::try_from(beat.as_secs()).ok()).or(uri.query.heartbeat).or(Some(5));
+        Some(Self { uri, tls })
     }
 }
 

@@ -1,6 +1,7 @@
 use futures_util::future::join_all;
 
 use super::*;
+use crate::settings::tests::{path, read_at};
 
 fn inbox() -> Http {
     Http::new(Config { subjects: vec!["demo.>".parse().expect("a pattern")] })
@@ -75,11 +76,10 @@ async fn a_connection_that_was_dropped_leaves_the_queue_to_the_next() {
 
 #[test]
 fn subjects_are_checked_all_at_once() {
-    let raw: Raw = serde_json::from_str(r#"{"subjects": ["a..b", "ok", "x>"]}"#).expect("reads");
-    let mut problems = Problems::default();
-    assert!(raw.validate("s.http", &mut problems).is_none());
-    assert_eq!(problems.0.iter().map(|p| &*p.path).collect::<Vec<_>>(), ["s.http.subjects[0]", "s.http.subjects[2]"]);
-    let mut problems = Problems::default();
-    assert!(Raw { subjects: Vec::new() }.validate("s.http", &mut problems).is_none());
-    assert_eq!(problems.0[0].path, "s.http.subjects");
+    let paths = |subjects: &[&str]| {
+        let problems = read_at(&["s", "http"], &serde_json::json!({ "subjects": subjects }), Config::read).expect_err("problems");
+        problems.iter().map(|line| path(line).to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(paths(&["a..b", "ok", "x>"]), ["s.http.subjects[0]", "s.http.subjects[2]"]);
+    assert_eq!(paths(&[]), ["s.http.subjects"]);
 }

@@ -1,4 +1,4 @@
-//! `nats: { … }`: the settings of a NATS source, as written and checked.
+//! `nats: { … }`: the settings of a NATS source.
 //!
 //! Opens no connection and reads no file but secrets'.
 
@@ -6,82 +6,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
-
-use crate::config::value::{DurationText, SizeText, resolve_secret};
-use crate::config::{Problems, Secret};
+use crate::settings::{Secret, Section};
+use crate::source::settings::patterns;
+use crate::source::tls::Tls;
 use crate::subject::Pattern;
 
-/// `nats` as it is written.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Raw {
-    servers: Vec<String>,
-    subjects: Vec<String>,
-    #[serde(default)]
-    queue_group: Option<String>,
-    #[serde(default)]
-    user: Option<String>,
-    #[serde(default)]
-    password: Option<Secret>,
-    #[serde(default)]
-    password_file: Option<PathBuf>,
-    #[serde(default)]
-    token: Option<Secret>,
-    #[serde(default)]
-    token_file: Option<PathBuf>,
-    #[serde(default)]
-    nkey: Option<Secret>,
-    #[serde(default)]
-    nkey_file: Option<PathBuf>,
-    #[serde(default)]
-    credentials_file: Option<PathBuf>,
-    #[serde(default)]
-    tls: Option<RawTls>,
-    #[serde(default)]
-    name: Option<String>,
-    #[serde(default)]
-    jetstream: Option<RawJetStream>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTls {
-    #[serde(default)]
-    ca: Option<PathBuf>,
-    #[serde(default)]
-    certificate: Option<PathBuf>,
-    #[serde(default)]
-    private_key: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawJetStream {
-    stream: String,
-    #[serde(default)]
-    create: Option<RawCreate>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged, expecting = "must be true, false or { max_age, max_bytes, replicas }")]
-enum RawCreate {
-    Flag(bool),
-    Limits(RawLimits),
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawLimits {
-    #[serde(default)]
-    max_age: Option<DurationText>,
-    #[serde(default)]
-    max_bytes: Option<SizeText>,
-    #[serde(default)]
-    replicas: Option<u64>,
-}
-
-/// `nats`, checked.
+/// `nats`
 #[derive(Debug, Clone)]
 pub struct Config {
     /// At least one; tried in a random order.
@@ -92,9 +22,11 @@ pub struct Config {
     pub queue_group: Option<String>,
     /// How it says who it is.
     pub auth: Auth,
-    /// Of its own.
+    /// Whether `tls` was written: then no connection is without it.
+    pub tls_required: bool,
+    /// Files of its own.
     pub tls: Tls,
-    /// What the server calls the connection; default `brokercast`.
+    /// What the server calls the connection.
     pub name: String,
     /// Read from a stream.
     pub jetstream: Option<JetStream>,
@@ -129,17 +61,6 @@ pub enum Auth {
     Credentials(PathBuf),
 }
 
-/// `nats.tls`: PEM files, read at each connection.
-#[derive(Debug, Clone, Default)]
-pub struct Tls {
-    /// Whether `tls` is there at all: then it is never without.
-    pub required: bool,
-    /// Instead of the system's authorities.
-    pub ca: Option<PathBuf>,
-    /// The client's certificate and key.
-    pub identity: Option<(PathBuf, PathBuf)>,
-}
-
 /// `nats.jetstream`
 #[derive(Debug, Clone)]
 pub struct JetStream {
@@ -152,87 +73,84 @@ pub struct JetStream {
 /// Limits of a stream that brokercast makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Default 24 h.
+    /// 0: for ever.
     pub max_age: Duration,
-    /// Default 1 GiB.
+    /// Bytes in all.
     pub max_bytes: u64,
-    /// Default 1.
+    /// Servers that keep a copy.
     pub replicas: usize,
 }
 
 impl Config {
-    /// Whether each member of a group gets its own part.
-    #[must_use]
-    pub fn splits(&self) -> bool {
-        self.queue_group.is_some()
+    /// Takes the keys of `nats`.
+    pub(super) fn read(nats: &Section<'_>) -> Option<Self> {
+        let expected = "must be an address such as nats://host:4222 or tls://host:4222";
+        let server = |address: Secret| address.expose_str().ok().and_then(Server::parse).ok_or_else(|| expected.to_owned());
+        let servers = nats.key("servers").list(|item| item.address().convert(server).required());
+        let servers = servers.check(|servers| !servers.is_empty(), "must list at least one server such as nats://host:4222").required();
+        let subjects = patterns(nats.key("subjects"));
+        let word = |text: &String| !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control());
+        let word = |name: &str| nats.key(name).text().check(word, "must be a word without white space");
+        let queue_group = word("queue_group").optional();
+        let auth = Auth::read(nats);
+        let tls = nats.key("tls").optional_section();
+        let jetstream = nats.key("jetstream").optional_section();
+        if jetstream.is_some() && nats.has("queue_group") {
+            nats.problem("queue_group", "does not go with `jetstream`: every replica reads the whole stream");
+        }
+        let jetstream = match jetstream {
+            Some(jetstream) => JetStream::read(&jetstream).map(Some),
+            None => Some(None),
+        };
+        let name = word("name").or("brokercast".to_owned());
+        let (tls_required, tls) = (tls.is_some(), tls.map_or_else(Tls::default, |tls| Tls::read(&tls)));
+        Some(Self { servers: servers?, subjects: subjects?, queue_group, auth, tls_required, tls, name, jetstream: jetstream? })
     }
 }
 
-impl Raw {
-    /// Checks it; `path` is its key path.
-    pub fn validate(self, path: &str, problems: &mut Problems) -> Option<Config> {
-        let before = problems.0.len();
-        let servers = servers(&self.servers, &format!("{path}.servers"), problems);
-        let subjects = crate::source::validate_patterns(&self.subjects, &format!("{path}.subjects"), problems);
-        for (key, text) in [("queue_group", &self.queue_group), ("name", &self.name)] {
-            if text.as_ref().is_some_and(|text| text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control())) {
-                problems.add(format!("{path}.{key}"), "must be a word without white space");
-            }
+impl Auth {
+    fn read(nats: &Section<'_>) -> Self {
+        let user = nats.key("user").text().optional();
+        let [password, token, nkey] = ["password", "token", "nkey"].map(|name| nats.secret(name));
+        let seed = |seed: &Secret| seed.expose_str().is_ok_and(|seed| nkeys::KeyPair::from_seed(seed.trim()).is_ok());
+        let nkey = nkey.check(seed, "must be the seed of a user's nkey: it begins with `SU`").optional();
+        let credentials = nats.key("credentials_file").path().optional();
+        match (nats.has("user"), nats.has("password") || nats.has("password_file")) {
+            (true, false) => nats.problem("password", "must be there beside `user` (or `password_file`)"),
+            (false, true) => nats.problem("user", "must be there beside `password`"),
+            _ => {}
         }
-        if self.jetstream.is_some() && self.queue_group.is_some() {
-            problems.add(format!("{path}.queue_group"), "does not go with `jetstream`: every replica reads the whole stream");
-        }
-        let password = resolve_secret(self.password, self.password_file, path, "password", problems);
-        let token = resolve_secret(self.token, self.token_file, path, "token", problems);
-        let nkey = resolve_secret(self.nkey, self.nkey_file, path, "nkey", problems);
-        let mut ways = Vec::new();
-        match (self.user, password) {
-            (Some(user), Some(password)) => ways.push(Auth::User(user, password)),
-            (Some(_), None) => problems.add(format!("{path}.password"), "must be there beside `user` (or `password_file`)"),
-            (None, Some(_)) => problems.add(format!("{path}.user"), "must be there beside `password`"),
-            (None, None) => {}
-        }
-        ways.extend(token.map(Auth::Token));
-        if let Some(seed) = nkey {
-            if seed.expose_str().is_ok_and(|seed| nkeys::KeyPair::from_seed(seed.trim()).is_ok()) {
-                ways.push(Auth::Nkey(seed));
-            } else {
-                problems.add(format!("{path}.nkey"), "must be the seed of a user's nkey: it begins with `SU`");
-            }
-        }
-        ways.extend(self.credentials_file.map(Auth::Credentials));
+        let user = user.zip(password.optional()).map(|(user, password)| Self::User(user, password));
+        let others = [token.optional().map(Self::Token), nkey.map(Self::Nkey), credentials.map(Self::Credentials)];
+        let mut ways: Vec<Self> = user.into_iter().chain(others.into_iter().flatten()).collect();
         if ways.len() > 1 {
-            problems.add(path, "must have only one of `user`, `token`, `nkey` and `credentials_file`");
+            nats.problem_here("must have only one of `user`, `token`, `nkey` and `credentials_file`");
         }
-        let tls = self.tls.map_or_else(Tls::default, |tls| tls.validate(&format!("{path}.tls"), problems));
-        let jetstream = self.jetstream.map(|jetstream| jetstream.validate(&format!("{path}.jetstream"), problems));
-        if problems.0.len() > before {
-            return None;
-        }
-        Some(Config {
-            servers: servers?,
-            subjects: subjects?,
-            queue_group: self.queue_group,
-            auth: ways.pop().unwrap_or_default(),
-            tls,
-            name: self.name.unwrap_or_else(|| "brokercast".to_owned()),
-            jetstream,
-        })
+        ways.pop().unwrap_or_default()
     }
 }
 
-fn servers(texts: &[String], path: &str, problems: &mut Problems) -> Option<Vec<Server>> {
-    if texts.is_empty() {
-        problems.add(path, "must list at least one server such as nats://host:4222");
+impl JetStream {
+    fn read(jetstream: &Section<'_>) -> Option<Self> {
+        let forbidden = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>' | '/' | '\\');
+        let good = |name: &String| !name.is_empty() && name.len() <= 255 && !name.contains(forbidden);
+        let expected = "must be a stream's name: no white space, `.`, `*`, `>`, `/` or `\\`";
+        let stream = jetstream.key("stream").text().check(good, expected).required();
+        let create = jetstream.key("create").flag_or_section().map(|create| Limits::read(&create));
+        Some(Self { stream: stream?, create })
     }
-    let mut servers = Vec::new();
-    for (n, text) in texts.iter().enumerate() {
-        match Server::parse(text) {
-            Some(server) => servers.push(server),
-            None => problems.add(format!("{path}[{n}]"), "must be an address such as nats://host:4222 or tls://host:4222"),
+}
+
+impl Limits {
+    fn read(create: &Section<'_>) -> Self {
+        let age = |age: &Duration| age.is_zero() || *age >= Duration::from_millis(100);
+        let day = Duration::from_secs(24 * 3600);
+        Self {
+            max_age: create.key("max_age").duration().check(age, "must be at least 100ms, or 0 for ever").or(day),
+            max_bytes: create.key("max_bytes").size().at_least(1).or(1 << 30) as u64,
+            replicas: create.key("replicas").number().within(1, 5).or(1),
         }
     }
-    (servers.len() == texts.len() && !servers.is_empty()).then_some(servers)
 }
 
 impl Server {
@@ -287,56 +205,5 @@ impl fmt::Debug for Auth {
             Self::Nkey(_) => "nkey",
             Self::Credentials(_) => "credentials file",
         })
-    }
-}
-
-impl RawTls {
-    fn validate(self, path: &str, problems: &mut Problems) -> Tls {
-        let identity = match (self.certificate, self.private_key) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
-            (None, None) => None,
-            (Some(_), None) => {
-                problems.add(format!("{path}.private_key"), "must be there beside `certificate`");
-                None
-            }
-            (None, Some(_)) => {
-                problems.add(format!("{path}.certificate"), "must be there beside `private_key`");
-                None
-            }
-        };
-        Tls { required: true, ca: self.ca, identity }
-    }
-}
-
-impl RawJetStream {
-    fn validate(self, path: &str, problems: &mut Problems) -> JetStream {
-        let forbidden = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>' | '/' | '\\');
-        if self.stream.is_empty() || self.stream.len() > 255 || self.stream.contains(forbidden) {
-            problems.add(format!("{path}.stream"), "must be a stream's name: no white space, `.`, `*`, `>`, `/` or `\\`");
-        }
-        let create = match self.create {
-            None | Some(RawCreate::Flag(false)) => None,
-            Some(RawCreate::Flag(true)) => Some(RawLimits { max_age: None, max_bytes: None, replicas: None }),
-            Some(RawCreate::Limits(limits)) => Some(limits),
-        };
-        JetStream { stream: self.stream, create: create.map(|limits| limits.validate(&format!("{path}.create"), problems)) }
-    }
-}
-
-impl RawLimits {
-    fn validate(self, path: &str, problems: &mut Problems) -> Limits {
-        let replicas = self.replicas.unwrap_or(1);
-        if !(1..=5).contains(&replicas) {
-            problems.add(format!("{path}.replicas"), "must be 1 to 5");
-        }
-        let max_age = self.max_age.map_or(Duration::from_secs(24 * 3600), |age| age.0);
-        if !max_age.is_zero() && max_age < Duration::from_millis(100) {
-            problems.add(format!("{path}.max_age"), "must be at least 100ms, or 0 for ever");
-        }
-        let max_bytes = self.max_bytes.map_or(1 << 30, |bytes| bytes.0);
-        if max_bytes == 0 {
-            problems.add(format!("{path}.max_bytes"), "must be at least 1");
-        }
-        Limits { max_age, max_bytes, replicas: usize::try_from(replicas).unwrap_or(1) }
     }
 }

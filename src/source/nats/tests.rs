@@ -9,10 +9,10 @@ use futures_util::future::LocalBoxFuture;
 use tokio::time::{Instant, sleep};
 
 use super::*;
-use crate::config::Problems;
 use crate::event::GapReason;
+use crate::settings::tests::{path, read_at};
 use crate::source::tests::{Rig, Running, conformance, eventually};
-use crate::source::{AdapterConfig, ErrorKind, State};
+use crate::source::{ErrorKind, State};
 
 /// A server of one test.
 pub(crate) struct Server {
@@ -97,15 +97,12 @@ impl Drop for Server {
     }
 }
 
-pub(crate) fn config(json: serde_json::Value) -> Result<Config, Vec<crate::config::Problem>> {
-    let raw: Raw = serde_json::from_value(json).expect("reads");
-    let mut problems = Problems::default();
-    raw.validate("sources.s.nats", &mut problems).ok_or(problems.0)
+pub(crate) fn config(json: serde_json::Value) -> Result<Config, Vec<String>> {
+    read_at(&["sources", "s", "nats"], &json, Config::read)
 }
 
 pub(crate) fn adapter(json: serde_json::Value) -> Arc<dyn Adapter> {
-    let config = AdapterConfig::Nats(Box::new(config(json).expect("valid")));
-    config.build(&"s".parse().expect("a name"), Common { max_payload: 1 << 20 })
+    config(json).expect("valid").build()(&"s".parse().expect("a name"))
 }
 
 struct CoreRig {
@@ -424,7 +421,7 @@ fn settings_are_checked_all_at_once_and_no_value_is_echoed() {
         "jetstream": {"stream": "a.b", "create": {"replicas": 9, "max_bytes": 0}}
     });
     let problems = config(bad).expect_err("is refused");
-    let paths: BTreeSet<_> = problems.iter().map(|p| p.path.trim_start_matches("sources.s.nats")).collect();
+    let paths: BTreeSet<_> = problems.iter().map(|line| path(line).trim_start_matches("sources.s.nats")).collect();
     let expected = [
         ".servers[0]",
         ".servers[1]",

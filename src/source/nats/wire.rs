@@ -149,7 +149,7 @@ async fn greet(config: &Config, server: &Server, capacity: usize) -> Result<Wire
         .ping_interval(PING)
         .subscription_capacity(capacity)
         .ignore_discovered_servers()
-        .require_tls(config.tls.required || server.tls)
+        .require_tls(config.tls_required || server.tls)
         .max_reconnects(1)
         .reconnect_delay_callback(move |_| if tried.swap(true, Ordering::Relaxed) { TOO_LATE } else { Duration::ZERO })
         .event_callback(move |event| {
@@ -164,12 +164,12 @@ async fn greet(config: &Config, server: &Server, capacity: usize) -> Result<Wire
     }
     let auth = if config.auth == Auth::None { &server.auth } else { &config.auth };
     let client = identify(options, auth).await?.connect(address).await;
-    let client = client.map_err(|error| refusal(error, config.tls.required || server.tls))?;
+    let client = client.map_err(|error| refusal(error, config.tls_required || server.tls))?;
     Ok(Wire { client, life })
 }
 
 async fn identify(options: ConnectOptions, auth: &Auth) -> Result<ConnectOptions, SourceError> {
-    let text = |secret: &crate::config::Secret| {
+    let text = |secret: &crate::settings::Secret| {
         secret.expose_str().map(str::to_owned).map_err(|_| SourceError::configuration("a secret of this source is not UTF-8"))
     };
     Ok(match auth {

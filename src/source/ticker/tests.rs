@@ -1,4 +1,5 @@
 use super::*;
+use crate::settings::tests::read;
 
 fn ticker(every: Duration) -> Ticker {
     Ticker::new(Config { every, subject: "clock.tick".parse().expect("a subject") })
@@ -39,9 +40,8 @@ async fn a_suspension_leaves_no_burst_and_keeps_the_beat() {
 
 #[test]
 fn impossible_values_are_told_with_their_path() {
-    let raw: Raw = serde_json::from_str(r#"{"every": "0", "subject": "a.*"}"#).expect("reads");
-    let mut problems = Problems::default();
-    assert!(raw.validate("sources.clock.ticker", &mut problems).is_none());
-    let paths: Vec<_> = problems.0.iter().map(|p| &*p.path).collect();
+    let text = r#"sources: { clock: { ticker: { every: "0", subject: a.* } } }"#;
+    let problems = read(text, |root| Some(crate::source::settings::read(&root.key("sources").section()))).expect_err("two problems");
+    let paths: Vec<_> = problems.iter().filter_map(|line| line.split(": ").nth(1)).collect();
     assert_eq!(paths, ["sources.clock.ticker.every", "sources.clock.ticker.subject"]);
 }

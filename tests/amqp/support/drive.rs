@@ -4,19 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use brokercast::internals::chain;
-use brokercast::internals::{Adapter, Common, Connection, Gap, Item, Message, Problems, Raw, SourceError, SourceName, Start};
+use brokercast::internals::{Adapter, Connection, Gap, Item, Message, SourceError, Start};
 
 /// How long something may take that should come at once.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The adapter for a configuration as it would be written.
 pub fn source(name: &str, config: serde_json::Value) -> Arc<dyn Adapter> {
-    let raw: Raw = serde_json::from_value(config).unwrap();
-    let mut problems = Problems::default();
-    let config = raw.validate("sources.x.amqp", &mut problems);
-    assert!(problems.0.is_empty(), "{problems:?}");
-    let name: SourceName = name.parse().unwrap();
-    config.unwrap().build(&name, Common { max_payload: 1 << 20 })
+    brokercast::internals::adapter(&serde_json::json!({ "sources": { name: { "amqp": config } } }).to_string()).unwrap()
 }
 
 /// An open connection and what it has handed out.

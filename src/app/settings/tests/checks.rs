@@ -1,6 +1,9 @@
-use crate::config::load::load_with;
-use crate::config::load::tests::{bad, files, good};
-use crate::config::{KeyMaterial, RouteAction};
+use bytes::Bytes;
+
+use super::*;
+use crate::event::{Envelope, Message, Timestamp};
+use crate::route::Router;
+use crate::subject::Pattern;
 
 #[test]
 fn anonymous_access_beyond_loopback_needs_its_word() {
@@ -9,7 +12,7 @@ fn anonymous_access_beyond_loopback_needs_its_word() {
         let problems = bad(&[&open.replace("ROLE", role).replace("BEYOND", "")], &[]);
         assert!(problems[0].contains("auth.anonymous.beyond_loopback: must be true"), "{problems:?}");
         let loaded = good(&[&open.replace("ROLE", role).replace("BEYOND", ", beyond_loopback: true")], &[]);
-        assert_eq!(loaded.config.server.hosts, None);
+        assert_eq!(loaded.settings.http.origins.hosts, None);
     }
 }
 
@@ -58,7 +61,7 @@ fn a_secret_file_loses_one_line_break() {
     let kept = files(&["0123456789abcdef0123456789abcdef\n\n"]);
     let file = format!("auth: {{ jwt: {{ keys: [{{ algorithms: [HS256], secret_file: {} }}] }} }}", kept.paths[0].display());
     let loaded = good(&[&file], &[]);
-    let KeyMaterial::Secret(secret) = &loaded.config.auth.jwt.as_ref().unwrap().keys[0].key else { panic!() };
+    let secret = &loaded.settings.auth.jwt.as_ref().unwrap().signers().next().unwrap().secret;
     assert_eq!(secret.expose(), b"0123456789abcdef0123456789abcdef\n");
 }
 
@@ -81,12 +84,15 @@ routes:
 sources: { s: { ticker: { subject: a.b.c } } }
 ";
     let loaded = good(&[file], &[]);
-    let routes = &loaded.config.routes;
-    assert_eq!(routes[0].source.as_ref().unwrap().as_str(), "s");
-    let RouteAction::Pass { event, envelope, .. } = &routes[0].action else { panic!() };
-    assert_eq!((event.as_deref(), *envelope), (Some("e-{1}"), crate::event::Envelope::Raw));
-    assert!(matches!(routes[1].action, RouteAction::Drop));
-    assert_eq!(routes[2].matches.as_str(), ">");
+    let sources = ["s", "t"].map(|name| (name.parse().unwrap(), vec![Pattern::all()]));
+    let router = Router::new(&loaded.settings.routes, &sources);
+    let message =
+        |subject: &str| Message { subject: subject.parse().unwrap(), payload: Bytes::new(), time: Timestamp::default(), position: None };
+    let event = router.route(0, message("a.1.x.y")).unwrap();
+    assert_eq!((event.subject.as_str(), event.name.as_deref(), event.envelope), ("b.1.x.y", Some("e-1"), Envelope::Raw));
+    assert!(router.route(0, message("x.1")).is_none());
+    let event = router.route(1, message("a.1.x.y")).unwrap();
+    assert_eq!((event.subject.as_str(), event.name, event.envelope), ("a.1.x.y", None, Envelope::CloudEvents));
 }
 
 #[test]
@@ -97,8 +103,8 @@ fn origins_are_serialised_as_browsers_do() {
         ],
         &[],
     );
-    assert_eq!(loaded.config.server.cors.origins, ["https://dash.example.com", "http://[::1]:3000"]);
-    assert_eq!(loaded.config.server.public_url.as_deref(), Some("https://live.example.com"));
+    assert_eq!(loaded.settings.http.origins.listed, ["https://dash.example.com", "http://[::1]:3000"]);
+    assert_eq!(loaded.settings.http.origins.public.as_deref(), Some("https://live.example.com"));
     for origin in
         ["dash.example.com", "https://", "https://a/b", "https://u@a", "ftp://a", "https://a:x", "https://a b", "null", "https://*.a"]
     {
@@ -111,7 +117,7 @@ fn origins_are_serialised_as_browsers_do() {
 #[test]
 fn trusted_proxies_are_networks() {
     let loaded = good(&["subscribers: { trusted_proxies: [10.0.0.0/8, 192.168.1.7, \"fd00::/8\", 0.0.0.0/0] }"], &[]);
-    assert_eq!(loaded.config.subscribers.trusted_proxies[1], "192.168.1.7/32".parse().unwrap());
+    assert_eq!(loaded.settings.http.trusted_proxies[1], "192.168.1.7/32".parse().unwrap());
     for text in ["10.0.0.1/8", "10.0.0.0/33", "a", "10.0.0.0/", "10.0.0.0/+8"] {
         let problems = bad(&[&format!("subscribers: {{ trusted_proxies: [\"{text}\"] }}")], &[]);
         assert!(problems.len() == 1, "{text}: {problems:?}");
@@ -124,7 +130,7 @@ fn every_example_is_good() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|e| e == "yaml") {
             let loaded = load_with(std::slice::from_ref(&path), []).unwrap_or_else(|e| panic!("{e}"));
-            assert!(!loaded.config.sources.is_empty(), "{}", path.display());
+            assert!(!loaded.settings.sources.is_empty(), "{}", path.display());
         }
     }
 }

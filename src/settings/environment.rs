@@ -7,14 +7,18 @@
 use std::ffi::OsString;
 use std::sync::Arc;
 
-use super::Layer;
-use crate::config::node::yaml::{self, Fault};
-use crate::config::node::{Kind, Node, Place};
+use super::Problem;
+use super::node::{Kind, Node, Place};
+use super::yaml;
 
 const PREFIX: &str = "BROKERCAST__";
 
 /// The layer that `variables` make over `below`.
-pub(super) fn overlay(variables: impl IntoIterator<Item = (OsString, OsString)>, below: Option<&Node>, faults: &mut Vec<Fault>) -> Layer {
+pub(super) fn overlay(
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+    below: Option<&Node>,
+    problems: &mut Vec<Problem>,
+) -> Node {
     let mut ours: Vec<(String, OsString)> = variables
         .into_iter()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
@@ -27,7 +31,7 @@ pub(super) fn overlay(variables: impl IntoIterator<Item = (OsString, OsString)>,
     for (name, value) in ours {
         let place = Place { source: format!("environment variable {name}").into(), line: None };
         let mut fault = |expected: &str| {
-            faults.push(Fault { place: place.clone(), path: String::new(), expected: expected.to_owned() });
+            problems.push(Problem { place: Some(place.clone()), path: String::new(), expected: expected.to_owned() });
         };
         let Ok(value) = value.into_string() else {
             fault("must be UTF-8 text");
@@ -42,7 +46,7 @@ pub(super) fn overlay(variables: impl IntoIterator<Item = (OsString, OsString)>,
             fault(expected);
         }
     }
-    Layer { name: "environment".to_owned(), root }
+    root
 }
 
 /// A variable's value: its text, and what it looks like.
@@ -61,12 +65,12 @@ fn leaf(text: &str, place: &Place) -> Node {
 
 /// A list or map in YAML's flow form, of which JSON is a part.
 fn structure(text: &str, place: &Place) -> Option<Kind> {
-    let mut faults = Vec::new();
+    let mut problems = Vec::new();
     // As the value of a key, since a document must be a map.
-    let document = yaml::parse(&place.source, &format!("value: {text}"), &mut faults).ok()?;
+    let document = yaml::parse(&place.source, &format!("value: {text}"), &mut problems).ok()?;
     let Kind::Map(entries) = document.kind else { return None };
     let [(_, mut node)] = <[_; 1]>::try_from(entries).ok()?;
-    if !faults.is_empty() {
+    if !problems.is_empty() {
         return None;
     }
     replace_places(&mut node, place);
@@ -77,7 +81,7 @@ fn structure(text: &str, place: &Place) -> Option<Kind> {
 fn replace_places(node: &mut Node, place: &Place) {
     node.place = place.clone();
     match &mut node.kind {
-        Kind::List(items) => items.iter_mut().for_each(|(_, item)| replace_places(item, place)),
+        Kind::List(items) => items.iter_mut().for_each(|item| replace_places(item, place)),
         Kind::Map(entries) => entries.iter_mut().for_each(|(_, node)| replace_places(node, place)),
         _ => {}
     }
@@ -92,10 +96,7 @@ fn put(into: &mut Node, below: Option<&Node>, steps: &[&str], leaf: Node) -> Res
     match &mut into.kind {
         Kind::Map(entries) => {
             let (key, taken) = key(entries, below, steps);
-            let below = below.and_then(|node| match &node.kind {
-                Kind::Map(entries) => entries.iter().find(|(k, _)| *k == key).map(|(_, node)| node),
-                _ => None,
-            });
+            let below = below.and_then(|node| node.child(&key));
             let at = entries.iter().position(|(k, _)| *k == key).unwrap_or_else(|| {
                 entries.push((key, fresh(below, steps.get(taken), &leaf.place)));
                 entries.len() - 1
@@ -106,16 +107,16 @@ fn put(into: &mut Node, below: Option<&Node>, steps: &[&str], leaf: Node) -> Res
         Kind::List(items) => {
             let index: usize = steps[0].parse().map_err(|_| "must give the index of a list's element, from 0")?;
             let below = below.and_then(|node| match &node.kind {
-                Kind::List(items) => items.get(index).map(|(_, node)| node),
+                Kind::List(items) => items.get(index),
                 _ => None,
             });
             if index > items.len() {
                 return Err("must give the index of one of the list's elements, or of the next");
             }
             if index == items.len() {
-                items.push((index, fresh(None, rest.first(), &leaf.place)));
+                items.push(fresh(None, rest.first(), &leaf.place));
             }
-            put(&mut items[index].1, below, rest, leaf)
+            put(&mut items[index], below, rest, leaf)
         }
         _ => Err("must not stand beside a variable that gives the same key as one value"),
     }
@@ -134,10 +135,7 @@ fn fresh(below: Option<&Node>, next: Option<&&str>, place: &Place) -> Node {
 /// The key that the first of `steps` mean, and how many of them: a key of a layer below that they spell, else the first
 /// in lower case. A name with `__` in it takes several.
 fn key(entries: &[(String, Node)], below: Option<&Node>, steps: &[&str]) -> (String, usize) {
-    let below = match below.map(|node| &node.kind) {
-        Some(Kind::Map(entries)) => entries.as_slice(),
-        _ => &[],
-    };
+    let below = below.map_or(&[][..], Node::entries);
     let known = || entries.iter().chain(below).map(|(key, _)| key.as_str());
     for taken in 1..=steps.len() {
         let name = steps[..taken].join("__");

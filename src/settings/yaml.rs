@@ -1,6 +1,5 @@
 //! YAML text to [`Node`]s, by serde-saphyr: strict booleans, every duplicate key found, no text in an error.
 
-use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -9,22 +8,16 @@ use serde::{Deserialize, Deserializer};
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 use serde_saphyr::{Location, Spanned};
 
-use super::{Kind, Node, Place};
+use super::Problem;
+use super::node::{Kind, Node, Place};
+use super::value::join;
 
-/// What is wrong with a text, and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Fault {
-    pub(crate) place: Place,
-    /// The key path it is about, as far as there is one.
-    pub(crate) path: String,
-    pub(crate) expected: String,
-}
-
-/// Reads a document, which must be a map or empty. A key that stands twice is noted, and its first value taken.
+/// Reads a document, which must be a map or empty. A key that stands twice is noted, and its first value taken. Each
+/// duplicate becomes one of `problems`.
 ///
 /// # Errors
 /// When it is no YAML, more than one document, or no map.
-pub(crate) fn parse(source: &Arc<str>, text: &str, faults: &mut Vec<Fault>) -> Result<Node, Fault> {
+pub(super) fn parse(source: &Arc<str>, text: &str, problems: &mut Vec<Problem>) -> Result<Node, Problem> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut options = serde_saphyr::Options::default();
     options.with_snippet = false;
@@ -36,13 +29,13 @@ pub(crate) fn parse(source: &Arc<str>, text: &str, faults: &mut Vec<Fault>) -> R
     options.alias_limits.max_total_replayed_events = 10_000;
     let parsed: Parsed = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let place = error.location().map_or(Place { source: source.clone(), line: None }, |at| place(source, at));
-        Fault { place, path: String::new(), expected: describe(error.without_snippet()) }
+        Problem { place: Some(place), path: String::new(), expected: describe(error.without_snippet()) }
     })?;
-    let node = Builder { source, text, faults }.node(parsed.0, "");
+    let node = Builder { source, text, problems }.node(parsed.0, "");
     match node.kind {
         Kind::Map(_) => Ok(node),
         Kind::Null => Ok(Node { kind: Kind::Map(Vec::new()), ..node }),
-        _ => Err(Fault { place: node.place, path: String::new(), expected: "must be a map of keys and values".to_owned() }),
+        _ => Err(Problem { place: Some(node.place), path: String::new(), expected: "must be a map of keys and values".to_owned() }),
     }
 }
 
@@ -149,7 +142,7 @@ impl<'de> Deserialize<'de> for Shape {
 struct Builder<'a> {
     source: &'a Arc<str>,
     text: &'a str,
-    faults: &'a mut Vec<Fault>,
+    problems: &'a mut Vec<Problem>,
 }
 
 impl Builder<'_> {
@@ -169,25 +162,25 @@ impl Builder<'_> {
             Shape::Float(number) => (Kind::Float(number), written().or_else(|| Some(number.to_string().into()))),
             Shape::Text(text) => (Kind::Text(text.into()), None),
             Shape::List(items) => {
-                let child = |(index, item): (usize, Parsed)| (index, self.node(item.0, &format!("{path}[{index}]")));
+                let child = |(index, item): (usize, Parsed)| self.node(item.0, &format!("{path}[{index}]"));
                 (Kind::List(items.into_iter().enumerate().map(child).collect()), None)
             }
             Shape::Map(parsed) => (Kind::Map(self.entries(parsed, path)), None),
         };
-        Node { kind, text, place: place(self.source, at), secret: Cell::new(false) }
+        Node { kind, text, place: place(self.source, at) }
     }
 
     fn entries(&mut self, parsed: Vec<(Spanned<String>, Parsed)>, path: &str) -> Vec<(String, Node)> {
         let mut entries: Vec<(String, Node)> = Vec::with_capacity(parsed.len());
         for (key, value) in parsed {
-            let path = crate::config::value::join(path, &key.value);
+            let path = join(path, &key.value);
             let mut node = self.node(value.0, &path);
             // A key's line says more than its value's, which may begin further down.
             node.place = place(self.source, key.referenced);
             match entries.iter().find(|(k, _)| *k == key.value) {
                 Some((_, first)) => {
                     let line = first.place.line.map(|(line, _)| format!(" (the first is on line {line})")).unwrap_or_default();
-                    self.faults.push(Fault { place: node.place, path, expected: format!("stands twice{line}") });
+                    self.problems.push(Problem { place: Some(node.place), path, expected: format!("stands twice{line}") });
                 }
                 None => entries.push((key.value, node)),
             }

@@ -1,0 +1,150 @@
+//! The settings of the whole program: each room takes its keys, and what concerns several rooms is checked here.
+//!
+//! Nothing is started. Only the files that the settings name are read.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::cursor::Tag;
+use crate::event::SourceName;
+use crate::http::settings::clash;
+use crate::route::Rule;
+use crate::settings::{Section, SettingsError};
+use crate::source::settings::Source;
+use crate::{auth, history, http, hub, pool, route, settings, source, stream, telemetry};
+
+mod advice;
+#[cfg(test)]
+mod tests;
+
+/// The settings that count where no file is given, and what problems call them.
+const BUILT_IN: (&str, &str) = ("built-in config/default.yaml", include_str!("../../config/default.yaml"));
+
+/// More durable sources would make ids longer than what is looked at.
+const MAX_DURABLE: usize = 60;
+
+/// What the bridge runs by.
+#[derive(Debug)]
+pub struct Settings {
+    /// The listeners.
+    pub(crate) http: http::Settings,
+    /// How long a shutdown may take.
+    pub(crate) drain: Duration,
+    /// Who may subscribe and publish.
+    pub(crate) auth: auth::Settings,
+    /// Bytes of the longest token.
+    pub(crate) token_bytes: usize,
+    /// The pool of subscribers.
+    pub(crate) pool: pool::Settings,
+    /// Events kept in memory, of each source.
+    pub(crate) window: hub::Limits,
+    /// Streams.
+    pub(crate) streams: stream::Settings,
+    /// Histories read for streams.
+    pub(crate) histories: history::Settings,
+    /// In the order of their names.
+    pub sources: Vec<Source>,
+    /// The first that matches counts.
+    pub(crate) routes: Vec<Rule>,
+}
+
+/// Settings that were read and are right.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What the bridge runs by.
+    pub settings: Settings,
+    /// The log's settings.
+    pub log: telemetry::Settings,
+    /// All settings as YAML, defaults included, secrets and URLs' passwords withheld.
+    pub yaml: String,
+    /// What is allowed but may not be meant, each with its key path.
+    pub warnings: Vec<String>,
+    /// What is good to know, each with its key path.
+    pub notes: Vec<String>,
+}
+
+/// Reads `files`, later over earlier, then this process's environment.
+///
+/// # Errors
+/// With all problems at once.
+pub fn load(files: &[PathBuf]) -> Result<Loaded, SettingsError> {
+    load_with(files, std::env::vars_os())
+}
+
+fn load_with(files: &[PathBuf], variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, SettingsError> {
+    let ((settings, log), yaml) = settings::load(files, variables, BUILT_IN, read)?;
+    let (warnings, notes) = (advice::warnings(&settings), advice::notes(&settings));
+    Ok(Loaded { settings, log, yaml, warnings, notes })
+}
+
+fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
+    // Known from here on, in the order in which they are printed.
+    let section = |name: &str| root.key(name).section();
+    let [server, admin, auth] = ["server", "admin", "auth"].map(section);
+    let [subscribers, window, history, log] = ["subscribers", "window", "history", "log"].map(section);
+    let sources = section("sources");
+
+    let auth_settings = auth::Settings::read(&auth);
+    let open = !auth_settings.anonymous.is_empty();
+    let http = http::Settings::read(&server, &admin, &subscribers, open);
+    if let Some(http) = &http {
+        if clash(http.listen, http.admin) {
+            admin.problem("listen", "must be another address than `server.listen`");
+        }
+        if open && !http.listen.ip().is_loopback() && !auth_settings.beyond_loopback {
+            let expected = "must be true where anonymous access is granted and `server.listen` is no loopback address";
+            auth.key("anonymous").section().problem("beyond_loopback", expected);
+        }
+    }
+    let streams = stream::Settings::read(&server);
+    let histories = history::Settings::read(&history);
+    let drain = server.key("drain").duration().or(Duration::from_secs(10));
+    let token_bytes = auth::token_bytes(&server.key("limits").section());
+    let pool = pool::Settings::read(&subscribers);
+    let window = hub::Limits::read(&window);
+    let libraries = source::settings::ADAPTERS.iter().filter_map(|kind| kind.library).collect();
+    let log = telemetry::Settings::read(&log, libraries);
+    // Also of sources that are wrong themselves: a route may name them.
+    let names: Vec<&str> = sources.entries().iter().map(|(name, _)| *name).collect();
+    let found = source::settings::read(&sources);
+    overlaps(&found, &sources);
+    tags(&found, root, &sources);
+    let routes = route::settings::read(root.key("routes"), &names);
+    let settings =
+        Settings { http: http?, drain, auth: auth_settings, token_bytes, pool, window, streams, histories, sources: found, routes };
+    Some((settings, log?))
+}
+
+/// A published message must have one inbox to go to.
+fn overlaps(sources: &[Source], section: &Section<'_>) {
+    let inboxes: Vec<_> = sources.iter().filter(|source| source.adapter.inbox().is_some()).collect();
+    for (at, source) in inboxes.iter().enumerate() {
+        for other in &inboxes[..at] {
+            let others = other.adapter.reach();
+            if source.adapter.reach().iter().any(|a| others.iter().any(|b| a.intersects(b))) {
+                let own = section.key(source.name.as_str()).section().key(source.adapter.kind()).section();
+                let expected = format!("must not overlap with those of the http source `{}`: a subject could go to either", other.name);
+                own.problem("subjects", expected);
+            }
+        }
+    }
+}
+
+/// Cursors call a durable source by 16 bits of its name, and hold only so many of them.
+fn tags(sources: &[Source], root: &Section<'_>, section: &Section<'_>) {
+    let durable: Vec<&SourceName> = sources.iter().filter(|source| source.adapter.durable()).map(|source| &source.name).collect();
+    let mut seen: BTreeMap<Tag, &SourceName> = BTreeMap::new();
+    for name in &durable {
+        if let Some(other) = seen.insert(Tag::of(name.as_str()), name) {
+            let expected = format!("must have another name: clients' cursors could not tell it from `{other}`");
+            section.problem(name.as_str(), expected);
+        }
+    }
+    if durable.len() > MAX_DURABLE {
+        let expected =
+            format!("must not hold more than {MAX_DURABLE} durable sources (JetStream, RabbitMQ streams): ids would grow too long");
+        root.problem("sources", expected);
+    }
+}

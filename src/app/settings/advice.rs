@@ -1,0 +1,104 @@
+//! What is worth saying of settings that are right: warnings of what may not be meant, and notes.
+
+use super::Settings;
+use crate::settings::value::show_size;
+
+/// Durable sources whose positions fit an id of 128 bytes, which browsers send to another origin without asking first
+/// (Fetch standard, section 2.2.2).
+const MAX_DURABLE_SHORT: usize = 7;
+
+pub(super) fn warnings(settings: &Settings) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut warn = |path: &str, what: &str| found.push(format!("{path}: {what}"));
+    auth(settings, &mut warn);
+    listeners(settings, &mut warn);
+    subscribers(settings, &mut warn);
+    let Settings { auth, window, sources, .. } = settings;
+    if sources.is_empty() {
+        warn("sources", "there are none: nothing will ever be streamed");
+    }
+    for source in sources {
+        if source.max_payload > window.bytes {
+            let what = format!("a message of {} does not fit `window.bytes`", show_size(source.max_payload));
+            warn(&format!("sources.{}.max_payload", source.name), &what);
+        }
+    }
+    if !auth.anonymous.publish.is_empty() && sources.iter().all(|source| source.adapter.inbox().is_none()) {
+        warn("auth.anonymous.publish", "has no effect: no http source takes what is published");
+    }
+    found
+}
+
+fn auth(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
+    let auth = &settings.auth;
+    if auth.carriers.query.is_some() {
+        warn("auth.carriers.query", "a token in a URL ends in proxies' logs and in browsers' histories: prefer the cookie");
+    }
+    let Some(jwt) = &auth.jwt else {
+        if auth.anonymous.subscribe.is_empty() {
+            warn("auth", "nobody may subscribe: there is neither `auth.jwt` nor `auth.anonymous.subscribe`");
+        }
+        if !auth.grants.is_empty() {
+            warn("auth.grants", "grants nothing without `auth.jwt`: only a token's bearer gets it");
+        }
+        return;
+    };
+    let carriers = &auth.carriers;
+    if !carriers.header && carriers.cookie.is_none() && carriers.query.is_none() {
+        warn("auth.carriers", "all are off: no token can reach brokercast");
+    }
+    if jwt.audience.is_none() {
+        warn(
+            "auth.jwt.audience",
+            "is not set: a token without an `aud` that the same key signed for another service is taken, one with an `aud` is refused",
+        );
+    }
+    if settings.token_bytes > settings.http.bounds.header_bytes {
+        warn("server.limits.token_bytes", "is more than `server.limits.header_bytes`: a token so long cannot arrive");
+    }
+}
+
+fn listeners(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
+    let http = &settings.http;
+    if !http.listen.ip().is_loopback() && http.tls.is_none() && settings.auth.jwt.is_some() {
+        warn("server.tls", "is not set: tokens cross the network in the clear, unless a proxy in front of brokercast ends TLS");
+    }
+    if !http.admin.ip().is_loopback() {
+        warn("admin.listen", "is no loopback address: metrics and sources' states are open to who can reach it");
+    }
+    if http.dashboards.as_ref().is_some_and(|folder| !folder.is_dir()) {
+        warn("server.dashboards", "names no folder that is there now");
+    }
+}
+
+fn subscribers(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
+    let (pool, http) = (&settings.pool, &settings.http);
+    if pool.max_per_address.is_some() && http.trusted_proxies.is_empty() && !http.listen.ip().is_loopback() {
+        warn(
+            "subscribers.max_per_address",
+            "behind a proxy all clients share its address: set `subscribers.trusted_proxies` if there is one",
+        );
+    }
+    if !http.trusted_proxies.is_empty() && pool.max_per_address.is_none() {
+        warn("subscribers.trusted_proxies", "has no effect without `subscribers.max_per_address`");
+    }
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    if let Some(limit) = limit.filter(|limit| u64::try_from(pool.max).unwrap_or(u64::MAX) > *limit) {
+        let what = format!("is beyond the hard limit of open files, {limit}: raise that (ulimit -Hn, LimitNOFILE=)");
+        warn("subscribers.max", &what);
+    }
+}
+
+pub(super) fn notes(settings: &Settings) -> Vec<String> {
+    let adapters = || settings.sources.iter().map(|source| (&source.name, &source.adapter));
+    let split = |name| format!("sources.{name}: splits: of several replicas of brokercast each gets only a part of its messages");
+    let mut found: Vec<String> = adapters().filter(|(_, adapter)| adapter.splits()).map(|(name, _)| split(name)).collect();
+    let durable = adapters().filter(|(_, adapter)| adapter.durable()).count();
+    if durable > MAX_DURABLE_SHORT {
+        found.push(format!(
+            "sources: with {durable} durable sources an event's id can be longer than 128 bytes: a browser then asks first (preflight) \
+             before it sends it as Last-Event-ID to another origin"
+        ));
+    }
+    found
+}

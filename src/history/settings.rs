@@ -1,0 +1,23 @@
+//! `history`: reading brokers' own logs for clients that are behind the window.
+
+use crate::settings::Section;
+
+/// Bounds of all reading together.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Readers at a time.
+    pub readers: usize,
+    /// Bytes per second that all readers take together, about: subjects and payloads.
+    pub rate: usize,
+}
+
+impl Settings {
+    /// Takes the keys of `history`.
+    #[must_use]
+    pub fn read(history: &Section<'_>) -> Self {
+        Self {
+            readers: history.key("readers").number().at_least(1).or(16),
+            rate: history.key("rate").size().at_least(1 << 10).or(64 << 20),
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! `routes`: what they match, and what becomes of it.
+//!
+//! Templates are read into what routing uses.
+
+use std::sync::Arc;
+
+use super::template::{NameTemplate, SubjectTemplate};
+use super::{Action, Rule};
+use crate::event::{Envelope, SourceName};
+use crate::settings::{Choice, Slot};
+use crate::subject::Pattern;
+
+impl Choice for Envelope {
+    const WORDS: &'static [(&'static str, Self)] = &[("json", Self::Json), ("raw", Self::Raw), ("cloudevents", Self::CloudEvents)];
+}
+
+/// Reads `routes`. `sources` are the names that are configured.
+#[must_use]
+pub fn read(routes: Slot<'_>, sources: &[&str]) -> Vec<Rule> {
+    routes.list(|route| rule(route, sources)).or(Vec::new())
+}
+
+fn rule(route: Slot<'_>, sources: &[&str]) -> Option<Rule> {
+    let route = route.section().terse();
+    let matches = route.key("match").optional_section();
+    if matches.is_none() {
+        route.problem_here("must say what it is about: `match: { source: …, subject: … }`");
+    }
+    let mut source = None;
+    let mut pattern = Some(Pattern::all());
+    if let Some(matches) = matches {
+        let known = if sources.is_empty() { "none are configured".to_owned() } else { format!("configured: {}", sources.join(", ")) };
+        let expected = format!("must be the name of a source ({known})");
+        let name = matches.key("source").text().check(|name| sources.contains(&name.as_str()), &expected).optional();
+        // A name that cannot be one is a problem of the source itself.
+        source = name.and_then(|name| name.parse::<SourceName>().ok());
+        if matches.has("subject") {
+            pattern = matches.key("subject").text().parse("must be a pattern such as orders.*.created").optional();
+        }
+    }
+    let drop = route.key("drop").flag().optional() == Some(true);
+    if drop && ["subject", "event", "envelope"].map(|name| route.has(name)).contains(&true) {
+        route.problem_here("must not give subject, event or envelope to what it drops");
+    }
+    let (subject, event, envelope) = (route.key("subject").text(), route.key("event").text(), route.key("envelope").choice().optional());
+    let matches = pattern?;
+    // Whether a template fits depends on the pattern.
+    let subject = subject.convert(|text| SubjectTemplate::new(&text, &matches).map_err(|e| e.to_string())).optional();
+    let name = event.convert(|text| NameTemplate::new(&text, &matches).map_err(|e| e.to_string())).optional();
+    let pass = Action::Pass { subject: subject.map(Arc::new), name: name.map(Arc::new), envelope: envelope.unwrap_or_default() };
+    Some(Rule { source, matches, action: if drop { Action::Drop } else { pass } })
+}

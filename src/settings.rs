@@ -1,0 +1,69 @@
+//! The engine under the settings of all rooms: layers, places, values, and all problems at once.
+//!
+//! Files and the environment become one tree whose values know their places ([`load`]). Rooms take their keys from it
+//! ([`Section`]), one line for each: name, type, bounds, default. From that line follow the value, what is wrong with it,
+//! what `check` prints, and which keys exist. Knows no room and none of their keys.
+
+use std::fmt;
+
+mod environment;
+mod layers;
+mod node;
+mod section;
+mod shown;
+#[cfg(test)]
+pub(crate) mod tests;
+pub(crate) mod value;
+mod yaml;
+
+pub(crate) use layers::load;
+pub(crate) use section::{Choice, Key, Section, Slot};
+pub(crate) use value::{File, Secret};
+
+use node::Place;
+
+/// Something that is wrong with the settings. Holds no value, since that may be a secret in the wrong place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Problem {
+    place: Option<Place>,
+    /// `sources.orders.nats.servers[0]`; empty for a whole file.
+    path: String,
+    /// `must be a duration such as 15s`
+    expected: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(place) = &self.place {
+            write!(f, "{place}: ")?;
+        }
+        if !self.path.is_empty() {
+            // A key can be any text; a problem is one line.
+            let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+            write!(f, "{}: ", self.path.chars().map(plain).collect::<String>())?;
+        }
+        f.write_str(&self.expected)
+    }
+}
+
+/// Everything that is wrong with the settings.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct SettingsError {
+    problems: Vec<Problem>,
+}
+
+impl SettingsError {
+    /// One line for each problem: place, key path, what was expected.
+    #[cfg(test)]
+    pub(crate) fn lines(&self) -> impl Iterator<Item = String> {
+        self.problems.iter().map(ToString::to_string)
+    }
+}
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.problems.len();
+        write!(f, "the configuration has {count} problem{}", if count == 1 { "" } else { "s" })?;
+        self.problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}

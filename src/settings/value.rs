@@ -1,0 +1,147 @@
+//! Values as they are written: durations (`15s`), sizes (`1MiB`), secrets, and files that hold them.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Reads a duration: a number with `ms`, `s`, `m`, `h` or `d`; `0` needs no unit.
+#[must_use]
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let at = text.find(|c: char| !c.is_ascii_digit())?;
+    let number: u64 = text[..at].parse().ok()?;
+    let millis = match text[at..].trim_start() {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    // Bounded, so that adding it to a clock cannot overflow.
+    let millis = number.checked_mul(millis).filter(|m| *m <= 100 * 366 * 86_400_000)?;
+    Some(Duration::from_millis(millis))
+}
+
+/// Reads a size in bytes: a number alone or with `B`, with `KiB`, `MiB`, `GiB`, `TiB` (1024), or with `kB`, `MB`, `GB`
+/// (1000).
+pub(super) fn parse_size(text: &str) -> Option<usize> {
+    let text = text.trim();
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..at].parse().ok()?;
+    let unit: u64 = match text[at..].trim_start() {
+        "" | "B" => 1,
+        "kB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return None,
+    };
+    let bytes = number.checked_mul(unit).filter(|n| *n <= i64::MAX as u64)?;
+    Some(usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
+/// Writes a duration as [`parse_duration`] reads it, in the largest unit that is exact.
+pub(super) fn show_duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    let unit = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)].into_iter().find(|(_, unit)| millis.is_multiple_of(*unit));
+    match unit {
+        Some(_) if millis == 0 => "0s".to_owned(),
+        Some((name, unit)) => format!("{}{name}", millis / unit),
+        None => format!("{millis}ms"),
+    }
+}
+
+/// Writes a size as it is read, in the largest binary unit that is exact.
+#[must_use]
+pub(crate) fn show_size(bytes: usize) -> String {
+    let unit = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)].into_iter().find(|(_, unit)| bytes.is_multiple_of(*unit));
+    match unit {
+        Some((name, unit)) if bytes > 0 => format!("{}{name}", bytes / unit),
+        _ => format!("{bytes}"),
+    }
+}
+
+/// `path.name`, or `name` alone at the top.
+pub(super) fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+/// Bytes that must not be printed: its `Debug` says nothing.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(Arc<[u8]>);
+
+impl Secret {
+    /// Wraps the bytes.
+    #[must_use]
+    pub(crate) fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self(bytes.into().into())
+    }
+
+    /// The bytes, for those who need them.
+    #[must_use]
+    pub(crate) fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The bytes as text.
+    ///
+    /// # Errors
+    /// When they are not UTF-8.
+    pub(crate) fn expose_str(&self) -> Result<&str, std::str::Utf8Error> {
+        std::str::from_utf8(&self.0)
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("«secret»")
+    }
+}
+
+/// A file that the settings name, as it was when they were read.
+#[derive(Debug, Clone)]
+pub(crate) struct File {
+    /// Its path.
+    pub(crate) path: PathBuf,
+    /// Its bytes.
+    pub(crate) contents: Secret,
+}
+
+/// The longest file that is read as a secret, a key or a certificate, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+impl File {
+    pub(super) fn read(path: PathBuf) -> Result<Self, String> {
+        let bytes = read_bounded(&path, MAX_FILE).map_err(|what| format!("must name a readable file: {what}"))?;
+        Ok(Self { path, contents: Secret::new(bytes) })
+    }
+}
+
+/// A file's bytes, or why it cannot be read, without its name.
+pub(super) fn read_bounded(file: &Path, most: u64) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(file).and_then(|opened| opened.take(most + 1).read_to_end(&mut bytes));
+    read.map_err(|error| why(file, &error))?;
+    if bytes.len() as u64 > most { Err(format!("it is larger than {} MiB", most >> 20)) } else { Ok(bytes) }
+}
+
+fn why(file: &Path, error: &std::io::Error) -> String {
+    match error.kind() {
+        // Often the file exists, but not below the folder where brokercast was started.
+        std::io::ErrorKind::NotFound if file.is_relative() => {
+            "there is none of this name (a relative path begins where brokercast is started)".to_owned()
+        }
+        std::io::ErrorKind::NotFound => "there is none of this name".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        std::io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
+        kind => kind.to_string(),
+    }
+}

@@ -1,0 +1,71 @@
+//! `sources`: what all sources share, and the one adapter that each names.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::Adapter;
+use crate::event::SourceName;
+use crate::settings::{Section, Slot};
+use crate::subject::Pattern;
+
+/// Makes the adapter of a source with this name. Connects nothing.
+pub type Build = Box<dyn FnOnce(&SourceName) -> Arc<dyn Adapter>>;
+
+/// A kind of adapter.
+pub struct AdapterKind {
+    /// Its tag in the settings of a source: `nats`.
+    pub tag: &'static str,
+    /// Takes its keys. Returns nothing where they are wrong.
+    pub read: fn(&Section<'_>) -> Option<Build>,
+    /// The log target of the library that it talks to its broker with.
+    pub library: Option<&'static str>,
+}
+
+/// The list of adapters.
+pub const ADAPTERS: [AdapterKind; 4] = [super::ticker::KIND, super::http::KIND, super::nats::KIND, super::amqp::KIND];
+
+/// One of `sources`.
+pub struct Source {
+    /// Its name.
+    pub name: SourceName,
+    /// Whether readiness waits for it.
+    pub required: bool,
+    /// Bytes of one message's payload.
+    pub max_payload: usize,
+    /// Its adapter, not connected.
+    pub adapter: Arc<dyn Adapter>,
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("name", &self.name).field("kind", &self.adapter.kind()).finish_non_exhaustive()
+    }
+}
+
+/// Reads `sources`. Returns those that are right, in the order of their names.
+#[must_use]
+pub fn read(sources: &Section<'_>) -> Vec<Source> {
+    let mut found: Vec<Source> = sources.entries().into_iter().filter_map(|(name, slot)| source(name, slot)).collect();
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found
+}
+
+fn source(name: &str, slot: Slot<'_>) -> Option<Source> {
+    let name: Option<SourceName> = name.parse().map_err(|error| slot.problem(format!("a source's name {error}"))).ok();
+    let source = slot.section().terse();
+    let tagged: Vec<_> = ADAPTERS.iter().filter_map(|kind| Some((kind, source.key(kind.tag).optional_section()?))).collect();
+    if tagged.len() != 1 {
+        source.problem_here(format!("must hold exactly one of {}", ADAPTERS.map(|kind| kind.tag).join(", ")));
+    }
+    let built = tagged.iter().map(|(kind, settings)| (kind.read)(settings)).collect::<Vec<_>>();
+    let required = source.key("required").flag().or(true);
+    let max_payload = source.key("max_payload").size().within(1, 1 << 30).or(1 << 20);
+    let (name, build) = (name?, built.into_iter().next()??);
+    Some(Source { adapter: build(&name), name, required, max_payload })
+}
+
+/// Reads a key that holds a list of patterns, at least one.
+pub(super) fn patterns(slot: Slot<'_>) -> Option<Vec<Pattern>> {
+    let pattern = |item: Slot<'_>| item.text().parse("must be a subject such as orders.>").required();
+    slot.list(pattern).check(|list| !list.is_empty(), "must list at least one subject such as orders.>").required()
+}

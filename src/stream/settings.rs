@@ -1,0 +1,36 @@
+//! The keys of `server` that concern streams.
+
+use std::time::Duration;
+
+use crate::settings::Section;
+
+/// What all streams have in common.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Time between heartbeats.
+    pub heartbeat: Duration,
+    /// The reconnection time told to clients, before jitter.
+    pub retry: Duration,
+    /// Entries of windows that a stream looks at while it holds the hub's lock.
+    pub scan: usize,
+    /// Bytes after which what a stream has gathered is sent.
+    pub piece: usize,
+}
+
+impl Settings {
+    /// See [`Settings::scan`].
+    pub const SCAN: usize = 1024;
+    /// See [`Settings::piece`].
+    pub const PIECE: usize = 64 << 10;
+
+    /// Takes the two keys of `server` that concern streams.
+    #[must_use]
+    pub fn read(server: &Section<'_>) -> Self {
+        Self {
+            heartbeat: server.key("heartbeat").duration().positive().or(Duration::from_secs(15)),
+            retry: server.key("retry").duration().positive().or(Duration::from_secs(3)),
+            scan: Self::SCAN,
+            piece: Self::PIECE,
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! `log`: its form, and how much of it.
+
+use tracing_subscriber::EnvFilter;
+
+use super::quietened;
+use crate::settings::{Choice, Section};
+
+/// The settings of the log.
+#[derive(Debug)]
+pub struct Settings {
+    /// Its form.
+    pub(super) format: Format,
+    /// How much of it. `RUST_LOG`, where set, counts instead.
+    pub(super) filter: EnvFilter,
+    /// Log targets of the libraries that talk to brokers.
+    pub(super) libraries: Vec<&'static str>,
+}
+
+/// `log.format`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Text on a terminal, else JSON.
+    Auto,
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Choice for Format {
+    const WORDS: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("text", Self::Text), ("json", Self::Json)];
+}
+
+impl Settings {
+    /// Takes the keys of `log`. `libraries` are the log targets of the libraries that talk to brokers.
+    #[must_use]
+    pub fn read(log: &Section<'_>, libraries: Vec<&'static str>) -> Option<Self> {
+        let format = log.key("format").choice().or(Format::Auto);
+        let expected = "must be a level (error, warn, info, debug, trace, off) or a list such as info,brokercast::source=debug";
+        let parse = |text: &str| (!text.trim().is_empty()).then(|| quietened(text, &libraries).parse().ok())?;
+        let filter = log.key("filter").text().default("info".to_owned()).read(expected, parse).required();
+        Some(Self { format, filter: filter?, libraries })
+    }
+}
