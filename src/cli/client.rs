@@ -8,7 +8,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Certificate, Client, Response, Url};
 
 use super::{Error, load};
-use crate::http::Settings;
+use crate::app::Settings;
 
 /// How to reach a bridge, and as whom.
 #[derive(Debug, clap::Args)]
@@ -32,17 +32,17 @@ impl Reach {
     pub(super) fn address(&self, files: &[PathBuf]) -> Result<Url, Error> {
         match &self.url {
             Some(url) => Ok(url.clone()),
-            None => self.address_of(&load(files)?.settings.http),
+            None => self.address_of(&load(files)?.settings),
         }
     }
 
     /// The bridge's address, where its configuration has been read.
-    pub(super) fn address_of(&self, http: &Settings) -> Result<Url, Error> {
+    pub(super) fn address_of(&self, settings: &Settings) -> Result<Url, Error> {
         if let Some(url) = &self.url {
             return Ok(url.clone());
         }
-        let scheme = if http.tls.is_some() { "https" } else { "http" };
-        parse(&format!("{scheme}://{}", reachable(http.listen)))
+        let scheme = if settings.http.tls.is_some() { "https" } else { "http" };
+        parse(&format!("{scheme}://{}", reachable(settings.http.listen)))
     }
 
     /// A client that shows the token.

@@ -38,7 +38,7 @@ pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error
     };
     let payload = payload(options.data)?;
     if adapter.inbox().is_some() {
-        let address = options.reach.address_of(&settings.http)?;
+        let address = options.reach.address_of(&settings)?;
         return block_on(post(address, &options.reach, &options.subject, payload));
     }
     block_on(async {
