@@ -366,6 +366,53 @@ async fn settle(clients: &mut [Client]) {
     panic!("clients do not come to rest: {at:?}");
 }
 
+/// Says the newest message of each subject; is never read here.
+struct KeepsLast;
+
+impl Adapter for KeepsLast {
+    fn kind(&self) -> &'static str {
+        "fake"
+    }
+    fn durable(&self) -> bool {
+        true
+    }
+    fn keeps_last(&self) -> bool {
+        true
+    }
+    fn reach(&self) -> Vec<Pattern> {
+        vec![Pattern::all()]
+    }
+    fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[test]
+fn a_loss_among_the_newest_of_each_subject_takes_none_of_the_others_away() {
+    let (now, place) = (Timestamp::from_micros(1_000_000), |seq| Some(Position::unverified(seq)));
+    let name: crate::event::SourceName = "log".parse().unwrap();
+    let router = Arc::new(Router::new(&[], &[(name.clone(), vec![Pattern::all()])]));
+    let spec = SourceSpec { name, durable: true, concerns: concerns(&router, 0) };
+    let hub = Hub::new(vec![spec], Limits { bytes: 1 << 20, age: Duration::from_secs(60) }, 1);
+    hub.publish(0, &mut vec![Input::Tail(place(9))], now);
+    let logs = vec![history::Log { adapter: Arc::new(KeepsLast), max_payload: 1000 }];
+    let streams = Streams::new(hub, router, histories(logs, 1), settings());
+    let mut stream = streams.open(Request { begin: Begin::At(Point::Last), ..request(">") }, now);
+    assert!(matches!(stream.step(now), Step::Send(_)));
+    assert!(matches!(stream.step(now), Step::Wait { history: Some(history::Request { from: Point::Last, .. }), .. }));
+    let message = |subject: &str, seq| {
+        let payload = Bytes::copy_from_slice(subject.as_bytes());
+        Item::Message(Message { subject: subject.parse().unwrap(), payload, time: now, position: place(seq) })
+    };
+    let gap = Gap { reason: GapReason::Oversized, from: Some(6), to: Some(8), position: place(7) };
+    stream.read(&mut vec![message("a", 5), Item::Gap(gap), message("b", 8), Item::Tail(place(9))]);
+    let Step::Send(bytes) = stream.step(now) else { panic!("nothing is sent") };
+    let text = String::from_utf8(bytes.to_vec()).unwrap();
+    let order = ["\"oversized\"", "\"data\":\"a\"", "\"data\":\"b\""].map(|part| text.find(part));
+    assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{text}");
+    assert!(matches!(stream.step(now), Step::Live));
+}
+
 #[expect(clippy::too_many_lines, reason = "to be replaced by the simulation")]
 async fn simulate(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);

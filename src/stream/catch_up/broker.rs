@@ -98,6 +98,8 @@ impl CatchUp {
 
     fn read_gap(&mut self, source: usize, gap: &Gap) {
         match gap.position {
+            // What was kept of the newest events is sent at the tail: until then all are still wanted.
+            _ if self.point(source) == Some(Point::Last) => {}
             Some(position) => self.move_to(source, Point::At(position)),
             // Made anew, and still without a position: at its very beginning.
             None if gap.reason == GapReason::Reset => self.move_to(source, Point::Earliest),
