@@ -1,6 +1,6 @@
 //! A private RabbitMQ node.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -14,6 +14,13 @@ use super::process::Process;
 use super::wait::within;
 
 const INSTALL: &str = "apt-get install rabbitmq-server";
+
+/// A program of the server that is tested: of the folder that `BROKERCAST_TEST_RABBITMQ` names, else of the installed one.
+fn program(name: &str) -> PathBuf {
+    let chosen = std::env::var_os("BROKERCAST_TEST_RABBITMQ").map(PathBuf::from);
+    let known = ["/usr/lib/rabbitmq/bin", "/opt/rabbitmq/sbin"].map(PathBuf::from);
+    chosen.or_else(|| known.into_iter().find(|folder| folder.join(name).exists())).unwrap_or_default().join(name)
+}
 
 /// A RabbitMQ node with its own port mapper, ports, cookie and data. Its start takes 5 to 15 seconds.
 #[derive(Debug)]
@@ -98,10 +105,29 @@ impl Rabbit {
     /// Starts it (again) without waiting for it.
     pub fn launch(&mut self) {
         self.kill();
-        let known = ["/usr/lib/rabbitmq/bin/rabbitmq-server", "/opt/rabbitmq/sbin/rabbitmq-server"];
-        let program = known.into_iter().find(|p| Path::new(p).exists()).unwrap_or("rabbitmq-server");
         let at = |name: &str| self.folder.path().join(name);
-        let mut command = Command::new(program);
+        let mut command = self.command("rabbitmq-server");
+        command
+            .env("RABBITMQ_PID_FILE", at("pid"))
+            // Its schedulers would spin while idle; the shell shall become the Erlang machine, so that a signal meets it.
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+sbwt none +sbwtdcpu none +sbwtdio none")
+            .env("RUNNING_UNDER_SYSTEMD", "true")
+            .env_remove("NOTIFY_SOCKET");
+        self.process = Some(Process::spawn("rabbitmq-server", &at("log/console"), INSTALL, &mut command));
+    }
+
+    /// Runs `rabbitmqctl`, and returns what it printed.
+    #[track_caller]
+    pub fn ctl(&self, arguments: &[&str]) -> String {
+        let output = self.command("rabbitmqctl").args(arguments).output().unwrap();
+        assert!(output.status.success(), "rabbitmqctl {arguments:?}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// One of the server's programs, in this node's surroundings.
+    fn command(&self, name: &str) -> Command {
+        let at = |name: &str| self.folder.path().join(name);
+        let mut command = Command::new(program(name));
         command
             .env("HOME", at("home"))
             .env("RABBITMQ_NODENAME", format!("brokercast{}@localhost", self.port.number()))
@@ -114,13 +140,8 @@ impl Rabbit {
             .env("RABBITMQ_GENERATED_CONFIG_DIR", at("generated"))
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", at("plugins"))
             .env("RABBITMQ_CONFIG_FILE", at("rabbit.conf"))
-            .env("RABBITMQ_CONF_ENV_FILE", at("none"))
-            .env("RABBITMQ_PID_FILE", at("pid"))
-            // Its schedulers would spin while idle; the shell shall become the Erlang machine, so that a signal meets it.
-            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+sbwt none +sbwtdcpu none +sbwtdio none")
-            .env("RUNNING_UNDER_SYSTEMD", "true")
-            .env_remove("NOTIFY_SOCKET");
-        self.process = Some(Process::spawn("rabbitmq-server", &at("log/console"), INSTALL, &mut command));
+            .env("RABBITMQ_CONF_ENV_FILE", at("none"));
+        command
     }
 
     /// Waits until a login succeeds.
