@@ -26,6 +26,7 @@ mod reach;
 pub(in crate::source) mod scrub;
 #[cfg(test)]
 mod tests;
+pub(in crate::source) mod topology;
 pub(in crate::source) mod upkeep;
 mod wire;
 
@@ -36,6 +37,7 @@ pub(in crate::source) struct Amqp {
     pub(in crate::source) config: Config,
     pub(in crate::source) name: SourceName,
     pub(in crate::source) names: Arc<Names>,
+    pub(in crate::source) memory: Arc<topology::Memory>,
 }
 
 /// What messages are called.
@@ -71,7 +73,7 @@ impl Config {
         Box::new(|name| {
             let stream = self.stream;
             let names = Arc::new(Names::new(&self, name));
-            let amqp = Amqp { config: self, name: name.clone(), names };
+            let amqp = Amqp { config: self, name: name.clone(), names, memory: Arc::default() };
             if stream { Arc::new(Stream::new(amqp)) } else { Arc::new(amqp) }
         })
     }

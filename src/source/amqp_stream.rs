@@ -20,9 +20,10 @@ use tokio::time::Instant;
 use self::log::{Ask, beyond, consume_from, first_left, joins, look, plan, position};
 use super::amqp::acks::Acks;
 use super::amqp::feed::{Came, Feed, Reads, next};
-use super::amqp::link::{Link, set_up};
+use super::amqp::link::Link;
 use super::amqp::publish::publish;
 use super::amqp::queue::stamped;
+use super::amqp::topology::set_up;
 use super::amqp::upkeep::Upkeep;
 use super::amqp::{Amqp, Names};
 use super::{Adapter, Connection, Item, SourceError, Start};
@@ -61,8 +62,9 @@ impl Stream {
 
     async fn live(&self, start: Start) -> Result<Reader, SourceError> {
         let link = Link::open(&self.amqp.config.broker, &self.amqp.name).await?;
-        let (channel, _) = set_up(&link, &self.amqp.config, &self.amqp.name).await?;
-        let upkeep = Upkeep::start(&link, &self.amqp.config, &self.queue).await?;
+        let place = set_up(&link, &self.amqp).await?;
+        let upkeep = Upkeep::start(&link, place.binding, &place.queue).await?;
+        let channel = link.channel().await?;
         // On a connection of its own: what this reader does not take holds up no other reader.
         link.flow().meter(channel.id());
         let reader = self.read(Arc::new(link), channel, self.amqp.config.prefetch, start).await?;

@@ -4,6 +4,7 @@
 
 mod admin;
 mod amqp;
+mod amqp_existing;
 mod browser;
 mod caps;
 mod commands;

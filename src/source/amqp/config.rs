@@ -9,14 +9,14 @@ use lapin::uri::{AMQPScheme, AMQPUri};
 use url::Url;
 
 use crate::event::SourceName;
-use crate::settings::{Choice, Secret, Section, Slot};
+use crate::settings::{Choice, Key, Secret, Section, Slot};
 use crate::source::tls::Tls;
 
 /// The longest name of a queue, an exchange or a routing key: AMQP's short string.
 pub(in crate::source) const MAX_NAME: usize = 255;
 
 /// `amqp.exchange_type`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExchangeType {
     /// By words of the routing key.
     Topic,
@@ -26,11 +26,33 @@ pub enum ExchangeType {
     Fanout,
     /// By headers; brokercast asks for none, so it gets everything.
     Headers,
+    /// A plugin's. What it gives for which key is not known here.
+    Other(String),
 }
 
-impl Choice for ExchangeType {
-    const WORDS: &'static [(&'static str, Self)] =
-        &[("topic", Self::Topic), ("direct", Self::Direct), ("fanout", Self::Fanout), ("headers", Self::Headers)];
+impl From<String> for ExchangeType {
+    fn from(name: String) -> Self {
+        match &*name {
+            "topic" => Self::Topic,
+            "direct" => Self::Direct,
+            "fanout" => Self::Fanout,
+            "headers" => Self::Headers,
+            _ => Self::Other(name),
+        }
+    }
+}
+
+impl ExchangeType {
+    /// The name as the broker knows it.
+    pub(in crate::source) fn as_str(&self) -> &str {
+        match self {
+            Self::Topic => "topic",
+            Self::Direct => "direct",
+            Self::Fanout => "fanout",
+            Self::Headers => "headers",
+            Self::Other(name) => name,
+        }
+    }
 }
 
 /// `amqp.queue_type`
@@ -93,6 +115,8 @@ pub struct Binding {
     pub kind: ExchangeType,
     /// At least one.
     pub keys: Vec<String>,
+    /// Whether the keys were written. The default suits exchanges that read words, not those that read weights.
+    pub chosen: bool,
 }
 
 /// How to make a named queue.
@@ -146,9 +170,7 @@ impl Config {
 impl Origin {
     /// What is read, and whether that is a stream.
     fn read(amqp: &Section<'_>) -> Option<(Self, bool)> {
-        let good = |name: &String| !name.is_empty() && name.len() <= MAX_NAME && !name.contains(char::is_control);
-        let name = |key: &str| amqp.key(key).text().check(good, "must be a name of 1 to 255 bytes without control characters").optional();
-        let (exchange, queue) = (name("exchange"), name("queue"));
+        let (exchange, queue) = (name(amqp, "exchange").optional(), name(amqp, "queue").optional());
         let declare = amqp.key("declare").flag().optional() == Some(true);
         let queue_type = amqp.key("queue_type").choice();
         let given = |name| amqp.has(name);
@@ -175,6 +197,12 @@ impl Origin {
         let declare = made.then(|| Declare { queue_type: queue_type.unwrap_or(QueueType::Classic), binding, max_age, max_bytes });
         Some((Self::Named { queue, declare }, stream))
     }
+}
+
+/// A name of something at the broker.
+fn name<'t>(amqp: &Section<'t>, key: &str) -> Key<'t, String> {
+    let good = |name: &String| !name.is_empty() && name.len() <= MAX_NAME && !name.contains(char::is_control);
+    amqp.key(key).text().check(good, "must be a name of 1 to 255 bytes without control characters")
 }
 
 /// Notes keys that do not go together.
@@ -208,10 +236,10 @@ fn combinations(amqp: &Section<'_>, declare: bool, queue_type: Option<QueueType>
 impl Binding {
     fn read(amqp: &Section<'_>, exchange: Option<String>) -> Option<Self> {
         let key = |item: Slot<'_>| item.text().check(|key| key.len() <= MAX_NAME, "must be at most 255 bytes").required();
-        let (kind, keys) = (amqp.key("exchange_type").choice(), amqp.key("binding_keys").texts(key));
+        let (kind, keys) = (name(amqp, "exchange_type"), amqp.key("binding_keys").texts(key));
         let keys = keys.check(|keys| !keys.is_empty(), "must list at least one key such as `orders.#`");
-        let exchange = exchange?;
-        Some(Self { exchange, kind: kind.or(ExchangeType::Topic), keys: keys.or(vec!["#".to_owned()]) })
+        let (exchange, chosen) = (exchange?, amqp.has("binding_keys"));
+        Some(Self { exchange, kind: kind.or("topic".to_owned()).into(), keys: keys.or(vec!["#".to_owned()]), chosen })
     }
 }
 

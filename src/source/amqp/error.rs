@@ -16,6 +16,14 @@ pub(in crate::source) fn is(error: &lapin::Error, what: AMQPSoftError) -> bool {
     matches!(error.kind(), Library::ProtocolError(e) if *e.kind() == AMQPErrorKind::Soft(what))
 }
 
+/// What the broker said of it, if it is the broker's.
+pub(in crate::source) fn said(error: &lapin::Error) -> &str {
+    match error.kind() {
+        Library::ProtocolError(error) => error.get_message().as_str(),
+        _ => "",
+    }
+}
+
 /// The end of a consumer: an error of the channel or connection, or a cancellation by the broker.
 pub(in crate::source) fn lost(queue: &ShortString, error: Option<lapin::Error>) -> SourceError {
     let Some(error) = error else {

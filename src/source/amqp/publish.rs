@@ -5,9 +5,9 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Confirmation};
 
-use super::Amqp;
 use super::error::failed;
-use super::link::{Link, answer, declare_exchange, short};
+use super::link::{Link, answer, short};
+use super::{Amqp, topology};
 use crate::event::Timestamp;
 use crate::source::SourceError;
 
@@ -29,14 +29,14 @@ pub(in crate::source) async fn publish(source: &Amqp, key: &str, payload: Bytes)
         )));
     }
     let link = Link::open(&source.config.broker, &source.name).await?;
-    let mut channel = link.channel().await?;
     let exchange = match source.config.binding() {
         Some(binding) => {
-            channel = declare_exchange(&link, channel, binding).await?;
+            topology::exchange(&link, binding, &source.names.reach).await?;
             short(&binding.exchange)
         }
         None => ShortString::default(),
     };
+    let channel = link.channel().await?;
     // A queue that is not there, or an exchange that nothing is bound to for this key, must not swallow it.
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let failed = |e| failed("the broker did not take the message", e);

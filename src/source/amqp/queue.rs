@@ -5,22 +5,22 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
+use futures_util::TryFutureExt as _;
 use futures_util::future::{BoxFuture, poll_fn};
 use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
-use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 
 use super::acks::Acks;
 use super::config::Origin;
-use super::error::{failed, is, kind, lost};
+use super::error::{failed, kind, lost};
 use super::feed::{Came, Feed, Reads, next};
-use super::link::{Link, answer, set_up};
+use super::link::{Link, answer};
+use super::topology::{Memory, Place, set_up};
 use super::upkeep::Upkeep;
 use super::{Amqp, Names};
-use crate::event::{Message, Timestamp};
+use crate::event::{Gap, GapReason, Message, Timestamp};
 use crate::source::{Connection, ErrorKind, Item, SourceError};
 
 /// A lost connection brings back what was not acknowledged, so this is short.
@@ -32,34 +32,26 @@ pub(in crate::source) const OFFSET: &str = "x-stream-offset";
 pub(in crate::source) struct Reader {
     feed: Feed,
     names: Arc<Names>,
-    /// Whether the queue may be a stream: the first message shows it.
-    doubtful: bool,
-    /// A message that looks like one of a stream, and the question whether the queue is one.
-    held: Option<Held>,
-}
-
-struct Held {
-    came: Came,
-    asked: BoxFuture<'static, Result<(), SourceError>>,
+    memory: Arc<Memory>,
+    /// Nothing was handed out yet, of a queue that outlives connections.
+    fresh: bool,
 }
 
 impl Reader {
-    /// Connects, declares what is to be declared, and consumes.
+    /// Connects, finds or makes what is to be read, and consumes.
     pub(in crate::source) async fn open(source: &Amqp) -> Result<Self, SourceError> {
         let config = &source.config;
         let link = Arc::new(Link::open(&config.broker, &source.name).await?);
-        let (channel, queue) = set_up(&link, config, &source.name).await?;
-        let upkeep = Upkeep::start(&link, config, &queue).await?;
+        let Place { queue, binding } = set_up(&link, source).await?;
+        let upkeep = Upkeep::start(&link, binding, &queue).await?;
+        let channel = link.channel().await?;
         link.flow().meter(channel.id());
         let consumer = consume(&channel, &queue, config.prefetch, FieldTable::default()).await?;
         let (number, acks) = (channel.id(), Acks::new(channel, config.prefetch, ACK_DELAY));
-        Ok(Self {
-            feed: Feed { consumer, acks, upkeep, queue, channel: number, link },
-            names: Arc::clone(&source.names),
-            // Of what was declared the type is known.
-            doubtful: matches!(config.origin, Origin::Named { declare: None, .. }),
-            held: None,
-        })
+        let feed = Feed { consumer, acks, upkeep, queue, channel: number, link };
+        // An exclusive queue is another one each time, which the supervisor tells.
+        let fresh = matches!(config.origin, Origin::Named { .. });
+        Ok(Self { feed, names: Arc::clone(&source.names), memory: Arc::clone(&source.memory), fresh })
     }
 
     fn hand_out(&mut self, came: Came, batch: &mut Vec<Item>) {
@@ -81,43 +73,27 @@ impl Reads for Reader {
     }
 
     fn poll_step(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Item>) -> Poll<Result<(), SourceError>> {
-        if let Some(held) = &mut self.held {
-            ready!(held.asked.poll_unpin(cx))?;
-            if let Some(held) = self.held.take() {
-                self.hand_out(held.came, batch);
-            }
+        // One that was deleted took with it what it held, and got nothing until it was made again.
+        if std::mem::take(&mut self.fresh) && self.memory.begins() {
+            batch.push(Item::Gap(Gap { reason: GapReason::Reconnect, from: None, to: None, position: None }));
             return Poll::Ready(Ok(()));
         }
         let came = ready!(self.feed.poll_next(cx))?;
-        if std::mem::take(&mut self.doubtful) && offset(&came.delivery).is_some() {
-            let asked = Box::pin(is_no_stream(Arc::clone(&self.feed.link), self.feed.queue.clone()));
-            self.held = Some(Held { came, asked });
-        } else {
-            self.hand_out(came, batch);
-        }
+        self.hand_out(came, batch);
         Poll::Ready(Ok(()))
-    }
-}
-
-/// Asks to begin at an offset, which only a stream allows. A message that has the offset header is no proof: the header is
-/// kept when messages are copied from a stream to a queue.
-async fn is_no_stream(link: Arc<Link>, queue: ShortString) -> Result<(), SourceError> {
-    let channel = link.channel().await?;
-    let mut table = FieldTable::default();
-    table.insert(ShortString::from(OFFSET), AMQPValue::LongString("next".into()));
-    let failed = |e| failed(format!("cannot see whether queue `{queue}` is a stream"), e);
-    answer("setting the prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?.map_err(failed)?;
-    let consuming = channel.basic_consume(queue.clone(), ShortString::default(), BasicConsumeOptions::default(), table);
-    match answer("consuming", consuming).await? {
-        Ok(_) => Err(SourceError::configuration(format!("queue `{queue}` is a stream: it needs `queue_type: stream`"))),
-        Err(e) if is(&e, AMQPSoftError::PRECONDITIONFAILED) => Ok(()),
-        Err(e) => Err(failed(e)),
     }
 }
 
 impl Connection for Reader {
     fn next<'a>(&'a mut self, batch: &'a mut Vec<Item>, limit: usize) -> BoxFuture<'a, Result<(), SourceError>> {
-        next(self, batch, limit)
+        let memory = Arc::clone(&self.memory);
+        // The queue was deleted, or the exchange that feeds it.
+        let gone = move |error: &SourceError| {
+            if error.kind() == ErrorKind::Missing {
+                memory.is_gone(true)
+            }
+        };
+        Box::pin(next(self, batch, limit).inspect_err(gone))
     }
 
     fn acknowledge<'a>(&'a mut self, _: &'a str) -> BoxFuture<'a, Result<(), SourceError>> {
@@ -130,10 +106,9 @@ impl Connection for Reader {
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        let Self { mut feed, held, .. } = *self;
+        let Self { mut feed, .. } = *self;
         Box::pin(async move {
             feed.acks.leave().await;
-            drop(held);
             feed.close().await;
         })
     }

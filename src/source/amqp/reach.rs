@@ -16,7 +16,7 @@ const ANY: char = '\u{F8FF}';
 /// Patterns that together hold every subject that comes through `binding`; `empty` is what an empty key becomes.
 pub(super) fn of(binding: &Binding, empty: &Subject) -> Vec<Pattern> {
     subject::minimal(match binding.kind {
-        ExchangeType::Fanout | ExchangeType::Headers => vec![Pattern::all()],
+        ExchangeType::Fanout | ExchangeType::Headers | ExchangeType::Other(_) => vec![Pattern::all()],
         ExchangeType::Direct => binding.keys.iter().map(|key| Pattern::from(&Subject::from_broker(key.as_bytes(), empty))).collect(),
         ExchangeType::Topic => binding.keys.iter().flat_map(|key| topic(key, empty)).collect(),
     })

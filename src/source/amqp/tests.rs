@@ -1,5 +1,7 @@
 //! Configuration, reach and frames; what needs a broker is in `tests/amqp`.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -55,6 +57,7 @@ fn what_cannot_work_is_refused_with_its_key_and_without_its_value() {
     assert_eq!(with(json!({ "exchange": "x", "queue_type": "quorum" })), ["s.amqp.queue_type"]);
     assert_eq!(with(json!({ "exchange": "x", "declare": true })), ["s.amqp.declare"]);
     assert_eq!(with(json!({ "exchange": "x", "binding_keys": [] })), ["s.amqp.binding_keys"]);
+    assert_eq!(with(json!({ "exchange": "x", "exchange_type": "" })), ["s.amqp.exchange_type"]);
     assert_eq!(with(json!({ "queue": "q", "binding_keys": ["a"], "exchange_type": "direct" })).len(), 2);
     assert_eq!(with(json!({ "queue": "q", "queue_type": "stream", "max_age": "1h" })), ["s.amqp.max_age"]);
     assert_eq!(with(json!({ "exchange": "x", "max_bytes": "1MiB" })), ["s.amqp.max_bytes"]);
@@ -78,7 +81,7 @@ fn an_exchange_has_an_exclusive_queue_or_a_stream_of_its_own_name() {
 
 fn reach_of(kind: ExchangeType, keys: &[&str]) -> Vec<String> {
     let keys = keys.iter().map(|key| (*key).to_owned()).collect();
-    let binding = Binding { exchange: "x".into(), kind, keys };
+    let binding = Binding { exchange: "x".into(), kind, keys, chosen: true };
     let patterns = reach::of(&binding, &"source".parse().expect("a subject"));
     patterns.iter().map(ToString::to_string).collect()
 }
@@ -94,6 +97,7 @@ fn binding_keys_are_translated_to_patterns() {
     assert_eq!(reach_of(Direct, &["a.*", "", "b..c"]), ["a.%2A", "b.%2Ec", "source"]);
     assert_eq!(reach_of(Fanout, &["a"]), [">"]);
     assert_eq!(reach_of(Headers, &["a"]), [">"]);
+    assert_eq!(reach_of(ExchangeType::Other("x-rtopic".into()), &["a"]), [">"]);
 }
 
 /// RabbitMQ's rule, word by word; an empty key has no words.
@@ -212,4 +216,26 @@ fn a_key_that_is_no_text_is_kept_aside_until_its_message_is_taken() {
     let open_ok = frame(1, 1, &[0, 20, 0, 11, 0, 0, 0, 0]);
     scrubbed(&[deliver(b"\xe9", 7), open_ok].concat(), 100, &odd);
     assert_eq!(odd.take(1, 7), None);
+}
+
+#[test]
+fn what_the_broker_says_of_an_argument_is_taken_over() {
+    use lapin::types::AMQPValue::{LongLongInt, LongString};
+    let sent = || BTreeMap::from([("x-max-age".into(), LongString("9s".into())), ("x-max-length-bytes".into(), LongLongInt(9))]);
+    let said = |argument: &str, rest: &str| format!("inequivalent arg '{argument}' for queue 'q' in vhost '/': received {rest}");
+    for (argument, rest, expected) in [
+        ("x-max-age", "'9s' but current is '1D'", Some(LongString("1D".into()))),
+        ("x-max-age", "the value '9s' of type 'longstr' but current is none", None),
+        ("x-max-length-bytes", "'9' but current is '7'", Some(LongLongInt(7))),
+        ("x-expires", "none but current is the value '7' of type 'signedint'", Some(LongLongInt(7))),
+        ("x-dead-letter-exchange", "none but current is the value '7' of type 'longstr'", Some(LongString("7".into()))),
+    ] {
+        let mut asked = sent();
+        assert!(topology::adopt(&mut asked, &said(argument, rest)), "{rest}");
+        assert_eq!(asked.get(argument), expected.as_ref(), "{rest}");
+    }
+    // What cannot be taken over, or changes nothing, is not asked again.
+    for said in [said("durable", "'true' but current is 'false'"), said("x-max-age", "'9s' but current is '9s'"), "odd".to_owned()] {
+        assert!(!topology::adopt(&mut sent(), &said), "{said}");
+    }
 }

@@ -13,7 +13,7 @@ use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
 use tokio::time::{Sleep, sleep};
 
-use super::config::{Binding, Config};
+use super::config::Binding;
 use super::error::{is, lost};
 use super::link::{Link, short};
 use crate::source::SourceError;
@@ -32,9 +32,9 @@ pub(in crate::source) struct Upkeep {
 }
 
 impl Upkeep {
-    /// For the queue that was set up; `None` where it is bound to nothing.
-    pub(in crate::source) async fn start(link: &Link, config: &Config, queue: &ShortString) -> Result<Option<Self>, SourceError> {
-        let Some(binding) = config.binding().cloned() else { return Ok(None) };
+    /// For a queue that was bound; `None` where it was not.
+    pub(in crate::source) async fn start(link: &Link, binding: Option<Binding>, queue: &ShortString) -> Result<Option<Self>, SourceError> {
+        let Some(binding) = binding else { return Ok(None) };
         let channel = link.channel().await?;
         Ok(Some(Self { channel, binding, queue: queue.clone(), due: Box::pin(sleep(EVERY)), looking: None }))
     }

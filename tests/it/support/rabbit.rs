@@ -67,6 +67,11 @@ impl Rabbit {
         Self { process: None, _epmd: epmd, port, tls, dist, mapper, folder }
     }
 
+    /// Lets it start with these plugins.
+    pub fn enable(&self, plugins: &[&str]) {
+        std::fs::write(self.folder.path().join("plugins"), format!("[{}].\n", plugins.join(","))).unwrap();
+    }
+
     pub fn port(&self) -> u16 {
         self.port.number()
     }

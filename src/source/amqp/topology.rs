@@ -1,0 +1,305 @@
+//! What a source reads: looked for first and used as it is, made only where it is missing, and bound.
+//!
+//! Each question has a channel of its own, since the broker closes the channel with a refusal. Knows nothing of reading, but
+//! for the one question that tells a stream from a queue.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use lapin::options::{BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::protocol::AMQPSoftError::{ACCESSREFUSED, NOTFOUND, PRECONDITIONFAILED};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{ExchangeKind, Queue};
+use parking_lot::Mutex;
+
+use super::Amqp;
+use super::config::{Binding, Declare, ExchangeType, Origin, QueueType};
+use super::error::{failed, is, said};
+use super::link::{Link, answer, short};
+use super::queue::OFFSET;
+use crate::settings::Choice as _;
+use crate::source::SourceError;
+use crate::subject::Pattern;
+
+/// What is read, ready to be consumed from.
+pub(in crate::source) struct Place {
+    pub(in crate::source) queue: ShortString,
+    /// With the keys that the queue was bound with, and has to stay bound with. `None`: nothing is known to feed it.
+    pub(in crate::source) binding: Option<Binding>,
+}
+
+/// What is remembered of a source from one connection to the next.
+#[derive(Default)]
+pub(in crate::source) struct Memory {
+    /// The differences that the log names already.
+    told: Mutex<Vec<String>>,
+    /// The queue was read before.
+    read: AtomicBool,
+    /// The queue was found missing since, or the broker ended reading from it.
+    gone: AtomicBool,
+}
+
+impl Memory {
+    /// The queue is gone, or is only not within reach.
+    pub(in crate::source) fn is_gone(&self, gone: bool) {
+        self.gone.store(gone, Ordering::Relaxed);
+    }
+
+    /// Reading begins. Returns whether the queue is not the one that was read before.
+    pub(in crate::source) fn begins(&self) -> bool {
+        let gone = self.gone.swap(false, Ordering::Relaxed);
+        self.read.swap(true, Ordering::Relaxed) && gone
+    }
+
+    /// Logs how what is there differs from the settings, once.
+    fn tell(&self, source: &Amqp, differences: Vec<String>) {
+        let mut told = self.told.lock();
+        if *told != differences {
+            if !differences.is_empty() {
+                let differences = differences.join("; ");
+                tracing::warn!(source = %source.name, differences, "what is there differs from the settings and is used as it is");
+            }
+            *told = differences;
+        }
+    }
+}
+
+/// Finds or makes what `source` reads.
+pub(in crate::source) async fn set_up(link: &Link, source: &Amqp) -> Result<Place, SourceError> {
+    let config = &source.config;
+    let mut differences = Vec::new();
+    if let Some(binding) = config.binding() {
+        differences.extend(exchange(link, binding, &source.names.reach).await?);
+    }
+    let (queue, made) = match &config.origin {
+        Origin::Exclusive(_) => {
+            let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+            let declared = declare_queue(link, "", options, FieldTable::default()).await?;
+            (declared.map_err(|e| failed("cannot declare a queue of this process", e))?.name().clone(), true)
+        }
+        Origin::Named { declare, .. } => {
+            let name = config.queue(&source.name).unwrap_or_default();
+            let found = find_queue(link, &name, &source.memory, declare.is_some()).await?;
+            match declare {
+                Some(declare) if found => differences.extend(compare_queue(link, &name, declare).await?),
+                Some(declare) => make_queue(link, &name, declare).await?,
+                None => {}
+            }
+            let queue = short(&name);
+            if found && !config.stream {
+                refuse_stream(link, &queue).await?;
+            }
+            (queue, !found)
+        }
+    };
+    let binding = match config.binding() {
+        Some(binding) => bind(link, &queue, binding, made, &mut differences).await?,
+        None => None,
+    };
+    source.memory.tell(source, differences);
+    Ok(Place { queue, binding })
+}
+
+/// Finds the exchange, or makes it. Returns how one that is there differs from the settings, which give messages of `reach`.
+pub(in crate::source) async fn exchange(link: &Link, binding: &Binding, reach: &[Pattern]) -> Result<Option<String>, SourceError> {
+    let name = &binding.exchange;
+    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    let found = match declare_exchange(link, binding, passive).await? {
+        Ok(()) => true,
+        Err(e) if is(&e, NOTFOUND) => false,
+        Err(e) => return Err(failed(format!("cannot use exchange `{name}`"), e)),
+    };
+    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    let declared = declare_exchange(link, binding, durable).await?;
+    let kind = binding.kind.as_str();
+    if let Err(e) = &declared
+        && said(e).contains("unknown exchange type")
+    {
+        let what = format!("the broker knows no exchange type `{kind}` (`exchange_type`; is its plugin enabled?)");
+        return Err(SourceError::configuration(what).because(e.clone()));
+    }
+    if !found {
+        return declared.map(|()| None).map_err(|e| failed(format!("cannot declare exchange `{name}`"), e));
+    }
+    let difference = difference(declared)?;
+    // The settings promise what subjects there are: by the words of a topic exchange, a direct one gives no others.
+    let other = |said: &String| said.contains("arg 'type'") && !(binding.kind == ExchangeType::Topic && said.ends_with("'direct'"));
+    if reach != [Pattern::all()]
+        && let Some(said) = difference.as_ref().filter(|said| other(said))
+    {
+        let what = format!("exchange `{name}` does not read `binding_keys` as a {kind} exchange does: `exchange_type` must be its type");
+        return Err(SourceError::configuration(format!("{what} ({said})")));
+    }
+    Ok(difference)
+}
+
+async fn declare_exchange(link: &Link, binding: &Binding, options: ExchangeDeclareOptions) -> Result<lapin::Result<()>, SourceError> {
+    let kind = ExchangeKind::Custom(binding.kind.as_str().to_owned());
+    let channel = link.channel().await?;
+    answer("declaring an exchange", channel.exchange_declare(short(&binding.exchange), kind, options, FieldTable::default())).await
+}
+
+/// The broker's words about what is there, when it was asked for it with other properties. Who may not make things gets
+/// no answer to that.
+fn difference<T>(declared: lapin::Result<T>) -> Result<Option<String>, SourceError> {
+    match declared {
+        Ok(_) => Ok(None),
+        Err(e) if is(&e, PRECONDITIONFAILED) => {
+            let said = said(&e);
+            Ok(Some(said.strip_prefix("PRECONDITION_FAILED - ").unwrap_or(said).to_owned()))
+        }
+        Err(e) if is(&e, ACCESSREFUSED) => Ok(None),
+        Err(e) => Err(failed("cannot compare what is there with the settings", e)),
+    }
+}
+
+async fn declare_queue(
+    link: &Link,
+    name: &str,
+    options: QueueDeclareOptions,
+    arguments: FieldTable,
+) -> Result<lapin::Result<Queue>, SourceError> {
+    let channel = link.channel().await?;
+    answer("declaring a queue", channel.queue_declare(short(name), options, arguments)).await
+}
+
+/// Whether the queue is there. One that is missing and not to be made is an error.
+async fn find_queue(link: &Link, name: &str, memory: &Memory, make: bool) -> Result<bool, SourceError> {
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let error = match declare_queue(link, name, passive, FieldTable::default()).await? {
+        Ok(_) => return Ok(true),
+        Err(e) => e,
+    };
+    // A queue whose node is down is not found either, but comes back with what it holds.
+    let missing = is(&error, NOTFOUND) && said(&error).contains("no queue");
+    if is(&error, NOTFOUND) {
+        memory.is_gone(missing);
+    }
+    match (missing, make) {
+        (true, true) => Ok(false),
+        (true, false) => Err(SourceError::missing(format!("queue `{name}` is not there yet (`declare: true` would make it)"))),
+        (false, _) => Err(failed(format!("cannot use queue `{name}`"), error)),
+    }
+}
+
+async fn make_queue(link: &Link, name: &str, declare: &Declare) -> Result<(), SourceError> {
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let made = declare_queue(link, name, options, arguments(declare).into()).await?;
+    made.map(drop).map_err(|e| failed(format!("cannot declare queue `{name}`"), e))
+}
+
+/// How a queue that is there differs from the one that would be made. The broker names one difference at a time, so the next
+/// question takes over what it said.
+async fn compare_queue(link: &Link, name: &str, declare: &Declare) -> Result<Vec<String>, SourceError> {
+    let (mut asked, mut differences) = (arguments(declare), Vec::new());
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    for _ in 0..MOST {
+        let Some(said) = difference(declare_queue(link, name, options, asked.clone().into()).await?)? else { break };
+        let more = adopt(&mut asked, &said);
+        // The size of segments is no setting: only what brokercast makes has it.
+        if !said.contains(SEGMENT) {
+            differences.push(said);
+        }
+        if !more {
+            break;
+        }
+    }
+    Ok(differences)
+}
+
+/// Takes over the argument that the broker named. Returns whether that could be read.
+pub(super) fn adopt(arguments: &mut BTreeMap<ShortString, AMQPValue>, said: &str) -> bool {
+    let read = || {
+        let (argument, _) = said.split_once("inequivalent arg '")?.1.split_once('\'')?;
+        let current = said.rsplit_once(" but current is ")?.1;
+        argument.starts_with("x-").then_some((short(argument), current))
+    };
+    let Some((argument, current)) = read() else { return false };
+    if current == "none" {
+        return arguments.remove(&argument).is_some();
+    }
+    let Some(value) = current.split('\'').nth(1) else { return false };
+    let is_text = current.contains("'longstr'") || matches!(arguments.get(&argument), Some(AMQPValue::LongString(_)));
+    let value = match value.parse() {
+        Ok(number) if !is_text => AMQPValue::LongLongInt(number),
+        _ => AMQPValue::LongString(value.into()),
+    };
+    arguments.insert(argument, value.clone()) != Some(value)
+}
+
+/// The size of a stream's segments.
+const SEGMENT: &str = "x-stream-max-segment-size-bytes";
+/// So many differences of a queue are named.
+const MOST: usize = 8;
+
+fn arguments(declare: &Declare) -> BTreeMap<ShortString, AMQPValue> {
+    let mut table = BTreeMap::new();
+    let mut text = |key: &str, value: &str| {
+        table.insert(short(key), AMQPValue::LongString(value.into()));
+    };
+    // Always sent: left out, it would be the vhost's default type.
+    text("x-queue-type", declare.queue_type.word());
+    if declare.queue_type == QueueType::Stream {
+        text("x-max-age", &format!("{}s", declare.max_age.as_secs()));
+        let mut number = |key: &str, value: u64| {
+            table.insert(short(key), AMQPValue::LongLongInt(i64::try_from(value).unwrap_or(i64::MAX)));
+        };
+        number("x-max-length-bytes", declare.max_bytes);
+        // Only whole segments are dropped, and never the last: small ones keep the limits close.
+        number(SEGMENT, (declare.max_bytes / 8).clamp(64 << 10, 500_000_000));
+    }
+    table
+}
+
+/// Asks to begin at an offset, which only a stream allows: read as a queue, a stream would lose what comes while nobody reads.
+async fn refuse_stream(link: &Link, queue: &ShortString) -> Result<(), SourceError> {
+    let channel = link.channel().await?;
+    let mut table = FieldTable::default();
+    table.insert(ShortString::from(OFFSET), AMQPValue::LongString("next".into()));
+    let failed = |e| failed(format!("cannot see whether queue `{queue}` is a stream"), e);
+    answer("setting the prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?.map_err(failed)?;
+    let consuming = channel.basic_consume(queue.clone(), ShortString::default(), BasicConsumeOptions::default(), table);
+    match answer("consuming", consuming).await? {
+        Ok(_) => Err(SourceError::configuration(format!("queue `{queue}` is a stream: `queue_type: stream` reads it as one"))),
+        Err(e) if is(&e, PRECONDITIONFAILED) => Ok(()),
+        Err(e) => Err(failed(e)),
+    }
+}
+
+/// Binds the queue. Returns the binding that it has then.
+async fn bind(
+    link: &Link,
+    queue: &ShortString,
+    binding: &Binding,
+    made: bool,
+    differences: &mut Vec<String>,
+) -> Result<Option<Binding>, SourceError> {
+    let error = match bind_keys(link, queue, binding).await? {
+        Ok(()) => return Ok(Some(binding.clone())),
+        Err(e) => e,
+    };
+    if is(&error, PRECONDITIONFAILED) && !binding.chosen {
+        // An exchange that spreads messages by weight, such as `x-consistent-hash`, takes numbers only.
+        let weight = Binding { keys: vec!["1".to_owned()], ..binding.clone() };
+        if bind_keys(link, queue, &weight).await?.is_ok() {
+            return Ok(Some(weight));
+        }
+    }
+    if is(&error, ACCESSREFUSED) && !made {
+        differences.push(format!("it is read as it is bound: {}", said(&error)));
+        return Ok(None);
+    }
+    Err(failed(format!("cannot bind a queue to exchange `{}` (`binding_keys`)", binding.exchange), error))
+}
+
+async fn bind_keys(link: &Link, queue: &ShortString, binding: &Binding) -> Result<lapin::Result<()>, SourceError> {
+    let channel = link.channel().await?;
+    for key in &binding.keys {
+        let (exchange, options) = (short(&binding.exchange), QueueBindOptions::default());
+        let bound = channel.queue_bind(queue.clone(), exchange, short(key), options, FieldTable::default());
+        if let Err(e) = answer("binding", bound).await? {
+            return Ok(Err(e));
+        }
+    }
+    Ok(Ok(()))
+}
