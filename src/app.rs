@@ -31,7 +31,7 @@ use crate::metrics::{Metrics, Readings};
 use crate::pool::Pool;
 use crate::source::supervisor::Supervisor;
 use crate::stream::{self, Selection, Streams};
-use crate::writer::{self, Writer};
+use crate::transport::writer::{self, Writer};
 
 pub(crate) mod intake;
 pub(crate) mod settings;

@@ -40,8 +40,6 @@ mod support;
 mod telemetry;
 #[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod transport;
-#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
-mod writer;
 
 pub use cli::main;
 

@@ -305,28 +305,41 @@ impl Live {
             // Copied: whoever keeps it does not keep the block that it lies in.
             return Some(Bytes::copy_from_slice(&id));
         }
-        // Its channel was silent for long: at the end of the log it has all that the bridge has. Nothing is published
-        // between the two looks.
-        let state = self.lease.streams.hub.state();
-        self.channel().is_end(self.offset).then(|| Bytes::copy_from_slice(state.id().as_bytes()))
+        // Its channel was silent for long.
+        self.id_at_end().map(|id| Bytes::copy_from_slice(id.as_bytes()))
     }
 
-    /// The last bytes of the stream, without framing: what it has not got yet, where it may still have that, then the
-    /// reason with the cursor that is true then. `last_id` is the client's, if it is not that of the offset.
+    /// The hub's id, if the stream has all of its channel: then it has all there is.
+    fn id_at_end(&self) -> Option<Arc<str>> {
+        // Nothing is published between the two looks. Publishing waits for this lock: nothing is copied under it.
+        let state = self.lease.streams.hub.state();
+        self.channel().is_end(self.offset).then(|| state.id().clone())
+    }
+
+    /// Appends the text of what its channel's log still holds for it. Returns the last id in that.
+    fn write_rest(&mut self, out: &mut Vec<u8>) -> Option<Bytes> {
+        let rest = self.channel().entries_from(self.offset)?;
+        self.offset += rest.len() as u64;
+        let form = self.channel().filter().form();
+        for entry in &rest {
+            out.extend_from_slice(&entry.bytes()[entry.text(form)]);
+        }
+        rest.iter().rev().find_map(|entry| Some(entry.bytes().slice(entry.id_range(form)?)))
+    }
+
+    /// The last bytes of the stream, without framing. When the process drains, they begin with what the stream has not got
+    /// yet, where its channel's log still holds that. The reason follows, with the cursor that is true then. `last_id` is the
+    /// client's, if it is not that of the offset.
     #[must_use]
     pub fn close(&mut self, reason: Closing, last_id: Option<&[u8]>) -> Bytes {
         let mut out = Vec::new();
         let mut id = last_id.map(Bytes::copy_from_slice).or_else(|| self.channel().id_before(self.offset));
-        let state = self.lease.streams.hub.state();
         if reason == Closing::Draining {
-            (self.offset, id) = self.channel().write_rest(self.offset, &mut out, id);
+            id = self.write_rest(&mut out).or(id);
         }
-        // Nothing is published meanwhile: whoever has all of its channel has all there is.
-        if self.channel().is_end(self.offset) {
-            id = Some(Bytes::copy_from_slice(state.id().as_bytes()));
-        }
-        drop(state);
-        self.lease.streams.write_closing(&mut out, reason, id.as_deref().unwrap_or_default());
+        let at_end = self.id_at_end();
+        let id = at_end.as_deref().map(str::as_bytes).or(id.as_deref()).unwrap_or_default();
+        self.lease.streams.write_closing(&mut out, reason, id);
         out.into()
     }
 

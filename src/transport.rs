@@ -6,3 +6,4 @@ mod behind;
 pub mod body;
 pub mod framing;
 pub mod task;
+pub mod writer;

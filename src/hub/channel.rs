@@ -124,15 +124,10 @@ impl Channel {
         self.log.lock().end() == offset
     }
 
-    /// Appends the text of all that the log holds from `offset` on. Returns the log's end and the last id before that:
-    /// `id`, unless there was another. Nothing is appended where the log no longer goes back to `offset`.
-    pub fn write_rest(&self, offset: u64, out: &mut Vec<u8>, id: Option<Bytes>) -> (u64, Option<Bytes>) {
-        let log = self.log.lock();
-        let Some(rest) = log.range(offset) else { return (offset, id) };
-        for entry in rest {
-            out.extend_from_slice(&entry.bytes()[entry.text(log.form)]);
-        }
-        (log.end(), log.id_before(log.end()).or(id))
+    /// All entries of the log from `offset` on; `None` where some of them have been dropped.
+    #[must_use]
+    pub fn entries_from(&self, offset: u64) -> Option<Vec<Encoded>> {
+        Some(self.log.lock().range(offset)?.cloned().collect())
     }
 
     /// The last id before `offset` that is still in the log.

@@ -147,7 +147,7 @@ async fn members_that_come_and_go_between_events_are_notified_of_the_next() {
 #[tokio::test]
 async fn news_of_a_channel_that_nobody_is_left_in_leave_nothing_pending() {
     let world = world(1, Duration::from_secs(10));
-    let listener = &world.writer.lanes[0].listener;
+    let listener = world.writer.loops[0].listener();
     let filter = Arc::new(Filter::new(vec!["a".parse().unwrap()], Form::Routed));
     let (seat, _) = world.streams.hub().join(&mut world.streams.hub().state(), &filter);
     // As when the loop's last member here has just left.

@@ -1,0 +1,404 @@
+//! What a loop does at each turn: it carries out orders, writes rounds of channels that have something new, goes on with
+//! sockets that have room again, gives slow streams back, and ends streams whose time is up.
+//!
+//! Sync. Time is an argument, and [`Io`] waits for sockets. Knows the hub's channels and live streams; neither threads nor
+//! how a socket becomes ready.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::handle::{Handle, New};
+use super::members::{Blocked, Member, Members, Then};
+use super::round::Round;
+use super::socket::{Socket, Written, is_open, keep, write_until_full};
+use super::{Returned, Settings};
+use crate::event::Timestamp;
+use crate::frame::{self, Closing};
+use crate::hub::{Channel, Hub, Piece, Read};
+use crate::stream::{End, StreamId};
+use crate::transport::framing::Chunked;
+
+#[cfg(test)]
+mod tests;
+
+/// The present, by both clocks: streams end by the system's, and a stall is measured by the one that is never set.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Now {
+    pub(crate) system: Timestamp,
+    pub(crate) monotonic: Instant,
+}
+
+impl Now {
+    pub(crate) fn read() -> Self {
+        Self { system: Timestamp::now(), monotonic: Instant::now() }
+    }
+}
+
+/// What a loop needs of the part that waits for its sockets.
+pub(crate) trait Io {
+    /// What it writes to.
+    type Socket: Socket;
+
+    /// Reports from now on when a socket can be read or written, each time that it can again; at first at once. The reports
+    /// go to [`WriterLoop::ready`], with this key.
+    ///
+    /// # Errors
+    /// When the socket cannot be waited for.
+    fn watch(&mut self, socket: &mut Self::Socket, key: u32) -> io::Result<()>;
+
+    /// Takes back a stream that has fallen out of its channel's log, and no longer reports on its socket.
+    fn give_back(&mut self, returned: Returned<Self::Socket>);
+}
+
+/// What a loop does after a turn.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// It takes another turn at once, after a look at its sockets.
+    Turn,
+    /// It sleeps until a socket is ready or the listener wakes it, at most `until` then.
+    Sleep { until: Option<Timestamp> },
+    /// It ends.
+    Stop,
+}
+
+/// What became of a member that a piece was written to.
+enum Sent {
+    /// It has the piece.
+    All,
+    /// Its socket is full.
+    Blocked,
+    /// It has left, and another member may have its index.
+    Left,
+}
+
+/// See the module.
+pub(crate) struct WriterLoop<I: Io> {
+    io: I,
+    handle: Arc<Handle<I::Socket>>,
+    hub: Arc<Hub>,
+    settings: Settings,
+    members: Members<I::Socket>,
+    round: Round,
+    /// When a stream ends or a full socket is closed, at the earliest.
+    deadline: Option<Timestamp>,
+}
+
+impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
+    /// A loop without streams. Its handle's listener has to be one of the hub's.
+    pub(crate) fn new(hub: Arc<Hub>, handle: Arc<Handle<I::Socket>>, settings: Settings, io: I) -> Self {
+        let members = Members::new(handle.listener().clone());
+        Self { io, handle, hub, settings, members, round: Round::default(), deadline: None }
+    }
+
+    /// What waits for the loop's sockets.
+    pub(crate) fn io(&mut self) -> &mut I {
+        &mut self.io
+    }
+
+    /// Takes one turn.
+    pub(crate) fn turn(&mut self, now: Now) -> Next {
+        if let Some(orders) = self.handle.take_orders() {
+            if orders.stop {
+                return Next::Stop;
+            }
+            orders.new.into_iter().for_each(|new| self.add(new, now));
+            for (key, stream, end) in orders.ends {
+                self.end_at(key, stream, end);
+            }
+        }
+        self.write_round(now);
+        if self.deadline.is_some_and(|deadline| deadline <= now.system) {
+            self.sweep(now);
+        }
+        if self.round.is_under_way() || !self.handle.listener().may_sleep() {
+            return Next::Turn;
+        }
+        Next::Sleep { until: self.deadline }
+    }
+
+    fn add(&mut self, new: New<I::Socket>, now: Now) {
+        let New { mut socket, live, id, read_ahead } = new;
+        let key = self.members.next_key();
+        if let Err(error) = self.io.watch(&mut socket, key) {
+            tracing::warn!(%error, "a socket cannot be waited for");
+            self.handle.left();
+            return;
+        }
+        let ends = live.drive(self.handle.clone(), key).map_or(u64::MAX, |end| end.at.as_micros());
+        // What was published since the stream became live may be gone from the log: then its id says where to resume.
+        let late = !live.channel().is_end(live.offset);
+        let blocked = late.then(|| {
+            let id = Bytes::copy_from_slice(id.as_bytes());
+            Box::new(Blocked { rest: Bytes::new(), since: now.monotonic, then: Then::Live { id } })
+        });
+        self.members.add(socket, live, read_ahead, ends, blocked);
+        self.remind(ends);
+        // A new socket is reported as writable: then the member gets what was published since it became live.
+    }
+
+    fn end_at(&mut self, key: u32, stream: StreamId, end: End) {
+        // Another member may have the key by now.
+        if let Some(member) = self.members.get_mut(key).filter(|member| member.live.id() == stream) {
+            member.ends = end.at.as_micros();
+            self.remind(end.at.as_micros());
+        }
+    }
+
+    fn remind(&mut self, micros: u64) {
+        if micros < u64::MAX && self.deadline.is_none_or(|deadline| micros < deadline.as_micros()) {
+            self.deadline = Some(Timestamp::from_micros(micros));
+        }
+    }
+
+    fn remove(&mut self, key: u32) -> Option<Member<I::Socket>> {
+        let member = self.members.remove(key, &mut self.round)?;
+        self.handle.left();
+        Some(member)
+    }
+
+    /// Something happened on a socket, or it is new. A client that hangs up makes it readable.
+    pub(crate) fn ready(&mut self, key: u32, readable: bool, writable: bool, now: Now) {
+        let Some(member) = self.members.get_mut(key) else { return };
+        if readable && !is_open(&mut member.socket, &mut member.ignored) {
+            self.remove(key);
+        } else if writable {
+            self.write_on(key, now);
+        }
+    }
+
+    /// Writes all there is for one member.
+    fn write_on(&mut self, key: u32, now: Now) {
+        if !self.write_rest(key, now) {
+            return;
+        }
+        loop {
+            let Some(member) = self.members.get_mut(key) else { return };
+            match member.live.channel().read_from::<Chunked>(member.live.offset) {
+                Read::AtEnd => {
+                    member.blocked = None;
+                    return;
+                }
+                Read::Piece(piece) => {
+                    member.blocked = None;
+                    if !matches!(self.send(key, &piece, now), Sent::All) {
+                        return;
+                    }
+                }
+                Read::Lagged => return self.give_back(key),
+            }
+        }
+    }
+
+    /// Writes what a full socket waits with. Returns whether the stream goes on.
+    fn write_rest(&mut self, key: u32, now: Now) -> bool {
+        let Some(member) = self.members.get_mut(key) else { return false };
+        let Some(blocked) = &mut member.blocked else { return true };
+        match write_until_full(&mut member.socket, &blocked.rest) {
+            Written::All => match blocked.then {
+                Then::Live { .. } => return true,
+                Then::HangUp => self.hang_up(key),
+            },
+            Written::Part(0) => {}
+            Written::Part(taken) => {
+                blocked.rest = blocked.rest.slice(taken..);
+                blocked.since = now.monotonic;
+            }
+            Written::Gone => drop(self.remove(key)),
+        }
+        false
+    }
+
+    /// Sends a piece to a member that has everything before it.
+    fn send(&mut self, key: u32, piece: &Piece, now: Now) -> Sent {
+        let Some(member) = self.members.get_mut(key) else { return Sent::Left };
+        match write_until_full(&mut member.socket, &piece.bytes) {
+            Written::All => {
+                member.live.offset = piece.to;
+                Sent::All
+            }
+            Written::Part(taken) => {
+                self.stop_in(key, piece, taken, now);
+                Sent::Blocked
+            }
+            Written::Gone => {
+                self.remove(key);
+                Sent::Left
+            }
+        }
+    }
+
+    /// A socket took so many bytes of a piece and is full: it waits with the rest of the entry that it stopped in.
+    fn stop_in(&mut self, key: u32, piece: &Piece, taken: usize, now: Now) {
+        let Some(member) = self.members.get_mut(key) else { return };
+        let stop = piece.stop(taken);
+        member.live.offset = piece.from + stop.entries;
+        // A heartbeat may have no id: then the id of what came before it still holds.
+        let id = stop.id.map_or_else(|| member.live.last_id().unwrap_or_default(), |id| Bytes::copy_from_slice(&piece.bytes[id]));
+        let rest = keep(&piece.bytes, stop.rest, self.settings.copied);
+        self.block(key, rest, Then::Live { id }, now);
+    }
+
+    fn block(&mut self, key: u32, rest: Bytes, then: Then, now: Now) {
+        let Some(member) = self.members.get_mut(key) else { return };
+        member.blocked = Some(Box::new(Blocked { rest, since: now.monotonic, then }));
+        self.remind(now.system.as_micros() + self.settings.stall.as_micros() as u64);
+    }
+
+    /// A slow reader goes on like a client that reconnects.
+    fn give_back(&mut self, key: u32) {
+        let Some(member) = self.remove(key) else { return };
+        // Without an id nothing was ever sent to it: the window decides.
+        let last_id = match member.blocked.map(|blocked| blocked.then) {
+            Some(Then::Live { id }) => id.to_vec(),
+            _ => Vec::new(),
+        };
+        self.io.give_back(Returned { socket: member.socket, live: member.live, last_id });
+    }
+
+    /// Goes on with the round, or begins one if channels have something new. Writes to as many sockets as the budget
+    /// allows.
+    fn write_round(&mut self, now: Now) {
+        if !self.round.is_under_way() {
+            if !self.handle.listener().has_news() {
+                return;
+            }
+            self.begin_round();
+        }
+        let mut budget = self.settings.budget;
+        while let Some(channel) = self.round.channel() {
+            if !self.write_channel(channel, &mut budget, now) {
+                return;
+            }
+            self.round.leave();
+        }
+        self.begin_round();
+    }
+
+    /// Ends the round, if one was under way, and begins the next with what is new since.
+    fn begin_round(&mut self) {
+        if self.round.begin(|channels| self.handle.listener().turn(channels)) {
+            self.hub.make_room();
+        }
+    }
+
+    /// Writes a channel to its members; false when the budget is used up.
+    fn write_channel(&mut self, key: u32, budget: &mut usize, now: Now) -> bool {
+        let Some(channel) = self.members.channel(key).cloned() else { return true };
+        if self.round.enter() {
+            // Before reading: what comes from here on is notified again.
+            channel.looked(self.handle.listener());
+        }
+        loop {
+            if !self.write_members(&channel, budget, now) {
+                return false;
+            }
+            // Pieces are capped. The remainder triggers no notification, so keep going here.
+            if !self.round.again() {
+                return true;
+            }
+        }
+    }
+
+    /// Writes the next piece to each member that is left in this pass; false when the budget is used up.
+    fn write_members(&mut self, channel: &Channel, budget: &mut usize, now: Now) -> bool {
+        let mut piece: Option<Piece> = None;
+        while let Some(key) = self.members.at(channel.key(), self.round.member()) {
+            if *budget == 0 {
+                return false;
+            }
+            let Some(member) = self.members.get_mut(key) else { return true };
+            let offset = member.live.offset;
+            match &piece {
+                _ if member.blocked.is_some() => self.round.next_member(),
+                Some(piece) if piece.from == offset => {
+                    *budget -= 1;
+                    if !matches!(self.send(key, piece, now), Sent::Left) {
+                        self.round.next_member();
+                    }
+                }
+                Some(piece) if piece.to == offset => self.round.next_member(),
+                _ => match channel.read_from::<Chunked>(offset) {
+                    Read::Piece(next) => {
+                        self.round.note_more(next.more);
+                        piece = Some(next);
+                    }
+                    Read::AtEnd => self.round.next_member(),
+                    Read::Lagged => self.give_back(key),
+                },
+            }
+        }
+        // Many channels would otherwise keep a piece each.
+        if piece.is_some_and(|piece| piece.to > piece.from + 1) {
+            channel.forget();
+        }
+        true
+    }
+
+    /// Ends streams whose time is up, and closes sockets that have taken nothing for too long.
+    fn sweep(&mut self, now: Now) {
+        let mut deadline = u64::MAX;
+        let mut over = Vec::new();
+        let mut stuck = Vec::new();
+        for (key, member) in self.members.iter() {
+            if member.ends <= now.system.as_micros() {
+                over.push(key);
+                continue;
+            }
+            deadline = deadline.min(member.ends);
+            if let Some(blocked) = &member.blocked {
+                let left = self.settings.stall.saturating_sub(now.monotonic.saturating_duration_since(blocked.since));
+                if left.is_zero() {
+                    stuck.push(key);
+                } else {
+                    deadline = deadline.min(now.system.as_micros() + left.as_micros() as u64);
+                }
+            }
+        }
+        self.deadline = None;
+        self.remind(deadline);
+        for key in stuck {
+            let Some(member) = self.remove(key) else { continue };
+            // The end of an ended stream was counted when it was sent.
+            if member.blocked.is_some_and(|blocked| matches!(blocked.then, Then::Live { .. })) {
+                member.live.abandon(Closing::Slow);
+            }
+        }
+        for key in over {
+            self.end(key, now);
+        }
+    }
+
+    /// Says why a stream ends, and ends it.
+    fn end(&mut self, key: u32, now: Now) {
+        let Some(member) = self.members.get_mut(key) else { return };
+        member.ends = u64::MAX;
+        let Some(End { reason, .. }) = member.live.end() else { return };
+        let (rest, id) = match member.blocked.take().map(|blocked| *blocked) {
+            None => (Bytes::new(), None),
+            Some(Blocked { rest, then: Then::Live { id }, .. }) => (rest, Some(id)),
+            // Its end was sent before, and it has had its time to take it.
+            Some(Blocked { then: Then::HangUp, .. }) => return drop(self.remove(key)),
+        };
+        let last = member.live.close(reason, id.as_deref());
+        let mut out = Vec::with_capacity(rest.len() + last.len() + 64);
+        out.extend_from_slice(&rest);
+        frame::chunk_head(&mut out, last.len());
+        out.extend_from_slice(&last);
+        out.extend_from_slice(frame::CHUNK_END);
+        out.extend_from_slice(frame::LAST_CHUNK);
+        match write_until_full(&mut member.socket, &out) {
+            Written::Part(taken) => self.block(key, Bytes::from(out).slice(taken..), Then::HangUp, now),
+            Written::All => self.hang_up(key),
+            Written::Gone => drop(self.remove(key)),
+        }
+    }
+
+    fn hang_up(&mut self, key: u32) {
+        if let Some(mut member) = self.remove(key) {
+            member.socket.shutdown();
+        }
+    }
+}

@@ -1,0 +1,243 @@
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use super::*;
+use crate::event::{Envelope, Event};
+use crate::hub::Input;
+use crate::stream::tests::{demo, request};
+use crate::stream::{Request, Selection, Streams};
+
+const STALL: Duration = Duration::from_secs(10);
+
+/// What a client has got, and how many bytes its socket takes at present.
+#[derive(Default)]
+struct Wire {
+    got: Vec<u8>,
+    room: usize,
+    shut: bool,
+}
+
+struct FakeSocket(Arc<Mutex<Wire>>);
+
+impl Socket for FakeSocket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut wire = self.0.lock().unwrap();
+        let count = bytes.len().min(wire.room);
+        wire.room -= count;
+        wire.got.extend_from_slice(&bytes[..count]);
+        if count == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(count) }
+    }
+
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn shutdown(&mut self) {
+        self.0.lock().unwrap().shut = true;
+    }
+}
+
+#[derive(Default)]
+struct FakeIo {
+    watched: Vec<u32>,
+    returned: Vec<Returned<FakeSocket>>,
+}
+
+impl Io for FakeIo {
+    type Socket = FakeSocket;
+
+    fn watch(&mut self, _: &mut FakeSocket, key: u32) -> io::Result<()> {
+        self.watched.push(key);
+        Ok(())
+    }
+
+    fn give_back(&mut self, returned: Returned<FakeSocket>) {
+        self.returned.push(returned);
+    }
+}
+
+struct World {
+    streams: Arc<Streams>,
+    handle: Arc<Handle<FakeSocket>>,
+    writer: WriterLoop<FakeIo>,
+    clients: BTreeMap<u32, Arc<Mutex<Wire>>>,
+    published: usize,
+    now: Now,
+}
+
+impl World {
+    fn new(budget: usize, copied: usize) -> Self {
+        let streams = demo(64 << 20);
+        let handle = Handle::new(streams.hub().listen(|| ()).unwrap());
+        let settings = Settings { budget, copied, stall: STALL };
+        let writer = WriterLoop::new(streams.hub().clone(), handle.clone(), settings, FakeIo::default());
+        let now = Now { system: Timestamp::from_micros(1_000_000_000), monotonic: Instant::now() };
+        Self { streams, handle, writer, clients: BTreeMap::new(), published: 0, now }
+    }
+
+    /// Leaves a new client's stream for the loop.
+    fn hand_over(&mut self, expires: Option<Timestamp>) -> Arc<Mutex<Wire>> {
+        let mut stream = self.streams.open(Request { expires, ..request("a") }, self.now.system);
+        while !matches!(stream.step(self.now.system), crate::stream::Step::Live) {}
+        let (live, id) = stream.into_live().unwrap();
+        let wire = Arc::<Mutex<Wire>>::default();
+        // The future is dropped where it yields.
+        self.handle.adopt(New { socket: FakeSocket(wire.clone()), live, id, read_ahead: 0 }).now_or_never();
+        wire
+    }
+
+    fn add(&mut self, expires: Option<Timestamp>) -> u32 {
+        let wire = self.hand_over(expires);
+        self.writer.turn(self.now);
+        let key = *self.writer.io().watched.last().unwrap();
+        self.clients.insert(key, wire);
+        self.writer.ready(key, false, true, self.now);
+        key
+    }
+
+    fn publish(&mut self) {
+        let event = Event {
+            subject: "a".parse().unwrap(),
+            payload: Bytes::from(self.published.to_string()),
+            time: self.now.system,
+            position: None,
+            name: None,
+            envelope: Envelope::Raw,
+        };
+        self.published += 1;
+        self.streams.hub().publish(0, &mut vec![Input::Event(event)], self.now.system);
+    }
+
+    fn make_room(&mut self, key: u32, room: usize) {
+        self.clients[&key].lock().unwrap().room += room;
+        self.writer.ready(key, false, true, self.now);
+    }
+
+    fn pass(&mut self, span: Duration) -> Now {
+        self.now = Now { system: self.now.system.after(span), monotonic: self.now.monotonic + span };
+        self.now
+    }
+
+    fn data(&self, key: u32) -> Vec<usize> {
+        let wire = self.clients[&key].lock().unwrap();
+        let text = String::from_utf8(wire.got.clone()).unwrap();
+        text.split('\n').filter_map(|line| line.strip_prefix("data: ")).map(|data| data.parse().unwrap()).collect()
+    }
+}
+
+#[test]
+fn sockets_that_take_any_number_of_bytes_at_any_time_get_every_event_once() {
+    for seed in 0..200 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut world = World::new(rng.random_range(1..4), [0, 16 << 10][rng.random_range(0..2)]);
+        let since: BTreeMap<_, _> = (0..3).map(|_| (world.add(None), 0)).collect();
+        let mut late = BTreeMap::new();
+        for _ in 0..100 {
+            match rng.random_range(0..4) {
+                0 => world.publish(),
+                1 => world.make_room(rng.random_range(0..3), rng.random_range(1..200)),
+                2 => drop(world.writer.turn(world.now)),
+                _ if late.len() < 3 => drop(late.insert(world.add(None), world.published)),
+                _ => {}
+            }
+        }
+        for (key, first) in since.into_iter().chain(late) {
+            world.make_room(key, 1 << 20);
+            while world.writer.turn(world.now) == Next::Turn {}
+            assert_eq!(world.data(key), (first..world.published).collect::<Vec<_>>(), "client {key} of seed {seed}");
+        }
+        assert_eq!(world.handle.streams(), 6);
+    }
+}
+
+#[test]
+fn a_budget_of_one_writes_to_one_socket_at_a_time() {
+    let mut world = World::new(1, 0);
+    let keys = [world.add(None), world.add(None), world.add(None)];
+    keys.iter().for_each(|key| world.make_room(*key, 1 << 20));
+    world.publish();
+    for (count, next) in [(1, Next::Turn), (2, Next::Turn), (3, Next::Sleep { until: None })] {
+        assert_eq!(world.writer.turn(world.now), next);
+        assert_eq!(keys.iter().filter(|key| !world.data(**key).is_empty()).count(), count);
+    }
+}
+
+#[test]
+fn a_stream_whose_hand_over_was_dropped_half_way_is_taken_at_the_next_turn() {
+    let mut world = World::new(512, 0);
+    let wire = world.hand_over(None);
+    assert_eq!(world.writer.turn(world.now), Next::Sleep { until: None });
+    assert_eq!(world.writer.io().watched.len(), 1);
+    wire.lock().unwrap().room = 1 << 20;
+    world.publish();
+    world.writer.turn(world.now);
+    assert!(wire.lock().unwrap().got.ends_with(b"data: 0\n\n\r\n"));
+}
+
+#[test]
+fn a_stream_ends_at_its_time_and_hangs_up() {
+    let mut world = World::new(512, 0);
+    let expires = world.now.system.after(Duration::from_secs(2));
+    let key = world.add(Some(expires));
+    world.make_room(key, 1 << 20);
+    assert_eq!(world.writer.turn(world.now), Next::Sleep { until: Some(expires) });
+    let now = world.pass(Duration::from_millis(1_999));
+    assert_eq!(world.writer.turn(now), Next::Sleep { until: Some(expires) });
+    assert_eq!(world.handle.streams(), 1, "not before its time");
+    let now = world.pass(Duration::from_millis(1));
+    assert_eq!(world.writer.turn(now), Next::Sleep { until: None });
+    let wire = world.clients[&key].lock().unwrap();
+    assert!(wire.shut && wire.got.ends_with(b"data: {\"reason\":\"expired\"}\n\n\r\n0\r\n\r\n"));
+    assert_eq!((world.handle.streams(), world.streams.opened()), (0, 0));
+}
+
+#[test]
+fn an_order_to_end_is_carried_out_by_the_loop_that_holds_the_stream() {
+    let mut world = World::new(512, 0);
+    let key = world.add(None);
+    world.make_room(key, 1 << 20);
+    world.streams.end(Selection::All, Closing::Revoked, world.now.system, Duration::ZERO);
+    world.writer.turn(world.now);
+    assert!(world.clients[&key].lock().unwrap().got.ends_with(b"{\"reason\":\"revoked\"}\n\n\r\n0\r\n\r\n"));
+}
+
+#[test]
+fn a_full_socket_is_closed_when_it_has_taken_nothing_for_too_long() {
+    let mut world = World::new(512, 0);
+    let (stuck, slow) = (world.add(None), world.add(None));
+    world.make_room(stuck, 10);
+    world.make_room(slow, 10);
+    world.publish();
+    let deadline = world.now.system.after(STALL);
+    assert_eq!(world.writer.turn(world.now), Next::Sleep { until: Some(deadline) });
+    world.pass(STALL / 2);
+    world.make_room(slow, 10);
+    let now = world.pass(STALL / 2);
+    assert_eq!(world.writer.turn(now), Next::Sleep { until: Some(deadline.after(STALL / 2)) });
+    assert_eq!((world.handle.streams(), world.streams.closed(Closing::Slow)), (1, 1));
+}
+
+#[test]
+fn an_ended_stream_that_cannot_be_sent_its_end_counts_once() {
+    let mut world = World::new(512, 0);
+    let key = world.add(Some(world.now.system));
+    world.writer.turn(world.now);
+    assert_eq!((world.handle.streams(), world.data(key).len()), (1, 0));
+    let now = world.pass(STALL);
+    world.writer.turn(now);
+    assert_eq!(world.handle.streams(), 0);
+    assert_eq!((world.streams.closed(Closing::Expired), world.streams.closed(Closing::Slow)), (1, 0));
+}
+
+#[test]
+fn a_loop_that_is_stopped_ends() {
+    let mut world = World::new(512, 0);
+    world.add(None);
+    world.handle.stop();
+    assert_eq!(world.writer.turn(world.now), Next::Stop);
+}
