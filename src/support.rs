@@ -5,5 +5,6 @@ pub(crate) mod braces;
 pub(crate) mod causes;
 pub(crate) mod clock;
 pub(crate) mod form;
+pub(crate) mod host;
 pub(crate) mod network;
 pub(crate) mod random;

@@ -3,12 +3,14 @@
 //! Owns where a reader starts, and what it says of a log that is not what it was: made anew, cut, purged, past its
 //! limits. [`reader`] reads on from there.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::nats::wire::LastServer;
 use super::nats::{self, Config, JetStream};
@@ -26,17 +28,18 @@ mod reader;
 #[cfg(test)]
 mod tests;
 
-use api::{NewConsumer, NewStream, Stored, StreamInfo};
+use api::{ConsumerInfo, NewConsumer, NewStream, Stored, StreamInfo};
 use detour::{Detour, Next, Trouble};
-use line::{Line, Shared};
+use line::{ANSWER, Line, Shared};
 use pull::Credit;
 use reader::{Begin, Names, Reader};
 
 /// Messages that the live reader asks for at a time, and a history's.
 const LIVE: Credit = Credit { messages: 4096, bytes: 32 << 20 };
 const HISTORY: Credit = Credit { messages: 512, bytes: 4 << 20 };
-/// How long the server keeps the place of a reader that is gone.
-const INACTIVE: Duration = Duration::from_secs(60);
+/// How long the server keeps a consumer that asks for nothing, such as that of a process that was killed. A reader whose
+/// connection is lost makes another one.
+const INACTIVE: Duration = Duration::from_secs(10);
 
 /// A NATS source that reads a stream.
 pub struct JetStreamSource {
@@ -45,14 +48,17 @@ pub struct JetStreamSource {
     subjects: Vec<Pattern>,
     /// What a message without a subject is called.
     unnamed: Subject,
-    /// The connection of all this source's readers, while there is one.
-    shared: Mutex<Weak<Shared>>,
+    /// The connection of all this source's readers. It is kept when the last of them is dropped: the library forgets what
+    /// it has not sent when a connection is dropped, such as that a consumer is to be deleted.
+    shared: Mutex<Option<Arc<Shared>>>,
     /// The connection of histories, where some have to do with messages that the library cannot read: then the live
     /// reader does not lose its own over them.
-    aside: Mutex<Weak<Shared>>,
+    aside: Mutex<Option<Arc<Shared>>>,
     known: Arc<Mutex<Known>>,
     trouble: Arc<Mutex<Trouble>>,
     last_server: LastServer,
+    /// How long the server took to answer when a consumer was made last, in milliseconds.
+    made_in: AtomicU64,
 }
 
 /// What the live reader has seen of the stream.
@@ -80,11 +86,12 @@ impl JetStreamSource {
             known: Arc::default(),
             trouble: Arc::default(),
             last_server: LastServer::default(),
+            made_in: AtomicU64::default(),
         }
     }
 
     async fn line(&self, live: bool) -> Result<Line, SourceError> {
-        let living = |shared: &Weak<Shared>| shared.upgrade().filter(|shared| !shared.is_dead());
+        let living = |shared: &Option<Arc<Shared>>| shared.clone().filter(|shared| shared.takes_readers());
         let apart = !live && self.trouble.lock().is_known();
         let slot = if apart { &self.aside } else { &self.shared };
         let known = living(&slot.lock());
@@ -92,11 +99,11 @@ impl JetStreamSource {
             return Line::new(shared).await;
         }
         // Not under the lock: a future that waits here may not be polled for long. If two connect, the first one is used.
-        let fresh = Shared::connect(&self.config, &self.last_server).await?;
+        let fresh = Shared::connect(&self.config, &self.stream, &self.last_server).await?;
         let first = {
             let mut shared = slot.lock();
             let first = living(&shared).unwrap_or(fresh);
-            *shared = Arc::downgrade(&first);
+            *shared = Some(first.clone());
             first
         };
         Line::new(first).await
@@ -197,7 +204,6 @@ impl JetStreamSource {
         }
         let consumer = self.consume(&mut line, &info, new, &mut begin).await?;
         let stream = self.stream.stream.clone();
-        line.at_the_end(&format!("$JS.API.CONSUMER.DELETE.{stream}.{consumer}"));
         tracing::debug!(stream, consumer, first = info.first(), last = info.state.last_seq, pending = begin.pending, "reads a stream");
         let names = Names::new(self.subjects.clone(), self.unnamed.clone());
         Ok(Reader::new(line, stream, consumer, info, names, begin))
@@ -210,14 +216,8 @@ impl JetStreamSource {
         let (items, trouble) = (Vec::new(), self.trouble.clone());
         // Which sequence the consumer delivers first, it says itself.
         let mut begin = Begin { items, floor: None, end, pending: 0, next: Next::Sequence(0), credit, known, trouble };
-        let mut new = NewConsumer {
-            ack_policy: "none",
-            replay_policy: "instant",
-            inactive_threshold: nanos(INACTIVE),
-            num_replicas: 1,
-            mem_storage: true,
-            ..NewConsumer::default()
-        };
+        let mut new =
+            NewConsumer { ack_policy: "none", replay_policy: "instant", num_replicas: 1, mem_storage: true, ..NewConsumer::default() };
         let mut follow = |begin: &mut Begin, seq: u64, gap: Option<Gap>| {
             begin.items.extend(gap.map(Item::Gap));
             begin.floor = Some(seq);
@@ -255,14 +255,15 @@ impl JetStreamSource {
     async fn consume(&self, line: &mut Line, info: &StreamInfo, mut new: NewConsumer, begin: &mut Begin) -> Result<String, SourceError> {
         let name = &*self.stream.stream;
         let gone = || SourceError::missing(format!("the stream `{name}` has just gone"));
-        let mut consumer = api::create_consumer(line, name, &new).await?.ok_or_else(gone)?;
+        let mut consumer = self.create(line, new.clone()).await?.ok_or_else(gone)?;
         if begin.next != Next::Newest {
             let next = consumer.delivered.stream_seq + 1;
             begin.next = Next::Sequence(next);
             let near = self.trouble.lock().is_near(next);
             let detour = if near { self.detour(line, info, next).await? } else { Detour::default() };
             if let Some(place) = detour.end {
-                line.ask(&format!("$JS.API.CONSUMER.DELETE.{name}.{}", consumer.name), "d", "");
+                // Without the right to it, it expires.
+                line.try_request(&api::delete_question(name, &consumer.name), "", ANSWER).await?;
                 begin.items.extend(detour.items);
                 begin.floor = Some(place.seq);
                 begin.next = Next::Sequence(place.seq + 1);
@@ -270,11 +271,21 @@ impl JetStreamSource {
                     begin.end = place;
                 }
                 new.start_behind(place.seq);
-                consumer = api::create_consumer(line, name, &new).await?.ok_or_else(gone)?;
+                consumer = self.create(line, new).await?.ok_or_else(gone)?;
             }
         }
         begin.pending = consumer.num_pending;
         Ok(consumer.name)
+    }
+
+    /// Makes a consumer that outlives the time until its first question, also where answers are slow.
+    async fn create(&self, line: &mut Line, mut new: NewConsumer) -> Result<Option<ConsumerInfo>, SourceError> {
+        let before = Duration::from_millis(self.made_in.load(Ordering::Relaxed));
+        new.inactive_threshold = nanos(INACTIVE.max(before * 3));
+        let begun = Instant::now();
+        let made = api::create_consumer(line, &self.stream.stream, new).await;
+        self.made_in.store(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        made
     }
 
     /// The place of a message, with its check where it is still there.

@@ -5,10 +5,8 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use async_nats::Subscriber;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
@@ -18,17 +16,21 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, timeout};
 use super::jetstream::JetStreamSource;
 use super::settings::{AdapterKind, Build};
 use super::{Adapter, Connection, Item, SourceError, Start};
-use crate::event::{Gap, GapReason, Message, SourceName, Timestamp};
-use crate::subject::{self, Pattern, Subject};
+use crate::event::{Gap, GapReason, SourceName};
+use crate::subject::{Pattern, Subject};
 
 pub(in crate::source) mod answer;
 mod config;
+mod inbox;
+pub(in crate::source) mod refusal;
 #[cfg(test)]
 pub(crate) mod tests;
 pub(in crate::source) mod wire;
 
 pub use config::{Config, JetStream};
-use wire::{LastServer, PROBE, Wire};
+use inbox::{Inbox, Taken};
+use refusal::Right;
+use wire::{LastServer, Wire};
 
 /// Messages that wait for us in one subscription.
 const CAPACITY: usize = 65_536;
@@ -57,29 +59,19 @@ impl Config {
     }
 }
 
-/// Patterns without those that others cover, and for each the earlier ones that can match the same subject.
-fn without_overlap(patterns: &[Pattern]) -> Vec<(Pattern, Vec<Pattern>)> {
-    let kept = subject::minimal(patterns.to_vec());
-    let earlier = |n: usize| kept[..n].iter().filter(|p| p.intersects(&kept[n])).cloned().collect();
-    kept.iter().enumerate().map(|(n, pattern)| (pattern.clone(), earlier(n))).collect()
-}
-
 /// A core NATS source.
 #[derive(Debug)]
 pub struct Nats {
     config: Config,
-    subscriptions: Vec<(Pattern, Vec<Pattern>)>,
-    unnamed: Subject,
+    name: SourceName,
     last_server: LastServer,
 }
 
 impl Nats {
-    /// Of this configuration; `name` is what a message without a subject is called.
+    /// Of this configuration; `name` is what a message without a subject is called, and what the log calls the source.
     #[must_use]
     pub fn new(config: Config, name: &SourceName) -> Self {
-        let subscriptions = without_overlap(&config.subjects);
-        let unnamed = Subject::new(name.as_str()).expect("a source's name is made of what subjects are made of");
-        Self { subscriptions, unnamed, config, last_server: LastServer::default() }
+        Self { config, name: name.clone(), last_server: LastServer::default() }
     }
 }
 
@@ -99,16 +91,7 @@ impl Adapter for Nats {
     fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
         Box::pin(async {
             let mut wire = wire::connect(&self.config, &self.last_server, CAPACITY).await?;
-            let mut subscribers = Vec::new();
-            for (pattern, earlier) in &self.subscriptions {
-                let subscribed = match &self.config.queue_group {
-                    Some(group) => wire.client.queue_subscribe(pattern.to_string(), group.clone()).await,
-                    None => wire.client.subscribe(pattern.to_string()).await,
-                };
-                subscribers.push((subscribed.map_err(wire::gone)?, earlier.clone()));
-            }
-            let taken = wire.settle().await?;
-            let inbox = Inbox { subscribers, taken, last: None, unnamed: self.unnamed.clone() };
+            let inbox = Inbox::open(&mut wire, &self.config, &self.name).await?;
             let mut tick = tokio::time::interval(TICK);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
             Ok(Box::new(Reading { wire, inbox, tick, slow: 0, suspected: None, lost: 0 }) as Box<dyn Connection>)
@@ -130,16 +113,19 @@ pub(in crate::source) async fn publish(config: &Config, subject: &str, payload: 
     }
     let subject = subject.as_str().to_owned();
     if config.jetstream.is_some() {
-        let reply = format!("_INBOX.brokercast.{:016x}", rand::random::<u64>());
+        let reply = wire.new_inbox();
         let mut answers = wire.client.subscribe(reply.clone()).await.map_err(wire::gone)?;
-        wire.client.publish_with_reply(subject, reply, payload).await.map_err(wire::gone)?;
+        wire.client.publish_with_reply(subject.clone(), reply.clone(), payload).await.map_err(wire::gone)?;
         wire.settle().await?;
+        wire.permits(Right::Publish, &subject, &subject, "publish")?;
+        wire.permits(Right::Subscribe, &reply, &format!("{}.>", config.inbox_prefix), "inbox_prefix")?;
         let answer = timeout(ANSWER, answers.next()).await.map_err(|_| SourceError::lost("no stream answered in time"))?;
         let answer = answer.ok_or_else(|| wire.end().unwrap_or_else(|| SourceError::lost("the connection has ended")))?;
         stored(&answer.payload)?;
     } else {
-        wire.client.publish(subject, payload).await.map_err(wire::gone)?;
+        wire.client.publish(subject.clone(), payload).await.map_err(wire::gone)?;
         wire.settle().await?;
+        wire.permits(Right::Publish, &subject, &subject, "publish")?;
     }
     wire.close().await.map_or(Ok(()), Err)
 }
@@ -156,77 +142,6 @@ fn stored(answer: &[u8]) -> Result<(), SourceError> {
     match stored {
         Some(Stored { seq: 1.. }) => Ok(()),
         _ => Err(SourceError::missing("no stream takes this subject")),
-    }
-}
-
-/// The subscriptions of a connection.
-struct Inbox {
-    /// Each with those before it that deliver the same subject already.
-    subscribers: Vec<(Subscriber, Vec<Pattern>)>,
-    /// Messages that were taken out.
-    taken: u64,
-    /// The last subject, as it came and as it is called here: most are the same as the one before.
-    last: Option<(async_nats::Subject, Subject)>,
-    unnamed: Subject,
-}
-
-/// How much of what waited has been taken.
-enum Taken {
-    All,
-    /// There may be more.
-    Some,
-    /// And the library has ended.
-    Ended,
-}
-
-impl Inbox {
-    /// From each in turn, so that their messages stay about in order. Pending when there is nothing.
-    fn poll_take(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Item>, limit: usize) -> Poll<Taken> {
-        let before = batch.len();
-        // They have been read together.
-        let mut received = None;
-        loop {
-            let (mut any, mut ended) = (false, false);
-            for n in 0..self.subscribers.len() {
-                if batch.len() - before >= limit {
-                    return Poll::Ready(Taken::Some);
-                }
-                match self.subscribers[n].0.poll_next_unpin(cx) {
-                    Poll::Ready(Some(message)) => {
-                        any = true;
-                        self.taken += 1;
-                        let received = *received.get_or_insert_with(Timestamp::now);
-                        batch.extend(self.message(n, message, received).map(Item::Message));
-                    }
-                    Poll::Ready(None) => ended = true,
-                    Poll::Pending => {}
-                }
-            }
-            match (any, ended, batch.len() > before) {
-                (true, ..) => {}
-                (_, true, _) => return Poll::Ready(Taken::Ended),
-                (.., true) => return Poll::Ready(Taken::All),
-                _ => return Poll::Pending,
-            }
-        }
-    }
-
-    /// `None` for what another subscription delivers too.
-    fn message(&mut self, n: usize, message: async_nats::Message, time: Timestamp) -> Option<Message> {
-        let earlier = &self.subscribers[n].1;
-        if earlier.iter().any(|pattern| pattern.matches(&message.subject)) || message.subject.starts_with(PROBE) {
-            return None;
-        }
-        let subject = match &self.last {
-            Some((name, subject)) if *name == message.subject => subject.clone(),
-            _ => {
-                let subject = Subject::from_broker(message.subject.as_bytes(), &self.unnamed);
-                self.last = Some((message.subject, subject.clone()));
-                subject
-            }
-        };
-        // Not copied, though it keeps the whole read buffer: it is handed in at once, and there it is encoded and let go.
-        Some(Message { subject, payload: message.payload, time, position: None })
     }
 }
 
@@ -279,15 +194,23 @@ impl Connection for Reading {
                     // The scheduler's budget would look like an empty queue.
                     taken = unconstrained(poll_fn(|cx| inbox.poll_take(cx, batch, limit))) => taken,
                     changed = life.changed() => if changed.is_ok() { Taken::All } else { Taken::Ended },
-                    _ = self.tick.tick() => Taken::All,
+                    _ = self.tick.tick() => {
+                        if self.inbox.look_after(&self.wire.client).await? {
+                            // A subject that was refused for a while is read again.
+                            batch.push(Item::Gap(Gap { reason: GapReason::Reconnect, from: None, to: None, position: None }));
+                        }
+                        Taken::All
+                    }
                 };
                 batch.extend(self.dropped(if matches!(taken, Taken::Some) { None } else { Some(received) }));
+                let refused = self.inbox.hear(&self.wire);
                 if batch.len() > before {
                     return Ok(());
                 }
                 if let Some(error) = self.wire.end() {
                     return Err(error);
                 }
+                refused?;
                 if matches!(taken, Taken::Ended) {
                     return Err(SourceError::lost("the connection has ended"));
                 }

@@ -1,14 +1,21 @@
-//! JetStream's API: what is asked, what is answered. Requests and answers are JSON on subjects below `$JS.API`.
+//! JetStream's API: what is asked, what is answered. Requests and answers are JSON.
+//!
+//! Most questions must be answered; the one for a single message is done without where the user may not ask it.
+
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::line::Line;
+use super::line::{ANSWER, Line};
 use crate::cursor::Check;
 use crate::source::SourceError;
 use crate::source::nats::answer::{is_refusal, read};
+
+/// For a consumer to be made: a busy cluster takes its time. Below the time that the supervisor gives a connection.
+pub(super) const CREATED: Duration = Duration::from_secs(25);
 
 /// A stream: what it is, what it holds.
 #[derive(Debug, Clone, Deserialize)]
@@ -66,8 +73,10 @@ pub(super) struct NewStream<'a> {
 }
 
 /// How a consumer is made: a reader's place in the stream, kept in memory by the server while it is used.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Clone, Serialize)]
 pub(super) struct NewConsumer {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<String>,
     pub(super) deliver_policy: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) opt_start_seq: Option<u64>,
@@ -142,8 +151,20 @@ pub(super) fn check(subject: &[u8], payload: &[u8], nanos: u64) -> Check {
     Check::of(&[subject, payload, &nanos.to_be_bytes()])
 }
 
-pub(super) fn info_subject(stream: &str) -> String {
-    format!("$JS.API.STREAM.INFO.{stream}")
+pub(super) fn info_question(stream: &str) -> String {
+    format!("STREAM.INFO.{stream}")
+}
+
+pub(super) fn next_question(stream: &str, consumer: &str) -> String {
+    format!("CONSUMER.MSG.NEXT.{stream}.{consumer}")
+}
+
+pub(super) fn message_question(stream: &str) -> String {
+    format!("STREAM.MSG.GET.{stream}")
+}
+
+pub(super) fn delete_question(stream: &str, consumer: &str) -> String {
+    format!("CONSUMER.DELETE.{stream}.{consumer}")
 }
 
 pub(super) fn read_info(answer: &[u8]) -> Result<Option<StreamInfo>, SourceError> {
@@ -155,30 +176,61 @@ pub(super) fn read_consumer(answer: &[u8]) -> Result<Option<ConsumerInfo>, Sourc
 }
 
 pub(super) async fn stream_info(line: &mut Line, stream: &str) -> Result<Option<StreamInfo>, SourceError> {
-    read_info(&line.request(&info_subject(stream), "").await?)
+    let question = info_question(stream);
+    read_info(&line.request(&question, "", &question).await?)
 }
 
 pub(super) async fn create_stream(line: &mut Line, new: &NewStream<'_>) -> Result<(), SourceError> {
     let json = serde_json::to_string(new).map_err(|e| SourceError::protocol("could not describe the stream").because(e))?;
-    let answer = line.request(&format!("$JS.API.STREAM.CREATE.{}", new.name), &json).await?;
+    let question = format!("STREAM.CREATE.{}", new.name);
+    let answer = line.request(&question, &json, &question).await?;
     match read::<serde::de::IgnoredAny>(&answer, "to make the stream")? {
         Some(_) => Ok(()),
         None => Err(SourceError::missing("JetStream refuses to make the stream")),
     }
 }
 
-/// `None`: there is no such stream (any more).
-pub(super) async fn create_consumer(line: &mut Line, stream: &str, new: &NewConsumer) -> Result<Option<ConsumerInfo>, SourceError> {
-    let json = serde_json::json!({ "stream_name": stream, "config": new }).to_string();
-    let answer = line.request(&format!("$JS.API.CONSUMER.CREATE.{stream}"), &json).await?;
-    read_consumer(&answer)
+/// Makes a consumer, which is deleted when the line is dropped. `None`: there is no such stream (any more).
+///
+/// The name is ours, so that a consumer can be deleted though the answer has not come. A user who may only make consumers
+/// without a name, as clients did before server 2.9, gets one by the server.
+pub(super) async fn create_consumer(line: &mut Line, stream: &str, new: NewConsumer) -> Result<Option<ConsumerInfo>, SourceError> {
+    let name = line.new_consumer_name();
+    let unnamed = format!("CONSUMER.CREATE.{stream}");
+    let named = match &new.filter_subject {
+        Some(filter) => format!("{unnamed}.{name}.{filter}"),
+        None => format!("{unnamed}.{name}"),
+    };
+    let json = |new: &NewConsumer| serde_json::json!({ "stream_name": stream, "config": new }).to_string();
+    line.at_the_end(&delete_question(stream, &name));
+    let ours = NewConsumer { name: Some(name), ..new.clone() };
+    if let Some(answer) = line.try_request(&named, &json(&ours), CREATED).await? {
+        return read_consumer(&answer);
+    }
+    let Some(answer) = line.try_request(&unnamed, &json(&new), CREATED).await? else {
+        return Err(line.denied(&format!("{unnamed}.>")));
+    };
+    let made = read_consumer(&answer)?;
+    if let Some(made) = &made {
+        line.at_the_end(&delete_question(stream, &made.name));
+    }
+    Ok(made)
 }
 
-/// The message at a sequence; with `or_next` the first one from there on.
+/// The message at a sequence; with `or_next` the first one from there on. `None` too where this user may not ask.
 pub(super) async fn message(line: &mut Line, stream: &str, seq: u64, or_next: bool) -> Result<Option<Stored>, SourceError> {
     let what = if or_next { format!(r#"{{"seq":{seq},"next_by_subj":">"}}"#) } else { format!(r#"{{"seq":{seq}}}"#) };
-    let answer = line.request(&format!("$JS.API.STREAM.MSG.GET.{stream}"), &what).await?;
-    read_message(&answer)
+    let question = message_question(stream);
+    match line.try_request(&question, &what, ANSWER).await? {
+        Some(answer) => read_message(&answer),
+        None => {
+            line.does_without(
+                &question,
+                "positions are not compared with the messages there: a stream that was cut and has grown again is not noticed",
+            );
+            Ok(None)
+        }
+    }
 }
 
 pub(super) fn read_message(answer: &[u8]) -> Result<Option<Stored>, SourceError> {
@@ -214,7 +266,8 @@ pub(super) async fn find(line: &mut Line, stream: &str, seq: u64, filters: &[Str
     let mut first: Option<Stored> = None;
     for filter in filters {
         let what = serde_json::json!({ "seq": seq, "next_by_subj": filter }).to_string();
-        let answer = line.request(&format!("$JS.API.STREAM.MSG.GET.{stream}"), &what).await?;
+        let question = message_question(stream);
+        let answer = line.request(&question, &what, &question).await?;
         match read_message(&answer) {
             Ok(found) => first = first.into_iter().chain(found).min_by_key(|stored| stored.seq),
             Err(error) if is_refusal(&answer) => return Err(error),

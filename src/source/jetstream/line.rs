@@ -4,10 +4,11 @@
 //! reader has asked the server for, which is far less than the queue holds. Asking never waits, for a client that takes
 //! nothing suspends the reader of its history anywhere.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -15,15 +16,18 @@ use async_nats::message::OutboundMessage;
 use async_nats::{Client, Message, Subscriber};
 use bytes::Bytes;
 use futures_util::{Sink as _, StreamExt as _};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::source::SourceError;
-use crate::source::nats::Config;
+use crate::source::nats::refusal::Right;
 use crate::source::nats::wire::{self, LastServer, Life, Wire};
+use crate::source::nats::{Config, JetStream};
+use crate::support::host;
 
-/// For an answer of the server.
-const ANSWER: Duration = Duration::from_secs(5);
+/// For most answers of the server.
+pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// For the last words.
 const LEAVING: Duration = Duration::from_secs(1);
 /// What a reader's queue holds: several times what any reader asks for.
@@ -32,15 +36,33 @@ const CAPACITY: usize = 32_768;
 /// A connection that readers share.
 pub(super) struct Shared {
     wire: Wire,
+    /// What the subjects of JetStream's API begin with.
+    api: String,
+    inbox_prefix: String,
+    /// What the names of consumers begin with.
+    consumers: String,
+    /// Rights that are missing and done without, as far as the log says so.
+    without: Mutex<BTreeSet<String>>,
+    /// Something that cannot be done without was refused. Another connection may be permitted more.
+    denied: AtomicBool,
 }
 
 impl Shared {
-    pub(super) async fn connect(config: &Config, lost: &LastServer) -> Result<Arc<Self>, SourceError> {
-        Ok(Arc::new(Self { wire: wire::connect(config, lost, CAPACITY).await? }))
+    pub(super) async fn connect(config: &Config, stream: &JetStream, lost: &LastServer) -> Result<Arc<Self>, SourceError> {
+        let wire = wire::connect(config, lost, CAPACITY).await?;
+        let (api, inbox_prefix) = (stream.api.clone(), config.inbox_prefix.clone());
+        let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
+        let consumers = format!("{}_{}_", config.name.chars().take(64).map(plain).collect::<String>(), host::name());
+        Ok(Arc::new(Self { wire, api, inbox_prefix, consumers, without: Mutex::default(), denied: AtomicBool::new(false) }))
     }
 
-    pub(super) fn is_dead(&self) -> bool {
+    fn is_dead(&self) -> bool {
         self.end().is_some()
+    }
+
+    /// Whether another reader may use it.
+    pub(super) fn takes_readers(&self) -> bool {
+        !self.is_dead() && !self.denied.load(Ordering::Relaxed)
     }
 
     fn end(&self) -> Option<SourceError> {
@@ -77,6 +99,13 @@ impl Delivery {
     }
 }
 
+/// What comes while a line waits.
+pub(super) enum Heard {
+    Delivery(Delivery),
+    /// This user may not ask these questions.
+    Refused(Vec<String>),
+}
+
 /// One reader's line on a shared connection: an inbox of its own, and requests.
 pub(super) struct Line {
     shared: Arc<Shared>,
@@ -89,15 +118,19 @@ pub(super) struct Line {
     asked: u64,
     /// What is sent to the server when the line is dropped.
     farewell: Option<OutboundMessage>,
+    /// Refusals of the connection that were heard.
+    heard: u64,
 }
 
 impl Line {
     pub(super) async fn new(shared: Arc<Shared>) -> Result<Self, SourceError> {
-        let inbox = format!("_INBOX.brokercast.{:032x}", rand::random::<u128>());
+        let inbox = shared.wire.new_inbox();
         let client = shared.wire.client.clone();
         let queue = client.subscribe(format!("{inbox}.*")).await.map_err(wire::gone)?;
         let life = shared.wire.life.clone();
-        Ok(Self { shared, client, inbox, queue, life, outbox: VecDeque::new(), asked: 0, farewell: None })
+        let mut heard = 0;
+        life.borrow().refusals.after(&mut heard).for_each(drop);
+        Ok(Self { shared, client, inbox, queue, life, outbox: VecDeque::new(), asked: 0, farewell: None, heard })
     }
 
     /// Whether its connection has ended.
@@ -115,17 +148,60 @@ impl Line {
         delivery.subject().strip_prefix(self.inbox.as_bytes())?.strip_prefix(b".")
     }
 
-    /// Publishes; answers come to the inbox under `tag`.
-    pub(super) fn ask(&mut self, subject: &str, tag: &str, payload: &str) {
+    /// The subject of a question to JetStream's API.
+    fn subject(&self, question: &str) -> String {
+        format!("{}.{question}", self.shared.api)
+    }
+
+    /// Asks JetStream's API; answers come to the inbox under `tag`.
+    pub(super) fn ask(&mut self, question: &str, tag: &str, payload: &str) {
         let reply = Some(format!("{}.{tag}", self.inbox).into());
-        self.outbox.push_back(OutboundMessage { subject: subject.into(), reply, payload: payload.to_owned().into(), headers: None });
+        let subject = self.subject(question).into();
+        self.outbox.push_back(OutboundMessage { subject, reply, payload: payload.to_owned().into(), headers: None });
         // At once, though messages may wait in the queue: more are to come while those are read.
         self.send_some();
     }
 
-    /// Sets what is sent to the server when the line is dropped.
-    pub(super) fn at_the_end(&mut self, subject: &str) {
-        self.farewell = Some(OutboundMessage { subject: subject.into(), reply: None, payload: Bytes::new(), headers: None });
+    /// Sets what is asked of JetStream's API, without an answer, when the line is dropped.
+    pub(super) fn at_the_end(&mut self, question: &str) {
+        let subject = self.subject(question).into();
+        self.farewell = Some(OutboundMessage { subject, reply: None, payload: Bytes::new(), headers: None });
+    }
+
+    pub(super) fn new_consumer_name(&self) -> String {
+        format!("{}{:016x}", self.shared.consumers, rand::random::<u64>())
+    }
+
+    /// Logs, once for a connection, that this user may not ask a question, and what comes of that.
+    pub(super) fn does_without(&self, question: &str, consequence: &str) {
+        let right = self.subject(question);
+        if self.shared.without.lock().insert(right.clone()) {
+            tracing::warn!(right, "this user may not publish to a subject of JetStream's API: {consequence}");
+        }
+    }
+
+    /// Whether the server refuses a question to JetStream's API on this connection.
+    pub(super) fn is_refused(&self, question: &str) -> bool {
+        self.life.borrow().refusals.contain(Right::Publish, &self.subject(question))
+    }
+
+    /// The next thing that the server has refused and that concerns this line: a question to JetStream's API, or an error,
+    /// where no answer can come.
+    fn refused(&mut self) -> Result<Vec<String>, SourceError> {
+        let life = self.life.borrow();
+        let (api, answers) = (format!("{}.", self.shared.api), format!("{}.*", self.inbox));
+        let mut questions = Vec::new();
+        for refusal in life.refusals.after(&mut self.heard) {
+            match refusal.right {
+                Right::Subscribe if refusal.subject == answers => {
+                    self.shared.denied.store(true, Ordering::Relaxed);
+                    return Err(Right::Subscribe.denied(&format!("{}.>", self.shared.inbox_prefix), "inbox_prefix"));
+                }
+                Right::Subscribe => {}
+                Right::Publish => questions.extend(refusal.subject.strip_prefix(&api).map(str::to_owned)),
+            }
+        }
+        Ok(questions)
     }
 
     /// What goes without waiting. The rest goes while something is received; and a connection that is lost says so there.
@@ -145,7 +221,7 @@ impl Line {
     }
 
     /// Waits for what comes next. Cancel safe.
-    pub(super) async fn recv(&mut self) -> Result<Delivery, SourceError> {
+    pub(super) async fn recv(&mut self) -> Result<Heard, SourceError> {
         loop {
             let Self { shared, client, outbox, queue, life, .. } = self;
             let received = poll_fn(|cx| match poll_send(client, outbox, cx) {
@@ -154,30 +230,51 @@ impl Line {
             });
             tokio::select! {
                 biased;
-                message = received => return message.map(Delivery).ok_or_else(|| shared.death()),
+                message = received => return message.map(|message| Heard::Delivery(Delivery(message))).ok_or_else(|| shared.death()),
                 changed = life.changed() => if changed.is_err() || shared.is_dead() { return Err(shared.death()) },
+            }
+            let refused = self.refused()?;
+            if !refused.is_empty() {
+                return Ok(Heard::Refused(refused));
             }
         }
     }
 
-    /// Asks and waits for the answer; whatever else comes is dropped, so only before messages are read.
-    pub(super) async fn request(&mut self, subject: &str, payload: &str) -> Result<Bytes, SourceError> {
+    /// Asks JetStream's API and waits for the answer, at most `patience`. What else comes is dropped, so only before messages
+    /// are read. `None`: this user may not ask that.
+    pub(super) async fn try_request(&mut self, question: &str, payload: &str, patience: Duration) -> Result<Option<Bytes>, SourceError> {
+        if self.is_refused(question) {
+            return Ok(None);
+        }
         self.asked += 1;
         let tag = format!("q{}", self.asked);
-        self.ask(subject, &tag, payload);
+        self.ask(question, &tag, payload);
         let answered = async {
             loop {
-                let delivery = self.recv().await?;
-                if self.answers(&delivery) == Some(tag.as_bytes()) {
-                    return Ok(delivery);
+                match self.recv().await? {
+                    Heard::Delivery(delivery) if self.answers(&delivery) == Some(tag.as_bytes()) => return Ok(Some(delivery)),
+                    Heard::Refused(questions) if questions.iter().any(|refused| refused == question) => return Ok(None),
+                    _ => {}
                 }
             }
         };
-        let answer = timeout(ANSWER, answered).await.unwrap_or_else(|_| Err(SourceError::lost("JetStream did not answer in time")))?;
-        if status(&answer).is_some_and(|(code, _)| code == 503) {
+        let answer = timeout(patience, answered).await.unwrap_or_else(|_| Err(SourceError::lost("JetStream did not answer in time")))?;
+        if answer.as_ref().and_then(status).is_some_and(|(code, _)| code == 503) {
             return Err(SourceError::missing("the server has no JetStream, or not for this account"));
         }
-        Ok(answer.into_payload())
+        Ok(answer.map(Delivery::into_payload))
+    }
+
+    /// The same for what cannot be done without. `right` is the question as the right to it is granted.
+    pub(super) async fn request(&mut self, question: &str, payload: &str, right: &str) -> Result<Bytes, SourceError> {
+        let answer = self.try_request(question, payload, ANSWER).await?;
+        answer.ok_or_else(|| self.denied(right))
+    }
+
+    /// The error for a question that this user may not ask.
+    pub(super) fn denied(&self, right: &str) -> SourceError {
+        self.shared.denied.store(true, Ordering::Relaxed);
+        Right::Publish.denied(&self.subject(right), "jetstream")
     }
 
     /// Sends the last message, and waits until it is sent.
@@ -191,7 +288,16 @@ impl Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        self.outbox.extend(self.farewell.take());
+        let refused = |farewell: &OutboundMessage| {
+            let right = farewell.subject.rsplit_once('.').map_or(&*farewell.subject, |(right, _)| right);
+            self.life.borrow().refusals.contain_below(Right::Publish, right)
+        };
+        match self.farewell.take() {
+            Some(farewell) if refused(&farewell) => {
+                self.does_without("CONSUMER.DELETE.*.*", "consumers that are done with expire by themselves");
+            }
+            farewell => self.outbox.extend(farewell),
+        }
         self.send_some();
     }
 }

@@ -17,7 +17,7 @@ use super::Known;
 use super::api::{self, Place, StreamInfo};
 use super::detour::{Next, Trouble};
 use super::holes::{Batch, Hole};
-use super::line::{Delivery, Line};
+use super::line::{Delivery, Heard, Line, status};
 use super::pull::{Credit, Pulls};
 use crate::cursor::Position;
 use crate::event::{Message, Timestamp};
@@ -183,13 +183,13 @@ impl Reader {
     fn pull(&mut self) {
         let Output { out, checking, ready, .. } = &self.output;
         if let Some(what) = self.pulls.more(out.len() + checking.items.len() + ready.items.len()) {
-            self.line.ask(&format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.stream, self.consumer), "p", &what);
+            self.line.ask(&api::next_question(&self.stream, &self.consumer), "p", &what);
         }
     }
 
     fn ask_info(&mut self) {
         self.watch.asked_behind = self.progress.last.map_or(0, |last| last.seq);
-        self.line.ask(&api::info_subject(&self.stream), "i", "");
+        self.line.ask(&api::info_question(&self.stream), "i", "");
         self.watch.unanswered = Some(0);
     }
 
@@ -204,9 +204,20 @@ impl Reader {
                 Ok(())
             }
             Some(b"i") => self.informed(delivery.payload()),
-            Some(b"c") => self.counted(delivery.payload()),
+            Some(b"n") => self.counted(&delivery),
             Some(b"m") => self.looked_up(delivery.payload()),
             Some(_) => Ok(()),
+        }
+    }
+
+    /// What this user may not ask. All that a reader asks is needed, but for single messages.
+    fn refused(&self, questions: &[String]) -> Result<(), SourceError> {
+        let (info, next) = (api::info_question(&self.stream), api::next_question(&self.stream, &self.consumer));
+        let is = |question: &String| questions.contains(question);
+        match () {
+            () if is(&next) => Err(self.line.denied(&api::next_question(&self.stream, ">"))),
+            () if is(&info) => Err(self.line.denied(&info)),
+            () => Ok(()),
         }
     }
 
@@ -214,9 +225,11 @@ impl Reader {
         let place = api::place(delivery.reply()).ok_or_else(|| SourceError::protocol("a message of the stream says no sequence"))?;
         (self.watch.silent, self.watch.moved) = (0, true);
         let last_of_pull = self.pulls.came();
-        if self.progress.last.is_some_and(|last| place.seq <= last.seq) {
+        if self.progress.last.is_some_and(|last| place.seq < last.seq) {
             return Err(SourceError::lost("the stream's sequences went back"));
         }
+        // Server 2.9 delivers the newest message of a subject again, if the subject is written meanwhile.
+        let again = self.progress.last.is_some_and(|last| place.seq == last.seq);
         if self.progress.tail.is_some_and(|end| place.seq > end.seq) {
             self.hand_out_tail();
         }
@@ -231,7 +244,7 @@ impl Reader {
         }
         // The last of a pull ends what the consumer owes; the next pull may have reached it much later.
         progress.caught_up = place.pending == 0 && !last_of_pull;
-        if let Some(subject) = self.names.of(delivery.subject()) {
+        if let Some(subject) = self.names.of(delivery.subject()).filter(|_| !again) {
             let check = api::check(delivery.subject(), delivery.payload(), place.time);
             let position = Some(Position { seq: place.seq, check: Some(check) });
             let time = Timestamp::from_micros(place.time / 1000);
@@ -314,7 +327,12 @@ impl Reader {
             let floor = floor.max(end_before).max(first - 1);
             progress.floor = Some(floor);
             if watch.idle.is_multiple_of(ADVANCE) && floor > progress.handed && progress.tail.is_none() {
-                self.line.ask(&format!("$JS.API.STREAM.MSG.GET.{}", self.stream), "m", &format!(r#"{{"seq":{floor}}}"#));
+                let question = api::message_question(&self.stream);
+                if self.line.is_refused(&question) {
+                    self.advance(Position::unverified(floor));
+                } else {
+                    self.line.ask(&question, "m", &format!(r#"{{"seq":{floor}}}"#));
+                }
             }
         } else if self.pulls.waits() {
             if first > floor + 1 {
@@ -322,31 +340,38 @@ impl Reader {
                 self.output.ready.items.extend(watch.info.lost(&hole).map(Item::Gap));
                 (progress.handed, progress.floor) = (first - 1, Some(first - 1));
             }
-            self.line.ask(&format!("$JS.API.CONSUMER.INFO.{}.{}", self.stream, self.consumer), "c", "");
+            self.line.ask(&api::next_question(&self.stream, &self.consumer), "n", r#"{"batch":1,"no_wait":true}"#);
         }
     }
 
-    /// What the consumer has yet to deliver, asked when it delivered nothing: it may be gone from the stream.
-    fn counted(&mut self, answer: &[u8]) -> Result<(), SourceError> {
-        let consumer = api::read_consumer(answer)?.ok_or_else(|| SourceError::lost("the consumer is gone"))?;
-        if consumer.num_pending == 0 && !self.watch.moved {
-            self.progress.caught_up = true;
-            self.hand_out_tail();
+    /// Whether the consumer has anything to deliver, asked when it delivered nothing: it may be gone from the stream. A
+    /// question that does not wait is answered by 404 only where there is nothing, and the right to it is there.
+    fn counted(&mut self, answer: &Delivery) -> Result<(), SourceError> {
+        match status(answer) {
+            Some((404, _)) if !self.watch.moved => {
+                self.progress.caught_up = true;
+                self.hand_out_tail();
+                Ok(())
+            }
+            Some((503, _)) => Err(SourceError::lost("the consumer is gone")),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// The message up to which there is nothing of ours: the place moves there.
     fn looked_up(&mut self, answer: &[u8]) -> Result<(), SourceError> {
-        let progress = &mut self.progress;
-        if let Some(stored) = api::read_message(answer)?
-            && stored.seq > progress.handed
-            && progress.last.is_none_or(|last| last.seq <= stored.seq)
-        {
-            progress.handed = stored.seq;
-            self.output.ready.items.push(Item::Tail(Some(Position { seq: stored.seq, check: Some(stored.check) })));
+        if let Some(stored) = api::read_message(answer)? {
+            self.advance(Position { seq: stored.seq, check: Some(stored.check) });
         }
         Ok(())
+    }
+
+    fn advance(&mut self, place: Position) {
+        let progress = &mut self.progress;
+        if place.seq > progress.handed && progress.last.is_none_or(|last| last.seq <= place.seq) {
+            progress.handed = place.seq;
+            self.output.ready.items.push(Item::Tail(Some(place)));
+        }
     }
 
     /// Lets go what is proven, and asks where that needs an answer.
@@ -423,7 +448,10 @@ impl Reader {
             }
             let processed = tokio::select! {
                 biased;
-                delivery = self.line.recv() => delivery.and_then(|delivery| self.process(delivery)),
+                heard = self.line.recv() => heard.and_then(|heard| match heard {
+                    Heard::Delivery(delivery) => self.process(delivery),
+                    Heard::Refused(questions) => self.refused(&questions),
+                }),
                 _ = self.watch.tick.tick() => self.ticked(),
             };
             // What was proven before it failed is handed out first.

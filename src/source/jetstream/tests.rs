@@ -1,5 +1,7 @@
 //! Against real servers; published to, and the streams managed, by an independent client.
 
+mod rights;
+mod slow;
 mod storm;
 
 use std::sync::atomic::Ordering;

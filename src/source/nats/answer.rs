@@ -7,6 +7,8 @@ use crate::source::{ErrorKind, SourceError};
 
 /// A server of a cluster knows no place for the stream yet: the others come up.
 const NO_PEERS: u16 = 10005;
+/// The stream has as many consumers as it may have: one may end, or expire.
+const MANY_CONSUMERS: u16 = 10026;
 /// JetStream is off for this account, or altogether.
 const OFF: [u16; 2] = [10039, 10076];
 
@@ -26,7 +28,7 @@ struct Problem {
 impl Problem {
     fn kind(&self) -> ErrorKind {
         match (self.code, self.err_code) {
-            (_, NO_PEERS) => ErrorKind::Lost,
+            (_, NO_PEERS | MANY_CONSUMERS) => ErrorKind::Lost,
             (_, code) if OFF.contains(&code) => ErrorKind::Missing,
             (401 | 403, _) => ErrorKind::Denied,
             (400, _) => ErrorKind::Configuration,
@@ -62,6 +64,7 @@ mod tests {
             (403, 0, ErrorKind::Denied),
             (400, 10058, ErrorKind::Configuration),
             (400, 10005, ErrorKind::Lost),
+            (400, 10026, ErrorKind::Lost),
             (503, 10008, ErrorKind::Lost),
             (503, 10039, ErrorKind::Missing),
         ] {

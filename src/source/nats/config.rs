@@ -6,10 +6,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::settings::{Secret, Section};
+use crate::settings::{Key, Secret, Section, Slot};
 use crate::source::settings::patterns;
 use crate::source::tls::Tls;
-use crate::subject::Pattern;
+use crate::subject::{Pattern, Subject};
 
 /// `nats`
 #[derive(Debug, Clone)]
@@ -26,8 +26,12 @@ pub struct Config {
     pub tls_required: bool,
     /// Files of its own.
     pub tls: Tls,
-    /// What the server calls the connection.
+    /// Whether TLS begins before the server has said anything.
+    pub handshake_first: bool,
+    /// What the server calls the connection, before the host's name.
     pub name: String,
+    /// What the subjects of answers begin with, without a dot at the end.
+    pub inbox_prefix: String,
     /// Read from a stream.
     pub jetstream: Option<JetStream>,
 }
@@ -68,6 +72,8 @@ pub struct JetStream {
     pub stream: String,
     /// How to make it where it is missing.
     pub create: Option<Limits>,
+    /// What the subjects of JetStream's API begin with, without a dot at the end.
+    pub api: String,
 }
 
 /// Limits of a stream that brokercast makes.
@@ -103,9 +109,23 @@ impl Config {
             None => Some(None),
         };
         let name = word("name").or("brokercast".to_owned());
+        let inbox_prefix = prefix(nats.key("inbox_prefix")).or("_INBOX".to_owned());
+        let handshake_first = tls.as_ref().is_some_and(|tls| tls.key("handshake_first").flag().or(false));
         let (tls_required, tls) = (tls.is_some(), tls.map_or_else(Tls::default, |tls| Tls::read(&tls)));
-        Some(Self { servers: servers?, subjects: subjects?, queue_group, auth, tls_required, tls, name, jetstream: jetstream? })
+        let (servers, subjects, jetstream) = (servers?, subjects?, jetstream?);
+        Some(Self { servers, subjects, queue_group, auth, tls_required, tls, handshake_first, name, inbox_prefix, jetstream })
     }
+
+    /// What the subjects of our answers begin with, up to the part that is different for each.
+    pub(super) fn inbox(&self) -> String {
+        format!("{}.brokercast.", self.inbox_prefix)
+    }
+}
+
+/// Reads a key that holds the beginning of subjects.
+fn prefix(slot: Slot<'_>) -> Key<'_, String> {
+    let subject = |text: &String| text.parse::<Subject>().is_ok() && !text.contains(['*', '>']);
+    slot.text().check(subject, "must be one or more tokens such as _INBOX or a.b, without a dot at the end")
 }
 
 impl Auth {
@@ -137,7 +157,15 @@ impl JetStream {
         let expected = "must be a stream's name: no white space, `.`, `*`, `>`, `/` or `\\`";
         let stream = jetstream.key("stream").text().check(good, expected).required();
         let create = jetstream.key("create").flag_or_section().map(|create| Limits::read(&create));
-        Some(Self { stream: stream?, create })
+        let token = |text: &String| !text.is_empty() && !text.contains(forbidden);
+        let domain =
+            jetstream.key("domain").text().check(token, "must be a word without white space, `.`, `*`, `>`, `/` or `\\`").optional();
+        let api = prefix(jetstream.key("api_prefix")).optional();
+        if jetstream.has("domain") && jetstream.has("api_prefix") {
+            jetstream.problem("api_prefix", "does not go with `domain`, which is short for `$JS.DOMAIN.API`");
+        }
+        let api = api.or(domain.map(|domain| format!("$JS.{domain}.API"))).unwrap_or_else(|| "$JS.API".to_owned());
+        Some(Self { stream: stream?, create, api })
     }
 }
 

@@ -1,5 +1,7 @@
 //! Against real servers, each a process of its test with a port and a folder of its own.
 
+mod rights;
+
 use std::collections::BTreeSet;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
@@ -462,7 +464,9 @@ fn overlapping_patterns_become_few_and_disjoint_by_order() {
     let of = |texts: &[&str]| {
         let patterns: Vec<Pattern> = texts.iter().map(|t| t.parse().expect("a pattern")).collect();
         let text = |p: &Pattern| p.to_string();
-        without_overlap(&patterns).iter().map(|(p, earlier)| (text(p), earlier.iter().map(text).collect())).collect::<Vec<(_, Vec<_>)>>()
+        let kept = crate::subject::minimal(patterns);
+        let earlier = |n: usize| inbox::meeting(&kept[..n], &kept[n]).iter().map(text).collect();
+        kept.iter().enumerate().map(|(n, pattern)| (text(pattern), earlier(n))).collect::<Vec<(_, Vec<_>)>>()
     };
     let pair = |a: &str, b: &[&str]| (a.to_owned(), b.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>());
     assert_eq!(of(&["a.b", "a.>", "a.>"]), [pair("a.>", &[])]);

@@ -15,7 +15,9 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::config::{Auth, Config, Server};
+use super::refusal::{Refusal, Refusals, Right};
 use crate::source::{ErrorKind, SourceError, tls};
+use crate::support::host;
 
 /// For one server: resolving, TCP, TLS and the greeting.
 const GREETING: Duration = Duration::from_secs(5);
@@ -29,13 +31,13 @@ const LEAVING: Duration = Duration::from_secs(1);
 const TOO_LATE: Duration = Duration::from_secs(1);
 /// For errors on their way through the library when the server has answered what came behind them.
 const GRACE: Duration = Duration::from_millis(20);
-/// What [`Wire::settle`] publishes to. Never an event.
-pub(super) const PROBE: &str = "_INBOX.brokercast.probe.";
 
 /// A connection that a server has accepted.
 pub(in crate::source) struct Wire {
     pub(in crate::source) client: Client,
     pub(in crate::source) life: watch::Receiver<Life>,
+    /// What the subjects of our own answers begin with. No message below it is an event.
+    pub(in crate::source) inbox: String,
 }
 
 /// What the library has reported of a connection.
@@ -45,8 +47,8 @@ pub(in crate::source) struct Life {
     ended: Option<(ErrorKind, String)>,
     /// Times that a queue was full. Fewer than the messages that were dropped, but never none of them.
     pub(in crate::source) slow: u64,
-    /// The server would not have a probe: an answer too.
-    refused: bool,
+    /// What the server has refused on this connection. The connection itself goes on.
+    pub(in crate::source) refusals: Refusals,
     closed: bool,
 }
 
@@ -56,11 +58,13 @@ impl Life {
             Event::Disconnected => self.end(ErrorKind::Lost, "the connection was lost"),
             Event::Closed => self.closed = true,
             Event::SlowConsumer(_) => self.slow += 1,
-            // Permissions that were taken away, a reader too slow, an account that ended: none can be lived with.
-            Event::ServerError(ServerError::Other(said)) if said.contains(PROBE) => self.refused = true,
             Event::ServerError(error) => {
                 let said = words(error);
-                self.end(kind(&said), &format!("the server says: {said}"));
+                match Refusal::read(&said) {
+                    Some(refusal) => self.refusals.add(refusal),
+                    // A reader too slow, an account that ended: the server ends the connection.
+                    None => self.end(kind(&said), &format!("the server says: {said}")),
+                }
             }
             _ => {}
         }
@@ -144,7 +148,7 @@ async fn greet(config: &Config, server: &Server, capacity: usize) -> Result<Wire
     let sender = Arc::new(sender);
     let tried = AtomicBool::new(false);
     let mut options = ConnectOptions::new()
-        .name(&config.name)
+        .name(format!("{}@{}", config.name, host::name()))
         .connection_timeout(GREETING)
         .ping_interval(PING)
         .subscription_capacity(capacity)
@@ -156,6 +160,9 @@ async fn greet(config: &Config, server: &Server, capacity: usize) -> Result<Wire
             sender.send_modify(|life| life.hear(&event));
             std::future::ready(())
         });
+    if config.handshake_first {
+        options = options.tls_first();
+    }
     if let Some(ca) = &config.tls.ca {
         options = options.add_root_certificates(ca.clone());
     }
@@ -165,7 +172,7 @@ async fn greet(config: &Config, server: &Server, capacity: usize) -> Result<Wire
     let auth = if config.auth == Auth::None { &server.auth } else { &config.auth };
     let client = identify(options, auth).await?.connect(address).await;
     let client = client.map_err(|error| refusal(error, config.tls_required || server.tls))?;
-    Ok(Wire { client, life })
+    Ok(Wire { client, life, inbox: config.inbox() })
 }
 
 async fn identify(options: ConnectOptions, auth: &Auth) -> Result<ConnectOptions, SourceError> {
@@ -219,23 +226,34 @@ impl Wire {
         (again || self.client.connection_state() != State::Connected).then(|| SourceError::lost("the connection was lost"))
     }
 
+    /// Fails where the server has refused a subject. See [`Right::denied`].
+    pub(super) fn permits(&self, right: Right, subject: &str, grant: &str, key: &str) -> Result<(), SourceError> {
+        if self.life.borrow().refusals.contain(right, subject) { Err(right.denied(grant, key)) } else { Ok(()) }
+    }
+
     /// Messages that have come, taken or not.
     pub(super) fn received(&self) -> u64 {
         self.client.statistics().in_messages.load(Ordering::SeqCst)
+    }
+
+    /// A subject for answers that nobody else has, below the prefix that the settings name.
+    pub(in crate::source) fn new_inbox(&self) -> String {
+        format!("{}{:032x}", self.inbox, rand::random::<u128>())
     }
 
     /// Returns when the server has done all that was asked, and has reported what it refused. The library does not show the
     /// answers to its pings, so a message is sent to ourselves. If that is forbidden, the refusal is the answer. Returns
     /// how many messages came for it.
     pub(super) async fn settle(&mut self) -> Result<u64, SourceError> {
-        let probe = format!("{PROBE}{:016x}", rand::random::<u64>());
+        let probe = self.new_inbox();
         let mut echo = self.client.subscribe(probe.clone()).await.map_err(gone)?;
-        self.client.publish(probe, Bytes::new()).await.map_err(gone)?;
+        self.client.publish(probe.clone(), Bytes::new()).await.map_err(gone)?;
+        let refused = |life: &Life| [Right::Publish, Right::Subscribe].iter().any(|right| life.refusals.contain(*right, &probe));
         let answered = async {
             tokio::select! {
                 biased;
                 message = echo.next() => u64::from(message.is_some()),
-                _ = self.life.wait_for(|life| life.refused || life.ended.is_some()) => 0,
+                _ = self.life.wait_for(|life| refused(life) || life.ended.is_some()) => 0,
             }
         };
         let own = timeout(ANSWER, answered).await.map_err(|_| SourceError::lost("the server did not answer in time"))?;

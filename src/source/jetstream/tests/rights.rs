@@ -1,0 +1,166 @@
+//! Users who may do little with JetStream's API.
+
+use super::*;
+use crate::source::nats::tests::config;
+
+const LEAST: [&str; 3] = ["$JS.API.STREAM.INFO.S", "$JS.API.CONSUMER.CREATE.S.>", "$JS.API.CONSUMER.MSG.NEXT.S.>"];
+const CHECKS: &str = "$JS.API.STREAM.MSG.GET.S";
+const DELETES: &str = "$JS.API.CONSUMER.DELETE.S.>";
+
+/// A server where user `u` may publish to these subjects, and what `admin` does there.
+async fn limited(subscribe: &str, publish: &[&str]) -> (Server, jetstream::Context) {
+    let user = format!("{{ user: u, password: p, permissions: {{ subscribe: \"{subscribe}\", publish: {publish:?} }} }}");
+    let server = Server::configured(&format!("authorization {{ users: [ {{ user: admin, password: p }}, {user} ] }}")).await;
+    let options = async_nats::ConnectOptions::with_user_and_password("admin".into(), "p".into());
+    let context = jetstream::new(options.connect(server.url()).await.expect("connects"));
+    make(&context, named(&["a"])).await;
+    (server, context)
+}
+
+fn source(server: &Server, inbox_prefix: &str) -> Arc<dyn Adapter> {
+    adapter(serde_json::json!({"servers": [server.url()], "subjects": ["a"], "user": "u", "password": "p",
+        "inbox_prefix": inbox_prefix, "jetstream": {"stream": "S"}}))
+}
+
+/// Reads live, through histories that end, and over idle times; returns what came live.
+async fn works(server: &Server, context: &jetstream::Context, inbox_prefix: &str) -> Running {
+    let source = source(server, inbox_prefix);
+    let running = Running::start(source.clone());
+    running.until_state(State::Up).await;
+    publish(context, "a", 0..10).await;
+    running.until_messages(10).await;
+    for _ in 0..3 {
+        let all = read(&source, Start::Earliest).await;
+        assert_eq!(all.len(), 11);
+        let place = position_of(&all, "3");
+        assert_eq!(texts(&read(&source, Start::After(place)).await)[..6], ["4", "5", "6", "7", "8", "9"]);
+    }
+    // The end of a pull shows only after its time, and what a reader does while it is idle, after some seconds.
+    sleep(Duration::from_secs(5)).await;
+    publish(context, "a", 10..20).await;
+    running.until_messages(20).await;
+    assert_eq!(ledger(&running.recorder.items.lock(), 20), []);
+    assert_eq!(running.handle.counters.reconnects(), 0);
+    running
+}
+
+#[tokio::test]
+async fn the_least_rights_are_enough() {
+    let (server, context) = limited("_INBOX_bridge.>", &LEAST).await;
+    let running = works(&server, &context, "_INBOX_bridge").await;
+    running.stop().await;
+    // Consumers are left to expire.
+    eventually("no consumer", async || {
+        match context.get_stream("S").await.expect("is there").get_info().await.expect("info").state.consumer_count {
+            0 => Ok(()),
+            n => Err(n.to_string()),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn with_all_rights_that_are_used_nothing_is_done_without() {
+    let rights: Vec<_> = LEAST.into_iter().chain([CHECKS, DELETES]).collect();
+    let (server, context) = limited("_INBOX.>", &rights).await;
+    let running = works(&server, &context, "_INBOX").await;
+    let stream = context.get_stream("S").await.expect("is there");
+    assert_eq!(stream.get_info().await.expect("info").state.consumer_count, 1);
+    let has_check = |item: &Item| matches!(item, Item::Tail(Some(Position { check: Some(_), .. })));
+    assert!(read(&source(&server, "_INBOX"), Start::Now).await.iter().all(has_check));
+    running.stop().await;
+    eventually("no consumer", async || match stream.get_info().await.expect("info").state.consumer_count {
+        0 => Ok(()),
+        n => Err(n.to_string()),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rights_as_they_were_before_consumers_had_names_are_enough() {
+    let rights = ["$JS.API.STREAM.INFO.S", "$JS.API.STREAM.MSG.GET.S", "$JS.API.CONSUMER.CREATE.S", "$JS.API.CONSUMER.MSG.NEXT.S.>"];
+    let (server, context) = limited("_INBOX.>", &rights).await;
+    works(&server, &context, "_INBOX").await.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_without_is_named_with_its_key() {
+    for missing in LEAST {
+        let rights: Vec<_> = LEAST.into_iter().filter(|right| *right != missing).collect();
+        let (server, _) = limited("_INBOX.>", &rights).await;
+        let running = Running::start(source(&server, "_INBOX"));
+        let error = eventually_down(&running).await;
+        assert!(error.contains(missing) && error.contains("`jetstream`"), "{error}");
+        running.stop().await;
+    }
+    let (server, _) = limited("_INBOX_bridge.>", &LEAST).await;
+    let running = Running::start(source(&server, "_INBOX"));
+    let error = eventually_down(&running).await;
+    assert!(error.contains("`_INBOX.>`") && error.contains("`inbox_prefix`"), "{error}");
+}
+
+async fn eventually_down(running: &Running) -> String {
+    running.until_state(State::Down).await;
+    let fault = running.handle.status.read().fault.clone().expect("says why");
+    assert_eq!(fault.kind, ErrorKind::Denied, "{}", fault.error);
+    fault.error
+}
+
+#[tokio::test]
+async fn a_stream_of_a_domain_is_read_through_the_domains_api() {
+    let server = Server::configured_without_jetstream("jetstream { store_dir: \"$DIR/js\", domain: hub }").await;
+    let context = client(&server).await;
+    make(&context, named(&["a"])).await;
+    publish(&context, "a", 0..3).await;
+    for (key, value) in [("domain", "hub"), ("api_prefix", "$JS.hub.API")] {
+        let stream = serde_json::json!({"stream": "S", key: value});
+        let source = adapter(serde_json::json!({"servers": [server.url()], "subjects": ["a"], "jetstream": stream}));
+        assert_eq!(texts(&read(&source, Start::Earliest).await), ["0", "1", "2", "tail 3!"]);
+    }
+    let stream = serde_json::json!({"stream": "S", "domain": "other"});
+    let elsewhere = adapter(serde_json::json!({"servers": [server.url()], "subjects": ["a"], "jetstream": stream}));
+    let error = elsewhere.connect(Start::Now).await.err().expect("there is none");
+    assert_eq!(error.kind(), ErrorKind::Missing, "{error}");
+}
+
+/// An account reads another one's stream, whose API it imports under another name.
+#[tokio::test]
+async fn a_stream_of_another_account_is_read_through_an_imported_api() {
+    let lines = "accounts {
+        OWNER { jetstream: enabled, users: [ { user: admin, password: p } ], exports: [ { service: \"$JS.API.>\", response: stream } ] }
+        READER { users: [ { user: u, password: p } ], imports: [ { service: { account: OWNER, subject: \"$JS.API.>\" }, to: \"OWNER.API.>\" } ] }
+    }";
+    let server = Server::configured(lines).await;
+    let options = async_nats::ConnectOptions::with_user_and_password("admin".into(), "p".into());
+    let context = jetstream::new(options.connect(server.url()).await.expect("connects"));
+    make(&context, named(&["a"])).await;
+    publish(&context, "a", 0..3).await;
+    let stream = serde_json::json!({"stream": "S", "api_prefix": "OWNER.API"});
+    let source =
+        adapter(serde_json::json!({"servers": [server.url()], "subjects": ["a"], "user": "u", "password": "p", "jetstream": stream}));
+    assert_eq!(texts(&read(&source, Start::Earliest).await), ["0", "1", "2", "tail 3!"]);
+}
+
+#[test]
+fn keys_that_name_subjects_are_checked() {
+    let json = |key: &str, value: &str| {
+        let mut json = serde_json::json!({"servers": ["h"], "subjects": ["a"], "jetstream": {"stream": "S"}});
+        let (inner, key) = key.split_once('.').map_or((false, key), |(_, key)| (true, key));
+        let map = if inner { &mut json["jetstream"] } else { &mut json };
+        map[key] = value.into();
+        json
+    };
+    for (key, good, bad) in [
+        ("inbox_prefix", &["_INBOX", "a.b"][..], &["", "a.", ".a", "a b", "a.>", "*"][..]),
+        ("jetstream.domain", &["hub"], &["", "a.b", "a b", ">"]),
+        ("jetstream.api_prefix", &["$JS.hub.API", "x"], &["", "x.", "a.>"]),
+    ] {
+        for value in good {
+            config(json(key, value)).unwrap_or_else(|problems| panic!("{key} {value}: {problems:?}"));
+        }
+        for value in bad {
+            let problems = config(json(key, value)).err().unwrap_or_else(|| panic!("{key} `{value}` is taken"));
+            assert!(problems.len() == 1 && problems[0].contains(key), "{key} {value}: {problems:?}");
+        }
+    }
+}

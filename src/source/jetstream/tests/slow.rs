@@ -1,0 +1,164 @@
+//! Servers that answer late, repeat themselves, or remember a reader that is gone.
+
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use super::*;
+
+/// Stands between clients and a server, and holds back each answer to the making of a consumer for a time. All connections
+/// end when it is dropped.
+struct Proxy {
+    port: u16,
+    _task: JoinSet<()>,
+}
+
+impl Proxy {
+    async fn start(server: &Server, hold: Duration) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
+        let port = listener.local_addr().expect("an address").port();
+        let target = server.port;
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (client, _) = listener.accept().await.expect("a client");
+                let broker = TcpStream::connect(("127.0.0.1", target)).await.expect("connects");
+                let ((questions, to_client), (answers, to_broker)) = (client.into_split(), broker.into_split());
+                connections.spawn(pass(questions, to_broker, Duration::ZERO));
+                connections.spawn(pass(answers, to_client, hold));
+            }
+        });
+        Self { port, _task: task }
+    }
+
+    fn source(&self) -> Arc<dyn Adapter> {
+        let url = format!("nats://127.0.0.1:{}", self.port);
+        adapter(serde_json::json!({"servers": [url], "subjects": ["a"], "jetstream": {"stream": "S"}}))
+    }
+}
+
+/// Passes on line by line, with the payload of each message.
+async fn pass(from: OwnedReadHalf, to: OwnedWriteHalf, hold: Duration) {
+    let (mut from, to, mut held) = (BufReader::new(from), Arc::new(tokio::sync::Mutex::new(to)), JoinSet::new());
+    loop {
+        let mut frame = Vec::new();
+        if from.read_until(b'\n', &mut frame).await.unwrap_or_default() == 0 {
+            return;
+        }
+        let line = String::from_utf8_lossy(&frame).into_owned();
+        if ["MSG ", "HMSG ", "PUB ", "HPUB "].iter().any(|verb| line.starts_with(verb)) {
+            let size: usize = line.split_whitespace().last().and_then(|size| size.parse().ok()).expect("a size");
+            let begin = frame.len();
+            frame.resize(begin + size + 2, 0);
+            from.read_exact(&mut frame[begin..]).await.expect("the payload");
+        }
+        let late = String::from_utf8_lossy(&frame).contains("consumer_create_response");
+        let to = to.clone();
+        let write = async move { to.lock().await.write_all(&frame).await.unwrap_or_default() };
+        if late && !hold.is_zero() {
+            held.spawn(async move {
+                sleep(hold).await;
+                write.await;
+            });
+        } else {
+            write.await;
+        }
+    }
+}
+
+async fn consumers(context: &jetstream::Context) -> usize {
+    context.get_stream("S").await.expect("is there").get_info().await.expect("info").state.consumer_count
+}
+
+async fn until_consumers(context: &jetstream::Context, expected: usize) {
+    eventually(&format!("{expected} consumers"), async || match consumers(context).await {
+        n if n == expected => Ok(()),
+        n => Err(n.to_string()),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_consumer_that_is_made_late_is_waited_for_and_used() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, named(&["a"])).await;
+    publish(&context, "a", 0..10).await;
+    let proxy = Proxy::start(&server, Duration::from_secs(8)).await;
+    let running = Running::start(proxy.source());
+    running.until_messages(10).await;
+    publish(&context, "a", 10..20).await;
+    running.until_messages(20).await;
+    assert_eq!(ledger(&running.recorder.items.lock(), 20), []);
+    assert_eq!((running.handle.counters.reconnects(), consumers(&context).await), (0, 1));
+}
+
+#[tokio::test]
+async fn a_consumer_that_is_made_too_late_is_not_left_behind() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, named(&["a"])).await;
+    let proxy = Proxy::start(&server, Duration::from_secs(60)).await;
+    let source = proxy.source();
+    // Something else keeps the connection, so that it is not its end that ends the consumer.
+    let keeper = source.connect(Start::Now);
+    let given_up = source.history(Start::Earliest);
+    let both = async { tokio::join!(keeper, given_up) };
+    let mut both = Box::pin(both);
+    assert!(timeout(Duration::from_secs(2), &mut both).await.is_err());
+    until_consumers(&context, 2).await;
+    drop(both);
+    // Sooner than the server lets them expire.
+    timeout(Duration::from_secs(5), until_consumers(&context, 0)).await.expect("they are deleted");
+}
+
+#[tokio::test]
+async fn a_reader_that_was_killed_keeps_its_place_for_a_short_time() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, stream::Config { max_consumers: 1, ..named(&["a"]) }).await;
+    let proxy = Proxy::start(&server, Duration::ZERO).await;
+    let killed = Running::start(proxy.source());
+    killed.until_state(State::Up).await;
+    // Its connection ends without a word, as if by SIGKILL.
+    drop(proxy);
+    let running = Running::start(source(&server, &["a"]));
+    running.until_state(State::Up).await;
+    let status = running.handle.status.read();
+    assert_eq!(consumers(&context).await, 1, "{status:?}");
+}
+
+#[tokio::test]
+async fn the_newest_of_each_subject_are_read_while_they_change() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, stream::Config { max_messages_per_subject: 1, ..named(&["a.*"]) }).await;
+    let subjects = 3000;
+    for n in 0..subjects {
+        let ack = context.publish(format!("a.{n}"), "0".into()).await.expect("publishes");
+        if n % 500 == 499 {
+            ack.await.expect("is stored");
+        }
+    }
+    let source = source(&server, &["a.>"]);
+    let writing = async {
+        loop {
+            let subject = format!("a.{}", rand::random_range(0..subjects));
+            context.publish(subject, "1".into()).await.expect("publishes").await.expect("is stored");
+        }
+    };
+    let reading = async {
+        for _ in 0..10 {
+            let items = read(&source, Start::LastPerSubject).await;
+            let seqs: Vec<_> = items.iter().filter_map(|item| if let Item::Message(m) = item { m.position } else { None }).collect();
+            assert!(seqs.windows(2).all(|pair| pair[0].seq < pair[1].seq));
+            assert!(seqs.len() + 500 > subjects, "{}", seqs.len());
+        }
+    };
+    tokio::select! {
+        () = writing => {}
+        () = reading => {}
+    }
+}
