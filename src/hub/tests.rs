@@ -249,3 +249,29 @@ fn a_socket_may_stop_anywhere_in_a_piece() {
     assert_eq!(end + 1, piece.bytes.len());
     assert_eq!(piece.last_id(), Some(ids[4].as_bytes()));
 }
+
+#[test]
+fn a_position_whose_message_a_route_dropped_is_compared_too() {
+    let position = |seq, message: &str| Position { seq, check: Some(crate::cursor::Check::of(&[message.as_bytes()])) };
+    let at = |seq| {
+        let Input::Event(event) = event("a", "1") else { panic!() };
+        Input::Event(Event { position: Some(position(seq, "event")), ..event })
+    };
+    let limits = Limits { bytes: 2000, ..WIDE };
+    let hub = hub(limits);
+    let skip = |seq| Input::Skip(position(seq, "dropped"));
+    hub.publish(1, &mut vec![Input::Tail(Some(position(9, "event"))), at(10), skip(11), skip(12), at(14)], now());
+    let find = |seq, message| hub.state().sources()[1].window().find(position(seq, message));
+    assert_eq!([find(11, "dropped"), find(12, "dropped")], [Place::After(2); 2]);
+    assert_eq!([find(11, "other"), find(12, "other")], [Place::Other; 2]);
+    // Where nothing was seen, the broker has to say which log it is; without a check it cannot either.
+    assert_eq!(find(13, "event"), Place::Outside);
+    assert_eq!(hub.state().sources()[1].window().find(Position::unverified(13)), Place::After(2));
+    // What is remembered is bounded, and goes with the events before it.
+    hub.publish(1, &mut (15..100).map(skip).collect(), now());
+    assert_eq!(find(12, "other"), Place::Outside);
+    assert_eq!([find(99, "dropped"), find(99, "other")], [Place::After(5), Place::Other]);
+    assert_eq!(hub.state().sources()[1].window().skipped.len(), 2000 / 16 / 16);
+    hub.publish(1, &mut (100..130).map(at).collect(), now());
+    assert!(hub.state().sources()[1].window().skipped.is_empty());
+}

@@ -26,6 +26,9 @@ pub struct Entry {
 /// What an entry costs beside its bytes, roughly.
 const OVERHEAD: usize = size_of::<Entry>() + 16;
 
+/// The part of a window's bytes that positions without an event may take beside it: one in so many.
+const SKIPPED: usize = 16;
+
 impl Entry {
     fn cost(&self) -> usize {
         OVERHEAD + self.encoded.bytes().len()
@@ -39,6 +42,8 @@ pub use super::settings::Limits;
 pub struct Window {
     entries: VecDeque<Entry>,
     bytes: usize,
+    /// Positions, with their checks, of messages that a route dropped: ids stand there too.
+    pub(super) skipped: VecDeque<Position>,
     /// The sequence of the last entry that was dropped.
     floor: u64,
     /// Its time.
@@ -56,7 +61,7 @@ pub enum Place {
     After(u64),
     /// The log stood otherwise there.
     Other,
-    /// Older than the window, or newer.
+    /// Older than the window, or newer, or nothing is known of the log there.
     Outside,
 }
 
@@ -71,12 +76,16 @@ impl Window {
 
     /// The log goes on to `position` without anything for this window.
     pub(super) fn skip(&mut self, position: Position) {
+        if position.check.is_some() && self.head.is_none_or(|head| head.seq < position.seq) {
+            self.skipped.push_back(position);
+        }
         self.head = Some(position);
     }
 
     /// Drops all: the log's positions mean something else from here on.
     pub(super) fn clear(&mut self, seq: u64, now: Timestamp) {
         self.entries.clear();
+        self.skipped.clear();
         self.bytes = 0;
         self.floor = seq;
         self.floor_time = now;
@@ -100,6 +109,10 @@ impl Window {
             }
             self.entries.pop_front();
         }
+        let most = limits.bytes / size_of::<Position>() / SKIPPED;
+        let excess = self.skipped.len().saturating_sub(most);
+        let before_base = self.skipped.partition_point(|p| self.base.is_some_and(|base| p.seq <= base.seq));
+        self.skipped.drain(..excess.max(before_base));
         if self.entries.len() * 4 < self.entries.capacity() && self.entries.capacity() > 1024 {
             self.entries.shrink_to(self.entries.len() * 2);
         }
@@ -121,7 +134,7 @@ impl Window {
     /// Bytes it takes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.skipped.len() * size_of::<Position>()
     }
 
     /// The sequence of the last entry that was dropped; 0 if none was.
@@ -171,8 +184,13 @@ impl Window {
             _ if self.entries.is_empty() && head.seq == position.seq => (self.floor, Some(head)),
             _ => return Place::Outside,
         };
-        let disagrees = |p: Position| p.seq == position.seq && !p.agrees(&position);
-        if known.is_some_and(disagrees) || disagrees(head) { Place::Other } else { Place::After(seq) }
+        let skipped = self.skipped.binary_search_by_key(&position.seq, |p| p.seq).ok().map(|at| self.skipped[at]);
+        let mut there = known.into_iter().chain(skipped).chain([head]).filter(|p| p.seq == position.seq).peekable();
+        if there.peek().is_none() && position.check.is_some() {
+            // Whether this is the same log, only the broker can tell.
+            return Place::Outside;
+        }
+        if there.all(|p| p.agrees(&position)) { Place::After(seq) } else { Place::Other }
     }
 
     /// The sequence before the first entry at or after `time`, if the window holds all since then.

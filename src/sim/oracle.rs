@@ -94,8 +94,6 @@ pub(super) struct Counts {
     pub(super) unverified: u64,
     /// Lost where a log was made anew, and read on from a place without a check.
     pub(super) blind: u64,
-    /// Losses of sources without a log that were told only after an id had passed them.
-    pub(super) late: u64,
     /// Two messages with the same sequence and the same check.
     pub(super) collisions: u64,
 }
@@ -106,7 +104,6 @@ impl Counts {
         self.gaps += other.gaps;
         self.unverified += other.unverified;
         self.blind += other.blind;
-        self.late += other.late;
         self.collisions += other.collisions;
     }
 }
@@ -122,9 +119,7 @@ pub(super) struct Judge {
     volatile: Volatile,
     /// What the windows had dropped, by source, when the client came to this process: it need not know of that.
     began: [u64; 4],
-    /// The last loss of each source that an id has passed, and that is still to be told.
-    owed: [Option<u64>; 4],
-    /// Retention gaps of sources without a log that were told since the last id.
+    /// Retention gaps of sources without a log that reach beyond the last id.
     gaps: Vec<(usize, u64, u64)>,
     /// Sources whose restart was told.
     restarted: BTreeSet<usize>,
@@ -157,7 +152,6 @@ impl Judge {
             logs: [follower(), follower()],
             volatile: Volatile::Unknown,
             began: [0; 4],
-            owed: [None; 4],
             gaps: Vec::new(),
             restarted: BTreeSet::new(),
             expects_unknown: false,
@@ -211,7 +205,6 @@ impl Judge {
                 _ => Mode::Unknown,
             };
         }
-        self.owed = [None; 4];
         self.volatile = match start {
             Start::Earliest => Volatile::Earliest,
             Start::Since(time) => Volatile::Since(*time),
@@ -479,16 +472,8 @@ impl Judge {
                 _ => Err(format!("restart of {} from {from:?} to {to:?}, at {:?}", SOURCES[source], self.volatile)),
             },
             "retention" => {
-                let (from, to) = (from.unwrap_or_default(), to.unwrap_or(u64::MAX));
                 let epoch = block.id.as_ref().map_or(0, |id| id.epoch);
-                let floor = floors(epoch, source);
-                let inside = |taken: &&super::broker::Taken| taken.source == source && taken.seq > from && taken.seq < to;
-                let taken = state.taken.get(&epoch).into_iter().flatten().find(inside);
-                if taken.is_none_or(|taken| taken.seq > floor) {
-                    return Err(format!("nothing of {} was dropped between {from} and {to}, floor {floor}", SOURCES[source]));
-                }
-                self.owed[source] = self.owed[source].filter(|owed| *owed >= to);
-                self.gaps.push((source, from, to));
+                self.dropped(state, floors, (epoch, source), (from.unwrap_or_default(), to.unwrap_or(u64::MAX)))?;
                 Ok(None)
             }
             _ => {
@@ -497,6 +482,29 @@ impl Judge {
                 Ok(Some((source, Handed::Gap(reason))))
             }
         }
+    }
+
+    /// A window has dropped what stood there, and nothing of it came or was told before.
+    fn dropped(&mut self, state: &State, floors: Floors<'_>, (epoch, source): (u32, usize), (from, to): (u64, u64)) -> Result<(), String> {
+        let name = SOURCES[source];
+        let floor = floors(epoch, source);
+        let stood = if let Volatile::At(at, seq) = self.volatile { if at == epoch { seq } else { 0 } } else { 0 };
+        let mut lost = false;
+        for taken in state.taken.get(&epoch).into_iter().flatten().filter(|t| t.source == source && t.seq > from && t.seq < to) {
+            if taken.seq <= stood || taken.seq > floor {
+                return Err(format!("{name} at {} is not lost, though between {from} and {to} (stood at {stood}, floor {floor})", taken.seq));
+            }
+            lost |= !self.told_lost(source, taken.seq);
+        }
+        if !lost {
+            return Err(format!("nothing of {name} was dropped between {from} and {to}, floor {floor}, told before: {:?}", self.gaps));
+        }
+        self.gaps.push((source, from, to));
+        Ok(())
+    }
+
+    fn told_lost(&self, source: usize, seq: u64) -> bool {
+        self.gaps.iter().any(|(of, from, to)| *of == source && *from < seq && seq < *to)
     }
 
     fn volatile_claim(&mut self, state: &State, floors: Floors<'_>, id: &Cursor, told: Option<(usize, Handed)>) -> Result<(), String> {
@@ -536,16 +544,8 @@ impl Judge {
             }
             Volatile::Earliest | Volatile::Since(_) => 0,
         };
-        if !matches!(self.volatile, Volatile::At(epoch, _) if epoch == id.epoch) {
-            self.owed = [None; 4];
-        }
-        if let Some((source, Handed::Message(_))) = told
-            && let Some(owed) = self.owed[source]
-        {
-            return Err(format!("{} at {owed} was lost in silence, and {told:?} came", SOURCES[source]));
-        }
         self.take(state, floors, (id.epoch, after, seq), told, free)?;
-        self.gaps.clear();
+        self.gaps.retain(|(_, _, to)| *to > seq + 1);
         if free {
             self.restarted.clear();
             self.began = [0, 1, 2, 3].map(|source| floors(id.epoch, source));
@@ -568,7 +568,7 @@ impl Judge {
         let from = taken.partition_point(|t| t.seq <= after);
         let mut found = told.is_none();
         for t in taken[from..].iter().take_while(|t| t.seq <= seq) {
-            if t.seq == seq && told == Some((t.source, t.what)) {
+            if t.seq == seq && told == Some((t.source, t.what)) && !self.told_lost(t.source, t.seq) {
                 found = true;
                 continue;
             }
@@ -582,12 +582,7 @@ impl Judge {
             let dropped = t.seq <= floors(epoch, t.source);
             let free = free || t.seq <= self.began[t.source];
             let early = matches!(self.volatile, Volatile::Since(since) if time < since);
-            // Where others' events came meanwhile, `from` is where the client stood after them.
-            let excused = self.gaps.iter().any(|(source, _, to)| *source == t.source && t.seq < *to);
-            if required && !early && dropped && !free && !excused && told.is_none_or(|(source, _)| source != t.source) {
-                self.counts.late += 1;
-                self.owed[t.source] = Some(t.seq);
-            } else if required && !early && !(dropped && (free || excused)) {
+            if required && !early && !(dropped && (free || self.told_lost(t.source, t.seq))) {
                 return Err(format!("{} {:?} at {} was lost in silence before {seq} (told {told:?})", SOURCES[t.source], t.what, t.seq));
             }
         }
@@ -636,9 +631,6 @@ impl Judge {
                     state.written[source].len()
                 ));
             }
-        }
-        if let Some(source) = (2..4).find(|source| self.owed[*source].is_some()) {
-            return Some(format!("{} at {:?} was lost, and never told", SOURCES[source], self.owed[source]));
         }
         let Volatile::At(epoch, seq) = self.volatile else { return Some(format!("{:?}", self.volatile)) };
         let later = |t: &&super::broker::Taken| {

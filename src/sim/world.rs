@@ -104,8 +104,8 @@ impl std::fmt::Display for Report {
         write!(f, "{events} events, {faults} faults, {streams} streams, {} deliveries, {} gaps", counts.events, counts.gaps)?;
         write!(
             f,
-            "; limits: resets told again {}, read on blindly {}, told late {}, equal checks {}",
-            counts.unverified, counts.blind, counts.late, counts.collisions
+            "; limits: resets told again {}, read on blindly {}, equal checks {}",
+            counts.unverified, counts.blind, counts.collisions
         )
     }
 }

@@ -57,7 +57,7 @@ pub(super) struct CatchUp {
     client: Client,
     /// The volatile sources have been consumed up to this sequence; `None`: not looked up yet.
     volatile: Option<u64>,
-    /// For each source the sequence up to which no loss is left to be told.
+    /// For each volatile source the sequence up to which no loss is left to be told.
     covered: Vec<u64>,
     tracks: Vec<Track>,
     /// Gaps to be told next, by source; `None` is all of them. They are before the client's cursor.
@@ -238,10 +238,10 @@ impl CatchUp {
     fn gather(&mut self) -> Windows {
         let mut picked = Vec::new();
         let mut windows = Windows::More;
+        let before = self.client.at.clone();
         {
             let hub = self.streams.hub.clone();
             let mut state = hub.state();
-            let before = self.client.at.clone();
             self.resolve(&state);
             if !self.gaps.is_empty() {
                 drop(state);
@@ -261,7 +261,6 @@ impl CatchUp {
         self.write_picked(picked);
         self.write_newest();
         if !self.gaps.is_empty() {
-            let before = self.client.at.clone();
             self.write_gaps(&before);
         }
         windows
@@ -269,19 +268,16 @@ impl CatchUp {
 
     /// Picks what follows in the windows, oldest first. Returns whether there is more.
     fn pick(&mut self, state: &State, picked: &mut Vec<Picked>) -> bool {
+        // The windows drop nothing while they are looked at.
+        if self.note_losses(state) {
+            return true;
+        }
         let mut bytes = 0;
         for _ in 0..self.streams.settings.scan {
             if bytes >= self.streams.settings.piece {
                 return true;
             }
-            let (source, entry) = match self.next_in_windows(state) {
-                None => return false,
-                Some((source, Found::Entry(entry))) => (source, entry),
-                Some((source, Found::Loss(seq))) => {
-                    self.lose(state, source, seq);
-                    return true;
-                }
-            };
+            let Some((source, entry)) = self.next_in_windows(state) else { return false };
             match &mut self.tracks[source] {
                 Track::Follow(seq) => *seq = entry.seq,
                 _ => self.volatile = Some(entry.seq),
@@ -298,43 +294,52 @@ impl CatchUp {
     }
 
     /// What the client gets next of all sources that are followed in their windows: that with the lowest sequence.
-    fn next_in_windows<'a>(&mut self, state: &'a State) -> Option<(usize, Found<'a>)> {
-        let mut next: Option<(usize, Found<'_>)> = None;
+    fn next_in_windows<'a>(&mut self, state: &'a State) -> Option<(usize, &'a Entry)> {
+        let mut next: Option<(usize, &Entry)> = None;
         for (source, of) in state.sources().iter().enumerate() {
             let window = of.window();
             let after = match (self.tracks[source], self.volatile) {
-                (Track::Follow(seq), _) => seq,
-                (Track::Volatile, Some(seq)) => seq,
-                _ => continue,
-            };
-            let before = |seq: u64| next.as_ref().is_none_or(|(_, found)| seq < found.seq());
-            if window.floor() > after.max(self.covered[source]) {
-                if self.tracks[source] != Track::Volatile {
+                (Track::Follow(seq), _) if window.floor() > seq => {
                     // The window has moved on beyond this client: the broker still has it.
                     self.tracks[source] = Track::Pending;
                     continue;
                 }
-                // In its turn, so that what others have up to there comes first.
-                if of.concerns(&self.filter) && before(window.floor()) {
-                    next = Some((source, Found::Loss(window.floor())));
-                    continue;
-                }
-            }
+                (Track::Follow(seq), _) | (Track::Volatile, Some(seq)) => seq,
+                _ => continue,
+            };
             if let Some(entry) = window.after(after).next()
-                && before(entry.seq)
+                && next.is_none_or(|(_, next)| entry.seq < next.seq)
             {
-                next = Some((source, Found::Entry(entry)));
+                next = Some((source, entry));
             }
         }
         next
     }
 
-    /// A volatile source's window has dropped all up to `seq`.
-    fn lose(&mut self, state: &State, source: usize, seq: u64) {
-        let to = state.sources()[source].window().after(seq).next().map_or(seq + 1, |e| e.seq);
-        let from = self.volatile.filter(|seq| *seq > 0);
-        self.gaps.push((Some(source), Gap { reason: GapReason::Retention, from, to: Some(to), position: None }));
-        self.volatile = Some(seq);
+    /// Notes what the windows of volatile sources have dropped before the client had it. Returns whether that is anything.
+    fn note_losses(&mut self, state: &State) -> bool {
+        let Some(after) = self.volatile else { return false };
+        let mut end = None;
+        // One sequence stands for all volatile sources: it may not pass what another one still has for the client.
+        let mut next = u64::MAX;
+        for (source, of) in state.sources().iter().enumerate() {
+            if self.tracks[source] != Track::Volatile {
+                continue;
+            }
+            let window = of.window();
+            next = next.min(window.after(after).next().map_or(u64::MAX, |entry| entry.seq));
+            let (floor, from) = (window.floor(), after.max(self.covered[source]));
+            if floor <= from || !of.concerns(&self.filter) {
+                continue;
+            }
+            let to = window.after(floor).next().map_or(floor + 1, |entry| entry.seq);
+            let from = Some(from).filter(|from| *from > 0);
+            self.gaps.push((Some(source), Gap { reason: GapReason::Retention, from, to: Some(to), position: None }));
+            self.covered[source] = floor;
+            end = end.max(Some(floor));
+        }
+        self.volatile = Some(end.map_or(after, |end| end.min(next - 1).max(after)));
+        end.is_some()
     }
 
     fn write_picked(&mut self, picked: Vec<Picked>) {
@@ -368,22 +373,6 @@ impl CatchUp {
             }
             let name = source.map(|s| self.streams.hub.name(s));
             frame::gap(&mut self.out, name.map_or("*", |n| n.as_str()), &gap);
-        }
-    }
-}
-
-/// What a window holds for a client.
-enum Found<'a> {
-    Entry(&'a Entry),
-    /// All up to this sequence was dropped before the client had it.
-    Loss(u64),
-}
-
-impl Found<'_> {
-    fn seq(&self) -> u64 {
-        match self {
-            Self::Entry(entry) => entry.seq,
-            Self::Loss(seq) => *seq,
         }
     }
 }

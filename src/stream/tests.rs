@@ -413,6 +413,42 @@ fn a_loss_among_the_newest_of_each_subject_takes_none_of_the_others_away() {
     assert!(matches!(stream.step(now), Step::Live));
 }
 
+#[test]
+fn a_loss_of_one_volatile_source_begins_where_the_client_was_though_others_have_events() {
+    let now = Timestamp::from_micros(1_000_000);
+    let names: [crate::event::SourceName; 2] = ["jobs".parse().unwrap(), "core".parse().unwrap()];
+    let reach: Vec<_> = names.iter().map(|name| (name.clone(), vec![Pattern::all()])).collect();
+    let router = Arc::new(Router::new(&[], &reach));
+    let spec = |n: usize| SourceSpec { name: names[n].clone(), durable: false, concerns: concerns(&router, n) };
+    let hub = Hub::new(vec![spec(0), spec(1)], Limits { bytes: 1000, age: Duration::from_secs(60) }, 1);
+    let streams = Streams::new(hub.clone(), router.clone(), histories(Vec::new(), 1), settings());
+    let message = |subject: &str| {
+        let payload = Bytes::copy_from_slice(subject.as_bytes());
+        event(Message { subject: subject.parse().unwrap(), payload, time: now, position: None })
+    };
+    hub.publish(1, &mut vec![message("core.seen"), message("core.lost")], now);
+    hub.publish(0, &mut vec![message("jobs.kept")], now);
+    (0..20).for_each(|_| drop(hub.publish(1, &mut vec![message("core.later")], now)));
+    let floor = hub.state().sources()[1].window().floor();
+    assert!(floor > 3);
+    let cursor = Cursor { epoch: 1, volatile: Point::At(Position::unverified(1)), durable: Vec::new() };
+    let mut stream = streams.open(Request { begin: Begin::After(cursor), ..request(">") }, now);
+    let mut text = String::new();
+    while let Step::Send(bytes) = stream.step(now) {
+        text.push_str(std::str::from_utf8(&bytes).unwrap());
+    }
+    let blocks: Vec<_> = text.split("\n\n").collect();
+    let gap = blocks.iter().position(|block| block.contains("\"retention\"")).unwrap();
+    let bounds = format!("\"source\":\"core\",\"reason\":\"retention\",\"from\":\"1\",\"to\":\"{}\"", floor + 1);
+    assert!(blocks[gap].contains(&bounds), "{text}");
+    // It comes first, and its id does not pass what is still to come.
+    assert!(blocks[gap + 1].contains("jobs.kept"), "{text}");
+    let id = blocks[gap].lines().find_map(|line| line.strip_prefix("id: ")).unwrap();
+    assert_eq!(Cursor::from_id(id).unwrap().volatile, Point::At(Position::unverified(2)));
+    assert_eq!(text.matches("brokercast.gap").count(), 1);
+    assert_eq!(text.matches("\"data\":\"core.later\"").count() as u64, 23 - floor);
+}
+
 #[expect(clippy::too_many_lines, reason = "to be replaced by the simulation")]
 async fn simulate(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
