@@ -78,6 +78,7 @@ impl Model {
             let anew = live && self.source == JET && self.known.lock().is_some_and(|known| known != created);
             if live {
                 *self.known.lock() = Some(created);
+                state.links[self.slot][self.source].borders = state.logs[self.source].borders.len();
             }
             LogReader::new(base, &mut state, start, anew)
         };
@@ -179,7 +180,8 @@ impl Base {
 /// A reader of a log.
 struct LogReader {
     base: Base,
-    created: u32,
+    /// How often it had been made anew or cut.
+    borders: usize,
     items: Vec<Item>,
     /// Up to where it has come; `None`: at the very beginning.
     at: Option<u64>,
@@ -240,7 +242,7 @@ impl LogReader {
             items.push(Item::Tail(end));
         }
         let tail = end.filter(|_| !reached).map(|end| end.seq);
-        Self { created: state.logs[source].created, base, items, at, tail }
+        Self { borders: state.logs[source].borders.len(), base, items, at, tail }
     }
 
     /// What somebody who stands at a place may have lost.
@@ -286,14 +288,14 @@ impl LogReader {
 
     fn check(&self) -> Result<(), SourceError> {
         let state = self.base.broker.state.lock();
-        let same = state.logs[self.base.source].created == self.created;
+        let same = state.logs[self.base.source].borders.len() == self.borders;
         if same { Ok(()) } else { Err(SourceError::lost("the log changed while it was read")) }
     }
 
     /// Hands out what is there. Returns whether that is anything.
     fn read(&mut self, state: &mut State, batch: &mut Vec<Item>, limit: usize) -> Result<bool, SourceError> {
         let source = self.base.source;
-        if state.logs[source].created != self.created {
+        if state.logs[source].borders.len() != self.borders {
             return Base::end(false).map(|()| false);
         }
         let before = batch.len();
@@ -315,13 +317,15 @@ impl LogReader {
         if let Some(panics) = end {
             return Base::end(panics).map(|()| false);
         }
-        if self.tail.is_some() && place >= state.logs[source].live.len() {
-            // What stood at the end has gone before it was read.
-            let last = state.logs[source].next - 1;
+        let last = state.logs[source].next.saturating_sub(1);
+        let gone = self.tail.is_some() || (source == JET && self.at.is_some_and(|at| at < last));
+        if gone && place >= state.logs[source].live.len() {
+            // What stood at the end has gone before it was read: JetStream tells that though nothing follows.
             self.hole(state, last + 1, batch);
             self.at = Some(last);
-            self.tail = None;
-            batch.push(Item::Tail(Some(Position::unverified(last))));
+            if self.tail.take().is_some() {
+                batch.push(Item::Tail(Some(Position::unverified(last))));
+            }
         }
         Ok(batch.len() > before)
     }

@@ -90,7 +90,7 @@ impl Bridge {
         let stop = CancellationToken::new();
         for (source, adapter) in models.into_iter().enumerate() {
             let inner = Intake { source, router: router.clone(), hub: hub.clone(), counts: Arc::<Counts>::default() };
-            let intake = Arc::new(Witness { inner, broker: broker.clone(), source, epoch });
+            let intake = Arc::new(Witness { inner, broker: broker.clone(), slot, source, epoch });
             let handle = Arc::new(Handle::new(name(source), &*adapter, true));
             let warm_up = source::Start::Recent { age: bounds.age, bytes: bounds.window as u64 };
             let supervisor = Supervisor { adapter, intake, handle, warm_up, max_payload: MAX_PAYLOAD };
@@ -163,6 +163,7 @@ async fn write_all(mut stream: Body, socket: &ServerEnd) {
 struct Witness {
     inner: Intake,
     broker: Arc<Broker>,
+    slot: usize,
     source: usize,
     epoch: u32,
 }
@@ -171,7 +172,11 @@ impl source::Intake for Witness {
     fn take<'a>(&'a self, items: &'a mut Vec<Item>) -> BoxFuture<'a, String> {
         Box::pin(async move {
             if self.source < 2 {
-                return self.inner.take(items).await;
+                let id = self.inner.take(items).await;
+                let mut state = self.broker.state.lock();
+                let borders = state.links[self.slot][self.source].borders;
+                state.noticed.insert((self.epoch, self.source), borders);
+                return id;
             }
             let mut taken = Vec::new();
             {

@@ -137,6 +137,8 @@ pub(super) struct Link {
     pub(super) panics: bool,
     /// Attempts to connect that are still refused.
     pub(super) refuse: u32,
+    /// So often the log had been made anew or cut when the live reader began.
+    pub(super) borders: usize,
     /// Nothing arrives before this.
     pub(super) frozen: Option<tokio::time::Instant>,
 }
@@ -161,6 +163,8 @@ pub(super) struct State {
     pub(super) links: [[Link; 4]; 3],
     /// By epoch and source.
     pub(super) handed: BTreeMap<(u32, usize), VecDeque<Handed>>,
+    /// By epoch and source: so many borders of the log the bridge has noticed.
+    pub(super) noticed: BTreeMap<(u32, usize), usize>,
     /// By epoch: what was taken in of sources without a log.
     pub(super) taken: BTreeMap<u32, Vec<Taken>>,
     /// Names of what was found to be wrong, with what is known of it.

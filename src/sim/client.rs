@@ -42,8 +42,8 @@ pub(super) async fn run(world: Rc<World>, number: usize, patterns: Vec<&'static 
                 _ => first.clone(),
             },
         };
-        world.judge(number, |judge, _, _| {
-            judge.open(&start);
+        world.judge(number, |judge, state, _| {
+            judge.open(state, bridge.epoch, &start);
             Ok(())
         });
         let expires = (!world.quiet.get() && one_in(6)).then(|| {

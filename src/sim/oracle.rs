@@ -61,6 +61,8 @@ struct Follower {
     point: Option<Point>,
     /// Since the last reset, the client stood at a place without a check: another bridge may tell it again.
     unverified: bool,
+    /// When the stream was opened, the bridge had not noticed yet that the log was made anew or cut.
+    stale: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -92,6 +94,8 @@ pub(super) struct Counts {
     pub(super) gaps: u64,
     /// A reset that was told again, as a place without a check says too little.
     pub(super) unverified: u64,
+    /// A reset that was told again by a bridge whose window still held the old log.
+    pub(super) stale: u64,
     /// Lost where a log was made anew, and read on from a place without a check.
     pub(super) blind: u64,
     /// Two messages with the same sequence and the same check.
@@ -103,6 +107,7 @@ impl Counts {
         self.events += other.events;
         self.gaps += other.gaps;
         self.unverified += other.unverified;
+        self.stale += other.stale;
         self.blind += other.blind;
         self.collisions += other.collisions;
     }
@@ -141,7 +146,8 @@ fn matches(pattern: &str, subject: &str) -> bool {
 
 impl Judge {
     pub(super) fn new(patterns: Vec<&'static str>) -> Self {
-        let follower = || Follower { mode: Mode::Unknown, next: 0, gaps: Vec::new(), borders: 0, point: None, unverified: false };
+        let follower =
+            || Follower { mode: Mode::Unknown, next: 0, gaps: Vec::new(), borders: 0, point: None, unverified: false, stale: false };
         let concerned = SUBJECTS.map(|subjects| {
             let wanted = |subject: &str| patterns.iter().any(|pattern| matches(pattern, subject));
             subjects.iter().any(|subject| routed(subject).is_some_and(wanted))
@@ -177,7 +183,10 @@ impl Judge {
     }
 
     /// The client opens a stream.
-    pub(super) fn open(&mut self, start: &Start) {
+    pub(super) fn open(&mut self, state: &State, epoch: u32, start: &Start) {
+        for (source, log) in self.logs.iter_mut().enumerate() {
+            log.stale = state.noticed.get(&(epoch, source)).is_none_or(|noticed| *noticed < state.logs[source].borders.len());
+        }
         self.gaps.clear();
         self.restarted.clear();
         self.expects_unknown = *start == Start::Unreadable;
@@ -443,10 +452,13 @@ impl Judge {
             None => return Err(format!("{gap:?} is none that a reader was told of; the client stood at {stood:?}")),
         };
         if borders <= log.borders {
-            if !log.unverified {
+            if log.unverified {
+                self.counts.unverified += 1;
+            } else if known.is_none() && log.stale {
+                self.counts.stale += 1;
+            } else {
                 return Err(format!("{gap:?}: {borders} resets were told before"));
             }
-            self.counts.unverified += 1;
         }
         let log = &mut self.logs[source];
         log.borders = borders.max(log.borders);
@@ -454,6 +466,7 @@ impl Judge {
         log.next = 0;
         log.gaps.clear();
         log.unverified = false;
+        log.stale = false;
         Ok(())
     }
 
@@ -492,7 +505,10 @@ impl Judge {
         let mut lost = false;
         for taken in state.taken.get(&epoch).into_iter().flatten().filter(|t| t.source == source && t.seq > from && t.seq < to) {
             if taken.seq <= stood || taken.seq > floor {
-                return Err(format!("{name} at {} is not lost, though between {from} and {to} (stood at {stood}, floor {floor})", taken.seq));
+                return Err(format!(
+                    "{name} at {} is not lost, though between {from} and {to} (stood at {stood}, floor {floor})",
+                    taken.seq
+                ));
             }
             lost |= !self.told_lost(source, taken.seq);
         }

@@ -52,8 +52,7 @@ pub(super) struct Plan {
     pub(super) socket: Range<usize>,
     /// Sources that something is written to.
     pub(super) sources: Range<usize>,
-    /// What does not happen here: `SIM_WITHOUT=cut,last` leaves these out, and `SIM_WITHOUT=` nothing. By default logs are not
-    /// made anew under the same numbers: what the oracle may ask for then is not settled yet.
+    /// What does not happen here: `SIM_WITHOUT=cut,last` leaves these out.
     pub(super) without: Vec<String>,
 }
 
@@ -69,7 +68,7 @@ impl Plan {
             heartbeat: Duration::from_secs(1),
             readers: choose(&[1, 2, 16]),
         };
-        let without = std::env::var("SIM_WITHOUT").unwrap_or_else(|_| "recreate".into()).split(',').map(str::to_owned).collect();
+        let without = std::env::var("SIM_WITHOUT").unwrap_or_default().split(',').map(str::to_owned).collect();
         Self { events, calm, bounds, socket: choose(&[200..2_000, 1_000..60_000]), sources: 0..4, without }
     }
 
@@ -104,8 +103,8 @@ impl std::fmt::Display for Report {
         write!(f, "{events} events, {faults} faults, {streams} streams, {} deliveries, {} gaps", counts.events, counts.gaps)?;
         write!(
             f,
-            "; limits: resets told again {}, read on blindly {}, equal checks {}",
-            counts.unverified, counts.blind, counts.collisions
+            "; limits: resets told again {}, by windows of an old log {}, read on blindly {}, equal checks {}",
+            counts.unverified, counts.stale, counts.blind, counts.collisions
         )
     }
 }

@@ -449,6 +449,41 @@ fn a_loss_of_one_volatile_source_begins_where_the_client_was_though_others_have_
     assert_eq!(text.matches("\"data\":\"core.later\"").count() as u64, 23 - floor);
 }
 
+#[test]
+fn what_is_read_of_a_new_log_is_not_a_reset_where_the_window_still_holds_the_old_one() {
+    let now = Timestamp::from_micros(1_000_000);
+    let name: crate::event::SourceName = "log".parse().unwrap();
+    let router = Arc::new(Router::new(&[], &[(name.clone(), vec![Pattern::all()])]));
+    let spec = SourceSpec { name, durable: true, concerns: concerns(&router, 0) };
+    let hub = Hub::new(vec![spec], Limits { bytes: 1 << 20, age: Duration::from_secs(60) }, 1);
+    let message = |seq, log: &str| {
+        let position = Some(Position { seq, check: Some(Check::of(&[log.as_bytes()])) });
+        Message { subject: "a".parse().unwrap(), payload: Bytes::copy_from_slice(log.as_bytes()), time: now, position }
+    };
+    hub.publish(0, &mut vec![Input::Tail(None), event(message(8, "old")), event(message(9, "old"))], now);
+    let logs = vec![history::Log { adapter: Arc::new(KeepsLast), max_payload: 1000 }];
+    let streams = Streams::new(hub, router, histories(logs, 1), settings());
+    let at = |seq, log| {
+        Begin::After(Cursor {
+            epoch: 1,
+            volatile: Point::At(Position::unverified(0)),
+            durable: vec![(crate::cursor::Tag::of("log"), Point::At(message(seq, log).position.unwrap()))],
+        })
+    };
+    let mut stream = streams.open(Request { begin: at(5, "new"), ..request(">") }, now);
+    assert!(matches!(stream.step(now), Step::Send(_)));
+    assert!(matches!(stream.step(now), Step::Wait { history: Some(_), .. }));
+    stream.read(&mut vec![Item::Message(message(8, "new")), Item::Message(message(9, "new"))]);
+    let Step::Send(bytes) = stream.step(now) else { panic!("nothing is sent") };
+    assert_eq!(String::from_utf8_lossy(&bytes).matches("\"data\":\"new\"").count(), 2);
+    let Step::Wait { history: Some(reading), .. } = stream.step(now) else { panic!("it goes on otherwise") };
+    assert!(matches!(reading.from, Point::At(Position { seq: 9, .. })));
+    // Who comes with such an id is not known to be right.
+    let mut stream = streams.open(Request { begin: at(8, "new"), ..request(">") }, now);
+    let Step::Send(bytes) = stream.step(now) else { panic!("nothing is sent") };
+    assert!(String::from_utf8_lossy(&bytes).contains("\"reset\""));
+}
+
 #[expect(clippy::too_many_lines, reason = "to be replaced by the simulation")]
 async fn simulate(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);

@@ -56,6 +56,11 @@ impl CatchUp {
         Some(history::Request { source, number, from: self.point(source)? })
     }
 
+    /// Whether this source's log is read.
+    pub(super) fn is_reading(&self, of: usize) -> bool {
+        matches!(&self.task, Task::History(reading) if reading.source == of)
+    }
+
     /// No longer reads this source's log.
     pub(super) fn end_history(&mut self, of: usize) {
         match &mut self.task {

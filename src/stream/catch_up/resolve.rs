@@ -82,6 +82,8 @@ impl CatchUp {
             Point::At(position) => match of.window().find(position) {
                 Place::After(seq) => self.tracks[source] = Track::Follow(seq),
                 Place::Outside => {}
+                // What is being read is the broker's log of now: then it is the window that still holds an old one.
+                Place::Other if self.is_reading(source) => {}
                 Place::Other => {
                     if of.concerns(&self.filter) {
                         let gap = Gap { reason: GapReason::Reset, from: Some(position.seq), to: None, position: None };
