@@ -171,6 +171,8 @@ pub enum GapReason {
     Reset,
     /// This program or its client library could not keep up.
     Overflow,
+    /// The broker could not deliver messages, or they could not be read.
+    Unreadable,
     /// A source without a log was not connected.
     Reconnect,
     /// A message was larger than `max_payload`.
@@ -181,8 +183,16 @@ pub enum GapReason {
 
 impl GapReason {
     /// All of them, for metrics.
-    pub const ALL: [Self; 7] =
-        [Self::Retention, Self::Restart, Self::Reset, Self::Overflow, Self::Reconnect, Self::Oversized, Self::UnknownCursor];
+    pub const ALL: [Self; 8] = [
+        Self::Retention,
+        Self::Restart,
+        Self::Reset,
+        Self::Overflow,
+        Self::Unreadable,
+        Self::Reconnect,
+        Self::Oversized,
+        Self::UnknownCursor,
+    ];
 
     /// The reason as the control event spells it.
     #[must_use]
@@ -192,6 +202,7 @@ impl GapReason {
             Self::Restart => "restart",
             Self::Reset => "reset",
             Self::Overflow => "overflow",
+            Self::Unreadable => "unreadable",
             Self::Reconnect => "reconnect",
             Self::Oversized => "oversized",
             Self::UnknownCursor => "unknown_cursor",

@@ -24,6 +24,7 @@ pub(in crate::source) mod publish;
 pub(in crate::source) mod queue;
 mod reach;
 pub(in crate::source) mod scrub;
+mod sections;
 #[cfg(test)]
 mod tests;
 pub(in crate::source) mod topology;

@@ -1,7 +1,8 @@
 //! RabbitMQ streams, by AMQP 0-9-1: a log that every reader reads for itself, from any place.
 //!
 //! A position is the offset of a message and a check of its routing key and payload: the same for every reader, and no
-//! longer so once the stream was made anew. Offsets have holes, so that a hole alone is no loss. A message's time is the
+//! longer so once the stream was made anew. Offsets have holes, so that a hole alone is no loss. What the broker cannot
+//! deliver is passed, with a gap. A message's time is the
 //! broker's where that notes one; of old messages the publisher's; else that of receipt: the protocol does not
 //! tell when a message was appended.
 
@@ -12,26 +13,29 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use lapin::Channel;
 use lapin::message::Delivery;
 use lapin::types::ShortString;
 use tokio::time::Instant;
 
-use self::log::{Ask, beyond, consume_from, first_left, joins, look, plan, position};
+use self::log::{Ask, Log, at, beyond, first_left, joins, look, plan, position};
+use self::past::{Line, Passed, Past};
+use super::amqp::Amqp;
 use super::amqp::acks::Acks;
+use super::amqp::error::is_internal;
 use super::amqp::feed::{Came, Feed, Reads, next};
 use super::amqp::link::Link;
 use super::amqp::publish::publish;
-use super::amqp::queue::stamped;
+use super::amqp::queue::{payload, stamped};
 use super::amqp::topology::set_up;
 use super::amqp::upkeep::Upkeep;
-use super::amqp::{Amqp, Names};
-use super::{Adapter, Connection, Item, SourceError, Start};
+use super::{Adapter, Connection, ErrorKind, Item, SourceError, Start};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, Message, Timestamp};
 use crate::subject::Pattern;
+use crate::support::causes::chain;
 
 mod log;
+mod past;
 #[cfg(test)]
 mod tests;
 
@@ -39,6 +43,8 @@ mod tests;
 const ACK_DELAY: Duration = Duration::from_millis(100);
 /// What may be on its way to one reader of history, who may be slow.
 const HISTORY_PREFETCH: u16 = 256;
+/// So many messages come one by one behind one that the broker cannot deliver, for such ones seldom come alone.
+const CAREFUL: u32 = 64;
 /// A replica of the stream may be behind the one that a position was read from: so long it may catch up.
 const CATCH_UP: Duration = Duration::from_secs(2);
 /// Publishers' times before this (2001-09-09) are none.
@@ -46,7 +52,7 @@ const EARLIEST_TIME: u64 = 1_000_000_000;
 
 /// A source that reads a stream.
 pub(super) struct Stream {
-    amqp: Amqp,
+    amqp: Arc<Amqp>,
     queue: ShortString,
     /// All readers of history share one connection, for each has a thread and buffers.
     shared: tokio::sync::Mutex<Weak<Link>>,
@@ -57,24 +63,18 @@ impl Stream {
         let queue = amqp.config.queue(&amqp.name).unwrap_or_default();
         // Names have been checked to fit.
         let queue = ShortString::try_new(queue).unwrap_or_default();
-        Self { amqp, queue, shared: tokio::sync::Mutex::default() }
+        Self { amqp: Arc::new(amqp), queue, shared: tokio::sync::Mutex::default() }
     }
 
-    async fn live(&self, start: Start) -> Result<Reader, SourceError> {
+    /// A connection: its own for the live reader, so that what this does not take holds up no other reader.
+    async fn line(&self, live: bool) -> Result<(Arc<Link>, Option<Upkeep>), SourceError> {
+        if !live {
+            return Ok((self.shared().await?, None));
+        }
         let link = Link::open(&self.amqp.config.broker, &self.amqp.name).await?;
         let place = set_up(&link, &self.amqp).await?;
         let upkeep = Upkeep::start(&link, place.binding, &place.queue).await?;
-        let channel = link.channel().await?;
-        // On a connection of its own: what this reader does not take holds up no other reader.
-        link.flow().meter(channel.id());
-        let reader = self.read(Arc::new(link), channel, self.amqp.config.prefetch, start).await?;
-        Ok(Reader { feed: Feed { upkeep, ..reader.feed }, ..reader })
-    }
-
-    async fn old(&self, start: Start) -> Result<Reader, SourceError> {
-        let link = self.shared().await?;
-        let channel = link.channel().await?;
-        self.read(link, channel, HISTORY_PREFETCH.min(self.amqp.config.prefetch), start).await
+        Ok((Arc::new(link), upkeep))
     }
 
     async fn shared(&self) -> Result<Arc<Link>, SourceError> {
@@ -87,36 +87,53 @@ impl Stream {
         Ok(link)
     }
 
-    async fn read(&self, link: Arc<Link>, channel: Channel, prefetch: u16, start: Start) -> Result<Reader, SourceError> {
+    async fn read(&self, live: bool, start: Start) -> Result<Reader, SourceError> {
         if start == Start::LastPerSubject {
             return Err(SourceError::configuration("a RabbitMQ stream keeps no index of subjects"));
         }
-        let begun = Instant::now();
-        let log = loop {
-            let log = look(&link, &self.queue, Ask::of(start)).await?;
-            if !beyond(start, log.as_ref()) || begun.elapsed() > CATCH_UP {
-                break log;
+        let (mut link, mut upkeep) = self.line(live).await?;
+        let log = match self.bounds(&link, start).await {
+            Err(e) if e.kind() == ErrorKind::Protocol => {
+                tracing::debug!(source = %self.amqp.name, error = chain(&e), "looks at a stream step by step");
+                let log = Past { source: &self.amqp, queue: &self.queue }.bounds(Ask::of(start)).await?;
+                (link, upkeep) = self.line(live).await?;
+                log
             }
-            tokio::time::sleep(CATCH_UP / 10).await;
+            log => log?,
         };
         let plan = plan(start, log.as_ref());
-        let consumer = consume_from(&channel, &self.queue, prefetch, plan.from).await?;
+        let prefetch = if live { self.amqp.config.prefetch } else { HISTORY_PREFETCH.min(self.amqp.config.prefetch) };
+        let home = Home { source: Arc::clone(&self.amqp), queue: self.queue.clone(), live, prefetch };
+        let line = Line::open(link, &self.queue, prefetch, at(plan.from)).await?;
         let mut items: Vec<Item> = plan.gap.map(Item::Gap).into_iter().collect();
         let reached = plan.tail.is_none_or(|tail| plan.after.is_some_and(|after| after >= tail.seq));
         if reached {
             items.push(Item::Tail(plan.tail));
         }
-        let (number, acks) = (channel.id(), Acks::new(channel, prefetch, ACK_DELAY));
         Ok(Reader {
-            feed: Feed { consumer, acks, upkeep: None, queue: self.queue.clone(), channel: number, link },
-            names: Arc::clone(&self.amqp.names),
+            feed: home.feed(line, prefetch, upkeep),
+            home,
             items,
+            next: plan.from,
             expect: plan.expect,
             after: plan.after,
             tail: plan.tail.filter(|_| !reached).map(|tail| tail.seq),
             last: None,
             held: None,
+            passing: None,
+            careful: None,
         })
+    }
+
+    async fn bounds(&self, link: &Link, start: Start) -> Result<Option<Log>, SourceError> {
+        let begun = Instant::now();
+        loop {
+            let log = look(link, &self.queue, Ask::of(start)).await?;
+            if !beyond(start, log.as_ref()) || begun.elapsed() > CATCH_UP {
+                return Ok(log);
+            }
+            tokio::time::sleep(CATCH_UP / 10).await;
+        }
     }
 }
 
@@ -134,11 +151,11 @@ impl Adapter for Stream {
     }
 
     fn connect(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
-        Box::pin(async move { Ok(Box::new(self.live(start).await?) as Box<dyn Connection>) })
+        Box::pin(async move { Ok(Box::new(self.read(true, start).await?) as Box<dyn Connection>) })
     }
 
     fn history(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
-        Box::pin(async move { Ok(Box::new(self.old(start).await?) as Box<dyn Connection>) })
+        Box::pin(async move { Ok(Box::new(self.read(false, start).await?) as Box<dyn Connection>) })
     }
 
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {
@@ -146,23 +163,51 @@ impl Adapter for Stream {
     }
 }
 
+/// What a reader reads, and how.
+struct Home {
+    source: Arc<Amqp>,
+    queue: ShortString,
+    live: bool,
+    prefetch: u16,
+}
+
+impl Home {
+    fn feed(&self, line: Line, prefetch: u16, upkeep: Option<Upkeep>) -> Feed {
+        let Line { link, channel, consumer } = line;
+        let number = channel.id();
+        if self.live {
+            link.flow().meter(number);
+        }
+        Feed { consumer, acks: Acks::new(channel, prefetch, ACK_DELAY), upkeep, queue: self.queue.clone(), channel: number, link }
+    }
+}
+
+/// Another connection of a reader.
+type Reopening = BoxFuture<'static, Result<(Passed, Option<Upkeep>), SourceError>>;
+
 /// A reader of the stream. Dropped, it stops at once.
 struct Reader {
     /// The live one has an upkeep.
     feed: Feed,
-    names: Arc<Names>,
+    home: Home,
     /// To be handed out before anything else.
     items: Vec<Item>,
+    /// The offset from which it reads, until something has come.
+    next: u64,
     /// What must come first.
     expect: Option<Position>,
     /// What has been handed out before: up to here.
     after: Option<u64>,
     /// The end as it was at the beginning, until it is reached.
     tail: Option<u64>,
-    /// The last message that came.
+    /// The last message that came, or the last offset that was passed.
     last: Option<Position>,
     /// A message behind a hole, and the question where the stream begins now.
     held: Option<Held>,
+    /// Another connection, since the broker ended the last one at a message that it cannot deliver.
+    passing: Option<Reopening>,
+    /// The messages that came since then, one by one.
+    careful: Option<u32>,
 }
 
 struct Held {
@@ -175,6 +220,11 @@ struct Held {
 impl Reader {
     fn take(&mut self, came: Came, batch: &mut Vec<Item>) -> Result<(), SourceError> {
         let at = position(&came.delivery, came.key(), &self.feed.queue)?;
+        // A repetition.
+        if self.last.is_some_and(|last| last.check.is_some() && last == at) {
+            self.feed.acks.skipped(came.delivery.delivery_tag);
+            return Ok(());
+        }
         let changed = match (self.expect.take(), self.last) {
             (Some(expected), _) => !at.agrees(&expected),
             (None, Some(last)) => at.seq <= last.seq,
@@ -195,6 +245,49 @@ impl Reader {
         Ok(())
     }
 
+    /// Makes another connection: a careful one goes on behind what the broker cannot deliver, any other as usual.
+    fn reopen(&mut self, careful: bool) {
+        let from = self.last.map_or(self.next, |last| last.seq.saturating_add(1));
+        let (source, queue, live, prefetch) = (Arc::clone(&self.home.source), self.home.queue.clone(), self.home.live, self.home.prefetch);
+        self.careful = careful.then_some(0);
+        self.passing = Some(Box::pin(async move {
+            let passed = if careful {
+                Past { source: &source, queue: &queue }.pass(from).await?
+            } else {
+                let link = Arc::new(Link::open(&source.config.broker, &source.name).await?);
+                Passed { line: Line::open(link, &queue, prefetch, at(from)).await?, first: None, skipped: None }
+            };
+            let binding = if live { set_up(&passed.line.link, &source).await?.binding } else { None };
+            let upkeep = Upkeep::start(&passed.line.link, binding, &queue).await?;
+            Ok((passed, upkeep))
+        }));
+    }
+
+    fn reopened(&mut self, passed: Passed, upkeep: Option<Upkeep>, batch: &mut Vec<Item>) -> Result<(), SourceError> {
+        let prefetch = if self.careful.is_some() { 1 } else { self.home.prefetch };
+        self.feed = self.home.feed(passed.line, prefetch, upkeep);
+        if let Some((bad, to)) = passed.skipped {
+            let position = Position::unverified(to - 1);
+            self.last = Some(position);
+            self.expect = self.expect.filter(|expected| expected.seq >= to);
+            // What was handed out before may be a gap.
+            if self.after.is_none_or(|after| after < position.seq) {
+                let (reason, from) = (GapReason::Unreadable, bad.checked_sub(1));
+                batch.push(Item::Gap(Gap { reason, from, to: Some(to), position: Some(position) }));
+            }
+            if self.tail.take_if(|tail| *tail < to).is_some() {
+                batch.push(Item::Tail(Some(position)));
+            }
+        }
+        match passed.first {
+            Some(delivery) => {
+                let came = self.feed.came(delivery);
+                self.take(came, batch)
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Whether a hole is a loss, now that it is known where the stream begins.
     fn judge(held: &Held, first: u64) -> Option<Item> {
         let seq = held.at.seq;
@@ -209,13 +302,13 @@ impl Reader {
         self.last = Some(at);
         let tag = came.delivery.delivery_tag;
         let fresh = self.after.is_none_or(|after| at.seq > after);
-        match self.names.subject(came.key()).filter(|_| fresh) {
+        match self.home.source.names.subject(came.key()).filter(|_| fresh) {
             Some(subject) => {
                 self.feed.acks.took(tag);
                 let now = Timestamp::now();
                 let old = || self.tail.and_then(|_| published(&came.delivery, now));
                 let time = stamped(&came.delivery, now).or_else(old).unwrap_or(now);
-                batch.push(Item::Message(Message { subject, payload: Bytes::from(came.delivery.data), time, position: Some(at) }));
+                batch.push(Item::Message(Message { subject, payload: payload(came.delivery), time, position: Some(at) }));
             }
             // It may be all that comes for long, and the broker ends a reader that owes it an acknowledgement.
             None => self.feed.acks.skipped(tag),
@@ -237,16 +330,42 @@ impl Reads for Reader {
             batch.append(&mut self.items);
             return Poll::Ready(Ok(()));
         }
+        if let Some(passing) = &mut self.passing {
+            let (passed, upkeep) = ready!(passing.poll_unpin(cx))?;
+            self.passing = None;
+            return Poll::Ready(self.reopened(passed, upkeep, batch));
+        }
         if let Some(held) = &mut self.held {
-            let first = ready!(held.first.poll_unpin(cx))?;
+            let first = match ready!(held.first.poll_unpin(cx)) {
+                // What the broker cannot deliver is still there.
+                Err(e) if is_internal(&e) => 0,
+                first => first?,
+            };
             if let Some(held) = self.held.take() {
                 batch.extend(Self::judge(&held, first));
                 self.hand_out(held.came, held.at, batch);
             }
             return Poll::Ready(Ok(()));
         }
-        let came = ready!(self.feed.poll_next(cx))?;
-        Poll::Ready(self.take(came, batch))
+        if self.careful.is_some_and(|came| came >= CAREFUL) {
+            self.reopen(false);
+            return Poll::Ready(Ok(()));
+        }
+        match ready!(self.feed.poll_next(cx)) {
+            Err(e) if is_internal(&e) => {
+                self.reopen(true);
+                Poll::Ready(Ok(()))
+            }
+            came => {
+                self.careful = self.careful.map(|count| count + 1);
+                Poll::Ready(self.take(came?, batch))
+            }
+        }
+    }
+
+    fn poll_duties(&mut self, cx: &mut Context<'_>) -> Poll<SourceError> {
+        // Of a connection that has ended, the consumer says why.
+        if self.passing.is_some() || !self.feed.link.works() { Poll::Pending } else { self.feed.poll_duties(cx) }
     }
 }
 
@@ -264,10 +383,10 @@ impl Connection for Reader {
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        let Self { feed, held, .. } = *self;
+        let Self { feed, held, passing, .. } = *self;
         Box::pin(async move {
             // Acknowledging means nothing to a stream. Where others read over this connection, it stays.
-            drop(held);
+            drop((held, passing));
             feed.close().await;
         })
     }

@@ -232,7 +232,7 @@ impl JetStreamSource {
             // One of the newest cannot be read: hand out a gap, and go on from the end.
             Start::LastPerSubject if self.trouble.lock().was_lost_at(Next::Newest) => {
                 self.trouble.lock().skipped_newest();
-                follow(&mut begin, end.seq, Some(Gap { reason: GapReason::Overflow, from: None, to: None, position: Some(end) }));
+                follow(&mut begin, end.seq, Some(Gap { reason: GapReason::Unreadable, from: None, to: None, position: Some(end) }));
             }
             Start::LastPerSubject => {
                 new.deliver_policy = "last_per_subject";

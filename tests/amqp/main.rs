@@ -6,3 +6,4 @@ mod conforms;
 mod queue;
 mod stream;
 mod support;
+mod unreadable;

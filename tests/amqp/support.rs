@@ -15,6 +15,7 @@ pub mod rabbit;
 pub mod wait;
 
 pub mod drive;
+pub mod entries;
 pub mod plain;
 
 use brokercast::internals as contract;

@@ -518,6 +518,7 @@ const GAPS = {
   restart: "the bridge was started anew, and this source keeps no log",
   reset: "the broker's log was made anew, purged or cut",
   overflow: "events came faster than they could be taken",
+  unreadable: "the broker could not deliver messages, or they could not be read",
   reconnect: "the connection to the broker was down, and this source keeps no log",
   oversized: "a message was larger than max_payload",
   unknown_cursor: "the id to resume from could not be read",

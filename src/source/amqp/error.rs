@@ -24,6 +24,13 @@ pub(in crate::source) fn said(error: &lapin::Error) -> &str {
     }
 }
 
+/// Whether the broker ended the connection over a fault of its own: it does so at a message that it cannot deliver.
+pub(in crate::source) fn is_internal(error: &SourceError) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<lapin::Error>());
+    let internal = AMQPErrorKind::Hard(AMQPHardError::INTERNALERROR);
+    cause.is_some_and(|error| matches!(error.kind(), Library::ProtocolError(e) if *e.kind() == internal))
+}
+
 /// The end of a consumer: an error of the channel or connection, or a cancellation by the broker.
 pub(in crate::source) fn lost(queue: &ShortString, error: Option<lapin::Error>) -> SourceError {
     let Some(error) = error else {

@@ -53,8 +53,13 @@ impl Feed {
         if self.link.flow().meters(self.channel) {
             self.link.flow().took(delivery.data.len());
         }
+        Poll::Ready(Ok(self.came(delivery)))
+    }
+
+    /// A delivery with its routing key.
+    pub(in crate::source) fn came(&self, delivery: Delivery) -> Came {
         let odd = self.link.odd().take(self.channel, delivery.delivery_tag);
-        Poll::Ready(Ok(Came { delivery, odd }))
+        Came { delivery, odd }
     }
 
     /// Sends acknowledgements that are due, and looks after what feeds the consumer. Ready only with an error.
@@ -84,6 +89,10 @@ pub(in crate::source) trait Reads: Send {
     fn feed(&mut self) -> &mut Feed;
     /// Takes what comes next; pending where nothing does.
     fn poll_step(&mut self, cx: &mut Context<'_>, batch: &mut Vec<Item>) -> Poll<Result<(), SourceError>>;
+    /// Does what is due beside reading. Ready only with an error.
+    fn poll_duties(&mut self, cx: &mut Context<'_>) -> Poll<SourceError> {
+        self.feed().poll_duties(cx)
+    }
 }
 
 /// Waits for something, then appends all that is ready, at most about `limit` items.
@@ -100,7 +109,7 @@ pub(in crate::source) fn next<'a>(
                 Poll::Ready(taken) => taken?,
             }
         }
-        if let Poll::Ready(error) = reader.feed().poll_duties(cx) {
+        if let Poll::Ready(error) = reader.poll_duties(cx) {
             return Poll::Ready(Err(error));
         }
         if batch.len() > before { Poll::Ready(Ok(())) } else { Poll::Pending }

@@ -19,7 +19,7 @@ use super::feed::{Came, Feed, Reads, next};
 use super::link::{Link, answer};
 use super::topology::{Memory, Place, set_up};
 use super::upkeep::Upkeep;
-use super::{Amqp, Names};
+use super::{Amqp, Names, sections};
 use crate::event::{Gap, GapReason, Message, Timestamp};
 use crate::source::{Connection, ErrorKind, Item, SourceError};
 
@@ -63,7 +63,7 @@ impl Reader {
         self.feed.acks.took(tag);
         let now = Timestamp::now();
         let time = stamped(&came.delivery, now).unwrap_or(now);
-        batch.push(Item::Message(Message { subject, payload: Bytes::from(came.delivery.data), time, position: None }));
+        batch.push(Item::Message(Message { subject, payload: payload(came.delivery), time, position: None }));
     }
 }
 
@@ -129,6 +129,13 @@ pub(in crate::source) async fn consume(
         ErrorKind::Configuration if from_offset => failed(format!("queue `{queue}` is no stream: `queue_type: stream` is wrong"), e),
         _ => wrong(e),
     })
+}
+
+/// A message's payload, as its publisher meant it.
+pub(in crate::source) fn payload(delivery: Delivery) -> Bytes {
+    let encoded = delivery.properties.kind().as_ref().is_some_and(|kind| kind.as_str() == sections::KIND);
+    let decoded = if encoded { sections::payload(&delivery.data) } else { None };
+    Bytes::from(decoded.unwrap_or(delivery.data))
 }
 
 /// A message's place in its stream.

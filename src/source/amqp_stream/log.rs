@@ -22,13 +22,13 @@ use crate::source::amqp::queue::{OFFSET, consume, offset};
 use crate::source::{SourceError, Start};
 
 /// A stream that brings nothing for so long, though its broker answers, is empty.
-const EMPTY: Duration = Duration::from_millis(500);
+pub(super) const EMPTY: Duration = Duration::from_millis(500);
 /// For what must come.
 const COMES: Duration = Duration::from_secs(10);
 /// How much of the end is read at a time.
 const PIECE: u16 = 1000;
 /// What a message costs in a window beside its payload, roughly.
-const OVERHEAD: u64 = 300;
+pub(super) const OVERHEAD: u64 = 300;
 
 /// The bounds of a stream that holds messages.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +65,8 @@ impl Ask {
         }
     }
 
-    fn value(self) -> Option<AMQPValue> {
+    /// What a consumer asks for.
+    pub(super) fn value(self) -> Option<AMQPValue> {
         match self {
             Self::Nothing => None,
             Self::Offset(offset) => Some(at(offset)),
@@ -74,20 +75,18 @@ impl Ask {
     }
 }
 
-fn at(offset: u64) -> AMQPValue {
+/// A consumer's beginning: an offset.
+pub(super) fn at(offset: u64) -> AMQPValue {
     AMQPValue::LongLongInt(i64::try_from(offset).unwrap_or(i64::MAX))
 }
 
-fn word(text: &str) -> AMQPValue {
+/// A consumer's beginning, by a word.
+pub(super) fn word(text: &str) -> AMQPValue {
     AMQPValue::LongString(text.into())
 }
 
-/// Consumes from an offset on.
-pub(super) async fn consume_from(channel: &Channel, queue: &ShortString, prefetch: u16, offset: u64) -> Result<Consumer, SourceError> {
-    consume_at(channel, queue, prefetch, at(offset)).await
-}
-
-async fn consume_at(channel: &Channel, queue: &ShortString, prefetch: u16, spec: AMQPValue) -> Result<Consumer, SourceError> {
+/// Consumes from a place on.
+pub(super) async fn consume_at(channel: &Channel, queue: &ShortString, prefetch: u16, spec: AMQPValue) -> Result<Consumer, SourceError> {
     let mut table = FieldTable::default();
     table.insert(ShortString::from(OFFSET), spec);
     consume(channel, queue, prefetch, table).await
@@ -150,7 +149,7 @@ impl Look<'_> {
                     place_in(&delivery, self.queue)?;
                     head = Some(delivery);
                 }
-                Err(_) if head.is_some() => return Err(SourceError::lost(format!("the end of stream `{}` does not come", self.queue))),
+                Err(_) if head.is_some() => return Err(SourceError::protocol(format!("the end of stream `{}` does not come", self.queue))),
                 Err(_) => return Ok(None),
             }
         }
@@ -307,20 +306,14 @@ pub(super) fn plan(start: Start, log: Option<&Log>) -> Plan {
         // The message itself has gone: with all before it, or from the middle of what is another log then.
         (Start::After(p), _) if log.first.seq <= p.seq => {
             if p.check.is_none() {
-                Plan { after: Some(p.seq), ..from_at(log, including(log.first)) }
+                // What follows may not be readable.
+                let from = log.at.map_or(p.seq.saturating_add(1), |at| at.seq);
+                Plan { after: Some(p.seq), from, expect: log.at, ..including(log.first) }
             } else {
                 anew(GapReason::Reset, p)
             }
         }
         (Start::After(p), _) if joins(p, log.first.seq) => including(log.first),
         (Start::After(p), _) => anew(GapReason::Retention, p),
-    }
-}
-
-/// The same, from the wanted place on.
-fn from_at(log: &Log, plan: Plan) -> Plan {
-    match log.at {
-        Some(at) => Plan { from: at.seq, expect: Some(at), ..plan },
-        None => plan,
     }
 }

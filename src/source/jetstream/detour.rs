@@ -126,7 +126,7 @@ impl JetStreamSource {
                     tracing::warn!(stream = name, sequence = next, "a message of a stream cannot be read at all");
                     let position = Position::unverified(next);
                     let (from, to) = (Some(next - 1), Some(next + 1));
-                    items.push(Item::Gap(Gap { reason: GapReason::Overflow, from, to, position: Some(position) }));
+                    items.push(Item::Gap(Gap { reason: GapReason::Unreadable, from, to, position: Some(position) }));
                     end = Some(position);
                     next += 1;
                     left -= 1;
