@@ -1,7 +1,7 @@
 //! Channels: what all subscribers with the same filter read.
 //!
 //! A channel keeps a short log of encoded events. A subscriber is an offset in it. All subscribers at the same offset get
-//! the same bytes: everything that is there, in one piece, so that a batch forms whenever reading is slower than writing.
+//! the same bytes: all entries from there on, in one piece. So a batch forms when sockets are slower than the publisher.
 //! Knows neither sources nor how a transport frames entries.
 
 use std::collections::VecDeque;
@@ -17,12 +17,12 @@ use super::piece::{FRAMINGS, Framing, Piece};
 use crate::frame::{Encoded, Form};
 use crate::subject::{self, Pattern};
 
-/// A piece this long is not joined with what follows.
+/// Bytes from which a piece is not joined with the entries behind it.
 const ENOUGH: usize = 16 << 10;
-/// No joined piece is longer than this.
+/// The most bytes of a joined piece.
 const JOINED: usize = 64 << 10;
 
-/// What a subscriber wants, within what it may have.
+/// What a subscriber asks for, within its grant.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Filter {
     patterns: Box<[Pattern]>,
@@ -30,7 +30,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Of these patterns, all permitted; equal sets make equal filters. None matches nothing.
+    /// Of these patterns, all of which are permitted. Equal sets make equal filters. A filter without patterns matches nothing.
     #[must_use]
     pub fn new(patterns: Vec<Pattern>, form: Form) -> Self {
         Self { patterns: subject::minimal(patterns).into(), form }
@@ -62,11 +62,11 @@ pub enum Read {
     Piece(Piece),
     /// Nothing yet.
     AtEnd,
-    /// What was there has been dropped.
+    /// Entries there have been dropped.
     Lagged,
 }
 
-/// A filter's log and who waits for it.
+/// The log of one filter, and those who wait for it.
 pub struct Channel {
     /// Its place among the channels; used again after it is gone.
     pub(super) key: u32,
@@ -100,7 +100,7 @@ impl Channel {
         self.key
     }
 
-    /// A number that no other channel of this process ever has.
+    /// A number that is never used again.
     #[must_use]
     pub fn serial(&self) -> u64 {
         self.serial
@@ -112,7 +112,7 @@ impl Channel {
         self.log.lock().read_from::<F>(offset)
     }
 
-    /// Where a waker can wait for what comes.
+    /// A place where a waker waits for the next entry.
     #[must_use]
     pub fn waker_seat(self: &Arc<Self>) -> WakerSeat {
         WakerSeat { channel: self.clone(), key: None }
@@ -136,7 +136,7 @@ impl Channel {
         self.log.lock().id_before(offset)
     }
 
-    /// Drops the piece that was joined last. To be called once every member that may want it has it.
+    /// Drops the piece that was joined last. To be called when all members have it.
     pub fn forget(&self) {
         self.log.lock().forget();
     }
@@ -146,7 +146,7 @@ impl Channel {
         self.audience.set_member(listener, member);
     }
 
-    /// To be called by a listener before it takes from the log: it is notified of what comes after.
+    /// To be called by a listener before it reads the log: it is notified of what comes after.
     pub fn looked(&self, listener: &Listener) {
         self.audience.looked(listener);
     }
@@ -156,7 +156,7 @@ impl Channel {
     }
 }
 
-/// Where a subscriber's waker waits in its channel: dropping it is the only way out.
+/// The place of a subscriber's waker in its channel. The place is given up when this is dropped, and in no other way.
 #[derive(Debug)]
 pub struct WakerSeat {
     channel: Arc<Channel>,
@@ -164,7 +164,7 @@ pub struct WakerSeat {
 }
 
 impl WakerSeat {
-    /// What the log holds from `offset` on; where nothing is there yet, `waker` is called once something is.
+    /// What the log holds from `offset` on. At the log's end, `waker` is called when the next entry comes.
     pub fn poll_read<F: Framing>(&mut self, offset: u64, waker: &Waker) -> Read {
         let mut log = self.channel.log.lock();
         let read = log.read_from::<F>(offset);
@@ -188,7 +188,7 @@ pub(super) struct Log {
     /// The offset of the first entry.
     start: u64,
     entries: VecDeque<Encoded>,
-    /// For each framing the piece that was joined last: every member at the same offset gets it too.
+    /// For each framing the piece that was joined last: all members at the same offset share it.
     joined: [Option<Piece>; FRAMINGS],
     wakers: Slab<Option<Waker>>,
     waiting: usize,
@@ -199,7 +199,7 @@ impl Log {
         Self { form, start: 0, entries: VecDeque::new(), joined: Default::default(), wakers: Slab::new(), waiting: 0 }
     }
 
-    /// Appends, and moves the waiting wakers out, to be called when no lock is held.
+    /// Appends an entry, and moves the waiting wakers out: they are to be called when no lock is held.
     pub(super) fn append(&mut self, entry: Encoded, wakers: &mut Vec<Waker>) {
         self.entries.push_back(entry);
         if self.waiting > 0 {

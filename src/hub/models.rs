@@ -1,8 +1,8 @@
 //! Models of `notify`: loom runs them with every order of events, and every stale value that a relaxed load may read.
 //!
-//! They compile `notify.rs` a second time, over loom's primitives. A hub, a channel's log, a loop, the system's way to wake
-//! it and tokio's `Notify` are stand-ins: as small as they can be, and with the real ones' locks. A notification that is
-//! lost ends in a deadlock, which loom reports, or leaves an entry unread. Knows nothing else of the hub.
+//! They compile `notify.rs` a second time, over loom's primitives. The hub, a channel's log, a loop, its waker and tokio's
+//! `Notify` are replaced by models, as small as possible and with the same locks. A notification that is lost ends in a
+//! deadlock, which loom reports, or leaves an entry unread. Knows nothing else of the hub.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ mod sync {
 
 const CHANNEL: u32 = 0;
 
-/// Counts what it is told, and lets others wait for that: a waker of the system, or tokio's `Notify`.
+/// Counts how often it is raised, and lets others wait for that: as a loop's waker, and as tokio's `Notify`.
 struct Signal {
     raised: Mutex<u64>,
     changed: Condvar,
@@ -74,7 +74,7 @@ struct Log {
     end: u64,
 }
 
-/// A hub with one channel. One mutex stands for its two locks.
+/// A hub with one channel. One mutex models its two locks.
 struct World {
     listeners: Mutex<Listeners>,
     log: Mutex<Log>,

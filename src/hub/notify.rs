@@ -1,17 +1,17 @@
 //! How the publisher wakes the loops that write channels to sockets, and how those loops hold it back.
 //!
-//! A [`Listener`] is one such loop, an [`Audience`] says which loops read a channel. The publisher appends a batch to the
-//! channels' logs, marks each channel for its listeners, then delivers the marked channels to every listener at once and
-//! wakes it. A loop works in rounds: [`Listener::turn`] ends one and begins the next. The logs must keep what a loop has
-//! not written yet, so each listener says which batch is the oldest of those ([`Listeners::pending`]); while the logs are
-//! full of such entries, [`Backpressure`] makes the publishers wait.
+//! A [`Listener`] is one loop. An [`Audience`] says which loops read a channel. The publisher appends a batch to the channels'
+//! logs and marks each channel for its listeners. Then it delivers the marked channels to each listener at once, and wakes
+//! the listener. A loop works in rounds: [`Listener::turn`] ends one and begins the next. The logs must keep what a loop has
+//! not written yet. So each listener says which batch is the oldest that it may not have written ([`Listeners::pending`]).
+//! While the logs are full of such entries, [`Backpressure`] makes the publishers wait.
 //!
 //! Knows nothing of logs, sockets or mio. `models.rs` compiles this file a second time, over loom's primitives, and tries
-//! every order of events there is.
+//! every order of events.
 //!
-//! All atomics are relaxed: every order that matters comes from a mutex. A flag is set after the thing it announces was
-//! stored under a mutex, and is cleared before that mutex is taken to look. If the look missed the thing, the mutex puts
-//! the clearing before the setting, and the setter finds the flag clear and notifies.
+//! All atomics are relaxed: every order that matters comes from a mutex. A flag is set after the entry that it announces was
+//! stored under a mutex. It is cleared before that mutex is taken to look for entries. If the look misses an entry, the mutex
+//! orders the clearing before the setting, so the setter finds the flag clear and notifies.
 
 use super::sync::{Arc, AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering::Relaxed};
 
@@ -55,7 +55,7 @@ impl Audience {
     }
 }
 
-/// One loop, as the publisher and whoever gives it orders see it.
+/// One loop, as the publisher and those who give it orders see it.
 pub struct Listener {
     bit: u64,
     /// [`NEWS`] and [`ORDERS`]. While any is set, the loop is awake or about to be woken.
@@ -121,7 +121,7 @@ impl Listener {
         self.signal(ORDERS);
     }
 
-    /// Whether there are new orders. If so, the loop has to look for them now: it is not told again.
+    /// Whether there are new orders. If so, the loop has to look for them now: this is true only once.
     #[must_use]
     pub fn has_orders(&self) -> bool {
         self.signals.load(Relaxed) & ORDERS != 0 && self.signals.fetch_and(!ORDERS, Relaxed) & ORDERS != 0
@@ -134,7 +134,7 @@ impl Listener {
     }
 
     fn signal(&self, signal: u8) {
-        // The loop is woken once: it does not sleep while a signal is set.
+        // One wake-up is enough: the loop does not sleep while a signal is set.
         if self.signals.fetch_or(signal, Relaxed) == 0 {
             (self.wake)();
         }
@@ -153,7 +153,7 @@ impl Listener {
         self.signal(NEWS);
     }
 
-    /// Asks a loop that has something to write to say when it has got further. False if it has nothing to write.
+    /// Asks the loop to say when it has got further. False if it has nothing to write, and so will not say.
     fn ask_for_room(&self) -> bool {
         let mut news = self.news.lock();
         news.room_wanted = news.oldest.is_some();
@@ -161,8 +161,8 @@ impl Listener {
     }
 }
 
-/// All listeners, as the publisher sees them. It belongs to whoever publishes at the moment, who keeps it from before a
-/// batch is appended until its channels are delivered.
+/// All listeners, as the publisher sees them. A thread that publishes holds it from before a batch is appended until the
+/// batch's channels are delivered.
 #[derive(Default)]
 pub(super) struct Listeners {
     all: Vec<Arc<Listener>>,
@@ -195,8 +195,8 @@ impl Listeners {
         }
     }
 
-    /// Delivers what was marked in this batch. A loop that got each channel by itself would look, sleep and be woken
-    /// again for each, where it shares a core with the publisher.
+    /// Delivers the channels that were marked in this batch. All at once: a loop that shares a core with the publisher would
+    /// otherwise look, sleep and be woken again for each channel.
     pub(super) fn notify(&mut self, batch: u64) {
         for (listener, channels) in self.all.iter().zip(&mut self.marked) {
             if !channels.is_empty() {
@@ -206,7 +206,7 @@ impl Listeners {
     }
 
     fn ask_for_room(&self) -> bool {
-        // Each of them, so that room is found as soon as the one with the oldest batch gets beyond it.
+        // All of them are asked, so that there is room as soon as the loop with the oldest batch has written it.
         self.all.iter().fold(false, |asked, listener| listener.ask_for_room() | asked)
     }
 }
@@ -226,11 +226,11 @@ impl Backpressure {
         self.crowded.load(Relaxed)
     }
 
-    /// To be called, by one thread at a time, when the logs were trimmed as far as they may be; `full`: that was not
-    /// enough. Returns whether publishers that wait have to be woken: they no longer need to wait.
+    /// To be called, by one thread at a time, when the logs were trimmed as far as they may be. `full` says that they are
+    /// still too large. Returns whether the publishers that wait have to be woken.
     #[must_use]
     pub(super) fn update(&self, full: bool, listeners: &Listeners) -> bool {
-        // When no listener has anything to write, nobody would say that there is room.
+        // Publishers wait only if some listener has something to write: no other would say that there is room.
         let crowded = full && listeners.ask_for_room();
         let before = self.crowded();
         if crowded != before {

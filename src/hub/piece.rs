@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::frame::{Encoded, Form};
 
-/// How many framings there are: each has a slot in every channel.
+/// The number of framings. Each has a slot in every channel.
 pub const FRAMINGS: usize = 2;
 
 /// How a transport frames entries.
@@ -24,7 +24,7 @@ pub trait Framing {
 /// Whole entries of a channel's log, framed.
 #[derive(Debug, Clone)]
 pub struct Piece {
-    /// The bytes, shared by all who get them.
+    /// The bytes, shared by all subscribers that get them.
     pub bytes: Bytes,
     /// The offset of its first entry.
     pub from: u64,
@@ -42,11 +42,11 @@ enum Entries {
     Several(Arc<[Part]>),
 }
 
-/// One entry of a piece. The log may have dropped the entry itself by the time a socket stops in it.
+/// Where one entry of a piece lies. Kept here, as the log may have dropped the entry by the time a socket stops in it.
 #[derive(Debug, Clone, Copy)]
 struct Part {
     end: u32,
-    /// Where its id begins; the length is 0 where it has none.
+    /// Where its id begins. The length is 0 where it has no id.
     id: u32,
     id_length: u16,
 }
@@ -54,7 +54,7 @@ struct Part {
 /// Where a socket stopped in a piece.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Stop {
-    /// Entries that the socket took something of; at least one.
+    /// Entries that the socket took bytes of; at least one.
     pub entries: u64,
     /// What it has not taken of the last of them.
     pub rest: Range<usize>,
@@ -113,7 +113,7 @@ impl Piece {
     #[must_use]
     pub fn stop(&self, taken: usize) -> Stop {
         let parts = self.parts();
-        // A socket that took nothing gets the first entry from here.
+        // A socket that took nothing waits with the whole first entry.
         let count = parts.partition_point(|part| (part.end as usize) < taken).min(parts.len() - 1) + 1;
         let touched = &parts[..count];
         let rest = taken..touched[count - 1].end as usize;

@@ -34,7 +34,7 @@ struct Seated {
     ends: Ends,
 }
 
-/// What a live stream's turn led to.
+/// What a live stream does next.
 enum Turn {
     Send(Bytes),
     /// Nothing follows.
@@ -50,7 +50,7 @@ impl Body {
         Self { state: State::catching_up(Behind::new(stream)), last_id: Vec::new() }
     }
 
-    /// What comes next; `None` once the server has ended the stream.
+    /// The next bytes; `None` when the server has ended the stream.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
             match &mut self.state {
