@@ -1,4 +1,5 @@
-//! A simulation of everything between brokers and clients: real supervisors, routing, hub and streams, with a model
+//! A simulation of everything between brokers and clients: real supervisors, routing, hub, streams
+//! and writer's loops, with a model
 //! broker on one side, model clients on the other, and an oracle that compares what was sent with what was written.
 //!
 //! One seed decides everything: the clock, random numbers, the order of tasks, what happens to whom. A longer run:
@@ -15,6 +16,7 @@ mod executor;
 mod oracle;
 mod pipe;
 mod world;
+mod writer;
 
 use world::{Report, World};
 

@@ -17,6 +17,7 @@ use super::broker::{Broker, Handed, JOBS, MAX_PAYLOAD, SOURCES, Taken, routed};
 use super::executor::{Executor, Group};
 use super::oracle::Start;
 use super::pipe::ServerEnd;
+use super::writer::Writers;
 use crate::app::intake::{Counts, Intake};
 use crate::cursor::{Cursor, Point};
 use crate::event::{GapReason, Timestamp};
@@ -26,7 +27,7 @@ use crate::hub::{Filter, Hub, Limits, SourceSpec};
 use crate::route::{Router, Rule};
 use crate::source::supervisor::Supervisor;
 use crate::source::{self, Adapter, Handle, Item};
-use crate::stream::{self, Begin, Request, Selection, Streams};
+use crate::stream::{self, Begin, Request, Selection, Stream, Streams};
 use crate::transport::body::Body;
 use crate::{route, settings};
 
@@ -48,6 +49,7 @@ pub(super) struct Bridge {
     pub(super) group: Group,
     hub: Arc<Hub>,
     streams: Arc<Streams>,
+    writers: Rc<Writers>,
     stop: CancellationToken,
 }
 
@@ -97,7 +99,8 @@ impl Bridge {
             executor.spawn(group, supervisor.run(stop.clone()));
         }
         executor.spawn(group, crate::app::beat(hub.clone(), bounds.heartbeat));
-        Rc::new(Self { epoch, group, hub, streams, stop })
+        let writers = Writers::start(executor, group, &hub);
+        Rc::new(Self { epoch, group, hub, streams, writers, stop })
     }
 
     /// Ends its sources and its streams in good order.
@@ -115,7 +118,7 @@ impl Bridge {
         self.hub.state().sources()[source].window().floor()
     }
 
-    pub(super) fn open(&self, opening: Opening) -> Body {
+    pub(super) fn open(&self, opening: Opening) -> Stream {
         let begin = match opening.start {
             Start::Now => Begin::Now,
             Start::Earliest => Begin::At(Point::Earliest),
@@ -131,21 +134,31 @@ impl Bridge {
         let filter = Arc::new(Filter::new(patterns, if opening.json { Form::Json } else { Form::Routed }));
         let permit = Box::new(());
         let request = Request { filter, begin, expires: opening.expires, owner: None, connection: 0, permit };
-        Body::new(self.streams.open(request, Timestamp::now()))
+        self.streams.open(request, Timestamp::now())
+    }
+
+    /// Writes a stream to its socket, chunked as cleartext HTTP/1.1 or not. An adapter that panics while a history is read
+    /// ends the task that writes, as it would end the task of a connection.
+    pub(super) fn write(&self, executor: &Executor, stream: Stream, socket: ServerEnd, chunked: bool) {
+        if chunked {
+            executor.spawn(self.group, unless_an_adapter_panics(self.writers.clone().write(socket, stream)));
+        } else {
+            executor.spawn(self.group, unless_an_adapter_panics(write_body(Body::new(stream), socket)));
+        }
     }
 }
 
-/// Writes a stream to its socket, as a body that is polled. An adapter that panics while a history is read ends it, as it
-/// would end the task of a connection.
-pub(super) async fn write_body(stream: Body, socket: ServerEnd) {
-    if let Err(panic) = AssertUnwindSafe(write_all(stream, &socket)).catch_unwind().await
+/// Ends a task quietly where an adapter panics as the simulation wants it to.
+pub(super) async fn unless_an_adapter_panics(task: impl Future<Output = ()>) {
+    if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await
         && !panic.is::<Panic>()
     {
         std::panic::resume_unwind(panic);
     }
 }
 
-async fn write_all(mut stream: Body, socket: &ServerEnd) {
+/// Writes a stream as a body that is polled.
+async fn write_body(mut stream: Body, socket: ServerEnd) {
     loop {
         let next = tokio::select! {
             biased;

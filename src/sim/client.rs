@@ -6,11 +6,12 @@ use std::time::Duration;
 use memchr::memmem;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::bridge::{Opening, index, write_body};
+use super::bridge::{Opening, index};
 use super::broker::SOURCES;
 use super::oracle::{Block, Content, Judge, Start};
 use super::pipe::{ClientEnd, pair};
 use super::world::World;
+use super::writer::Chunks;
 use crate::cursor::Cursor;
 use crate::event::Timestamp;
 use crate::frame;
@@ -53,10 +54,11 @@ pub(super) async fn run(world: Rc<World>, number: usize, patterns: Vec<&'static 
         let last_id = reader.last_id.clone();
         let stream = bridge.open(Opening { patterns: patterns.clone(), json, start, last_id, expires });
         let (server, socket) = pair(random::in_range(world.plan.socket.clone()));
-        world.executor.spawn(bridge.group, write_body(stream, server));
+        let chunked = world.plan.has("writer") && one_in(2);
+        bridge.write(&world.executor, stream, server, chunked);
         world.opened(bridge.epoch);
         drop(bridge);
-        reader.read(socket).await;
+        reader.read(socket, chunked.then(Chunks::default)).await;
         pause(1..if one_in(8) { 20_000 } else { 400 }).await;
     }
 }
@@ -70,7 +72,7 @@ struct Reader {
 
 impl Reader {
     /// Reads until the stream ends or the client has had enough of it.
-    async fn read(&mut self, socket: ClientEnd) {
+    async fn read(&mut self, socket: ClientEnd, mut chunks: Option<Chunks>) {
         self.pending.clear();
         let leave = Instant::now() + Duration::from_millis(random::in_range(0..if one_in(4) { 30_000 } else { 3_000 }));
         loop {
@@ -84,7 +86,16 @@ impl Reader {
                 Err(_) => return,
             };
             let Some(bytes) = next else { return };
-            self.pending.extend_from_slice(&bytes);
+            let taken = match &mut chunks {
+                Some(chunks) => chunks.push(&bytes, &mut self.pending),
+                None => {
+                    self.pending.extend_from_slice(&bytes);
+                    Ok(())
+                }
+            };
+            if !self.world.judge(self.number, |_, _, _| taken) {
+                return;
+            }
             let mut from = 0;
             while let Some(end) = memmem::find(&self.pending[from..], b"\n\n") {
                 let block = from..from + end + 1;

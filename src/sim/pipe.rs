@@ -1,13 +1,18 @@
 //! A socket between a bridge and a client: it takes only so many bytes, and either end may go at any time.
 
-use std::cell::RefCell;
 use std::future::poll_fn;
-use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::writer::Event;
 use crate::support::random;
+use crate::transport::writer::socket::Socket;
 
 #[derive(Default)]
 struct State {
@@ -17,23 +22,35 @@ struct State {
     client_gone: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
+    /// Reports to a loop that holds the server's end.
+    report: Option<Box<dyn Fn(Event) + Send>>,
+    /// A write found no room since a report said that there was some.
+    full: bool,
 }
 
 impl State {
     fn wake(&mut self) {
         self.reader.take().into_iter().chain(self.writer.take()).for_each(Waker::wake);
     }
+
+    /// Reports what is news, as an epoll set with edges does.
+    fn report(&mut self) {
+        let event = Event { readable: self.client_gone, writable: self.client_gone || std::mem::take(&mut self.full) };
+        if let Some(report) = self.report.as_ref().filter(|_| event.writable) {
+            report(event);
+        }
+    }
 }
 
 /// What the bridge holds.
-pub(super) struct ServerEnd(Rc<RefCell<State>>);
+pub(super) struct ServerEnd(Arc<Mutex<State>>);
 
 /// What the client holds.
-pub(super) struct ClientEnd(Rc<RefCell<State>>);
+pub(super) struct ClientEnd(Arc<Mutex<State>>);
 
 /// A connection whose buffers hold `capacity` bytes.
 pub(super) fn pair(capacity: usize) -> (ServerEnd, ClientEnd) {
-    let state = Rc::new(RefCell::new(State { capacity, ..State::default() }));
+    let state = Arc::new(Mutex::new(State { capacity, ..State::default() }));
     (ServerEnd(state.clone()), ClientEnd(state))
 }
 
@@ -43,11 +60,12 @@ impl ServerEnd {
     /// # Errors
     /// When the client has gone.
     pub(super) fn try_write(&self, bytes: &[u8]) -> Result<usize, Gone> {
-        let mut state = self.0.borrow_mut();
+        let mut state = self.0.lock();
         if state.client_gone {
             return Err(Gone);
         }
         let count = bytes.len().min(state.capacity - state.bytes.len());
+        state.full |= count < bytes.len();
         state.bytes.extend_from_slice(&bytes[..count]);
         if count > 0
             && let Some(reader) = state.reader.take()
@@ -66,7 +84,7 @@ impl ServerEnd {
             while !bytes.is_empty() {
                 match self.try_write(bytes)? {
                     0 => {
-                        self.0.borrow_mut().writer = Some(cx.waker().clone());
+                        self.0.lock().writer = Some(cx.waker().clone());
                         return Poll::Pending;
                     }
                     count => bytes = &bytes[count..],
@@ -80,7 +98,7 @@ impl ServerEnd {
     /// Resolves when the client has gone.
     pub(super) async fn closed(&self) {
         poll_fn(|cx| {
-            let mut state = self.0.borrow_mut();
+            let mut state = self.0.lock();
             if state.client_gone {
                 return Poll::Ready(());
             }
@@ -88,6 +106,73 @@ impl ServerEnd {
             Poll::Pending
         })
         .await;
+    }
+
+    /// Reports from now on what a loop has to know; first that it may write.
+    pub(super) fn watch(&self, report: impl Fn(Event) + Send + 'static) {
+        let mut state = self.0.lock();
+        report(Event { readable: state.client_gone, writable: true });
+        state.full = false;
+        state.report = Some(Box::new(report));
+    }
+
+    pub(super) fn unwatch(&self) {
+        self.0.lock().report = None;
+    }
+}
+
+/// For a loop.
+impl Socket for ServerEnd {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.try_write(bytes) {
+            Ok(0) => Err(io::ErrorKind::WouldBlock.into()),
+            Ok(count) => Ok(count),
+            Err(Gone) => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        if self.0.lock().client_gone { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) }
+    }
+
+    fn shutdown(&mut self) {
+        let mut state = self.0.lock();
+        state.server_gone = true;
+        state.wake();
+    }
+}
+
+/// For a task, which reads only to find out that the client has gone.
+impl AsyncRead for ServerEnd {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.0.lock();
+        if state.client_gone {
+            return Poll::Ready(Ok(()));
+        }
+        state.writer = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for ServerEnd {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.try_write(bytes) {
+            Ok(0) => {
+                self.0.lock().writer = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            Ok(count) => Poll::Ready(Ok(count)),
+            Err(Gone) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Socket::shutdown(&mut *self);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -99,11 +184,12 @@ impl ClientEnd {
     /// Reads some of what is there; `None` at the end.
     pub(super) async fn read(&self) -> Option<Bytes> {
         poll_fn(|cx| {
-            let mut state = self.0.borrow_mut();
+            let mut state = self.0.lock();
             if !state.bytes.is_empty() {
                 let most = state.bytes.len();
                 let count = if random::in_range(0..4) == 0 { random::in_range(1..=most) } else { most };
                 let bytes = state.bytes.split_to(count).freeze();
+                state.report();
                 if let Some(writer) = state.writer.take() {
                     writer.wake();
                 }
@@ -121,7 +207,7 @@ impl ClientEnd {
 
 impl Drop for ServerEnd {
     fn drop(&mut self) {
-        let mut state = self.0.borrow_mut();
+        let mut state = self.0.lock();
         state.server_gone = true;
         state.wake();
     }
@@ -129,8 +215,9 @@ impl Drop for ServerEnd {
 
 impl Drop for ClientEnd {
     fn drop(&mut self) {
-        let mut state = self.0.borrow_mut();
+        let mut state = self.0.lock();
         state.client_gone = true;
+        state.report();
         state.wake();
     }
 }

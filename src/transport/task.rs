@@ -2,31 +2,29 @@
 
 use std::io;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 use super::behind::{Behind, Next};
 use crate::frame::{self, Closing};
 use crate::stream::{Live, Stream};
 
-/// What a client may send into its stream before it is taken for something else.
+/// Bytes that a client may send into its stream. One that sends more is cut off.
 pub const IGNORED: usize = 64 << 10;
 
-/// Writes until the stream is live and the socket has taken everything before that, or until it has ended. Returns the
-/// socket, the stream and its client's id. A socket that takes nothing for `stall` is closed.
-pub async fn catch_up(mut socket: TcpStream, stream: Stream, stall: Duration) -> Option<(TcpStream, Live, Arc<str>)> {
+/// Writes until the stream is live and the socket has taken everything before that, or until the stream has ended. Returns
+/// the socket, the live stream and its client's last id. A socket that takes nothing for `stall` is closed.
+pub async fn catch_up<S: AsyncRead + AsyncWrite + Unpin>(mut socket: S, stream: Stream, stall: Duration) -> Option<(S, Live, Arc<str>)> {
     let mut behind = Behind::new(stream);
     let mut ignored = 0;
     loop {
         let next = tokio::select! {
             biased;
             next = behind.next() => next,
-            () = gone(&socket, &mut ignored) => return None,
+            () = gone(&mut socket, &mut ignored) => return None,
         };
         match next {
             Next::Live(live, id, _) => return Some((socket, live, id)),
@@ -57,7 +55,7 @@ fn chunk(bytes: &Bytes) -> Bytes {
     out.freeze()
 }
 
-async fn write(socket: &mut TcpStream, mut bytes: &[u8], stall: Duration) -> io::Result<()> {
+async fn write(socket: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8], stall: Duration) -> io::Result<()> {
     while !bytes.is_empty() {
         match timeout(stall, socket.write(bytes)).await {
             Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
@@ -69,31 +67,23 @@ async fn write(socket: &mut TcpStream, mut bytes: &[u8], stall: Duration) -> io:
     Ok(())
 }
 
-async fn end(socket: &mut TcpStream, stall: Duration) {
+async fn end(socket: &mut (impl AsyncWrite + Unpin), stall: Duration) {
     if write(socket, frame::LAST_CHUNK, stall).await.is_ok() {
         // The client sees the end even if it has gone meanwhile.
         socket.shutdown().await.unwrap_or_default();
     }
 }
 
-/// Resolves when the client has gone, or sends what no client of a stream sends.
-async fn gone(socket: &TcpStream, ignored: &mut usize) {
+/// Resolves when the client has gone, or has sent more than a client of a stream sends. May be dropped at any time.
+async fn gone(socket: &mut (impl AsyncRead + Unpin), ignored: &mut usize) {
     let mut scratch = [0; 512];
     loop {
-        if socket.readable().await.is_err() {
-            return;
+        match socket.read(&mut scratch).await {
+            Ok(0) | Err(_) => return,
+            Ok(n) => *ignored += n,
         }
-        let read = std::future::poll_fn(|_| Poll::Ready(socket.try_read(&mut scratch))).await;
-        match read {
-            Ok(0) => return,
-            Ok(n) => {
-                *ignored += n;
-                if *ignored > IGNORED {
-                    return;
-                }
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => return,
+        if *ignored > IGNORED {
+            return;
         }
     }
 }

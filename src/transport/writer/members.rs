@@ -66,8 +66,8 @@ impl<S> Members<S> {
         self.members.vacant_key() as u32
     }
 
-    /// Adds a member to the group of its channel. `ignored` bytes of what its client sent were read already.
-    pub(super) fn add(&mut self, socket: S, live: Live, ignored: usize, ends: u64, blocked: Option<Box<Blocked>>) {
+    /// Adds a member to the group of its channel: from here on the loop is notified of what is published there. `ignored` bytes of what its client sent were read already.
+    pub(super) fn add(&mut self, socket: S, live: Live, ignored: usize, ends: u64) -> &mut Member<S> {
         let channel = live.channel().clone();
         let slot = channel.key() as usize;
         if self.groups.len() <= slot {
@@ -80,8 +80,9 @@ impl<S> Members<S> {
             Group { channel, members: Vec::new() }
         });
         let index = group.members.len() as u32;
-        let key = self.members.insert(Member { socket, live, index, ignored: ignored as u32, ends, blocked });
-        group.members.push(key as u32);
+        let entry = self.members.vacant_entry();
+        group.members.push(entry.key() as u32);
+        entry.insert(Member { socket, live, index, ignored: ignored as u32, ends, blocked: None })
     }
 
     /// Removes a member. The last of its group takes its index; a round under way does not leave that one out.

@@ -128,14 +128,14 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
             return;
         }
         let ends = live.drive(self.handle.clone(), key).map_or(u64::MAX, |end| end.at.as_micros());
-        // What was published since the stream became live may be gone from the log: then its id says where to resume.
-        let late = !live.channel().is_end(live.offset);
-        let blocked = late.then(|| {
-            let id = Bytes::copy_from_slice(id.as_bytes());
-            Box::new(Blocked { rest: Bytes::new(), since: now.monotonic, then: Then::Live { id } })
-        });
-        self.members.add(socket, live, read_ahead, ends, blocked);
         self.remind(ends);
+        let member = self.members.add(socket, live, read_ahead, ends);
+        // Only now: what is published from here on is kept for the loop. What was published since the stream became live may be
+        // gone from the log: then its id says where to resume.
+        if !member.live.channel().is_end(member.live.offset) {
+            let id = Bytes::copy_from_slice(id.as_bytes());
+            member.blocked = Some(Box::new(Blocked { rest: Bytes::new(), since: now.monotonic, then: Then::Live { id } }));
+        }
         // A new socket is reported as writable: then the member gets what was published since it became live.
     }
 

@@ -145,7 +145,7 @@ async fn members_that_come_and_go_between_events_are_notified_of_the_next() {
 }
 
 #[tokio::test]
-async fn news_of_a_channel_that_nobody_is_left_in_leave_nothing_pending() {
+async fn news_of_a_channel_without_members_leave_nothing_pending() {
     let world = world(1, Duration::from_secs(10));
     let listener = world.writer.loops[0].listener();
     let filter = Arc::new(Filter::new(vec!["a".parse().unwrap()], Form::Routed));
@@ -222,7 +222,7 @@ async fn streams_end_with_their_reason_and_the_last_chunk() {
 }
 
 #[tokio::test]
-async fn all_streams_of_an_identity_end_by_one_call_whoever_moves_them() {
+async fn all_streams_of_an_identity_end_by_one_call_in_each_driver() {
     let world = world(2, Duration::from_secs(10));
     let owner = |identity: &str| Some(Arc::new(crate::auth::Owner { identity: Some(identity.into()), token_id: None }));
     let mut alices = [world.client_of("a", owner("alice")).await, world.client_of("a", owner("alice")).await];
@@ -233,7 +233,7 @@ async fn all_streams_of_an_identity_end_by_one_call_whoever_moves_them() {
     assert!(next().await.is_some());
     let ends = world.streams.end(Selection::Identity("alice"), Closing::Revoked, Timestamp::now(), Duration::ZERO);
     assert_eq!(ends, 3);
-    let last = next().await.expect("it is told");
+    let last = next().await.expect("the reason");
     assert!(last.ends_with(b"data: {\"reason\":\"revoked\"}\n\n"), "{last:?}");
     assert_eq!(next().await, None);
     for alice in &mut alices {
@@ -247,7 +247,7 @@ async fn all_streams_of_an_identity_end_by_one_call_whoever_moves_them() {
 }
 
 #[tokio::test]
-async fn whoever_talks_into_a_stream_is_cut_off() {
+async fn a_client_that_talks_into_its_stream_is_cut_off() {
     let world = world(1, Duration::from_secs(10));
     let mut client = world.client("a", None).await;
     let chatter = vec![b'z'; 4 * task::IGNORED];
