@@ -44,7 +44,7 @@ enum Command {
     /// Run the bridge (what happens without a command)
     Serve,
     /// Check the configuration and print the effective one, without secrets
-    Check,
+    Check(check::Options),
     /// Ask a running bridge's admin listener whether it is ready: for containers
     Health(health::Options),
     /// Make a token with the configured HMAC secret
@@ -93,7 +93,7 @@ pub fn main() -> ExitCode {
     let files = files(config);
     let done = match command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(&files),
-        Command::Check => check::run(&files),
+        Command::Check(options) => check::run(&files, &options),
         Command::Health(options) => health::run(&files, options),
         Command::Token(options) => token::run(&files, options),
         Command::Publish(options) => publish::run(&files, options),

@@ -112,6 +112,12 @@ pub trait Adapter: Send + Sync + 'static {
         Box::pin(async { Err(SourceError::configuration(format!("a source of kind `{}` cannot be published to", self.kind()))) })
     }
 
+    /// Tries all that [`Adapter::connect`] needs, and makes nothing: reaches the broker, signs in, and finds, or could make,
+    /// what it reads. Returns all that is wrong. For `brokercast check --connect`.
+    fn check(&self) -> BoxFuture<'_, Vec<SourceError>> {
+        Box::pin(async { Vec::new() })
+    }
+
     /// Where this process hands messages in, for a source that takes them from HTTP.
     fn inbox(&self) -> Option<http::Handle> {
         None

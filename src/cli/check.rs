@@ -1,11 +1,26 @@
-//! `check`: is the configuration good, and what does it come to?
+//! `check`: is the configuration good, what does it come to, and do its sources' brokers take it?
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use super::{Error, load, print, say};
+use futures_util::future::join_all;
 
-pub(super) fn run(files: &[PathBuf]) -> Result<ExitCode, Error> {
+use super::{Error, block_on, load, print, say};
+use crate::source::settings::Source;
+use crate::support::causes::chain;
+
+/// How long a broker may take.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// Try each source too: reach its broker, sign in, and look for what it reads, without making anything
+    #[arg(long)]
+    connect: bool,
+}
+
+pub(super) fn run(files: &[PathBuf], options: &Options) -> Result<ExitCode, Error> {
     let loaded = load(files)?;
     for warning in loaded.warnings {
         say(format_args!("warning: {warning}"));
@@ -14,5 +29,21 @@ pub(super) fn run(files: &[PathBuf]) -> Result<ExitCode, Error> {
         say(format_args!("note: {note}"));
     }
     print(&format!("{}\n", loaded.yaml.trim_end()))?;
-    Ok(ExitCode::SUCCESS)
+    if !options.connect {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let problems = block_on(async { Ok(join_all(loaded.settings.sources.iter().map(problems)).await.concat()) })?;
+    for problem in &problems {
+        say(format_args!("error: {problem}"));
+    }
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What is wrong with a source, each with its key path.
+async fn problems(source: &Source) -> Vec<String> {
+    let path = format!("sources.{}.{}", source.name, source.adapter.kind());
+    match tokio::time::timeout(PATIENCE, source.adapter.check()).await {
+        Ok(errors) => errors.iter().map(|error| format!("{path}: {}", chain(error))).collect(),
+        Err(_) => vec![format!("{path}: the broker did not answer in time")],
+    }
 }

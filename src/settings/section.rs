@@ -137,15 +137,7 @@ impl<'t> Section<'t> {
             inline.unusable(format!("only one of `{name}` and `{name}_file` may be set"));
             return Key { slot: inline, value: None, noun: "", show: |_| Value::Null };
         }
-        let key = if file.is_set() {
-            file.file().convert(|file| {
-                let bytes = file.contents.expose();
-                let line = bytes.strip_suffix(b"\n").map_or(bytes, |line| line.strip_suffix(b"\r").unwrap_or(line));
-                Ok(Secret::new(line))
-            })
-        } else {
-            read(inline)
-        };
+        let key = if file.is_set() { file.file().convert(|file| Ok(file.line())) } else { read(inline) };
         key.check(|secret| !secret.expose().is_empty(), "must not be empty")
     }
 }

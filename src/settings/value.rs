@@ -119,9 +119,16 @@ pub(crate) struct File {
 const MAX_FILE: u64 = 1 << 20;
 
 impl File {
-    pub(super) fn read(path: PathBuf) -> Result<Self, String> {
+    /// Reads it, or says why it cannot be read.
+    pub(crate) fn read(path: PathBuf) -> Result<Self, String> {
         let bytes = read_bounded(&path, MAX_FILE).map_err(|what| format!("must name a readable file: {what}"))?;
         Ok(Self { path, contents: Secret::new(bytes) })
+    }
+
+    /// Its bytes less one line break at the end.
+    pub(crate) fn line(&self) -> Secret {
+        let bytes = self.contents.expose();
+        Secret::new(bytes.strip_suffix(b"\n").map_or(bytes, |line| line.strip_suffix(b"\r").unwrap_or(line)))
     }
 }
 

@@ -80,6 +80,19 @@ impl Config {
     }
 }
 
+impl Amqp {
+    /// Whether the broker can be reached and lets us in.
+    pub(in crate::source) async fn faults(&self) -> Vec<SourceError> {
+        match link::Link::open(&self.config.broker, &self.name).await {
+            Ok(link) => {
+                link.close().await;
+                Vec::new()
+            }
+            Err(error) => vec![error],
+        }
+    }
+}
+
 impl Adapter for Amqp {
     fn kind(&self) -> &'static str {
         "amqp"
@@ -99,6 +112,10 @@ impl Adapter for Amqp {
 
     fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
         Box::pin(async move { Ok(Box::new(queue::Reader::open(self).await?) as Box<dyn Connection>) })
+    }
+
+    fn check(&self) -> BoxFuture<'_, Vec<SourceError>> {
+        Box::pin(self.faults())
     }
 
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {

@@ -158,6 +158,10 @@ impl Adapter for Stream {
         Box::pin(async move { Ok(Box::new(self.read(false, start).await?) as Box<dyn Connection>) })
     }
 
+    fn check(&self) -> BoxFuture<'_, Vec<SourceError>> {
+        Box::pin(self.amqp.faults())
+    }
+
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {
         Box::pin(publish(&self.amqp, subject, payload))
     }

@@ -12,9 +12,10 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::nats::wire::LastServer;
+use super::nats::servers::Servers;
+use super::nats::wire::GRACE;
 use super::nats::{self, Config, JetStream};
-use super::{Adapter, Connection, Item, SourceError, Start};
+use super::{Adapter, Connection, ErrorKind, Item, SourceError, Start};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, SourceName, Timestamp};
 use crate::subject::{self, Pattern, Subject};
@@ -56,7 +57,7 @@ pub struct JetStreamSource {
     aside: Mutex<Option<Arc<Shared>>>,
     known: Arc<Mutex<Known>>,
     trouble: Arc<Mutex<Trouble>>,
-    last_server: LastServer,
+    servers: Servers,
     /// How long the server took to answer when a consumer was made last, in milliseconds.
     made_in: AtomicU64,
 }
@@ -85,7 +86,7 @@ impl JetStreamSource {
             aside: Mutex::default(),
             known: Arc::default(),
             trouble: Arc::default(),
-            last_server: LastServer::default(),
+            servers: Servers::default(),
             made_in: AtomicU64::default(),
         }
     }
@@ -99,7 +100,7 @@ impl JetStreamSource {
             return Line::new(shared).await;
         }
         // Not under the lock: a future that waits here may not be polled for long. If two connect, the first one is used.
-        let fresh = Shared::connect(&self.config, &self.stream, &self.last_server).await?;
+        let fresh = Shared::connect(&self.config, &self.stream, &self.servers).await?;
         let first = {
             let mut shared = slot.lock();
             let first = living(&shared).unwrap_or(fresh);
@@ -116,7 +117,11 @@ impl JetStreamSource {
             return Ok(info);
         }
         let Some(limits) = self.stream.create.filter(|_| create) else {
-            let hint = if self.stream.create.is_some() { "" } else { " (with `create` it would be made)" };
+            let hint = match (name.strip_prefix("KV_").filter(|_| !self.config.hidden.is_empty()), &self.stream.create) {
+                (Some(bucket), _) => format!(": make the bucket `{bucket}` (`kv`)"),
+                (None, None) => " (with `create` it would be made)".to_owned(),
+                (None, Some(_)) => String::new(),
+            };
             return Err(SourceError::missing(format!("there is no stream `{name}`{hint}")));
         };
         let new = NewStream {
@@ -136,6 +141,33 @@ impl JetStreamSource {
         tracing::info!(stream = name, "made a stream");
         let made = api::stream_info(line, name).await?;
         made.ok_or_else(|| SourceError::missing(format!("the stream `{name}` was made and is not there")))
+    }
+
+    /// All that is wrong with what a reader needs. Asks for what it needs in a form that makes nothing.
+    async fn faults(&self) -> Result<Vec<SourceError>, SourceError> {
+        let mut line = self.line(true).await?;
+        let name = &*self.stream.stream;
+        let mut faults = Vec::new();
+        match api::stream_info(&mut line, name).await {
+            Ok(Some(info)) => faults.extend(self.suits(&info).err()),
+            Ok(None) if self.stream.create.is_some() => faults.extend(line.may_not(&format!("STREAM.CREATE.{name}"), None).await?),
+            Ok(None) => faults
+                .push(SourceError::missing(format!("there is no stream `{name}` (`jetstream.stream`), and `jetstream.create` is not set"))),
+            // Then nothing else is answered either.
+            Err(error) if error.kind() != ErrorKind::Denied => return Err(error),
+            Err(error) => faults.push(error),
+        }
+        let consumer = line.new_consumer_name();
+        // A consumer that is not there says nothing. What is refused is known by the time that the next question is answered.
+        let next = api::next_question(name, &consumer);
+        line.ask(&next, "x", "");
+        faults.extend(line.may_not(&format!("CONSUMER.CREATE.{name}.{consumer}"), Some(&format!("CONSUMER.CREATE.{name}.>"))).await?);
+        tokio::time::sleep(GRACE).await;
+        if line.is_refused(&next) {
+            faults.push(line.denied(&api::next_question(name, ">")));
+        }
+        line.close().await;
+        Ok(faults)
     }
 
     fn suits(&self, info: &StreamInfo) -> Result<(), SourceError> {
@@ -205,7 +237,7 @@ impl JetStreamSource {
         let consumer = self.consume(&mut line, &info, new, &mut begin).await?;
         let stream = self.stream.stream.clone();
         tracing::debug!(stream, consumer, first = info.first(), last = info.state.last_seq, pending = begin.pending, "reads a stream");
-        let names = Names::new(self.subjects.clone(), self.unnamed.clone());
+        let names = Names::new(self.subjects.clone(), self.config.hidden, self.unnamed.clone());
         Ok(Reader::new(line, stream, consumer, info, names, begin))
     }
 
@@ -366,7 +398,7 @@ impl StreamInfo {
     }
 
     /// Why the stream's start has passed what follows a sequence, `time` being that of the message there: its limits, a
-    /// purge, or nothing that counts: what per-subject limits and messages' own lives take is no longer content.
+    /// purge, or nothing that counts: what per-subject limits, rollups and messages' own lives take is no longer content.
     fn why_gone(&self, after: u64, time: Option<u64>) -> Option<GapReason> {
         let (config, state) = (&self.config, &self.state);
         // A message that came at this time may have been too old by now. Of unknown times nothing is known.
@@ -384,7 +416,10 @@ impl StreamInfo {
         if by_age || by_count || by_bytes {
             return Some(GapReason::Retention);
         }
-        (config.max_msgs_per_subject <= 0 && !config.allow_msg_ttl).then_some(GapReason::Reset)
+        // Per-subject limits and rollups leave something of each subject: a stream that is empty was purged.
+        let by_subject = config.max_msgs_per_subject > 0 || config.allow_rollup_hdrs;
+        let no_content = config.allow_msg_ttl || (by_subject && state.messages > 0);
+        (!no_content).then_some(GapReason::Reset)
     }
 }
 
@@ -416,6 +451,10 @@ impl Adapter for JetStreamSource {
 
     fn history(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
         Box::pin(async move { Ok(Box::new(self.attach(start, false).await?) as Box<dyn Connection>) })
+    }
+
+    fn check(&self) -> BoxFuture<'_, Vec<SourceError>> {
+        Box::pin(async { self.faults().await.unwrap_or_else(|error| vec![error]) })
     }
 
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {

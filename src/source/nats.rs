@@ -3,39 +3,41 @@
 //! What is not taken in waits in the library's queues. When those are full it drops messages, which is an `overflow` gap
 //! behind those that waited. So nothing is lost in silence. Streams are read in [`super::jetstream`].
 
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
-use tokio::task::unconstrained;
-use tokio::time::{Instant, Interval, MissedTickBehavior, timeout};
+use tokio::time::timeout;
 
 use super::jetstream::JetStreamSource;
 use super::settings::{AdapterKind, Build};
-use super::{Adapter, Connection, Item, SourceError, Start};
-use crate::event::{Gap, GapReason, SourceName};
+use super::{Adapter, Connection, SourceError, Start};
+use crate::event::SourceName;
 use crate::subject::{Pattern, Subject};
 
 pub(in crate::source) mod answer;
 mod config;
 mod inbox;
+mod moving;
+mod reading;
 pub(in crate::source) mod refusal;
+pub(in crate::source) mod servers;
 #[cfg(test)]
 pub(crate) mod tests;
+mod twins;
 pub(in crate::source) mod wire;
 
 pub use config::{Config, JetStream};
-use inbox::{Inbox, Taken};
+use inbox::Inbox;
+use reading::Reading;
 use refusal::Right;
-use wire::{LastServer, Wire};
+use servers::Servers;
+use wire::Wire;
 
 /// Messages that wait for us in one subscription.
 const CAPACITY: usize = 65_536;
-/// Time between looks at a connection that says nothing.
-const TICK: Duration = Duration::from_secs(1);
 /// For the answer of a stream.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -54,24 +56,43 @@ impl Config {
     /// What can come of these subscriptions, as subjects are written here.
     pub(in crate::source) fn reach(&self) -> Vec<Pattern> {
         // A `%` in a broker's name is escaped.
-        let written = |pattern: &Pattern| pattern.as_str().replace('%', "%25").parse().unwrap_or_else(|_| Pattern::all());
+        let shown = |pattern: &Pattern| pattern.as_str().strip_prefix(self.hidden).unwrap_or(pattern.as_str()).replace('%', "%25");
+        let written = |pattern: &Pattern| shown(pattern).parse().unwrap_or_else(|_| Pattern::all());
         self.subjects.iter().map(written).collect()
     }
 }
 
 /// A core NATS source.
 #[derive(Debug)]
-pub struct Nats {
+pub struct Nats(Arc<Core>);
+
+/// What its connections share.
+#[derive(Debug)]
+struct Core {
     config: Config,
     name: SourceName,
-    last_server: LastServer,
+    servers: Servers,
+}
+
+/// A connection with its subscriptions.
+struct Subscribed {
+    wire: Wire,
+    inbox: Inbox,
+}
+
+impl Core {
+    async fn open(&self) -> Result<Subscribed, SourceError> {
+        let mut wire = wire::connect(&self.config, &self.servers, CAPACITY).await?;
+        let inbox = Inbox::open(&mut wire, &self.config, &self.name).await?;
+        Ok(Subscribed { wire, inbox })
+    }
 }
 
 impl Nats {
     /// Of this configuration; `name` is what a message without a subject is called, and what the log calls the source.
     #[must_use]
     pub fn new(config: Config, name: &SourceName) -> Self {
-        Self { config, name: name.clone(), last_server: LastServer::default() }
+        Self(Arc::new(Core { config, name: name.clone(), servers: Servers::default() }))
     }
 }
 
@@ -81,32 +102,49 @@ impl Adapter for Nats {
     }
 
     fn splits(&self) -> bool {
-        self.config.queue_group.is_some()
+        self.0.config.queue_group.is_some()
     }
 
     fn reach(&self) -> Vec<Pattern> {
-        self.config.reach()
+        self.0.config.reach()
     }
 
     fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
+        Box::pin(async { Ok(Box::new(Reading::new(self.0.clone(), self.0.open().await?)) as Box<dyn Connection>) })
+    }
+
+    fn check(&self) -> BoxFuture<'_, Vec<SourceError>> {
         Box::pin(async {
-            let mut wire = wire::connect(&self.config, &self.last_server, CAPACITY).await?;
-            let inbox = Inbox::open(&mut wire, &self.config, &self.name).await?;
-            let mut tick = tokio::time::interval(TICK);
-            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            Ok(Box::new(Reading { wire, inbox, tick, slow: 0, suspected: None, lost: 0 }) as Box<dyn Connection>)
+            match self.0.open().await {
+                Err(error) => vec![error],
+                Ok(Subscribed { wire, inbox }) => {
+                    let refused = inbox.refused().map(|pattern| Right::Subscribe.denied(pattern.as_str(), "subjects")).collect();
+                    drop(inbox);
+                    wire.close().await;
+                    refused
+                }
+            }
         })
     }
 
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {
-        Box::pin(publish(&self.config, subject, payload))
+        Box::pin(publish(&self.0.config, subject, payload))
     }
 }
 
 /// Publishes on a connection of its own. With `jetstream` the stream's answer is waited for, else the server's.
 pub(in crate::source) async fn publish(config: &Config, subject: &str, payload: Bytes) -> Result<(), SourceError> {
     let subject: Subject = subject.parse().map_err(|e| SourceError::configuration("the subject cannot be published to").because(e))?;
-    let mut wire = wire::connect(config, &LastServer::default(), 64).await?;
+    let subject: Subject = match config.hidden {
+        "" => subject,
+        hidden => {
+            format!("{hidden}{subject}").parse().map_err(|e| SourceError::configuration("the subject cannot be published to").because(e))?
+        }
+    };
+    if !config.hidden.is_empty() && !config.subjects.iter().any(|bucket| bucket.matches(subject.as_str())) {
+        return Err(SourceError::configuration("the subject is not one of this bucket: its name, a dot and a key"));
+    }
+    let mut wire = wire::connect(config, &Servers::default(), 64).await?;
     let most = wire.client.max_payload();
     if most > 0 && payload.len() > most {
         return Err(SourceError::configuration(format!("the payload is larger than the server takes ({most} bytes)")));
@@ -142,86 +180,5 @@ fn stored(answer: &[u8]) -> Result<(), SourceError> {
     match stored {
         Some(Stored { seq: 1.. }) => Ok(()),
         _ => Err(SourceError::missing("no stream takes this subject")),
-    }
-}
-
-struct Reading {
-    wire: Wire,
-    inbox: Inbox,
-    tick: Interval,
-    /// Times that a queue was full, as far as that is known here.
-    slow: u64,
-    /// Since when messages may be missing without a gap.
-    suspected: Option<Instant>,
-    /// Messages that gaps have accounted for.
-    lost: u64,
-}
-
-impl Reading {
-    /// A gap for what the library has dropped, behind what it dropped it for. `received` is the count from before the
-    /// last look into the queues, where that found them empty.
-    fn dropped(&mut self, received: Option<u64>) -> Option<Item> {
-        let slow = self.wire.life.borrow().slow;
-        if std::mem::replace(&mut self.slow, slow) != slow {
-            self.suspected.get_or_insert_with(Instant::now);
-        }
-        let missing = received.map(|received| received.saturating_sub(self.inbox.taken));
-        let since = self.suspected?;
-        match missing {
-            Some(missing) => {
-                self.suspected = None;
-                if std::mem::replace(&mut self.lost, missing) >= missing {
-                    return None;
-                }
-            }
-            // A reader that never empties its queues has to hand out the gap all the same.
-            None if since.elapsed() > TICK => self.suspected = Some(Instant::now()),
-            None => return None,
-        }
-        Some(Item::Gap(Gap { reason: GapReason::Overflow, from: None, to: None, position: None }))
-    }
-}
-
-impl Connection for Reading {
-    fn next<'a>(&'a mut self, batch: &'a mut Vec<Item>, limit: usize) -> BoxFuture<'a, Result<(), SourceError>> {
-        Box::pin(async move {
-            let before = batch.len();
-            loop {
-                let received = self.wire.received();
-                let (inbox, life) = (&mut self.inbox, &mut self.wire.life);
-                let taken = tokio::select! {
-                    biased;
-                    // The scheduler's budget would look like an empty queue.
-                    taken = unconstrained(poll_fn(|cx| inbox.poll_take(cx, batch, limit))) => taken,
-                    changed = life.changed() => if changed.is_ok() { Taken::All } else { Taken::Ended },
-                    _ = self.tick.tick() => {
-                        if self.inbox.look_after(&self.wire.client).await? {
-                            // A subject that was refused for a while is read again.
-                            batch.push(Item::Gap(Gap { reason: GapReason::Reconnect, from: None, to: None, position: None }));
-                        }
-                        Taken::All
-                    }
-                };
-                batch.extend(self.dropped(if matches!(taken, Taken::Some) { None } else { Some(received) }));
-                let refused = self.inbox.hear(&self.wire);
-                if batch.len() > before {
-                    return Ok(());
-                }
-                if let Some(error) = self.wire.end() {
-                    return Err(error);
-                }
-                refused?;
-                if matches!(taken, Taken::Ended) {
-                    return Err(SourceError::lost("the connection has ended"));
-                }
-            }
-        })
-    }
-
-    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(async move {
-            drop(self.inbox);
-            self.wire.close().await;
-        })
     }
 }

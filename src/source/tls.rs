@@ -5,9 +5,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::{Error, PemObject as _};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{AlertDescription, ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{AlertDescription, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::{ErrorKind, SourceError};
 use crate::settings::Section;
@@ -33,8 +35,78 @@ impl Tls {
     }
 }
 
+/// Checks that a broker's certificate is made for a certain name, whatever address it is reached at.
+#[derive(Debug)]
+struct Named {
+    name: ServerName<'static>,
+    inner: Arc<WebPkiServerVerifier>,
+}
+
+impl ServerCertVerifier for Named {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.inner.verify_server_cert(end_entity, intermediates, &self.name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// As [`client`] does, but expects a certificate for `name`, not for the address.
+pub(super) fn client_of(name: &str, ca: Option<&Path>, identity: Option<&(PathBuf, PathBuf)>) -> Result<ClientConfig, SourceError> {
+    let bad = |e: Box<dyn std::error::Error + Send + Sync>| SourceError::configuration(format!("`{name}` cannot be certified")).because(e);
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(ca)?), provider).build().map_err(|e| bad(e.into()))?;
+    let name = ServerName::try_from(name.to_owned()).map_err(|e| bad(e.into()))?;
+    let mut config = client(ca, identity)?;
+    config.dangerous().set_certificate_verifier(Arc::new(Named { name, inner }));
+    Ok(config)
+}
+
 /// Trusts `ca` (without it the system's authorities), and shows the certificate of `identity`, whose second is the key.
 pub(super) fn client(ca: Option<&Path>, identity: Option<&(PathBuf, PathBuf)>) -> Result<ClientConfig, SourceError> {
+    let roots = roots(ca)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| SourceError::configuration("no TLS version to speak").because(e))?
+        .with_root_certificates(roots);
+    let Some((certificate, key)) = identity else { return Ok(builder.with_no_client_auth()) };
+    let chain = certificates("tls.certificate", certificate)?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|e| match e {
+        Error::NoItemsFound => SourceError::configuration(format!("there is no private key in `{}` (`tls.private_key`)", key.display())),
+        e => unreadable("tls.private_key", key, e),
+    })?;
+    let failed = |e| SourceError::configuration("`tls.certificate` and `tls.private_key` do not go together").because(e);
+    builder.with_client_auth_cert(chain, key).map_err(failed)
+}
+
+fn roots(ca: Option<&Path>) -> Result<RootCertStore, SourceError> {
     let mut roots = RootCertStore::empty();
     match ca {
         Some(path) => {
@@ -49,19 +121,7 @@ pub(super) fn client(ca: Option<&Path>, identity: Option<&(PathBuf, PathBuf)>) -
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
     }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| SourceError::configuration("no TLS version to speak").because(e))?
-        .with_root_certificates(roots);
-    let Some((certificate, key)) = identity else { return Ok(builder.with_no_client_auth()) };
-    let chain = certificates("tls.certificate", certificate)?;
-    let key = PrivateKeyDer::from_pem_file(key).map_err(|e| match e {
-        Error::NoItemsFound => SourceError::configuration(format!("there is no private key in `{}` (`tls.private_key`)", key.display())),
-        e => unreadable("tls.private_key", key, e),
-    })?;
-    let failed = |e| SourceError::configuration("`tls.certificate` and `tls.private_key` do not go together").because(e);
-    builder.with_client_auth_cert(chain, key).map_err(failed)
+    Ok(roots)
 }
 
 fn certificates(name: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, SourceError> {

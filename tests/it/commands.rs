@@ -58,6 +58,29 @@ fn check_prints_the_effective_configuration_without_its_secrets() {
 }
 
 #[tokio::test]
+async fn check_connect_names_each_source_that_cannot_be_used_and_makes_nothing() {
+    let (nats, nobody) = (Nats::start().await, Port::take());
+    let url = nats.url();
+    let source = |name: &str, nats: &str| format!("  {name}: {{ nats: {{ subjects: [\"{name}.>\"], {nats} }} }}\n");
+    let good = "sources:\n  clock: { ticker: { subject: clock.tick } }\n".to_owned()
+        + &source("chat", &format!("servers: [\"{url}\"]"))
+        + &source("new", &format!("servers: [\"{url}\"], jetstream: {{ stream: NEW, create: true }}"));
+    let bad = good.clone()
+        + &source("orders", &format!("servers: [\"{url}\"], jetstream: {{ stream: ORDERS }}"))
+        + &source("dead", &format!("servers: [\"nats://{}\"]", nobody.address()));
+    let (_folder, path) = file(&good);
+    succeeded(&run(&["check", "--connect", "--config", &path]));
+    assert!(nats.jetstream().await.get_stream("NEW").await.is_err());
+    let (_folder, path) = file(&bad);
+    let output = run(&["check", "--connect", "--config", &path]);
+    let errors = text(&output.stderr);
+    let errors: Vec<_> = errors.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!((output.status.code(), errors.len()), (Some(1), 2), "{errors:?}");
+    assert!(errors.iter().any(|line| line.contains("sources.orders.nats: there is no stream `ORDERS`")), "{errors:?}");
+    assert!(errors.iter().any(|line| line.contains("sources.dead.nats: could not connect")), "{errors:?}");
+}
+
+#[tokio::test]
 async fn health_follows_readiness() {
     let absent = Nats::absent("");
     let config = format!("sources: {{ chat: {{ nats: {{ servers: [\"{}\"], subjects: [\"chat.>\"] }} }} }}\n", absent.url());

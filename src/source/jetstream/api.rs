@@ -39,6 +39,8 @@ pub(super) struct StreamConfig {
     pub(super) max_age: u64,
     pub(super) max_msgs_per_subject: i64,
     pub(super) allow_msg_ttl: bool,
+    /// A message may replace all earlier ones of its subject.
+    pub(super) allow_rollup_hdrs: bool,
     pub(super) mirror: Option<serde::de::IgnoredAny>,
     pub(super) sources: Option<serde::de::IgnoredAny>,
     pub(super) subject_transform: Option<serde::de::IgnoredAny>,

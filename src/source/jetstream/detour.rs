@@ -143,7 +143,8 @@ impl JetStreamSource {
             if self.subjects.iter().any(|ours| ours.matches(&stored.subject)) {
                 left -= 1;
                 bytes += stored.payload.len();
-                let subject = Subject::from_broker(stored.subject.as_bytes(), &self.unnamed);
+                let shown = stored.subject.strip_prefix(self.config.hidden).unwrap_or(&stored.subject);
+                let subject = Subject::from_broker(shown.as_bytes(), &self.unnamed);
                 let time = Timestamp::from_micros(stored.time / 1000);
                 items.push(Item::Message(Message { subject, payload: stored.payload, time, position: Some(position) }));
             }

@@ -22,7 +22,8 @@ use tokio::time::timeout;
 
 use crate::source::SourceError;
 use crate::source::nats::refusal::Right;
-use crate::source::nats::wire::{self, LastServer, Life, Wire};
+use crate::source::nats::servers::Servers;
+use crate::source::nats::wire::{self, Life, Wire};
 use crate::source::nats::{Config, JetStream};
 use crate::support::host;
 
@@ -48,8 +49,8 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) async fn connect(config: &Config, stream: &JetStream, lost: &LastServer) -> Result<Arc<Self>, SourceError> {
-        let wire = wire::connect(config, lost, CAPACITY).await?;
+    pub(super) async fn connect(config: &Config, stream: &JetStream, known: &Servers) -> Result<Arc<Self>, SourceError> {
+        let wire = wire::connect(config, known, CAPACITY).await?;
         let (api, inbox_prefix) = (stream.api.clone(), config.inbox_prefix.clone());
         let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
         let consumers = format!("{}_{}_", config.name.chars().take(64).map(plain).collect::<String>(), host::name());
@@ -66,9 +67,12 @@ impl Shared {
     }
 
     fn end(&self) -> Option<SourceError> {
-        // No reader can go on when some message is missing.
-        let slow = self.wire.life.borrow().slow > 0;
-        self.wire.end().or_else(|| slow.then(|| SourceError::lost("a queue was full")))
+        let life = self.wire.life.borrow();
+        // No reader can go on when some message is missing. And a stream is read on from elsewhere without a loss.
+        let (slow, leaving) = (life.slow > 0, life.leaving);
+        drop(life);
+        let why = if slow { "a queue was full" } else { "the server is about to stop (lame duck mode)" };
+        self.wire.end().or_else(|| (slow || leaving).then(|| SourceError::lost(why)))
     }
 
     fn death(&self) -> SourceError {
@@ -269,6 +273,13 @@ impl Line {
     pub(super) async fn request(&mut self, question: &str, payload: &str, right: &str) -> Result<Bytes, SourceError> {
         let answer = self.try_request(question, payload, ANSWER).await?;
         answer.ok_or_else(|| self.denied(right))
+    }
+
+    /// The error if this user may not ask a question, which is asked without any content. `right` is the form in which the
+    /// right is granted, where that is another one.
+    pub(super) async fn may_not(&mut self, question: &str, right: Option<&str>) -> Result<Option<SourceError>, SourceError> {
+        let answer = self.try_request(question, "", ANSWER).await?;
+        Ok(if answer.is_some() { None } else { Some(self.denied(right.unwrap_or(question))) })
     }
 
     /// The error for a question that this user may not ask.

@@ -56,21 +56,24 @@ pub(super) struct Begin {
 /// Which of the stream's subjects are this source's, and what they are called here.
 pub(super) struct Names {
     subjects: Vec<Pattern>,
+    /// What is left out at the beginning.
+    hidden: &'static str,
     unnamed: Subject,
     /// The last subject as it came, and as it is called here; `None`: it is not of this source.
     last: (Bytes, Option<Subject>),
 }
 
 impl Names {
-    pub(super) fn new(subjects: Vec<Pattern>, unnamed: Subject) -> Self {
-        Self { subjects, unnamed, last: (Bytes::new(), None) }
+    pub(super) fn new(subjects: Vec<Pattern>, hidden: &'static str, unnamed: Subject) -> Self {
+        Self { subjects, hidden, unnamed, last: (Bytes::new(), None) }
     }
 
     fn of(&mut self, subject: &[u8]) -> Option<Subject> {
         if self.last.0 != subject {
             let name = String::from_utf8_lossy(subject);
             let ours = self.subjects.iter().any(|pattern| pattern.matches(&name));
-            self.last = (Bytes::copy_from_slice(subject), ours.then(|| Subject::from_broker(subject, &self.unnamed)));
+            let shown = subject.strip_prefix(self.hidden.as_bytes()).unwrap_or(subject);
+            self.last = (Bytes::copy_from_slice(subject), ours.then(|| Subject::from_broker(shown, &self.unnamed)));
         }
         self.last.1.clone()
     }

@@ -1,5 +1,7 @@
 //! Against real servers; published to, and the streams managed, by an independent client.
 
+mod bucket;
+mod cluster;
 mod rights;
 mod slow;
 mod storm;
@@ -704,6 +706,9 @@ fn why_messages_are_gone_is_judged_by_what_the_stream_says() {
     // What each subject's own limit takes is no loss.
     assert_eq!(info(serde_json::json!({"max_msgs_per_subject": 1}), 20, 900, hour, 0).why_gone(50, None), None);
     assert_eq!(info(serde_json::json!({"allow_msg_ttl": true}), 20, 900, hour, 0).why_gone(50, None), None);
+    assert_eq!(info(serde_json::json!({"allow_rollup_hdrs": true}), 20, 900, hour, 0).why_gone(50, None), None);
+    // But only a purge leaves nothing.
+    assert_eq!(info(serde_json::json!({"max_msgs_per_subject": 1, "allow_rollup_hdrs": true}), 0, 0, hour, 0).why_gone(50, None), reset);
 }
 
 #[test]

@@ -1,15 +1,19 @@
 //! `nats: { … }`: the settings of a NATS source.
 //!
-//! Opens no connection and reads no file but secrets'.
+//! Opens no connection and reads no file but secrets', which may be renewed while it runs.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::settings::{Key, Secret, Section, Slot};
+use crate::settings::{File, Key, Secret, Section, Slot};
+use crate::source::SourceError;
 use crate::source::settings::patterns;
 use crate::source::tls::Tls;
 use crate::subject::{Pattern, Subject};
+
+/// What the subjects of JetStream's API begin with, unless a domain or an account gives them another name.
+const API: &str = "$JS.API";
 
 /// `nats`
 #[derive(Debug, Clone)]
@@ -18,6 +22,8 @@ pub struct Config {
     pub servers: Vec<Server>,
     /// At least one.
     pub subjects: Vec<Pattern>,
+    /// What the server's subjects begin with and events' subjects do not: `$KV.` of a bucket, else nothing.
+    pub hidden: &'static str,
     /// Shared with others who are in it.
     pub queue_group: Option<String>,
     /// How it says who it is.
@@ -47,6 +53,9 @@ pub struct Server {
     pub tls: bool,
     /// What stood in the address.
     pub auth: Auth,
+    /// What its certificate has to be made for, where that is not `host`: the name in the settings of a server that has
+    /// named this one.
+    pub certified: Option<String>,
 }
 
 /// How a client says who it is.
@@ -56,13 +65,22 @@ pub enum Auth {
     #[default]
     None,
     /// User and password.
-    User(String, Secret),
+    User(String, Renewed),
     /// A token.
-    Token(Secret),
+    Token(Renewed),
     /// An nkey's seed.
-    Nkey(Secret),
+    Nkey(Renewed),
     /// A credentials file: JWT and seed; read at each connection, for it may be renewed.
     Credentials(PathBuf),
+}
+
+/// A secret; one from a file is read at each connection, for it may be renewed. Its `Debug` holds no secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Renewed {
+    /// As the settings say.
+    written: Secret,
+    /// The key that names the file, and the file.
+    file: Option<(String, PathBuf)>,
 }
 
 /// `nats.jetstream`
@@ -94,7 +112,17 @@ impl Config {
         let server = |address: Secret| address.expose_str().ok().and_then(Server::parse).ok_or_else(|| expected.to_owned());
         let servers = nats.key("servers").list(|item| item.address().convert(server).required());
         let servers = servers.check(|servers| !servers.is_empty(), "must list at least one server such as nats://host:4222").required();
-        let subjects = patterns(nats.key("subjects"));
+        let kv = nats.key("kv").text().check(|name| is_bucket(name), "must be a bucket's name: letters, digits, `-` and `_`");
+        let is_kv = nats.has("kv");
+        for key in ["subjects", "jetstream", "queue_group"].into_iter().filter(|key| is_kv && nats.has(key)) {
+            nats.problem(key, "does not go with `kv`, which says what is read");
+        }
+        let bucket = kv.optional();
+        let subjects = match &bucket {
+            _ if !is_kv => patterns(nats.key("subjects")),
+            Some(bucket) => format!("$KV.{bucket}.>").parse().ok().map(|pattern| vec![pattern]),
+            None => None,
+        };
         let word = |text: &String| !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control());
         let word = |name: &str| nats.key(name).text().check(word, "must be a word without white space");
         let queue_group = word("queue_group").optional();
@@ -105,6 +133,7 @@ impl Config {
             nats.problem("queue_group", "does not go with `jetstream`: every replica reads the whole stream");
         }
         let jetstream = match jetstream {
+            _ if is_kv => bucket.map(|bucket| Some(JetStream { stream: format!("KV_{bucket}"), create: None, api: API.to_owned() })),
             Some(jetstream) => JetStream::read(&jetstream).map(Some),
             None => Some(None),
         };
@@ -113,13 +142,18 @@ impl Config {
         let handshake_first = tls.as_ref().is_some_and(|tls| tls.key("handshake_first").flag().or(false));
         let (tls_required, tls) = (tls.is_some(), tls.map_or_else(Tls::default, |tls| Tls::read(&tls)));
         let (servers, subjects, jetstream) = (servers?, subjects?, jetstream?);
-        Some(Self { servers, subjects, queue_group, auth, tls_required, tls, handshake_first, name, inbox_prefix, jetstream })
+        let hidden = if is_kv { "$KV." } else { "" };
+        Some(Self { servers, subjects, hidden, queue_group, auth, tls_required, tls, handshake_first, name, inbox_prefix, jetstream })
     }
 
     /// What the subjects of our answers begin with, up to the part that is different for each.
     pub(super) fn inbox(&self) -> String {
         format!("{}.brokercast.", self.inbox_prefix)
     }
+}
+
+fn is_bucket(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 200 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
 /// Reads a key that holds the beginning of subjects.
@@ -132,6 +166,11 @@ impl Auth {
     fn read(nats: &Section<'_>) -> Self {
         let user = nats.key("user").text().optional();
         let [password, token, nkey] = ["password", "token", "nkey"].map(|name| nats.secret(name));
+        let renewed = |name: &str, written: Secret| {
+            let key = format!("{name}_file");
+            let file = nats.has(&key).then(|| nats.key(&key).path().optional()).flatten();
+            Renewed { written, file: file.map(|file| (key, file)) }
+        };
         let seed = |seed: &Secret| seed.expose_str().is_ok_and(|seed| nkeys::KeyPair::from_seed(seed.trim()).is_ok());
         let nkey = nkey.check(seed, "must be the seed of a user's nkey: it begins with `SU`").optional();
         let credentials = nats.key("credentials_file").path().optional();
@@ -140,13 +179,36 @@ impl Auth {
             (false, true) => nats.problem("user", "must be there beside `password`"),
             _ => {}
         }
-        let user = user.zip(password.optional()).map(|(user, password)| Self::User(user, password));
-        let others = [token.optional().map(Self::Token), nkey.map(Self::Nkey), credentials.map(Self::Credentials)];
+        let user = user.zip(password.optional()).map(|(user, password)| Self::User(user, renewed("password", password)));
+        let token = token.optional().map(|token| Self::Token(renewed("token", token)));
+        let others = [token, nkey.map(|seed| Self::Nkey(renewed("nkey", seed))), credentials.map(Self::Credentials)];
         let mut ways: Vec<Self> = user.into_iter().chain(others.into_iter().flatten()).collect();
         if ways.len() > 1 {
             nats.problem_here("must have only one of `user`, `token`, `nkey` and `credentials_file`");
         }
         ways.pop().unwrap_or_default()
+    }
+}
+
+impl Renewed {
+    fn fixed(written: Secret) -> Self {
+        Self { written, file: None }
+    }
+
+    /// The secret as it is now, as text.
+    pub(super) fn read(&self) -> Result<String, SourceError> {
+        let secret = match &self.file {
+            None => self.written.clone(),
+            Some((key, path)) => {
+                let failed = |why: &str| SourceError::missing(format!("could not read `{key}` from `{}`: {why}", path.display()));
+                let secret = File::read(path.clone()).map_err(|why| failed(&why))?.line();
+                if secret.expose().is_empty() {
+                    return Err(failed("it is empty"));
+                }
+                secret
+            }
+        };
+        secret.expose_str().map(str::to_owned).map_err(|_| SourceError::configuration("a secret of this source is not UTF-8"))
     }
 }
 
@@ -164,7 +226,7 @@ impl JetStream {
         if jetstream.has("domain") && jetstream.has("api_prefix") {
             jetstream.problem("api_prefix", "does not go with `domain`, which is short for `$JS.DOMAIN.API`");
         }
-        let api = api.or(domain.map(|domain| format!("$JS.{domain}.API"))).unwrap_or_else(|| "$JS.API".to_owned());
+        let api = api.or(domain.map(|domain| format!("$JS.{domain}.API"))).unwrap_or_else(|| API.to_owned());
         Some(Self { stream: stream?, create, api })
     }
 }
@@ -183,7 +245,7 @@ impl Limits {
 
 impl Server {
     /// `[nats://|tls://][user:password@]host[:4222]`
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let whole = if text.contains("://") { text.to_owned() } else { format!("nats://{text}") };
         let url: url::Url = whole.parse().ok()?;
         let tls = match url.scheme() {
@@ -200,11 +262,27 @@ impl Server {
         let text = |text: &str| Some(percent_encoding::percent_decode_str(text).decode_utf8().ok()?.into_owned());
         let auth = match (url.username(), url.password()) {
             ("", None) => Auth::None,
-            (token, None) => Auth::Token(Secret::new(text(token)?)),
-            (user, Some(password)) => Auth::User(text(user)?, Secret::new(text(password)?)),
+            (token, None) => Auth::Token(Renewed::fixed(Secret::new(text(token)?))),
+            (user, Some(password)) => Auth::User(text(user)?, Renewed::fixed(Secret::new(text(password)?))),
         };
         let bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
-        (!host.is_empty() && bare).then(|| Self { host, port: url.port().unwrap_or(4222), tls, auth })
+        (!host.is_empty() && bare).then(|| Self { host, port: url.port().unwrap_or(4222), tls, auth, certified: None })
+    }
+
+    /// Whether it is the same address.
+    pub(super) fn is_at(&self, other: &Self) -> bool {
+        self.host == other.host && self.port == other.port
+    }
+
+    /// What its certificate has to be made for.
+    pub(super) fn name(&self) -> &str {
+        self.certified.as_deref().unwrap_or(&self.host)
+    }
+
+    /// Another server of its cluster, at an address that this one names: `10.0.0.1:4222`.
+    pub(super) fn beside(&self, address: &str) -> Option<Self> {
+        let other = Self::parse(address)?;
+        Some(Self { tls: self.tls, auth: self.auth.clone(), certified: Some(self.name().to_owned()), ..other })
     }
 }
 

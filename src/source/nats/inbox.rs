@@ -115,6 +115,11 @@ impl Inbox {
         }
     }
 
+    /// What the server does not permit.
+    pub(super) fn refused(&self) -> impl Iterator<Item = &Pattern> {
+        self.refused.iter()
+    }
+
     /// Patterns that cover what is not refused, without those that are subscribed to.
     fn missing(&self) -> Vec<Pattern> {
         let wanted = self.subjects.iter().filter(|subject| !self.refused.contains(subject)).cloned().collect();

@@ -1,5 +1,6 @@
 //! Against real servers, each a process of its test with a port and a folder of its own.
 
+pub(crate) mod cluster;
 mod rights;
 
 use std::collections::BTreeSet;
@@ -14,7 +15,7 @@ use super::*;
 use crate::event::GapReason;
 use crate::settings::tests::{path, read_at};
 use crate::source::tests::{Rig, Running, conformance, eventually};
-use crate::source::{ErrorKind, State};
+use crate::source::{ErrorKind, Item, State};
 
 /// A server of one test.
 pub(crate) struct Server {
@@ -64,7 +65,16 @@ impl Server {
     }
 
     pub(crate) async fn terminate(&mut self) {
-        self.signal(rustix::process::Signal::TERM);
+        self.end_by(rustix::process::Signal::TERM).await;
+    }
+
+    /// Tells its clients to go elsewhere, and ends when they have gone.
+    pub(crate) async fn lame_duck(&mut self) {
+        self.end_by(rustix::process::Signal::USR2).await;
+    }
+
+    async fn end_by(&mut self, signal: rustix::process::Signal) {
+        self.signal(signal);
         if let Some(mut child) = self.child.take() {
             while child.try_wait().expect("asks").is_none() {
                 sleep(Duration::from_millis(10)).await;

@@ -16,11 +16,10 @@ use tokio::time::timeout;
 
 use super::config::{Auth, Config, Server};
 use super::refusal::{Refusal, Refusals, Right};
+use super::servers::{self, Servers};
 use crate::source::{ErrorKind, SourceError, tls};
 use crate::support::host;
 
-/// For one server: resolving, TCP, TLS and the greeting.
-const GREETING: Duration = Duration::from_secs(5);
 /// Time between pings while nothing comes. The library gives up when it would send the third: 6 to 9 s.
 const PING: Duration = Duration::from_secs(3);
 /// For an answer of the server.
@@ -30,7 +29,7 @@ const LEAVING: Duration = Duration::from_secs(1);
 /// The library tries once more before it ends. By then the connection has been dropped here.
 const TOO_LATE: Duration = Duration::from_secs(1);
 /// For errors on their way through the library when the server has answered what came behind them.
-const GRACE: Duration = Duration::from_millis(20);
+pub(in crate::source) const GRACE: Duration = Duration::from_millis(20);
 
 /// A connection that a server has accepted.
 pub(in crate::source) struct Wire {
@@ -49,6 +48,8 @@ pub(in crate::source) struct Life {
     pub(in crate::source) slow: u64,
     /// What the server has refused on this connection. The connection itself goes on.
     pub(in crate::source) refusals: Refusals,
+    /// The server is about to stop, and asks its clients to go elsewhere.
+    pub(in crate::source) leaving: bool,
     closed: bool,
 }
 
@@ -57,6 +58,7 @@ impl Life {
         match event {
             Event::Disconnected => self.end(ErrorKind::Lost, "the connection was lost"),
             Event::Closed => self.closed = true,
+            Event::LameDuckMode => self.leaving = true,
             Event::SlowConsumer(_) => self.slow += 1,
             Event::ServerError(error) => {
                 let said = words(error);
@@ -102,26 +104,19 @@ pub(super) fn kind(said: &str) -> ErrorKind {
     }
 }
 
-/// The server that a source was connected to.
-#[derive(Debug, Default)]
-pub(in crate::source) struct LastServer(parking_lot::Mutex<Option<Server>>);
-
-/// Connects to one of the servers, in a random order; the one that was connected to last, and is lost, is tried last.
-/// At most `capacity` messages wait in a subscription.
-pub(in crate::source) async fn connect(config: &Config, lost: &LastServer, capacity: usize) -> Result<Wire, SourceError> {
-    let mut servers: Vec<&Server> = config.servers.iter().collect();
-    rand::seq::SliceRandom::shuffle(&mut servers[..], &mut rand::rng());
-    let last = lost.0.lock().clone();
-    servers.sort_by_key(|server| last.as_ref() == Some(*server));
+/// Connects to one of the servers. At most `capacity` messages wait in a subscription.
+pub(in crate::source) async fn connect(config: &Config, known: &Servers, capacity: usize) -> Result<Wire, SourceError> {
     if config.tls.ca.is_some() || config.tls.identity.is_some() {
         // The library reads the same files, but names none of them in its errors.
         tls::client(config.tls.ca.as_deref(), config.tls.identity.as_ref())?;
     }
+    let servers = known.in_turn(&config.servers);
     let mut failures = Vec::new();
-    for server in servers {
-        let failure = match timeout(GREETING, greet(config, server, capacity)).await {
+    for server in &servers {
+        let (each, all) = servers::patience(server, servers.len()).await;
+        let failure = match timeout(all, greet(config, server, capacity, each)).await {
             Ok(Ok(wire)) => {
-                *lost.0.lock() = Some(server.clone());
+                known.connected(server, &wire.client.server_info().connect_urls);
                 return Ok(wire);
             }
             Ok(Err(error)) => error,
@@ -141,7 +136,7 @@ pub(in crate::source) async fn connect(config: &Config, lost: &LastServer, capac
     Err(SourceError::new(kind, format!("could not connect to any server ({})", each.join("; "))))
 }
 
-async fn greet(config: &Config, server: &Server, capacity: usize) -> Result<Wire, SourceError> {
+async fn greet(config: &Config, server: &Server, capacity: usize, patience: Duration) -> Result<Wire, SourceError> {
     let address: ServerAddr =
         server.to_string().parse().map_err(|e| SourceError::configuration("the server's address cannot be read").because(e))?;
     let (sender, life) = watch::channel(Life::default());
@@ -149,7 +144,7 @@ async fn greet(config: &Config, server: &Server, capacity: usize) -> Result<Wire
     let tried = AtomicBool::new(false);
     let mut options = ConnectOptions::new()
         .name(format!("{}@{}", config.name, host::name()))
-        .connection_timeout(GREETING)
+        .connection_timeout(patience)
         .ping_interval(PING)
         .subscription_capacity(capacity)
         .ignore_discovered_servers()
@@ -169,6 +164,9 @@ async fn greet(config: &Config, server: &Server, capacity: usize) -> Result<Wire
     if let Some((certificate, key)) = &config.tls.identity {
         options = options.add_client_certificate(certificate.clone(), key.clone());
     }
+    if let Some(name) = &server.certified {
+        options = options.tls_client_config(tls::client_of(name, config.tls.ca.as_deref(), config.tls.identity.as_ref())?);
+    }
     let auth = if config.auth == Auth::None { &server.auth } else { &config.auth };
     let client = identify(options, auth).await?.connect(address).await;
     let client = client.map_err(|error| refusal(error, config.tls_required || server.tls))?;
@@ -176,14 +174,11 @@ async fn greet(config: &Config, server: &Server, capacity: usize) -> Result<Wire
 }
 
 async fn identify(options: ConnectOptions, auth: &Auth) -> Result<ConnectOptions, SourceError> {
-    let text = |secret: &crate::settings::Secret| {
-        secret.expose_str().map(str::to_owned).map_err(|_| SourceError::configuration("a secret of this source is not UTF-8"))
-    };
     Ok(match auth {
         Auth::None => options,
-        Auth::User(user, password) => options.user_and_password(user.clone(), text(password)?),
-        Auth::Token(token) => options.token(text(token)?),
-        Auth::Nkey(seed) => options.nkey(text(seed)?.trim().to_owned()),
+        Auth::User(user, password) => options.user_and_password(user.clone(), password.read()?),
+        Auth::Token(token) => options.token(token.read()?),
+        Auth::Nkey(seed) => options.nkey(seed.read()?.trim().to_owned()),
         Auth::Credentials(path) => {
             let file = tokio::fs::read_to_string(path).await;
             let file = file.map_err(|e| SourceError::configuration(format!("could not read `{}`", path.display())).because(e))?;

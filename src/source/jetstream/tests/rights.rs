@@ -107,6 +107,29 @@ async fn eventually_down(running: &Running) -> String {
 }
 
 #[tokio::test]
+async fn a_check_names_all_that_is_wrong_and_makes_nothing() {
+    let all: Vec<_> = LEAST.into_iter().chain(["$JS.API.STREAM.CREATE.T"]).collect();
+    let (server, context) = limited("_INBOX.>", &all).await;
+    let check = async |server: &Server, stream: serde_json::Value| {
+        let json = serde_json::json!({"servers": [server.url()], "subjects": ["a"], "user": "u", "password": "p", "jetstream": stream});
+        adapter(json).check().await.iter().map(|error| crate::support::causes::chain(error)).collect::<Vec<_>>()
+    };
+    let texts = async |server: &Server, stream: &str| check(server, serde_json::json!({"stream": stream, "create": true})).await;
+    assert_eq!(texts(&server, "S").await, [""; 0]);
+    let stream = context.get_stream("S").await.expect("is there");
+    assert_eq!(stream.get_info().await.expect("info").state.consumer_count, 0);
+    // No right concerns the other stream but to make it.
+    let other = limited("_INBOX.>", &["$JS.API.STREAM.INFO.T", "$JS.API.STREAM.CREATE.T"]).await;
+    let wrong = texts(&other.0, "T").await;
+    assert!(matches!(&wrong[..], [a, b] if a.contains("CONSUMER.CREATE.T.>") && b.contains("CONSUMER.MSG.NEXT.T.>")), "{wrong:?}");
+    assert!(other.1.get_stream("T").await.is_err());
+    let (poor, _context) = limited("_INBOX.>", &["nothing"]).await;
+    assert_eq!(texts(&poor, "S").await.len(), 3);
+    let missing = check(&other.0, serde_json::json!({"stream": "T"})).await;
+    assert!(missing.len() == 3 && missing[0].contains("`jetstream.create`"), "{missing:?}");
+}
+
+#[tokio::test]
 async fn a_stream_of_a_domain_is_read_through_the_domains_api() {
     let server = Server::configured_without_jetstream("jetstream { store_dir: \"$DIR/js\", domain: hub }").await;
     let context = client(&server).await;

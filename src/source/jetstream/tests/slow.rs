@@ -162,3 +162,35 @@ async fn the_newest_of_each_subject_are_read_while_they_change() {
         () = reading => {}
     }
 }
+
+#[tokio::test]
+async fn a_password_that_is_renewed_while_messages_come_loses_none() {
+    let lines = "authorization { users: [ { user: admin, password: p }, { user: u, password: old } ] }";
+    let server = Server::configured(lines).await;
+    let options = async_nats::ConnectOptions::with_user_and_password("admin".into(), "p".into());
+    let context = jetstream::new(options.connect(server.url()).await.expect("connects"));
+    make(&context, named(&["a"])).await;
+    let (conf, file) = (server.folder.path().join("nats.conf"), server.folder.path().join("password"));
+    std::fs::write(&file, "old\n").expect("writes");
+    let running = Running::start(adapter(serde_json::json!({"servers": [server.url()], "subjects": ["a"], "user": "u",
+        "password_file": file, "jetstream": {"stream": "S"}})));
+    running.until_state(State::Up).await;
+    for (n, password) in ["new", "newer"].into_iter().enumerate() {
+        publish(&context, "a", n * 1000..n * 1000 + 500).await;
+        let text = std::fs::read_to_string(&conf).expect("reads");
+        let before = if n == 0 { "old" } else { "new" };
+        std::fs::write(&conf, text.replace(&format!("password: {before} "), &format!("password: {password} "))).expect("writes");
+        std::fs::write(&file, format!("{password}\n")).expect("writes");
+        server.signal(rustix::process::Signal::HUP);
+        publish(&context, "a", n * 1000 + 500..(n + 1) * 1000).await;
+        running.until_messages((n + 1) * 1000).await;
+        // The server ends the connection of a user whose password it does not know any more.
+        eventually("another connection", async || match running.handle.counters.reconnects() {
+            times if times > n as u64 => Ok(()),
+            times => Err(times.to_string()),
+        })
+        .await;
+        running.until_state(State::Up).await;
+    }
+    assert_eq!(ledger(&running.recorder.items.lock(), 2000), []);
+}

@@ -55,6 +55,17 @@ async fn a_subject_that_is_refused_leaves_the_others_alone() {
 }
 
 #[tokio::test]
+async fn a_check_names_each_subject_that_is_refused() {
+    let (server, _client) = limited("[\"a\", \"c\"]").await;
+    let check = async |subjects: &[&str]| source(&server, subjects).check().await.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(check(&["a", "c"]).await, [""; 0]);
+    let wrong = check(&["a", "b", "c", "d"]).await;
+    assert!(matches!(&wrong[..], [b, d] if b.contains("`b`") && d.contains("`d`") && d.contains("`subjects`")), "{wrong:?}");
+    let nobody = adapter(serde_json::json!({"servers": [server.url()], "subjects": ["a"]})).check().await;
+    assert!(matches!(&nobody[..], [error] if error.kind() == ErrorKind::Denied), "{nobody:?}");
+}
+
+#[tokio::test]
 async fn each_of_many_refusals_is_heard() {
     let (server, client) = limited("\"a.7.>\"").await;
     let subjects: Vec<String> = (0..600).map(|n| format!("a.{n}.x")).collect();

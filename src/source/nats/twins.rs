@@ -1,0 +1,89 @@
+//! Messages that come twice because a source is subscribed at two servers for a moment. Core NATS has no numbers, so equal
+//! messages are taken for the same one, as far as that can lose none.
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::event::Message;
+
+/// How far the servers of a cluster are apart, at most, in delivering a message.
+pub(super) const APART: Duration = Duration::from_millis(500);
+/// Messages that are remembered before old ones are forgotten.
+const MOST: usize = 65_536;
+
+/// Which of two connections a message came on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Old,
+    New,
+}
+
+#[derive(Clone, Copy)]
+enum Seen {
+    Once(Side),
+    Twice,
+    /// There are several equal ones: which belongs to which is not known.
+    Often,
+}
+
+/// What has come lately on either connection.
+#[derive(Default)]
+pub(super) struct Twins {
+    seen: HashMap<u64, (Seen, Instant)>,
+    hasher: RandomState,
+}
+
+impl Twins {
+    /// Takes all that has come as having come just now: it took a while until the other connection was read.
+    pub(super) fn renew(&mut self, now: Instant) {
+        self.seen.values_mut().for_each(|(_, at)| *at = now);
+    }
+
+    /// Whether this message has come on the other connection, and is to be dropped. Of messages that are equal although
+    /// there are several of them, none is dropped, but for the first pair.
+    pub(super) fn has(&mut self, message: &Message, side: Side, now: Instant) -> bool {
+        if self.seen.len() >= MOST {
+            self.seen.retain(|_, (_, at)| now.duration_since(*at) < APART);
+        }
+        let hash = self.hasher.hash_one((message.subject.as_str(), &message.payload));
+        let before = self.seen.get(&hash).filter(|(_, at)| now.duration_since(*at) < APART);
+        let (seen, twin) = match before {
+            None => (Seen::Once(side), false),
+            Some((Seen::Once(other), _)) if *other != side => (Seen::Twice, true),
+            Some(_) => (Seen::Often, false),
+        };
+        self.seen.insert(hash, (seen, now));
+        twin
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Timestamp;
+
+    #[test]
+    fn a_message_of_both_connections_comes_once_and_none_is_lost() {
+        let message = |body: &str| Message {
+            subject: "a".parse().expect("a subject"),
+            payload: body.to_owned().into(),
+            time: Timestamp::now(),
+            position: None,
+        };
+        let (mut twins, start) = (Twins::default(), Instant::now());
+        let mut dropped = |body: &str, side, millis| twins.has(&message(body), side, start + Duration::from_millis(millis));
+        assert!(!dropped("1", Side::Old, 0));
+        assert!(dropped("1", Side::New, 10));
+        assert!(!dropped("2", Side::New, 20));
+        assert!(dropped("2", Side::Old, 30));
+        // The same words again, soon: rather twice than never.
+        assert!(!dropped("1", Side::New, 40) && !dropped("1", Side::Old, 50));
+        // And later, when the other connection may have ended.
+        assert!(!dropped("2", Side::New, 600));
+        assert!(!dropped("3", Side::Old, 0) && !dropped("3", Side::New, 500));
+    }
+}
