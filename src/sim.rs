@@ -3,7 +3,7 @@
 //! broker on one side, model clients on the other, and an oracle that compares what was sent with what was written.
 //!
 //! One seed decides everything: the clock, random numbers, the order of tasks, what happens to whom. A longer run:
-//! `SIM_EVENTS=1000000 cargo test --release --lib sim::long -- --ignored --nocapture`, and one seed again:
+//! `SIM_EVENTS=1000000 cargo test --profile sim --lib sim::long -- --ignored --nocapture`, and one seed again:
 //! `SIM_SEED=7 cargo test --lib sim::one_seed -- --ignored --nocapture`.
 
 use std::time::{Duration, Instant};
