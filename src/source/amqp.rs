@@ -15,6 +15,7 @@ use crate::event::SourceName;
 use crate::subject::{Pattern, Subject};
 
 pub(in crate::source) mod acks;
+mod broker;
 mod config;
 pub(in crate::source) mod error;
 pub(in crate::source) mod feed;
@@ -23,6 +24,7 @@ pub(in crate::source) mod link;
 pub(in crate::source) mod publish;
 pub(in crate::source) mod queue;
 mod reach;
+pub(in crate::source) mod renewal;
 pub(in crate::source) mod scrub;
 mod sections;
 #[cfg(test)]

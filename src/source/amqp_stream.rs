@@ -26,6 +26,7 @@ use super::amqp::feed::{Came, Feed, Reads, next};
 use super::amqp::link::Link;
 use super::amqp::publish::publish;
 use super::amqp::queue::{payload, stamped};
+use super::amqp::renewal::Renewal;
 use super::amqp::topology::set_up;
 use super::amqp::upkeep::Upkeep;
 use super::{Adapter, Connection, ErrorKind, Item, SourceError, Start};
@@ -182,7 +183,8 @@ impl Home {
         if self.live {
             link.flow().meter(number);
         }
-        Feed { consumer, acks: Acks::new(channel, prefetch, ACK_DELAY), upkeep, queue: self.queue.clone(), channel: number, link }
+        let renewal = Renewal::of(&link);
+        Feed { consumer, acks: Acks::new(channel, prefetch, ACK_DELAY), upkeep, renewal, queue: self.queue.clone(), channel: number, link }
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "this whole crate is tests")]
 #![allow(unreachable_pub, reason = "the support is shared by several test programs")]
 
+mod accounts;
 mod conforms;
 mod queue;
 mod stream;

@@ -2,15 +2,11 @@
 //!
 //! Opens no connection and reads no file but secrets'.
 
-use std::fmt;
 use std::time::Duration;
 
-use lapin::uri::{AMQPScheme, AMQPUri};
-use url::Url;
-
+use super::broker::Broker;
 use crate::event::SourceName;
-use crate::settings::{Choice, Key, Secret, Section, Slot};
-use crate::source::tls::Tls;
+use crate::settings::{Choice, Key, Section, Slot};
 
 /// The longest name of a queue, an exchange or a routing key: AMQP's short string.
 pub(in crate::source) const MAX_NAME: usize = 255;
@@ -81,15 +77,6 @@ pub struct Config {
     pub stream: bool,
     /// Messages that may be on the way to us, unacknowledged.
     pub prefetch: u16,
-}
-
-/// Where the broker is and who we are to it. Its `Debug` and `Display` hold no password.
-#[derive(Clone)]
-pub struct Broker {
-    /// With user and password.
-    pub(in crate::source) uri: AMQPUri,
-    /// For `amqps`.
-    pub(in crate::source) tls: Tls,
 }
 
 /// What is read.
@@ -240,77 +227,5 @@ impl Binding {
         let keys = keys.check(|keys| !keys.is_empty(), "must list at least one key such as `orders.#`");
         let (exchange, chosen) = (exchange?, amqp.has("binding_keys"));
         Some(Self { exchange, kind: kind.or("topic".to_owned()).into(), keys: keys.or(vec!["#".to_owned()]), chosen })
-    }
-}
-
-impl Broker {
-    fn read(amqp: &Section<'_>) -> Option<Self> {
-        let url = amqp.address("url").convert(|url| parse_url(&url).map_err(str::to_owned)).optional();
-        if !amqp.has("url") && !amqp.has("url_file") {
-            amqp.problem("url", "must be there (or `url_file`): an address such as amqp://host:5672/%2f");
-        }
-        let user = amqp.key("user").text().optional();
-        let text = |secret: Secret| secret.expose_str().map(str::to_owned).map_err(|_| "must be UTF-8 text".to_owned());
-        let password = amqp.secret("password").convert(text).optional();
-        if amqp.has("user") && !amqp.has("password") && !amqp.has("password_file") {
-            amqp.problem("password", "must be there beside `user` (or `password_file`)");
-        }
-        let whole = |beat: &Duration| beat.subsec_nanos() == 0 && (1..=60).contains(&beat.as_secs());
-        let heartbeat = amqp.key("heartbeat").duration().check(whole, "must be whole seconds, 1s to 60s").optional();
-        if amqp.has("tls") && url.as_ref().is_some_and(|uri| uri.scheme != AMQPScheme::AMQPS) {
-            amqp.problem("tls", "needs an address that begins with amqps://");
-        }
-        let tls = amqp.key("tls").optional_section().map_or_else(Tls::default, |tls| Tls::read(&tls));
-        let mut uri = url?;
-        uri.authority.userinfo.username = user.unwrap_or(uri.authority.userinfo.username);
-        uri.authority.userinfo.password = password.unwrap_or(uri.authority.userinfo.password);
-        uri.query.heartbeat = heartbeat.and_then(|beat| u16::try_from(beat.as_secs()).ok()).or(uri.query.heartbeat).or(Some(5));
-        Some(Self { uri, tls })
-    }
-}
-
-/// Reads an address by the AMQP URI specification, or says what is expected; never what was read.
-fn parse_url(url: &Secret) -> Result<AMQPUri, &'static str> {
-    const EXPECTED: &str =
-        "must be an address such as amqp://host:5672/%2f or amqps://user:password@host/vhost, special characters percent-encoded";
-    let text = url.expose_str().map_err(|_| EXPECTED)?.trim();
-    let parsed = Url::parse(text).map_err(|_| EXPECTED)?;
-    let known = |key: &str| matches!(key, "heartbeat" | "connection_timeout" | "auth_mechanism" | "channel_max" | "frame_max");
-    if parsed.query_pairs().any(|(key, _)| !known(&key)) || parsed.fragment().is_some() {
-        return Err("must have no parameter but `heartbeat` and `auth_mechanism`");
-    }
-    let mut uri: AMQPUri = text.parse().map_err(|_| EXPECTED)?;
-    // The library's own reading takes `localhost` for an address in brackets, and an empty path for a nameless vhost.
-    uri.authority.host = match parsed.host() {
-        Some(url::Host::Domain(name)) if !name.is_empty() => {
-            percent_encoding::percent_decode_str(name).decode_utf8().map_err(|_| EXPECTED)?.into_owned()
-        }
-        Some(url::Host::Ipv4(address)) => address.to_string(),
-        Some(url::Host::Ipv6(address)) => address.to_string(),
-        _ => return Err(EXPECTED),
-    };
-    if uri.vhost.is_empty() {
-        uri.vhost = "/".to_owned();
-    }
-    if uri.vhost.len() > MAX_NAME || (parsed.path().len() > 1 && parsed.path()[1..].contains('/')) {
-        return Err("must name one vhost after the host, a slash in it written as %2f");
-    }
-    if uri.query.heartbeat.is_some_and(|beat| !(1..=60).contains(&beat)) {
-        return Err("must have a `heartbeat` of 1 to 60 seconds");
-    }
-    Ok(uri)
-}
-
-impl fmt::Display for Broker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let AMQPUri { scheme, authority, vhost, .. } = &self.uri;
-        let (open, close) = if authority.host.contains(':') { ("[", "]") } else { ("", "") };
-        write!(f, "{scheme}://{open}{}{close}:{} (vhost `{vhost}`)", authority.host, authority.port)
-    }
-}
-
-impl fmt::Debug for Broker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self} {:?}", self.tls)
     }
 }

@@ -14,6 +14,7 @@ use lapin::types::ShortString;
 use super::acks::Acks;
 use super::error::lost;
 use super::link::Link;
+use super::renewal::Renewal;
 use super::upkeep::Upkeep;
 use crate::source::{Item, SourceError};
 
@@ -22,6 +23,7 @@ pub(in crate::source) struct Feed {
     pub(in crate::source) consumer: Consumer,
     pub(in crate::source) acks: Acks,
     pub(in crate::source) upkeep: Option<Upkeep>,
+    pub(in crate::source) renewal: Option<Renewal>,
     pub(in crate::source) queue: ShortString,
     /// The number of the consumer's channel.
     pub(in crate::source) channel: u16,
@@ -67,6 +69,9 @@ impl Feed {
         if let Poll::Ready(e) = self.acks.poll(cx) {
             return Poll::Ready(lost(&self.queue, Some(e)));
         }
+        if let Some(Poll::Ready(error)) = self.renewal.as_mut().map(|renewal| renewal.poll(cx)) {
+            return Poll::Ready(error);
+        }
         match &mut self.upkeep {
             Some(upkeep) => upkeep.poll(cx),
             None => Poll::Pending,
@@ -75,8 +80,8 @@ impl Feed {
 
     /// Closes the connection, unless others use it.
     pub(in crate::source) async fn close(self) {
-        let Self { consumer, acks, upkeep, link, .. } = self;
-        drop((acks, upkeep));
+        let Self { consumer, acks, upkeep, renewal, link, .. } = self;
+        drop((acks, upkeep, renewal));
         if let Some(link) = Arc::into_inner(link) {
             link.close().await;
         }

@@ -2,7 +2,9 @@
 //!
 //! Knows the library's connection and channels; not what is read from them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_rs::util::RuntimeParts;
@@ -12,7 +14,7 @@ use lapin::{AsyncTcpStream, Channel, ConnectionProperties, ErrorKind};
 use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::config::Broker;
+use super::broker::{Address, Broker, secret};
 use super::error::failed;
 use super::flow::Flow;
 use super::scrub::OddKeys;
@@ -22,6 +24,8 @@ use crate::source::SourceError;
 
 /// For the protocol's handshake, and for each question to the broker.
 const ANSWER: Duration = Duration::from_secs(10);
+/// For one of several addresses.
+const EACH: Duration = Duration::from_secs(8);
 /// For a connection to be closed in good order.
 const CLOSE: Duration = Duration::from_millis(700);
 
@@ -29,37 +33,87 @@ const CLOSE: Duration = Duration::from_millis(700);
 pub(in crate::source) struct Link {
     connection: lapin::Connection,
     shared: Arc<Shared>,
+    /// The password that the broker knows, and the file that it came from.
+    password: Mutex<String>,
+    file: Option<PathBuf>,
+    /// What the broker's lists call its consumers, before their number.
+    name: String,
+    consumers: AtomicU64,
     /// Dropped after the connection, which may say goodbye while the socket still works.
     end: DropGuard,
 }
 
 impl Link {
-    /// Connects and logs in.
+    /// Connects to one of the broker's addresses, and logs in.
     pub(in crate::source) async fn open(broker: &Broker, source: &SourceName) -> Result<Self, SourceError> {
+        let addresses = broker.addresses()?;
+        let (count, mut failure) = (addresses.len(), None);
+        for address in addresses {
+            let connecting = Self::connect(&address, broker, source);
+            // Several addresses share the time that connecting has.
+            let opened = if count == 1 { connecting.await } else { within(EACH, &address, connecting).await };
+            match opened {
+                Ok(link) => return Ok(link),
+                Err(e) => failure = Some(e),
+            }
+        }
+        Err(failure.unwrap_or_else(|| SourceError::configuration("there is no address")))
+    }
+
+    async fn connect(address: &Address, broker: &Broker, source: &SourceName) -> Result<Self, SourceError> {
         let end = CancellationToken::new();
         let guard = end.clone().drop_guard();
         let shared = Arc::<Shared>::default();
-        let wire = Mutex::new(Some(Wire::connect(broker, end, Arc::clone(&shared)).await?));
+        let wire = Mutex::new(Some(Wire::connect(address, end, Arc::clone(&shared)).await?));
         let runtime = Runtime::new(RuntimeParts::new(Tokio::current(), Ours::current()));
-        let properties = ConnectionProperties::default().with_connection_name(format!("brokercast {source}").into());
+        let properties = ConnectionProperties::default().with_connection_name(format!("{} {source}", broker.name).into());
         let once = async move |_, _| match wire.lock().take() {
             Some(wire) => Ok(AsyncTcpStream::Plain(wire)),
             None => Err(std::io::Error::from(std::io::ErrorKind::ConnectionAborted).into()),
         };
-        let connecting = lapin::Connection::connector(broker.uri.clone(), runtime, once, properties);
+        let connecting = lapin::Connection::connector(address.uri.clone(), runtime, once, properties);
         match tokio::time::timeout(ANSWER, connecting).await {
-            Ok(Ok(connection)) => Ok(Self { connection, shared, end: guard }),
+            Ok(Ok(connection)) => {
+                let password = Mutex::new(address.uri.authority.userinfo.password.clone());
+                let (file, name) = (broker.password_file.clone(), format!("{}.{source}", broker.name));
+                Ok(Self { connection, shared, password, file, name, consumers: AtomicU64::new(0), end: guard })
+            }
             Ok(Err(e)) if matches!(e.kind(), ErrorKind::ParsingError(_)) => Err(SourceError::protocol(format!(
-                "{broker} does not speak AMQP 0-9-1 (where it wants TLS, the address begins with amqps://)"
+                "{address} does not speak AMQP 0-9-1 (where it wants TLS, the address begins with amqps://)"
             ))),
-            Ok(Err(e)) => Err(failed(format!("{broker} refused the connection"), e)),
-            Err(_) => Err(SourceError::lost(format!("{broker} does not answer"))),
+            Ok(Err(e)) => Err(failed(format!("{address} refused the connection"), e)),
+            Err(_) => Err(SourceError::lost(format!("{address} does not answer"))),
         }
     }
 
     /// A new channel.
     pub(in crate::source) async fn channel(&self) -> Result<Channel, SourceError> {
         answer("opening a channel", self.connection.create_channel()).await?.map_err(|e| failed("cannot open a channel", e))
+    }
+
+    /// A name for a consumer.
+    pub(in crate::source) fn tag(&self) -> ShortString {
+        short(&format!("{}.{}", self.name, self.consumers.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Whether the password comes from a file.
+    pub(in crate::source) fn has_file(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Reads the password's file again, and tells the broker a new one.
+    pub(in crate::source) async fn renew(&self) -> Result<(), SourceError> {
+        let Some(file) = &self.file else { return Ok(()) };
+        // A file that cannot be read now concerns the next connection only.
+        let Ok(password) = secret("password_file", file) else { return Ok(()) };
+        if *self.password.lock() == password {
+            return Ok(());
+        }
+        let renewing = self.connection.update_secret(password.clone().into(), "renewed".into());
+        answer("renewing the password", renewing).await?.map_err(|e| failed("the broker did not take the new password", e))?;
+        *self.password.lock() = password;
+        tracing::info!(connection = self.name, "a connection's password was renewed");
+        Ok(())
     }
 
     /// Whether it is connected, as far as the library knows.
@@ -86,6 +140,10 @@ impl Link {
         }
         drop(end);
     }
+}
+
+async fn within<T>(limit: Duration, address: &Address, connecting: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
+    tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| Err(SourceError::lost(format!("{address} does not answer"))))
 }
 
 /// The library's futures wait for ever when the broker says nothing.

@@ -17,6 +17,7 @@ use super::config::Origin;
 use super::error::{failed, kind, lost};
 use super::feed::{Came, Feed, Reads, next};
 use super::link::{Link, answer};
+use super::renewal::Renewal;
 use super::topology::{Memory, Place, set_up};
 use super::upkeep::Upkeep;
 use super::{Amqp, Names, sections};
@@ -46,9 +47,10 @@ impl Reader {
         let upkeep = Upkeep::start(&link, binding, &queue).await?;
         let channel = link.channel().await?;
         link.flow().meter(channel.id());
-        let consumer = consume(&channel, &queue, config.prefetch, FieldTable::default()).await?;
+        let consumer = consume(&channel, &queue, link.tag(), config.prefetch, FieldTable::default()).await?;
         let (number, acks) = (channel.id(), Acks::new(channel, config.prefetch, ACK_DELAY));
-        let feed = Feed { consumer, acks, upkeep, queue, channel: number, link };
+        let renewal = Renewal::of(&link);
+        let feed = Feed { consumer, acks, upkeep, renewal, queue, channel: number, link };
         // An exclusive queue is another one each time, which the supervisor tells.
         let fresh = matches!(config.origin, Origin::Named { .. });
         Ok(Self { feed, names: Arc::clone(&source.names), memory: Arc::clone(&source.memory), fresh })
@@ -118,13 +120,14 @@ impl Connection for Reader {
 pub(in crate::source) async fn consume(
     channel: &Channel,
     queue: &ShortString,
+    tag: ShortString,
     prefetch: u16,
     table: FieldTable,
 ) -> Result<Consumer, SourceError> {
     let wrong = |e| failed(format!("cannot consume from queue `{queue}`"), e);
     answer("setting the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?.map_err(wrong)?;
     let from_offset = table.contains_key(OFFSET);
-    let consuming = channel.basic_consume(queue.clone(), ShortString::default(), BasicConsumeOptions::default(), table);
+    let consuming = channel.basic_consume(queue.clone(), tag, BasicConsumeOptions::default(), table);
     answer("consuming", consuming).await?.map_err(|e| match kind(&e) {
         ErrorKind::Configuration if from_offset => failed(format!("queue `{queue}` is no stream: `queue_type: stream` is wrong"), e),
         _ => wrong(e),

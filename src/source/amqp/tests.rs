@@ -30,14 +30,20 @@ fn addresses_are_read_as_the_amqp_uri_specification_says() {
         ("amqp://[::1]:5673/v", "::1", 5673, "v", "guest"),
         ("amqp://127.0.0.1:1/v?heartbeat=9", "127.0.0.1", 1, "v", "guest"),
     ] {
-        let uri = check(json!({ "url": url, "exchange": "x" })).expect(url).broker.uri;
+        let uri = check(json!({ "url": url, "exchange": "x" })).expect(url).broker.addresses().expect("no file").remove(0).uri;
         assert_eq!((&*uri.authority.host, uri.authority.port, &*uri.vhost), (host, port, vhost), "{url}");
         assert_eq!(uri.authority.userinfo.username, user, "{url}");
         assert_eq!(uri.query.heartbeat, Some(if url.contains("heartbeat") { 9 } else { 5 }));
     }
     let config = check(json!({ "url": "amqp://u:hush@h", "user": "me", "password": "hush2", "exchange": "x" })).expect("valid");
-    assert_eq!(config.broker.uri.authority.userinfo.password, "hush2");
-    assert!(!format!("{config:?} {}", config.broker).contains("hush"));
+    let addresses = config.broker.addresses().expect("no file");
+    assert_eq!(addresses[0].uri.authority.userinfo.password, "hush2");
+    assert!(!format!("{config:?} {}", addresses[0]).contains("hush"));
+    let several = json!({ "urls": ["amqp://u:hush@a", "amqp://u:hush@b:7/v"], "name": "web", "exchange": "x" });
+    let broker = check(several).expect("valid").broker;
+    let hosts = || broker.addresses().expect("no file").into_iter().map(|address| address.uri.authority.host).collect::<Vec<_>>();
+    assert_eq!((hosts(), hosts(), hosts()), (vec!["a".into(), "b".into()], vec!["b".into(), "a".into()], vec!["a".into(), "b".into()]));
+    assert!(broker.name.starts_with("web@"), "{}", broker.name);
 }
 
 #[test]
@@ -51,6 +57,10 @@ fn what_cannot_work_is_refused_with_its_key_and_without_its_value() {
         assert_eq!(check(json!({ "url": url, "queue": "q" })).expect_err(url), ["s.amqp.url"], "{url}");
     }
     assert_eq!(check(json!({ "queue": "q" })).expect_err("no url"), ["s.amqp.url"]);
+    assert_eq!(check(json!({ "urls": [], "queue": "q" })).expect_err("no url"), ["s.amqp.urls"]);
+    assert_eq!(check(json!({ "urls": ["amqp://h", "hush"], "queue": "q" })).expect_err("no url"), ["s.amqp.urls[1]"]);
+    assert_eq!(with(json!({ "urls": ["amqp://h"], "queue": "q" })), ["s.amqp.urls"]);
+    assert_eq!(with(json!({ "name": "", "queue": "q" })), ["s.amqp.name"]);
     assert_eq!(with(json!({})), ["s.amqp"]);
     assert_eq!(with(json!({ "queue": "q", "exchange": "x" })), ["s.amqp.queue"]);
     assert_eq!(with(json!({ "exchange": "" })), ["s.amqp.exchange"]);

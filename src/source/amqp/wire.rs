@@ -25,7 +25,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use super::config::Broker;
+use super::broker::Address;
 use super::flow::Flow;
 use super::scrub::{OddKeys, Scrub};
 use crate::source::{SourceError, tls};
@@ -68,7 +68,7 @@ pub(super) struct Shared {
 
 impl Wire {
     /// Connects. The wire fails once `end` is cancelled, after a moment.
-    pub(super) async fn connect(broker: &Broker, end: CancellationToken, shared: Arc<Shared>) -> Result<Self, SourceError> {
+    pub(super) async fn connect(broker: &Address, end: CancellationToken, shared: Arc<Shared>) -> Result<Self, SourceError> {
         let authority = &broker.uri.authority;
         let failed = |e: io::Error| SourceError::lost(format!("cannot connect to {broker}")).because(e);
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");

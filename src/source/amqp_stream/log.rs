@@ -86,10 +86,16 @@ pub(super) fn word(text: &str) -> AMQPValue {
 }
 
 /// Consumes from a place on.
-pub(super) async fn consume_at(channel: &Channel, queue: &ShortString, prefetch: u16, spec: AMQPValue) -> Result<Consumer, SourceError> {
+pub(super) async fn consume_at(
+    link: &Link,
+    channel: &Channel,
+    queue: &ShortString,
+    prefetch: u16,
+    spec: AMQPValue,
+) -> Result<Consumer, SourceError> {
     let mut table = FieldTable::default();
     table.insert(ShortString::from(OFFSET), spec);
-    consume(channel, queue, prefetch, table).await
+    consume(channel, queue, link.tag(), prefetch, table).await
 }
 
 /// Reads the bounds; `None` where the stream is empty.
@@ -109,12 +115,12 @@ struct Look<'a> {
 
 impl Look<'_> {
     async fn bounds(&self, ask: Ask) -> Result<Option<Log>, SourceError> {
-        let mut first = consume_at(self.channel, self.queue, 1, word("first")).await?;
+        let mut first = consume_at(self.link, self.channel, self.queue, 1, word("first")).await?;
         let mut wanted = match ask.value() {
-            Some(spec) => Some(consume_at(self.channel, self.queue, 1, spec).await?),
+            Some(spec) => Some(consume_at(self.link, self.channel, self.queue, 1, spec).await?),
             None => None,
         };
-        let mut last = consume_at(self.channel, self.queue, PIECE, word("last")).await?;
+        let mut last = consume_at(self.link, self.channel, self.queue, PIECE, word("last")).await?;
         let Some((head, delivery)) = self.both_ends(&mut first, &mut last).await? else { return Ok(None) };
         let (end, mean) = self.end(&mut last, delivery).await?;
         let head = match head {
@@ -189,7 +195,7 @@ impl Look<'_> {
                 Err(_) => {
                     // Seen with 3.10: a consumer that comes while a chunk is written may not be served. Another one is.
                     let spec = ask.value().unwrap_or_else(|| word("next"));
-                    let mut again = consume_at(self.channel, self.queue, 1, spec).await?;
+                    let mut again = consume_at(self.link, self.channel, self.queue, 1, spec).await?;
                     let Ok(delivery) = timeout(EMPTY, again.next()).await else { return Ok(None) };
                     delivery
                 }
@@ -208,7 +214,7 @@ impl Look<'_> {
 /// The offset of the first message that is left, of a stream that holds one.
 pub(super) async fn first_left(link: &Link, queue: &ShortString) -> Result<u64, SourceError> {
     let channel = link.channel().await?;
-    let mut first = consume_at(&channel, queue, 1, word("first")).await?;
+    let mut first = consume_at(link, &channel, queue, 1, word("first")).await?;
     let came = answer("reading the start of a stream", first.next()).await?;
     let first = place_in(&some(came, queue)?, queue)?;
     leave(&channel).await;

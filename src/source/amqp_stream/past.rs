@@ -154,7 +154,7 @@ impl Line {
     /// Reads over a connection, from a place on.
     pub(super) async fn open(link: Arc<Link>, queue: &ShortString, prefetch: u16, spec: AMQPValue) -> Result<Self, SourceError> {
         let channel = link.channel().await?;
-        let consumer = consume_at(&channel, queue, prefetch, spec).await?;
+        let consumer = consume_at(&link, &channel, queue, prefetch, spec).await?;
         Ok(Self { link, channel, consumer })
     }
 

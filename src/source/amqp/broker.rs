@@ -1,0 +1,169 @@
+//! Where an AMQP broker is and who we are to it: `url`, `url_file` or `urls`, `user`, `password`, `name`, `heartbeat`, `tls`.
+//!
+//! Files are read again whenever that is asked for, since secrets change. Opens no connection.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use lapin::uri::{AMQPScheme, AMQPUri};
+use url::Url;
+
+use super::config::MAX_NAME;
+use crate::settings::{Secret, Section};
+use crate::source::SourceError;
+use crate::source::tls::Tls;
+use crate::support::host;
+
+/// Where the broker is and who we are to it. Its `Debug` holds no password.
+#[derive(Clone)]
+pub struct Broker {
+    /// At least one, tried in turn.
+    uris: Vec<AMQPUri>,
+    /// Instead of these, once it was read when the settings were.
+    url_file: Option<PathBuf>,
+    user: Option<String>,
+    password: Option<String>,
+    /// Instead of the password, likewise.
+    pub(in crate::source) password_file: Option<PathBuf>,
+    /// In seconds.
+    heartbeat: Option<u16>,
+    tls: Tls,
+    /// What the broker's lists call us: a name and this machine's.
+    pub(in crate::source) name: String,
+    turn: Arc<AtomicUsize>,
+}
+
+/// One address of the broker. Its `Display` holds no password.
+#[derive(Clone)]
+pub(in crate::source) struct Address {
+    /// With user and password.
+    pub(in crate::source) uri: AMQPUri,
+    /// For `amqps`.
+    pub(in crate::source) tls: Tls,
+}
+
+impl Broker {
+    pub(super) fn read(amqp: &Section<'_>) -> Option<Self> {
+        let parse = |url: Secret| parse_url(&url).map_err(str::to_owned);
+        let one = amqp.address("url").convert(parse).optional();
+        let several = amqp.key("urls").list(|item| item.address().convert(parse).required());
+        let several = several.check(|urls| !urls.is_empty(), "must list at least one address").optional();
+        match (amqp.has("url") || amqp.has("url_file"), amqp.has("urls")) {
+            (false, false) => amqp.problem("url", "must be there (or `url_file`, or `urls`): an address such as amqp://host:5672/%2f"),
+            (true, true) => amqp.problem("urls", "goes without `url` and `url_file`"),
+            _ => {}
+        }
+        let uris = several.or(one.map(|uri| vec![uri]));
+        let user = amqp.key("user").text().optional();
+        let text = |secret: Secret| secret.expose_str().map(str::to_owned).map_err(|_| "must be UTF-8 text".to_owned());
+        let password = amqp.secret("password").convert(text).optional();
+        if amqp.has("user") && !amqp.has("password") && !amqp.has("password_file") {
+            amqp.problem("password", "must be there beside `user` (or `password_file`)");
+        }
+        let whole = |beat: &Duration| beat.subsec_nanos() == 0 && (1..=60).contains(&beat.as_secs());
+        let heartbeat = amqp.key("heartbeat").duration().check(whole, "must be whole seconds, 1s to 60s").optional();
+        if amqp.has("tls") && uris.iter().flatten().any(|uri| uri.scheme != AMQPScheme::AMQPS) {
+            amqp.problem("tls", "needs an address that begins with amqps://");
+        }
+        let tls = amqp.key("tls").optional_section().map_or_else(Tls::default, |tls| Tls::read(&tls));
+        let word = |name: &String| (1..=64).contains(&name.len()) && !name.contains(char::is_control);
+        let name = amqp.key("name").text().check(word, "must be 1 to 64 bytes without control characters");
+        let name = format!("{}@{}", name.or("brokercast".to_owned()), host::name());
+        let file = |key: &str| if amqp.has(key) { amqp.key(key).path().optional() } else { None };
+        let (url_file, password_file) = (file("url_file"), file("password_file"));
+        let heartbeat = heartbeat.and_then(|beat| u16::try_from(beat.as_secs()).ok());
+        Some(Self { uris: uris?, url_file, user, password, password_file, heartbeat, tls, name, turn: Arc::default() })
+    }
+
+    /// All addresses, as the files are now. Each time another one is the first.
+    ///
+    /// # Errors
+    /// When a file cannot be used now.
+    pub(in crate::source) fn addresses(&self) -> Result<Vec<Address>, SourceError> {
+        let mut uris = match &self.url_file {
+            Some(path) => {
+                let text = secret("url_file", path)?;
+                let wrong = |expected| SourceError::configuration(format!("`url_file` {expected}"));
+                vec![parse_url(&Secret::new(text)).map_err(wrong)?]
+            }
+            None => self.uris.clone(),
+        };
+        let password = match &self.password_file {
+            Some(path) => Some(secret("password_file", path)?),
+            None => self.password.clone(),
+        };
+        for uri in &mut uris {
+            let info = &mut uri.authority.userinfo;
+            info.username = self.user.clone().unwrap_or_else(|| info.username.clone());
+            info.password = password.clone().unwrap_or_else(|| info.password.clone());
+            uri.query.heartbeat = self.heartbeat.or(uri.query.heartbeat).or(Some(5));
+        }
+        let first = self.turn.fetch_add(1, Ordering::Relaxed) % uris.len();
+        uris.rotate_left(first);
+        Ok(uris.into_iter().map(|uri| Address { uri, tls: self.tls.clone() }).collect())
+    }
+}
+
+/// What a file holds now, less one line break at its end.
+pub(super) fn secret(key: &str, path: &Path) -> Result<String, SourceError> {
+    let failed = |e| SourceError::configuration(format!("cannot read `{key}` from `{}`", path.display())).because(e);
+    let text = std::fs::read_to_string(path).map_err(failed)?;
+    let line = text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line));
+    if line.is_empty() {
+        return Err(SourceError::configuration(format!("`{}` is empty (`{key}`)", path.display())));
+    }
+    Ok(line.to_owned())
+}
+
+/// Reads an address by the AMQP URI specification, or says what is expected; never what was read.
+fn parse_url(url: &Secret) -> Result<AMQPUri, &'static str> {
+    const EXPECTED: &str =
+        "must be an address such as amqp://host:5672/%2f or amqps://user:password@host/vhost, special characters percent-encoded";
+    let text = url.expose_str().map_err(|_| EXPECTED)?.trim();
+    let parsed = Url::parse(text).map_err(|_| EXPECTED)?;
+    let known = |key: &str| matches!(key, "heartbeat" | "connection_timeout" | "auth_mechanism" | "channel_max" | "frame_max");
+    if parsed.query_pairs().any(|(key, _)| !known(&key)) || parsed.fragment().is_some() {
+        return Err("must have no parameter but `heartbeat` and `auth_mechanism`");
+    }
+    let mut uri: AMQPUri = text.parse().map_err(|_| EXPECTED)?;
+    // The library's own reading takes `localhost` for an address in brackets, and an empty path for a nameless vhost.
+    uri.authority.host = match parsed.host() {
+        Some(url::Host::Domain(name)) if !name.is_empty() => {
+            percent_encoding::percent_decode_str(name).decode_utf8().map_err(|_| EXPECTED)?.into_owned()
+        }
+        Some(url::Host::Ipv4(address)) => address.to_string(),
+        Some(url::Host::Ipv6(address)) => address.to_string(),
+        _ => return Err(EXPECTED),
+    };
+    if uri.vhost.is_empty() {
+        uri.vhost = "/".to_owned();
+    }
+    if uri.vhost.len() > MAX_NAME || (parsed.path().len() > 1 && parsed.path()[1..].contains('/')) {
+        return Err("must name one vhost after the host, a slash in it written as %2f");
+    }
+    if uri.query.heartbeat.is_some_and(|beat| !(1..=60).contains(&beat)) {
+        return Err("must have a `heartbeat` of 1 to 60 seconds");
+    }
+    Ok(uri)
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show(&self.uri, f)
+    }
+}
+
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.uris.iter().try_for_each(|uri| show(uri, f))
+    }
+}
+
+fn show(uri: &AMQPUri, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let AMQPUri { scheme, authority, vhost, .. } = uri;
+    let (open, close) = if authority.host.contains(':') { ("[", "]") } else { ("", "") };
+    write!(f, "{scheme}://{open}{}{close}:{} (vhost `{vhost}`)", authority.host, authority.port)
+}
