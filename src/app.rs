@@ -27,7 +27,7 @@ use crate::http::handoff::{Adopt, Handover};
 use crate::http::tls::Tls;
 use crate::http::{Inbox, ListenError, admin, listen};
 use crate::hub::Hub;
-use crate::metrics::{Metrics, Readings};
+use crate::metrics::{self, Metrics, Readings};
 use crate::pool::Pool;
 use crate::source::supervisor::Supervisor;
 use crate::stream::{self, Selection, Streams};
@@ -178,8 +178,8 @@ impl Rooms {
         stall: Duration,
     ) -> Result<Self, Error> {
         let log = |source: &SourceRuntime| {
-            let Supervisor { adapter, max_payload, .. } = &source.supervisor;
-            history::Log { adapter: adapter.clone(), max_payload: *max_payload }
+            let Supervisor { adapter, max_payload, handle, .. } = &source.supervisor;
+            history::Log::of(handle, adapter.clone(), *max_payload)
         };
         let histories = Histories::new(sources.all.iter().map(log).collect(), histories);
         let streams = Streams::new(sources.hub.clone(), sources.router.clone(), histories, timing.clone());
@@ -358,14 +358,16 @@ fn readings(sources: &Sources, streams: Arc<Streams>, pool: Pool, connections: T
             let state = streams.hub().state();
             state.sources().iter().map(|s| (s.window().len() as u64, s.window().bytes() as u64)).collect()
         };
-        let reading = |source: &SourceRuntime| source.reading(windows[source.id]);
+        let histories = streams.histories();
+        let reading = |source: &SourceRuntime| source.reading(windows[source.id], histories.counted(source.id));
+        let history::Load { readers, clients, waiting, oldest } = histories.load();
         Readings {
             sources: sources.iter().map(reading).collect(),
             subscribers: streams.opened() as u64,
             subscribers_max: pool.max() as u64,
             ended: Closing::ALL.iter().map(|reason| (reason.as_str(), streams.closed(*reason))).collect(),
             channels: streams.hub().channels() as u64,
-            history_readers: streams.histories().reading() as u64,
+            history: metrics::HistoryReading { readers: readers as u64, clients: clients as u64, waiting: waiting as u64, oldest },
             connections: connections.len() as u64,
             shortened_subjects: router.shortened(),
             reserved_names: router.reserved_names(),

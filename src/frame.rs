@@ -320,6 +320,11 @@ pub fn closing(out: &mut Vec<u8>, reason: Closing) {
     write!(out, "data: {{\"reason\":\"{}\"}}\n\n", reason.as_str()).unwrap_or_default();
 }
 
+/// Appends another reconnection time, in milliseconds: a field of the event that follows.
+pub fn retry(out: &mut Vec<u8>, retry: std::time::Duration) {
+    writeln!(out, "retry: {}", retry.as_millis()).unwrap_or_default();
+}
+
 /// Appends what every stream begins with: a comment, `retry` in milliseconds, and where the client stands.
 pub fn opening(out: &mut Vec<u8>, retry: std::time::Duration, id: Option<&[u8]>) {
     write!(out, ": brokercast\nretry: {}\n", retry.as_millis()).unwrap_or_default();

@@ -1,21 +1,29 @@
 //! Reading brokers' own logs for clients that are behind the windows.
 //!
-//! Owns how many read at a time and how fast they read together. A stream says what it needs ([`Request`]); whoever moves
-//! the stream reads it ([`Reader`]). Knows adapters only by their contract; nothing of windows, filters or clients.
+//! A shared, fair service. What is read of a log is kept for a while in a [`segment`](segment), which every client that
+//! comes to its place takes from; so a crowd that comes back after a deploy costs the broker about as much as one client.
+//! Owns how many readers are open, who gets one next, how fast they read together, and how much of what they read is
+//! kept. A stream says what it needs ([`Request`]); whoever moves the stream takes it from its [`Reader`]. Knows adapters
+//! only by their contract; nothing of windows, filters or clients' ids.
 
 use std::sync::Arc;
-
-use tokio::sync::Semaphore;
+use std::time::Duration;
 
 use crate::cursor::Point;
-use crate::source::Adapter;
+use crate::event::GapReason;
+use crate::source::{Adapter, ErrorKind, Handle, State};
+use crate::subject::Pattern;
 
 mod pace;
+mod queue;
 mod reader;
+mod run;
+mod segment;
+mod service;
 mod settings;
 
-use pace::Pace;
-pub use reader::Reader;
+pub use reader::{Reader, Unavailable};
+use service::Service;
 pub use settings::Settings;
 
 /// One of the hub's sources, as its log is read.
@@ -25,6 +33,21 @@ pub struct Log {
     pub adapter: Arc<dyn Adapter>,
     /// Bytes of one message's payload; larger ones become gaps.
     pub max_payload: usize,
+    /// Whether the source is connected. The log of one that is not is waited for without an end.
+    pub up: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// How often the bridge was told that the log is another one: what was read before is not of use any more.
+    pub resets: Arc<dyn Fn() -> u64 + Send + Sync>,
+}
+
+impl Log {
+    /// Of a source that runs.
+    #[must_use]
+    pub fn of(handle: &Arc<Handle>, adapter: Arc<dyn Adapter>, max_payload: usize) -> Self {
+        let (status, counters) = (handle.clone(), handle.clone());
+        let up = Arc::new(move || status.status.read().state == State::Up);
+        let resets = Arc::new(move || counters.counters.gaps(GapReason::Reset));
+        Self { adapter, max_payload, up, resets }
+    }
 }
 
 /// What a stream needs of a source's log.
@@ -38,44 +61,84 @@ pub struct Request {
     pub from: Point,
 }
 
-/// The logs of all sources, by the hub's number, and what all readers share.
-pub struct Histories {
-    logs: Vec<Log>,
-    readers: usize,
-    permits: Arc<Semaphore>,
-    pace: Arc<Pace>,
+/// Who asks, and of what.
+#[derive(Debug, Clone, Default)]
+pub struct Asker {
+    /// Equal for all clients of one identity: these share one turn.
+    pub identity: u64,
+    /// The only subjects before routing that are of use; `None`: all, or all that it can know.
+    pub wanted: Option<Arc<[Pattern]>>,
 }
 
-impl std::fmt::Debug for Histories {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Histories").field("readers", &self.readers).finish_non_exhaustive()
-    }
+/// What is counted for one source.
+#[derive(Debug, Clone, Default)]
+pub struct Counted {
+    /// Messages that its broker sent to readers.
+    pub events: u64,
+    /// Bytes of their subjects and payloads, about.
+    pub bytes: u64,
+    /// Readers that could not be opened or were lost, by the kind of the error.
+    pub errors: [u64; ErrorKind::ALL.len()],
+}
+
+/// How much is read and waited for at this moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Load {
+    /// Readers that are open.
+    pub readers: usize,
+    /// Clients that read a log, or wait for it.
+    pub clients: usize,
+    /// Clients that wait for a reader of their own.
+    pub waiting: usize,
+    /// How long the one among them has waited that has waited longest.
+    pub oldest: Duration,
+}
+
+/// The logs of all sources, by the hub's number, and what all readers share.
+#[derive(Debug)]
+pub struct Histories {
+    service: Arc<Service>,
 }
 
 impl Histories {
     /// Of these logs, in the hub's order.
     #[must_use]
     pub fn new(logs: Vec<Log>, settings: Settings) -> Self {
-        let permits = Arc::new(Semaphore::new(settings.readers));
-        Self { logs, readers: settings.readers, permits, pace: Arc::new(Pace::new(settings.rate)) }
+        Self { service: Arc::new(Service::new(logs, settings)) }
     }
 
     /// A reader for a request and those that follow it with the same number. It opens nothing before it is asked.
     #[must_use]
-    pub fn reader(&self, request: Request) -> Reader {
-        let Request { source, number, .. } = request;
-        Reader::new(number, self.logs[source].clone(), self.permits.clone(), self.pace.clone())
+    pub fn reader(&self, request: Request, asker: Asker) -> Reader {
+        Reader::new(self.service.clone(), request, asker)
     }
 
     /// Whether the broker can say the newest message of each subject.
     #[must_use]
     pub fn keeps_last(&self, source: usize) -> bool {
-        self.logs[source].adapter.keeps_last()
+        self.service.log(source).adapter.keeps_last()
     }
 
-    /// Readers that are open at this moment.
+    /// Whether the broker can send only some subjects of its log.
     #[must_use]
-    pub fn reading(&self) -> usize {
-        self.readers - self.permits.available_permits()
+    pub fn selects(&self, source: usize) -> bool {
+        self.service.log(source).adapter.selects()
+    }
+
+    /// Says that a source's log is not the one that was read so far: nobody gets what is kept of it any more.
+    pub fn outdate(&self, source: usize) {
+        self.service.outdate(source);
+    }
+
+    /// What is read and waited for at this moment.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        self.service.load()
+    }
+
+    /// What was counted for a source.
+    #[must_use]
+    pub fn counted(&self, source: usize) -> Counted {
+        self.service.counted(source)
     }
 }

@@ -5,6 +5,7 @@
 //! never from a request.
 
 use std::fmt;
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder};
@@ -149,10 +150,29 @@ pub struct SourceReading {
     pub reconnects: u64,
     /// Failed attempts and lost connections, by kind.
     pub errors: Vec<(&'static str, u64)>,
+    /// Messages that readers of its log took for clients that were behind.
+    pub history_events: u64,
+    /// Bytes of them.
+    pub history_bytes: u64,
+    /// Readers of its log that could not be opened or were lost, by kind.
+    pub history_errors: Vec<(&'static str, u64)>,
     /// Events in its window.
     pub window_events: u64,
     /// Bytes of them.
     pub window_bytes: u64,
+}
+
+/// What is read of brokers' logs at the moment somebody asks.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HistoryReading {
+    /// Readers that are open.
+    pub readers: u64,
+    /// Clients that read a log, or wait for it.
+    pub clients: u64,
+    /// Clients that wait for a reader.
+    pub waiting: u64,
+    /// How long the one that has waited longest has waited.
+    pub oldest: Duration,
 }
 
 /// What others count, at the moment somebody asks.
@@ -168,8 +188,8 @@ pub struct Readings {
     pub ended: Vec<(&'static str, u64)>,
     /// Filters with subscribers.
     pub channels: u64,
-    /// Clients that read a broker's log.
-    pub history_readers: u64,
+    /// What is read of brokers' logs for clients that are behind.
+    pub history: HistoryReading,
     /// Sockets that are open.
     pub connections: u64,
     /// Renamed subjects that had to be shortened.
@@ -273,6 +293,22 @@ fn single(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u6
     ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }
 
+/// What is read of brokers' logs for clients that are behind.
+fn history(e: &mut DescriptorEncoder<'_>, all: &Readings) -> fmt::Result {
+    let by = |value: fn(&SourceReading) -> u64| all.sources.iter().map(move |s| (vec![("source", s.name.clone())], value(s)));
+    let HistoryReading { readers, clients, waiting, oldest } = all.history;
+    single(e, "history_readers", "Readers of brokers' logs that are open for clients that are behind", readers)?;
+    single(e, "history_clients", "Clients that read a broker's log, or wait for it", clients)?;
+    single(e, "history_waiting", "Clients that wait for a reader", waiting)?;
+    let metric = e.encode_descriptor("history_oldest_wait_seconds", "The longest of these waits", None, MetricType::Gauge)?;
+    ConstGauge::new(oldest.as_secs_f64()).encode(metric)?;
+    counter(e, "history_events", "Messages that readers took from the source's log", by(|s| s.history_events))?;
+    counter(e, "history_bytes", "Bytes of these messages", by(|s| s.history_bytes))?;
+    let row = |s: &SourceReading, (kind, n): &(&'static str, u64)| (vec![("source", s.name.clone()), ("kind", (*kind).to_owned())], *n);
+    let errors = all.sources.iter().flat_map(|s| s.history_errors.iter().map(|error| row(s, error)));
+    counter(e, "history_errors", "Readers of the source's log that could not be opened or were lost, by kind", errors)
+}
+
 impl Collector for Read {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let e = &mut encoder;
@@ -301,7 +337,7 @@ impl Collector for Read {
         let ended = all.ended.iter().map(|(reason, n)| (vec![("reason", (*reason).to_owned())], *n));
         counter(e, "ended_subscribers", "Streams that ended, by reason", ended)?;
         single(e, "channels", "Distinct filters with subscribers", all.channels)?;
-        single(e, "history_readers", "Clients that read a broker's log", all.history_readers)?;
+        self::history(e, &all)?;
         single(e, "connections", "Connections to the public listener", all.connections)?;
         let total = |value| [(Vec::new(), value)];
         counter(
@@ -338,6 +374,9 @@ mod tests {
             up: true,
             reconnects: 1,
             errors: vec![("denied", 3)],
+            history_events: 11,
+            history_bytes: 110,
+            history_errors: vec![("missing", 12)],
             window_events: 4,
             window_bytes: 400,
         };
@@ -363,6 +402,9 @@ mod tests {
             "brokercast_source_gaps_total{source=\"a\\\"b\",reason=\"overflow\"} 2",
             "brokercast_source_errors_total{source=\"a\\\"b\",kind=\"denied\"} 3",
             "brokercast_source_up{source=\"a\\\"b\"} 1",
+            "brokercast_history_events_total{source=\"a\\\"b\"} 11",
+            "brokercast_history_errors_total{source=\"a\\\"b\",kind=\"missing\"} 12",
+            "brokercast_history_oldest_wait_seconds 0.0",
             "brokercast_subscribers 5",
             "brokercast_ended_subscribers_total{reason=\"slow\"} 6",
             "# EOF",

@@ -19,6 +19,9 @@ use template::{NameTemplate, SubjectTemplate};
 /// The prefix of control events' names; no route may give an event such a name.
 pub const RESERVED: &str = "brokercast.";
 
+/// The most patterns that [`Router::inputs`] gives.
+const MAX_INPUTS: usize = 32;
+
 /// All rules, ready to be applied.
 #[derive(Debug)]
 pub struct Router {
@@ -34,6 +37,10 @@ struct Rules {
     rules: Box<[Rule]>,
     /// The subjects that its events can have.
     outputs: Box<[reach::Output]>,
+    /// The subjects that its messages can have.
+    inputs: Box<[Pattern]>,
+    /// No two subjects become one.
+    keeps_apart: bool,
 }
 
 /// One of `routes`.
@@ -69,7 +76,12 @@ impl Router {
                     before.push(rule.matches.clone());
                     applicable.push(rule.clone());
                 }
-                Rules { outputs: reach::outputs(reach, &applicable).into(), rules: applicable.into() }
+                Rules {
+                    outputs: reach::outputs(reach, &applicable).into(),
+                    inputs: reach.as_slice().into(),
+                    keeps_apart: reach::keeps_apart(reach, &applicable),
+                    rules: applicable.into(),
+                }
             })
             .collect();
         Self { sources, shortened: AtomicU64::new(0), reserved: AtomicU64::new(0) }
@@ -112,6 +124,27 @@ impl Router {
     #[must_use]
     pub fn concerns(&self, source: usize, patterns: &[Pattern]) -> bool {
         self.sources.get(source).is_some_and(|of| reach::concerns(&of.outputs, &of.rules, patterns))
+    }
+
+    /// The subjects before routing that can, after it, match one of `patterns`, as disjoint patterns; at times more.
+    /// `None`: all, or they cannot be said so.
+    #[must_use]
+    pub fn inputs(&self, source: usize, patterns: &[Pattern]) -> Option<Vec<Pattern>> {
+        let of = self.sources.get(source)?;
+        // A name of a broker that is no subject was escaped: nobody knows from what.
+        if patterns.iter().any(|pattern| pattern.as_str().contains('%')) {
+            return None;
+        }
+        let inputs = reach::inputs(&of.inputs, &of.rules, patterns);
+        let disjoint = inputs.iter().enumerate().all(|(n, input)| !inputs[..n].iter().any(|other| other.intersects(input)));
+        let all = of.inputs.iter().all(|input| input.covered_by(&inputs));
+        (disjoint && !all && inputs.len() <= MAX_INPUTS).then_some(inputs)
+    }
+
+    /// Whether events of this source that have different subjects before routing have different ones after it.
+    #[must_use]
+    pub fn keeps_apart(&self, source: usize) -> bool {
+        self.sources.get(source).is_none_or(|of| of.keeps_apart)
     }
 
     /// How many renamed subjects had to be shortened to be no longer than a subject may be.

@@ -63,7 +63,7 @@ pub enum Start {
     Earliest,
     /// What came at this time or later.
     Since(Timestamp),
-    /// The newest message of each subject, then on from the end.
+    /// The newest message of each subject, in the order of their positions, then on from the end.
     LastPerSubject,
 }
 
@@ -103,6 +103,18 @@ pub trait Adapter: Send + Sync + 'static {
     /// long as it is kept, so that the caller decides where history meets the window.
     fn history(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
         self.connect(start)
+    }
+
+    /// Whether the broker can leave out subjects that nobody asked for: see [`Adapter::selected`].
+    fn selects(&self) -> bool {
+        false
+    }
+
+    /// Opens a reader like [`Adapter::history`], for which the broker leaves out what none of `wanted` matches; these are
+    /// disjoint. `None`: the broker cannot, or it would leave out little, so that one reader for everybody is better.
+    fn selected<'a>(&'a self, start: Start, wanted: &'a [Pattern]) -> BoxFuture<'a, Result<Option<Box<dyn Connection>>, SourceError>> {
+        let (_, _) = (start, wanted);
+        Box::pin(async { Ok(None) })
     }
 
     /// Publishes to the broker with this source's settings, on a connection of its own, and returns when the broker

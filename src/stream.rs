@@ -5,6 +5,7 @@
 //! routing; nothing of HTTP, sockets or timers.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -31,6 +32,9 @@ use catch_up::{CatchUp, Moved};
 pub use registry::{Driver, End, Selection, StreamId};
 use registry::{Entry, Registry};
 pub use settings::Settings;
+
+/// The reconnection time of clients whose history could not be read, before jitter.
+const UNAVAILABLE: Duration = Duration::from_secs(15);
 
 /// Where a client begins.
 #[derive(Debug, Clone, PartialEq)]
@@ -143,6 +147,10 @@ impl Streams {
     /// Appends the end of a stream: the last id and the reason.
     fn write_closing(&self, out: &mut Vec<u8>, reason: Closing, id: &[u8]) {
         self.count(reason);
+        if reason == Closing::Unavailable {
+            // What is not there after so many attempts is not there in three seconds either.
+            frame::retry(out, jittered(UNAVAILABLE, 0.75..1.25));
+        }
         if !id.is_empty() {
             frame::id_line(out, id);
         }
@@ -221,6 +229,17 @@ impl Stream {
                 if bytes.is_empty() { Step::Live } else { Step::Send(bytes) }
             }
         }
+    }
+
+    /// What reads a log for it.
+    #[must_use]
+    pub fn reader(&self, request: history::Request) -> history::Reader {
+        let wanted = if let State::CatchingUp(catch_up) = &self.state { catch_up.wanted(request.source) } else { None };
+        let owner = self.lease.streams.registry.owner_of(self.lease.id);
+        let mut hasher = DefaultHasher::new();
+        owner.and_then(|owner| owner.identity.clone()).hash(&mut hasher);
+        let asker = history::Asker { identity: hasher.finish(), wanted: wanted.map(Into::into) };
+        self.lease.streams.histories.reader(request, asker)
     }
 
     /// Takes what was read for the last [`Step::Wait`].

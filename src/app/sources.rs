@@ -15,6 +15,7 @@ use tracing::error;
 
 use super::intake::{Counts, Intake};
 use crate::event::GapReason;
+use crate::history;
 use crate::hub::{Hub, Limits, SourceId, SourceSpec};
 use crate::metrics::SourceReading;
 use crate::route::{Router, Rule};
@@ -78,7 +79,7 @@ impl Sources {
 
 impl SourceRuntime {
     /// What it has counted, and what its window holds: events and bytes.
-    pub(super) fn reading(&self, window: (u64, u64)) -> SourceReading {
+    pub(super) fn reading(&self, window: (u64, u64), history: history::Counted) -> SourceReading {
         let Handle { name, status, counters, .. } = &*self.supervisor.handle;
         SourceReading {
             name: name.to_string(),
@@ -90,6 +91,9 @@ impl SourceRuntime {
             up: status.read().state == State::Up,
             reconnects: counters.reconnects(),
             errors: ErrorKind::ALL.iter().map(|kind| (kind.as_str(), counters.errors(*kind))).collect(),
+            history_events: history.events,
+            history_bytes: history.bytes,
+            history_errors: ErrorKind::ALL.iter().map(|kind| (kind.as_str(), history.errors[*kind as usize])).collect(),
             window_events: window.0,
             window_bytes: window.1,
         }

@@ -1,126 +1,79 @@
-//! One reader of a source's log, for one client.
-//!
-//! Bounded in number by permits, in rate by a [`Pace`] that all readers share, and by the client itself: nothing is read
-//! that its socket has not asked for, and never more than a batch ahead.
+//! What one client takes from the logs: a place in them. Bounded by the client itself: nothing is handed out that its socket
+//! has not asked for.
 
-use std::pin::Pin;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
-use futures_util::future::BoxFuture;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::sleep_until;
 
-use super::Log;
-use super::pace::Pace;
+use super::service::{Look, Place, Service};
+use super::{Asker, Request};
 use crate::cursor::Point;
-use crate::event::Timestamp;
-use crate::source::{Connection, Item, SourceError, Start, drop_oversized};
-use crate::support::backoff::{Backoff, jittered};
+use crate::source::Item;
 
-/// Messages read at a time.
-const BATCH: usize = 256;
-/// What a message counts for beside its subject and payload, about.
-const OVERHEAD: usize = 64;
+/// The log could not be read for long, though its source is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unavailable;
 
-/// Before a log that could not be read is opened again.
-const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), factor: 2.0, most: Duration::from_millis(6400) };
-
-/// A reader of one source's log. Dropping it gives its permit back.
+/// A client's place in a source's log. Dropping it leaves the queue and the segment.
+#[derive(Debug)]
 pub struct Reader {
     number: u32,
-    log: Log,
-    readers: Arc<Semaphore>,
-    pace: Arc<Pace>,
-    /// Before more is read.
-    pause: Option<Pin<Box<Sleep>>>,
-    stage: Stage,
-    failures: u32,
+    service: Arc<Service>,
+    place: Place,
 }
 
-type Opening = BoxFuture<'static, Result<(OwnedSemaphorePermit, Box<dyn Connection>), SourceError>>;
+/// While it lives, the client asks.
+struct Asking<'a>(&'a mut Reader);
 
-enum Stage {
-    Opening(Opening),
-    Reading(#[allow(dead_code, reason = "held for its Drop")] OwnedSemaphorePermit, Box<dyn Connection>),
-    Waiting(BoxFuture<'static, ()>),
-}
-
-impl std::fmt::Debug for Reader {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reader").field("number", &self.number).finish_non_exhaustive()
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.service.pause(&mut self.0.place, false);
     }
 }
 
 impl Reader {
-    pub(super) fn new(number: u32, log: Log, readers: Arc<Semaphore>, pace: Arc<Pace>) -> Self {
-        Self { number, stage: Stage::Waiting(Box::pin(std::future::ready(()))), log, readers, pace, pause: None, failures: 0 }
+    pub(super) fn new(service: Arc<Service>, request: Request, asker: Asker) -> Self {
+        service.clients.fetch_add(1, Ordering::Relaxed);
+        Self { number: request.number, service, place: Place::new(request.source, asker) }
     }
 
     /// Whether it was made for this request or an earlier one of the same number.
     #[must_use]
-    pub fn serves(&self, request: super::Request) -> bool {
+    pub fn serves(&self, request: Request) -> bool {
         self.number == request.number
     }
 
-    /// Waits for what follows `at`, where the client stands. Cancel safe. A broker that is away is waited for.
-    pub async fn next(&mut self, items: &mut Vec<Item>, at: Point) {
+    /// Waits for what follows `at`, where the client stands. Cancel safe. A source that is down is waited for.
+    ///
+    /// # Errors
+    /// When the log could not be read for long, though its source is connected.
+    pub async fn next(&mut self, items: &mut Vec<Item>, at: Point) -> Result<(), Unavailable> {
+        let asking = Asking(self);
         loop {
-            if let Some(pause) = &mut self.pause {
-                pause.await;
-                self.pause = None;
-            }
-            match &mut self.stage {
-                Stage::Waiting(wait) => {
-                    wait.await;
-                    self.stage = Stage::Opening(open(self.log.clone(), self.readers.clone(), start(at)));
-                }
-                Stage::Opening(opening) => match opening.await {
-                    Ok((permit, connection)) => self.stage = Stage::Reading(permit, connection),
-                    Err(error) => self.failed(&error),
+            let service = asking.0.service.clone();
+            let mut moved = pin!(service.moved.notified());
+            // Before looking, so that nothing that moves in between is missed.
+            moved.as_mut().enable();
+            let look = service.look(&mut asking.0.place, at, items);
+            match look {
+                Look::Items => return Ok(()),
+                Look::GivenUp => return Err(Unavailable),
+                Look::Lead(turn) => turn.advance(service.log(asking.0.place.source).max_payload).await,
+                Look::Wait(until) => tokio::select! {
+                    biased;
+                    () = moved => {}
+                    () = sleep_until(until) => {}
                 },
-                Stage::Reading(_, connection) => {
-                    let result = connection.next(items, BATCH).await;
-                    let until = self.pace.took(items.iter().map(weight).sum(), Instant::now());
-                    self.pause = until.map(|until| Box::pin(sleep_until(until)));
-                    drop_oversized(items, self.log.max_payload);
-                    match result {
-                        Ok(()) => self.failures = 0,
-                        Err(error) => self.failed(&error),
-                    }
-                    if !items.is_empty() {
-                        return;
-                    }
-                }
             }
         }
     }
+}
 
-    fn failed(&mut self, error: &SourceError) {
-        self.failures = self.failures.saturating_add(1);
-        tracing::debug!(error = error as &dyn std::error::Error, "a history cannot be read now");
-        let pause = jittered(BACKOFF.after(self.failures), 0.5..1.0);
-        self.stage = Stage::Waiting(Box::pin(tokio::time::sleep(pause)));
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.service.clients.fetch_sub(1, Ordering::Relaxed);
+        self.service.pause(&mut self.place, true);
     }
-}
-
-fn weight(item: &Item) -> usize {
-    if let Item::Message(message) = item { message.subject.as_str().len() + message.payload.len() + OVERHEAD } else { 0 }
-}
-
-fn start(at: Point) -> Start {
-    match at {
-        Point::At(position) => Start::After(position),
-        Point::Earliest => Start::Earliest,
-        Point::Since(millis) => Start::Since(Timestamp::from_micros(millis.saturating_mul(1000))),
-        Point::Last => Start::LastPerSubject,
-    }
-}
-
-fn open(log: Log, readers: Arc<Semaphore>, start: Start) -> Opening {
-    Box::pin(async move {
-        let permit = readers.acquire_owned().await.map_err(|e| SourceError::lost("no more histories are read").because(e))?;
-        let connection = log.adapter.history(start).await?;
-        Ok((permit, connection))
-    })
 }

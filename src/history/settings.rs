@@ -9,6 +9,8 @@ pub struct Settings {
     pub readers: usize,
     /// Bytes per second that all readers take together, about: subjects and payloads.
     pub rate: usize,
+    /// Bytes that are kept of what was read, for clients that come to the same place, about.
+    pub cache: usize,
 }
 
 impl Settings {
@@ -18,6 +20,7 @@ impl Settings {
         Self {
             readers: history.key("readers").number().at_least(1).or(16),
             rate: history.key("rate").size().at_least(1 << 10).or(64 << 20),
+            cache: history.key("cache").size().at_least(1 << 20).or(32 << 20),
         }
     }
 }

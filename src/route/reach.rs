@@ -75,6 +75,69 @@ fn rename(template: &SubjectTemplate, of: &Pattern) -> Pattern {
     out.join(".").parse().unwrap_or_else(|_| Pattern::all())
 }
 
+/// Of the subjects in `of`, those that a template may give a name that `asked` matches; at times more.
+fn unrename(template: &SubjectTemplate, of: &Pattern, asked: &Pattern) -> Pattern {
+    let mut tokens: Vec<String> = of.tokens().map(str::to_owned).collect();
+    let mut asked = asked.tokens();
+    for place in template.places() {
+        match (place, asked.clone().next()) {
+            (_, None | Some(">")) => break,
+            // A capture that is as long may have been cut.
+            (Some(Part::Token(number)), Some(token)) if token != "*" && template.fits(token) => {
+                if let Some(raw) = tokens.get_mut(*number).filter(|raw| *raw == "*") {
+                    token.clone_into(raw);
+                }
+            }
+            (Some(Part::Tail(number)), Some(_)) => {
+                let rest = asked.clone().collect::<Vec<_>>().join(".");
+                let tail = tokens.get(*number..).unwrap_or_default().join(".");
+                if let (Ok(rest), Ok(tail)) = (rest.parse::<Pattern>(), tail.parse::<Pattern>())
+                    && rest.tokens().all(|token| template.fits(token))
+                    && let Some(both) = intersection(&tail, &rest)
+                {
+                    tokens.truncate(*number);
+                    tokens.extend(both.tokens().map(str::to_owned));
+                }
+                break;
+            }
+            _ => {}
+        }
+        asked.next();
+    }
+    tokens.join(".").parse().unwrap_or_else(|_| of.clone())
+}
+
+/// The subjects before routing whose events one of the patterns `asked` may match; at times more.
+pub(super) fn inputs(reach: &[Pattern], rules: &[Rule], asked: &[Pattern]) -> Vec<Pattern> {
+    let mut out = Vec::new();
+    for rule in rules {
+        let Action::Pass { subject, .. } = &rule.action else { continue };
+        for both in reach.iter().filter_map(|of| intersection(of, &rule.matches)) {
+            for asked in asked {
+                match subject {
+                    Some(template) if !rename(template, &both).intersects(asked) => {}
+                    Some(template) => out.push(unrename(template, &both, asked)),
+                    None => out.extend(intersection(&both, asked)),
+                }
+            }
+        }
+    }
+    out.extend(reach.iter().flat_map(|of| asked.iter().filter_map(|asked| intersection(of, asked))));
+    subject::minimal(out)
+}
+
+/// Whether routing never gives two subjects one name.
+pub(super) fn keeps_apart(reach: &[Pattern], rules: &[Rule]) -> bool {
+    let whole = |rule: &Rule| match &rule.action {
+        Action::Pass { subject: Some(template), .. } => template.keeps_all_of(&rule.matches),
+        _ => true,
+    };
+    let renames = |rule: &Rule| matches!(rule.action, Action::Pass { subject: Some(_), .. });
+    let outputs = outputs(reach, rules);
+    let apart = |n: usize| outputs[..n].iter().all(|before| !before.pattern.intersects(&outputs[n].pattern));
+    !rules.iter().any(renames) || (rules.iter().all(whole) && (0..outputs.len()).all(apart))
+}
+
 /// Some of the subjects that a source's events can have.
 #[derive(Debug)]
 pub(super) struct Output {

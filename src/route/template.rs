@@ -119,6 +119,42 @@ impl SubjectTemplate {
         Ok(Self { fixed: (captures == 0).then_some(sample), parts, room })
     }
 
+    /// For each token of the result what it is made of, where that is one capture and nothing else.
+    pub(super) fn places(&self) -> Vec<Option<&Part>> {
+        // How many parts a token has, and the last of them.
+        let mut tokens: Vec<(usize, Option<&Part>)> = vec![(0, None)];
+        for part in &self.parts {
+            if let Part::Literal(text) = part {
+                for (n, piece) in text.split('.').enumerate() {
+                    if n > 0 {
+                        tokens.push((0, None));
+                    }
+                    if let Some(last) = tokens.last_mut().filter(|_| !piece.is_empty()) {
+                        *last = (last.0 + 2, None);
+                    }
+                }
+            } else if let Some(last) = tokens.last_mut() {
+                *last = (last.0 + 1, Some(part));
+            }
+        }
+        tokens.into_iter().map(|(parts, part)| part.filter(|_| parts == 1)).collect()
+    }
+
+    /// Whether a capture of this length is never shortened.
+    pub(super) fn fits(&self, capture: &str) -> bool {
+        capture.len() < self.room
+    }
+
+    /// Whether two subjects that the pattern matches never get the same name (unless they have to be shortened).
+    pub(super) fn keeps_all_of(&self, matches: &Pattern) -> bool {
+        let places = self.places();
+        let mut wildcards = matches.tokens().enumerate().filter(|(_, token)| matches!(*token, "*" | ">"));
+        wildcards.all(|(number, token)| {
+            let part = if token == ">" { Part::Tail(number) } else { Part::Token(number) };
+            places.contains(&Some(&part))
+        })
+    }
+
     /// Returns the new subject, and whether captures had to be shortened for it. A shortened subject keeps its shape (each
     /// `{1}` is still one token), so it still matches its grants and routes; but different names may become the same.
     pub(super) fn apply(&self, subject: &Subject) -> (Subject, bool) {

@@ -86,14 +86,16 @@ impl Bridge {
         let hub = Hub::with_logs(models.iter().enumerate().map(spec).collect(), window, bounds.logs, epoch);
         let (heartbeat, retry) = (bounds.heartbeat, Duration::from_secs(1));
         let settings = stream::Settings { heartbeat, retry, scan: bounds.scan, piece: bounds.piece };
-        let logs = models.iter().map(|adapter| history::Log { adapter: adapter.clone(), max_payload: MAX_PAYLOAD }).collect();
-        let histories = Histories::new(logs, history::Settings { readers: bounds.readers, rate: 64 << 20 });
+        let handle = |(source, model): (usize, &Arc<dyn Adapter>)| Arc::new(Handle::new(name(source), &**model, true));
+        let handles: Vec<_> = models.iter().enumerate().map(handle).collect();
+        let log = |(adapter, handle): (&Arc<dyn Adapter>, _)| history::Log::of(handle, adapter.clone(), MAX_PAYLOAD);
+        let logs = models.iter().zip(&handles).map(log).collect();
+        let histories = Histories::new(logs, history::Settings { readers: bounds.readers, rate: 64 << 20, cache: 8 << 10 });
         let streams = Streams::new(hub.clone(), router.clone(), histories, settings);
         let stop = CancellationToken::new();
-        for (source, adapter) in models.into_iter().enumerate() {
+        for (source, (adapter, handle)) in models.into_iter().zip(handles).enumerate() {
             let inner = Intake { source, router: router.clone(), hub: hub.clone(), counts: Arc::<Counts>::default() };
             let intake = Arc::new(Witness { inner, broker: broker.clone(), slot, source, epoch });
-            let handle = Arc::new(Handle::new(name(source), &*adapter, true));
             let warm_up = source::Start::Recent { age: bounds.age, bytes: bounds.window as u64 };
             let supervisor = Supervisor { adapter, intake, handle, warm_up, max_payload: MAX_PAYLOAD };
             executor.spawn(group, supervisor.run(stop.clone()));

@@ -38,6 +38,9 @@ use reader::{Begin, Names, Reader};
 /// Messages that the live reader asks for at a time, and a history's.
 const LIVE: Credit = Credit { messages: 4096, bytes: 32 << 20 };
 const HISTORY: Credit = Credit { messages: 512, bytes: 4 << 20 };
+/// What is worth a reader of its own for some subjects: this many messages, of which it wants one in so many.
+const MANY: u64 = 512;
+const FEW: u64 = 10;
 /// How long the server keeps a consumer that asks for nothing, such as that of a process that was killed. A reader whose
 /// connection is lost makes another one.
 const INACTIVE: Duration = Duration::from_secs(10);
@@ -207,27 +210,51 @@ impl JetStreamSource {
             return Vec::new();
         }
         let meeting: Vec<_> = self.subjects.iter().filter(|ours| theirs.iter().any(|t| t.intersects(ours))).collect();
-        // What the server refuses: filters that overlap each other, or lie across the stream's subjects.
-        let nested = |ours: &Pattern| {
-            let one = |a: &Pattern, b: &Pattern| a.covered_by(std::slice::from_ref(b));
-            theirs.iter().any(|t| one(t, ours) || one(ours, t))
-        };
-        let disjoint = meeting.iter().enumerate().all(|(n, a)| meeting[..n].iter().all(|b| !a.intersects(b)));
-        if disjoint && meeting.iter().all(|ours| nested(ours)) {
-            return meeting.iter().map(ToString::to_string).collect();
-        }
-        Vec::new()
+        let meeting: Vec<_> = meeting.into_iter().cloned().collect();
+        if info.takes(&meeting) { meeting.iter().map(ToString::to_string).collect() } else { Vec::new() }
     }
 
     async fn attach(&self, start: Start, live: bool) -> Result<Reader, SourceError> {
         let mut line = self.line(live).await?;
         let info = self.info(&mut line, live).await?;
+        let filters = self.filters(&info);
+        Ok(self.read(line, info, start, live, filters).await?.1)
+    }
+
+    /// A history of `wanted` only, if that is little of what there is.
+    async fn select(&self, start: Start, wanted: &[Pattern]) -> Result<Option<Reader>, SourceError> {
+        let hidden = |shown: &Pattern| format!("{}{}", self.config.hidden, shown.as_str()).parse();
+        let Ok(wanted) = wanted.iter().map(hidden).collect::<Result<Vec<Pattern>, _>>() else { return Ok(None) };
+        let mut line = self.line(false).await?;
+        let info = self.info(&mut line, false).await?;
+        let last = start == Start::LastPerSubject;
+        let left = match start {
+            Start::After(place) => info.state.last_seq.saturating_sub(place.seq).min(info.state.messages),
+            _ => info.state.messages,
+        };
+        if !info.takes(&wanted) || (!last && left < MANY) {
+            return Ok(None);
+        }
+        let filters = wanted.iter().map(ToString::to_string).collect();
+        let (pending, reader) = self.read(line, info, start, false, filters).await?;
+        Ok((last || pending.saturating_mul(FEW) <= left).then_some(reader))
+    }
+
+    /// A reader of what these filters take, and how many messages it has to deliver.
+    async fn read(
+        &self,
+        mut line: Line,
+        info: StreamInfo,
+        start: Start,
+        live: bool,
+        filters: Vec<String>,
+    ) -> Result<(u64, Reader), SourceError> {
         self.suits(&info)?;
         if live {
             self.tell_what_never_comes(&info);
         }
         let (mut begin, mut new) = self.begin(&mut line, &info, start, live).await?;
-        match &self.filters(&info)[..] {
+        match &filters[..] {
             // It wants a filter, and older servers only one.
             [] | [_, _, ..] if begin.next == Next::Newest => new.filter_subject = Some(">".to_owned()),
             [] => {}
@@ -238,7 +265,7 @@ impl JetStreamSource {
         let stream = self.stream.stream.clone();
         tracing::debug!(stream, consumer, first = info.first(), last = info.state.last_seq, pending = begin.pending, "reads a stream");
         let names = Names::new(self.subjects.clone(), self.config.hidden, self.unnamed.clone());
-        Ok(Reader::new(line, stream, consumer, info, names, begin))
+        Ok((begin.pending, Reader::new(line, stream, consumer, info, names, begin)))
     }
 
     /// How a reader begins, and the consumer for it.
@@ -397,6 +424,16 @@ impl StreamInfo {
         config.subjects.iter().flatten().filter_map(|subject| subject.parse().ok()).collect()
     }
 
+    /// Whether a consumer can have these filters. The server refuses those that overlap each other, or lie across the
+    /// stream's subjects.
+    fn takes(&self, filters: &[Pattern]) -> bool {
+        let theirs = self.own_subjects();
+        let within = |a: &Pattern, b: &Pattern| a.covered_by(std::slice::from_ref(b));
+        let nested = |filter: &Pattern| theirs.is_empty() || theirs.iter().any(|t| within(t, filter) || within(filter, t));
+        let disjoint = filters.iter().enumerate().all(|(n, a)| filters[..n].iter().all(|b| !a.intersects(b)));
+        disjoint && filters.iter().all(nested)
+    }
+
     /// Why the stream's start has passed what follows a sequence, `time` being that of the message there: its limits, a
     /// purge, or nothing that counts: what per-subject limits, rollups and messages' own lives take is no longer content.
     fn why_gone(&self, after: u64, time: Option<u64>) -> Option<GapReason> {
@@ -455,6 +492,14 @@ impl Adapter for JetStreamSource {
 
     fn check(&self) -> BoxFuture<'_, Vec<SourceError>> {
         Box::pin(async { self.faults().await.unwrap_or_else(|error| vec![error]) })
+    }
+
+    fn selects(&self) -> bool {
+        true
+    }
+
+    fn selected<'a>(&'a self, start: Start, wanted: &'a [Pattern]) -> BoxFuture<'a, Result<Option<Box<dyn Connection>>, SourceError>> {
+        Box::pin(async move { Ok(self.select(start, wanted).await?.map(|reader| Box::new(reader) as Box<dyn Connection>)) })
     }
 
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {

@@ -65,6 +65,8 @@ pub(super) struct CatchUp {
     task: Task,
     /// Readings that were begun.
     readings: u32,
+    /// The sources whose logs were read to their ends, while their windows are not there yet.
+    at_tail: Vec<bool>,
     next_beat: Timestamp,
     /// Bytes to be sent next.
     out: Vec<u8>,
@@ -176,8 +178,8 @@ impl CatchUp {
         drop(state);
         let client = Client { at, last_id: Vec::new(), scratch: Vec::new() };
         let next_beat = now.after(streams.settings.heartbeat);
-        let (covered, task) = (vec![0; tracks.len()], Task::Nothing);
-        Self { streams, filter, client, volatile, covered, tracks, gaps, task, readings: 0, next_beat, out: Vec::new() }
+        let (covered, at_tail, task) = (vec![0; tracks.len()], vec![false; tracks.len()], Task::Nothing);
+        Self { streams, filter, client, volatile, covered, tracks, gaps, task, readings: 0, at_tail, next_beat, out: Vec::new() }
     }
 
     /// The last id that was written.

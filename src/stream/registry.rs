@@ -132,6 +132,11 @@ impl Registry {
         drop(open);
     }
 
+    /// Whose stream it is.
+    pub(super) fn owner_of(&self, stream: StreamId) -> Option<Arc<Owner>> {
+        self.state.lock().streams.get(stream.key as usize)?.owner.clone()
+    }
+
     /// When a stream ends, as far as that is known.
     pub(super) fn end_of(&self, stream: StreamId) -> Option<End> {
         self.state.lock().streams.get(stream.key as usize)?.end()

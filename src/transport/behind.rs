@@ -13,7 +13,7 @@ use tokio::time::{Sleep, sleep};
 
 use crate::event::Timestamp;
 use crate::frame::Closing;
-use crate::history::{self, Reader};
+use crate::history::{self, Reader, Unavailable};
 use crate::source::Item;
 use crate::stream::{Driver, End, Live, Step, Stream, StreamId};
 use bytes::Bytes;
@@ -57,7 +57,7 @@ impl Behind {
             tokio::select! {
                 biased;
                 reason = ends.wait() => Err(reason),
-                bytes = advance(stream, reader, items) => Ok(bytes),
+                moved = advance(stream, reader, items) => moved.map_err(|Unavailable| Closing::Unavailable),
             }
         };
         match moved {
@@ -73,15 +73,15 @@ impl Behind {
 }
 
 /// Waits for bytes to send; `None`: the stream is live.
-async fn advance(stream: &mut Stream, reader: &mut Option<Reader>, items: &mut Vec<Item>) -> Option<Bytes> {
+async fn advance(stream: &mut Stream, reader: &mut Option<Reader>, items: &mut Vec<Item>) -> Result<Option<Bytes>, Unavailable> {
     let streams = stream.streams().clone();
     loop {
         let mut changed = pin!(streams.hub().changed().notified());
         // Before looking, so that nothing published in between is missed.
         changed.as_mut().enable();
         let (until, history) = match stream.step(Timestamp::now()) {
-            Step::Send(bytes) => return Some(bytes),
-            Step::Live => return None,
+            Step::Send(bytes) => return Ok(Some(bytes)),
+            Step::Live => return Ok(None),
             Step::Again => {
                 tokio::task::yield_now().await;
                 continue;
@@ -90,7 +90,7 @@ async fn advance(stream: &mut Stream, reader: &mut Option<Reader>, items: &mut V
         };
         match history {
             Some(request) if !reader.as_ref().is_some_and(|reader| reader.serves(request)) => {
-                *reader = Some(streams.histories().reader(request));
+                *reader = Some(stream.reader(request));
             }
             Some(_) => {}
             None => *reader = None,
@@ -100,13 +100,16 @@ async fn advance(stream: &mut Stream, reader: &mut Option<Reader>, items: &mut V
             // A history that brings much must not hold the heartbeat up; the windows are looked at anyway.
             biased;
             () = sleep(left) => {}
-            () = read(reader, items, history) => stream.read(items),
+            read = read(reader, items, history) => {
+                read?;
+                stream.read(items);
+            }
             () = changed => {}
         }
     }
 }
 
-async fn read(reader: &mut Option<Reader>, items: &mut Vec<Item>, request: Option<history::Request>) {
+async fn read(reader: &mut Option<Reader>, items: &mut Vec<Item>, request: Option<history::Request>) -> Result<(), Unavailable> {
     match (reader, request) {
         (Some(reader), Some(request)) => reader.next(items, request.from).await,
         _ => std::future::pending().await,

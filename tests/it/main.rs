@@ -12,6 +12,7 @@ mod configuration;
 mod cors;
 mod default_run;
 mod durable;
+mod history;
 mod nats;
 mod refusals;
 mod resume;

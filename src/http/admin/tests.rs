@@ -103,6 +103,9 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
         up: true,
         reconnects: 0,
         errors: vec![("lost", 2), ("denied", 1)],
+        history_events: 0,
+        history_bytes: 0,
+        history_errors: Vec::new(),
         window_events: 2,
         window_bytes: 20,
     };

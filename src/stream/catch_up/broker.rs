@@ -8,10 +8,11 @@ use crate::event::{Event, Gap, GapReason, Message};
 use crate::frame;
 use crate::history;
 use crate::source::Item;
+use crate::subject::Pattern;
 
-/// Bytes kept at most while the newest of each subject is looked for in a broker's log: past that, one that is overtaken
-/// by routing may be sent all the same.
-const LAST: usize = 16 << 20;
+/// Bytes kept at most while the newest of each subject is looked for in a broker's log, where routing may give two subjects
+/// one name: past that, one that is overtaken by routing may be sent all the same.
+const LAST: usize = 256 << 10;
 
 /// A source whose log is read.
 pub(super) struct Reading {
@@ -21,6 +22,8 @@ pub(super) struct Reading {
     /// For [`Point::Last`], the newest event of each subject, after routing: sequence and body.
     last: BTreeMap<String, (u64, Vec<u8>)>,
     last_bytes: usize,
+    /// For [`Point::Last`], the last sequence that was read: a reader that had to be opened again begins before it.
+    reached: Option<u64>,
 }
 
 impl Reading {
@@ -42,11 +45,12 @@ impl CatchUp {
         let state = self.streams.hub.state();
         let windows_only = |s: usize| self.point(s) == Some(Point::Last) && !self.streams.histories.keeps_last(s);
         let behind = |s: &usize| self.tracks[*s] == Track::Pending && state.sources()[*s].warm() && !windows_only(*s);
-        let chosen = (0..self.tracks.len()).find(behind);
+        // The windows of those that are at their logs' ends need not be there yet: the others come first.
+        let chosen = (0..self.tracks.len()).filter(behind).min_by_key(|source| self.at_tail[*source]);
         drop(state);
         if let Some(source) = chosen {
             self.readings = self.readings.wrapping_add(1);
-            self.task = Task::History(Reading { source, number: self.readings, last: BTreeMap::new(), last_bytes: 0 });
+            self.task = Task::History(Reading { source, number: self.readings, last: BTreeMap::new(), last_bytes: 0, reached: None });
         }
     }
 
@@ -59,6 +63,14 @@ impl CatchUp {
     /// Whether this source's log is read.
     pub(super) fn is_reading(&self, of: usize) -> bool {
         matches!(&self.task, Task::History(reading) if reading.source == of)
+    }
+
+    /// The only subjects of a source, before routing, that are of use to it, where the broker can leave out others.
+    pub(in crate::stream) fn wanted(&self, source: usize) -> Option<Vec<Pattern>> {
+        if !self.streams.histories.selects(source) {
+            return None;
+        }
+        self.streams.router.inputs(source, self.filter.patterns())
     }
 
     /// No longer reads this source's log.
@@ -84,6 +96,9 @@ impl CatchUp {
 
     fn read_message(&mut self, source: usize, message: Message) {
         let position = message.position;
+        if self.point(source) == Some(Point::Last) && !self.reach(position) {
+            return;
+        }
         let event = self.streams.router.route(source, message).filter(|e| self.filter.matches(e.subject.as_str()));
         if self.point(source) == Some(Point::Last) {
             if let (Some(event), Some(position)) = (event, position) {
@@ -101,7 +116,18 @@ impl CatchUp {
         }
     }
 
+    /// Notes how far the newest of each subject were read; whether this is beyond.
+    fn reach(&mut self, position: Option<Position>) -> bool {
+        let Task::History(Reading { reached, .. }) = &mut self.task else { return false };
+        let before = *reached;
+        *reached = position.map(|position| position.seq).max(before);
+        before < *reached
+    }
+
     fn read_gap(&mut self, source: usize, gap: &Gap) {
+        if self.point(source) == Some(Point::Last) && gap.position.is_some() && !self.reach(gap.position) {
+            return;
+        }
         match gap.position {
             // What was kept of the newest events is sent at the tail: until then all are still wanted.
             _ if self.point(source) == Some(Point::Last) => {}
@@ -130,6 +156,10 @@ impl CatchUp {
             self.client.write_id(&mut self.out);
             self.out.push(b'\n');
         }
+        self.at_tail[source] = true;
+        if self.tracks.iter().zip(&self.at_tail).any(|(track, at_tail)| *track == Track::Pending && !at_tail) {
+            self.end_history(source);
+        }
     }
 
     fn body(&self, source: usize, event: &Event) -> Vec<u8> {
@@ -141,6 +171,12 @@ impl CatchUp {
 
     fn keep_last(&mut self, source: usize, event: &Event, seq: u64) {
         let body = self.body(source, event);
+        if self.streams.router.keeps_apart(source) {
+            // Until all have come, all are wanted again: the cursor stays where it is.
+            self.client.write_id(&mut self.out);
+            self.out.extend_from_slice(&body);
+            return;
+        }
         let Task::History(reading) = &mut self.task else { return };
         reading.keep(event.subject.as_str(), seq, body);
         if reading.last_bytes > LAST {

@@ -24,6 +24,7 @@ impl CatchUp {
                 _ => continue,
             }
             if self.tracks[source] != Track::Pending {
+                self.at_tail[source] = false;
                 self.end_history(source);
             }
         }
@@ -90,6 +91,7 @@ impl CatchUp {
                         self.gaps.push((Some(source), gap));
                     }
                     self.end_history(source);
+                    self.streams.histories.outdate(source);
                     self.move_to(source, Point::Earliest);
                 }
             },

@@ -1,0 +1,92 @@
+//! One open reader of a log, and moving it on: whoever needs what comes next does that, for all who share it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::Log;
+use super::pace::Pace;
+use super::segment::weight;
+use crate::cursor::Point;
+use crate::event::Timestamp;
+use crate::source::{Connection, Item, SourceError, Start, drop_oversized};
+use crate::subject::Pattern;
+
+/// Messages read at a time.
+const BATCH: usize = 256;
+
+/// A reader of a log. Dropping it ends it.
+pub(super) struct Run {
+    stage: Stage,
+    /// Before more is read.
+    pause: Option<Pin<Box<Sleep>>>,
+    /// What has been read and is in no segment yet.
+    pub(super) items: Vec<Item>,
+    /// Since when it has been open, for this turn.
+    pub(super) since: Instant,
+}
+
+enum Stage {
+    Opening(BoxFuture<'static, Result<Option<Box<dyn Connection>>, SourceError>>),
+    Reading(Box<dyn Connection>),
+}
+
+/// What came of moving a run on.
+pub(super) enum Moved {
+    /// Something was read.
+    Read,
+    /// The broker's filter would leave out too little, or the broker has none.
+    TooBroad,
+    Failed(SourceError),
+}
+
+impl Run {
+    pub(super) fn open(log: Log, at: Point, wanted: Option<Arc<[Pattern]>>) -> Self {
+        let opening = Box::pin(async move {
+            match wanted {
+                Some(wanted) => log.adapter.selected(start(at), &wanted).await,
+                None => log.adapter.history(start(at)).await.map(Some),
+            }
+        });
+        Self { stage: Stage::Opening(opening), pause: None, items: Vec::new(), since: Instant::now() }
+    }
+
+    /// Waits for something to read. Cancel safe.
+    pub(super) async fn advance(&mut self, max_payload: usize, pace: &Pace) -> Moved {
+        loop {
+            if let Some(pause) = &mut self.pause {
+                pause.await;
+                self.pause = None;
+            }
+            match &mut self.stage {
+                Stage::Opening(opening) => match opening.await {
+                    Ok(Some(connection)) => self.stage = Stage::Reading(connection),
+                    Ok(None) => return Moved::TooBroad,
+                    Err(error) => return Moved::Failed(error),
+                },
+                Stage::Reading(connection) => {
+                    let result = connection.next(&mut self.items, BATCH).await;
+                    let until = pace.took(self.items.iter().map(weight).sum(), Instant::now());
+                    self.pause = until.map(|until| Box::pin(sleep_until(until)));
+                    drop_oversized(&mut self.items, max_payload);
+                    match result {
+                        Err(error) => return Moved::Failed(error),
+                        Ok(()) if !self.items.is_empty() => return Moved::Read,
+                        Ok(()) => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn start(at: Point) -> Start {
+    match at {
+        Point::At(position) => Start::After(position),
+        Point::Earliest => Start::Earliest,
+        Point::Since(millis) => Start::Since(Timestamp::from_micros(millis.saturating_mul(1000))),
+        Point::Last => Start::LastPerSubject,
+    }
+}
