@@ -2,7 +2,7 @@
 //!
 //! What they measure and how to repeat them stands in `README.md` beside this file. No socket, no runtime.
 
-use brokercast::internals::{Check, Cursor, Envelope, Form, Hub, Index, Input, Origin, Point, Position, Tag, body};
+use brokercast::internals::{Check, Cursor, Envelope, Form, Hub, Index, Input, Origin, Point, Position, SourceKey, Tag, body};
 use bytes::Bytes;
 use divan::{Bencher, black_box, counter::BytesCount, counter::ItemsCount};
 
@@ -118,32 +118,32 @@ mod cursor {
 mod hub_publish {
     use super::*;
 
-    fn publish<const BATCH: usize>(bencher: Bencher<'_, '_>, hub: &Hub, subject: &str) {
+    fn publish<const BATCH: usize>(bencher: Bencher<'_, '_>, hub: &Hub, source: SourceKey, subject: &str) {
         let batch = vec![Input::Event(event(subject, json(), Envelope::Json)); BATCH];
         bencher
             .counter(ItemsCount::new(BATCH))
             .with_inputs(|| batch.clone())
-            .bench_local_refs(|inputs| hub.publish(0, inputs, black_box(NOW)));
+            .bench_local_refs(|inputs| hub.publish(source, inputs, black_box(NOW)));
     }
 
     #[divan::bench(args = COUNTS, consts = [1, 64])]
     fn one_channel<const BATCH: usize>(bencher: Bencher<'_, '_>, subscribers: usize) {
-        let (hub, seats) = fixture::hub(subscribers, |_| vec!["plant.>".to_owned()]);
-        publish::<BATCH>(bencher, &hub, "plant.boiler");
+        let (hub, source, seats) = fixture::hub(subscribers, |_| vec!["plant.>".to_owned()]);
+        publish::<BATCH>(bencher, &hub, source, "plant.boiler");
         drop(seats);
     }
 
     #[divan::bench(args = COUNTS, consts = [1, 64])]
     fn distinct_channels_one_matches<const BATCH: usize>(bencher: Bencher<'_, '_>, subscribers: usize) {
-        let (hub, seats) = fixture::hub(subscribers, |n| vec![format!("plant.{n}")]);
-        publish::<BATCH>(bencher, &hub, &format!("plant.{}", subscribers / 2));
+        let (hub, source, seats) = fixture::hub(subscribers, |n| vec![format!("plant.{n}")]);
+        publish::<BATCH>(bencher, &hub, source, &format!("plant.{}", subscribers / 2));
         drop(seats);
     }
 
     #[divan::bench(args = COUNTS, consts = [1, 64])]
     fn nobody_wants_it<const BATCH: usize>(bencher: Bencher<'_, '_>, subscribers: usize) {
-        let (hub, seats) = fixture::hub(subscribers, |n| vec![format!("plant.{n}")]);
-        publish::<BATCH>(bencher, &hub, "office.door");
+        let (hub, source, seats) = fixture::hub(subscribers, |n| vec![format!("plant.{n}")]);
+        publish::<BATCH>(bencher, &hub, source, "office.door");
         drop(seats);
     }
 }

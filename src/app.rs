@@ -5,11 +5,11 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use futures_util::future::join_all;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -20,17 +20,18 @@ use tracing::{info, warn};
 use crate::auth::Authenticator;
 use crate::event::Timestamp;
 use crate::frame::Closing;
-use crate::history::{self, Histories};
+use crate::history;
+use crate::history::Histories;
 use crate::http;
 use crate::http::connection::{Bounds, Ends, Server};
 use crate::http::handoff::{Adopt, Handover};
 use crate::http::tls::Tls;
-use crate::http::{Inbox, ListenError, admin, listen};
+use crate::http::{ListenError, admin, listen};
 use crate::hub::Hub;
 use crate::metrics::{self, Metrics, Readings};
 use crate::pool::Pool;
-use crate::source::supervisor::Supervisor;
 use crate::stream::{self, Selection, Streams};
+use crate::support::random::in_range;
 use crate::transport::writer::{self, Writer};
 
 pub(crate) mod intake;
@@ -39,7 +40,7 @@ mod sources;
 mod system;
 
 pub(crate) use settings::{Loaded, Settings, load};
-use sources::{Running, SourceRuntime, Sources};
+use sources::{All, SourceRuntime, Sources};
 use system::Signals;
 
 /// Between two heartbeats the channels take turns in so many parts, so that not all sockets are written at once.
@@ -124,7 +125,7 @@ fn failure(ended: Option<Result<(&'static str, bool), tokio::task::JoinError>>) 
 struct Bridge {
     /// Tasks that must not end by themselves.
     tasks: JoinSet<(&'static str, bool)>,
-    sources: Vec<Running>,
+    sources: Sources,
     /// One for each connection.
     connections: TaskTracker,
     admin_connections: TaskTracker,
@@ -156,7 +157,7 @@ impl Ports {
 
 /// What is behind the ports.
 struct Rooms {
-    sources: Sources,
+    sources: All,
     auth: Arc<Authenticator>,
     pool: Pool,
     timing: stream::Settings,
@@ -171,26 +172,22 @@ struct Rooms {
 
 impl Rooms {
     fn build(
-        sources: Sources,
+        sources: &Sources,
+        streams: Arc<Streams>,
         auth: Authenticator,
         pool: Pool,
-        (timing, histories): (stream::Settings, history::Settings),
+        timing: stream::Settings,
         stall: Duration,
     ) -> Result<Self, Error> {
-        let log = |source: &SourceRuntime| {
-            let Supervisor { adapter, max_payload, handle, .. } = &source.supervisor;
-            history::Log::of(handle, adapter.clone(), *max_payload)
-        };
-        let histories = Histories::new(sources.all.iter().map(log).collect(), histories);
-        let streams = Streams::new(sources.hub.clone(), sources.router.clone(), histories, timing.clone());
         let loops = std::thread::available_parallelism().map_or(1, usize::from);
         let (writer, writing) =
-            Writer::start(&sources.hub, loops, stall).map_err(|cause| Error::System { what: "start the writers", cause })?;
+            Writer::start(streams.hub(), loops, stall).map_err(|cause| Error::System { what: "start the writers", cause })?;
         let adopt = adopt(writer.clone());
         let connections = TaskTracker::new();
-        let readings = readings(&sources, streams.clone(), pool.clone(), connections.clone());
+        let readings = readings(sources, streams.clone(), pool.clone(), connections.clone());
         let asked = readings.clone();
         let metrics = Arc::new(Metrics::new(move || asked()));
+        let sources = sources.all().clone();
         Ok(Self { sources, auth: Arc::new(auth), pool, timing, streams, writer, writing, adopt, connections, metrics, readings })
     }
 }
@@ -200,11 +197,14 @@ impl Bridge {
         let Settings { http, drain, auth, token_bytes, pool, window, streams, histories, sources, routes } = settings;
         // Both ports first: nothing else has begun when one is taken.
         let ports = Ports::bind(&http)?;
-        let sources = Sources::build(sources, &routes, window);
-        let rooms = Rooms::build(sources, Authenticator::new(auth, token_bytes), Pool::new(pool), (streams, histories), http.bounds.stall)?;
+        let timing = streams;
+        let streams = Streams::new(Hub::new(window, in_range(0..=u32::MAX)), Histories::new(histories), timing.clone());
+        let to_run = sources;
+        let sources = Sources::new(streams.clone(), window);
+        let rooms = Rooms::build(&sources, streams, Authenticator::new(auth, token_bytes), Pool::new(pool), timing, http.bounds.stall)?;
         let mut bridge = Self {
             tasks: JoinSet::new(),
-            sources: Vec::new(),
+            sources,
             connections: rooms.connections.clone(),
             admin_connections: TaskTracker::new(),
             streams: rooms.streams.clone(),
@@ -214,16 +214,14 @@ impl Bridge {
             ends: Ends::default(),
             admin_ends: Ends::default(),
         };
+        bridge.sources.begin(to_run, &routes);
         bridge.spawn(http, ports, rooms);
         Ok(bridge)
     }
 
     /// What answers on the public port.
     fn public(&self, settings: http::Settings, ports: &Ports, rooms: &Rooms) -> Arc<Server> {
-        let inbox = |source: &SourceRuntime| {
-            let Supervisor { adapter, max_payload, .. } = &source.supervisor;
-            adapter.inbox().map(|handle| Inbox { subjects: adapter.reach(), max_payload: *max_payload, handle })
-        };
+        let sources = rooms.sources.clone();
         let streams = rooms.streams.clone();
         let face = crate::http::router(
             settings,
@@ -231,7 +229,7 @@ impl Bridge {
                 auth: rooms.auth.clone(),
                 pool: rooms.pool.clone(),
                 metrics: rooms.metrics.clone(),
-                inboxes: rooms.sources.all.iter().filter_map(inbox).collect(),
+                inbox: Box::new(move |subject| sources::inbox(&sources, subject)),
                 draining: self.draining.clone(),
                 retry: rooms.timing.retry,
                 open: Box::new(move |request| Handover::new(streams.open(request, Timestamp::now()))),
@@ -244,10 +242,11 @@ impl Bridge {
 
     /// What answers on the admin port.
     fn admin(&self, ports: &Ports, rooms: &Rooms) -> Arc<Server> {
-        let source = |source: &SourceRuntime| admin::Source { handle: source.supervisor.handle.clone(), reach: source.reach.clone() };
+        let sources = rooms.sources.clone();
+        let source = |source: &Arc<SourceRuntime>| admin::Source { handle: source.handle().clone(), reach: source.reach.clone() };
         let face = admin::router(admin::Rooms {
             metrics: rooms.metrics.clone(),
-            sources: rooms.sources.all.iter().map(source).collect(),
+            sources: Box::new(move || sources.load().iter().map(source).collect()),
             readings: rooms.readings.clone(),
             draining: self.draining.clone(),
         });
@@ -260,7 +259,6 @@ impl Bridge {
         let addresses = (ports.public.local_addr().unwrap_or(settings.listen), ports.admin.local_addr().unwrap_or(settings.admin));
         let dashboard = settings.dashboard.then_some(if ports.tls.is_some() { "https" } else { "http" });
         let (public, admin) = (self.public(settings, &ports, &rooms), self.admin(&ports, &rooms));
-        self.sources = rooms.sources.all.iter().map(SourceRuntime::start).collect();
         let auth = rooms.auth;
         // It ends at once where there is nothing to fetch.
         self.own("keys", async move {
@@ -275,7 +273,7 @@ impl Bridge {
         }
         let carry_on = self.writer.clone().carry_on(rooms.writing.returned, self.connections.clone(), self.ends.cut.clone());
         self.own("returns", carry_on);
-        self.own("heartbeat", beat(rooms.sources.hub, rooms.timing.heartbeat));
+        self.own("heartbeat", beat(self.streams.hub().clone(), rooms.timing.heartbeat));
         announce(self.sources.len(), addresses, dashboard);
         self.own("listener", public.run(ports.public));
         self.own("admin listener", admin.run(ports.admin));
@@ -291,7 +289,7 @@ impl Bridge {
         let deadline = Instant::now() + self.drain;
         self.draining.cancel();
         // Nothing new comes in, and what came is acknowledged. Those that are late go on ending until all ends.
-        let mut sources = join_all(self.sources.drain(..).map(Running::stop));
+        let mut sources = pin!(self.sources.drain());
         if timeout_at(Instant::now() + self.drain / 3, &mut sources).await.is_err() {
             warn!("some sources did not end in time");
         }
@@ -352,25 +350,19 @@ pub(crate) async fn beat(hub: Arc<Hub>, heartbeat: Duration) {
 
 /// What others count, gathered when somebody asks.
 fn readings(sources: &Sources, streams: Arc<Streams>, pool: Pool, connections: TaskTracker) -> Arc<dyn Fn() -> Readings + Send + Sync> {
-    let (sources, router) = (sources.all.clone(), sources.router.clone());
+    let (sources, routed) = (sources.all().clone(), sources.routed().clone());
     Arc::new(move || {
-        let windows: Vec<_> = {
-            let state = streams.hub().state();
-            state.sources().iter().map(|s| (s.window().len() as u64, s.window().bytes() as u64)).collect()
-        };
-        let histories = streams.histories();
-        let reading = |source: &SourceRuntime| source.reading(windows[source.id], histories.counted(source.id));
-        let history::Load { readers, clients, waiting, oldest } = histories.load();
+        let history::Load { readers, clients, waiting, oldest } = streams.histories().load();
         Readings {
-            sources: sources.iter().map(reading).collect(),
+            sources: sources::readings(&sources, &streams),
             subscribers: streams.opened() as u64,
             subscribers_max: pool.max() as u64,
             ended: Closing::ALL.iter().map(|reason| (reason.as_str(), streams.closed(*reason))).collect(),
             channels: streams.hub().channels() as u64,
             history: metrics::HistoryReading { readers: readers as u64, clients: clients as u64, waiting: waiting as u64, oldest },
             connections: connections.len() as u64,
-            shortened_subjects: router.shortened(),
-            reserved_names: router.reserved_names(),
+            shortened_subjects: routed.shortened(),
+            reserved_names: routed.reserved_names(),
         }
     })
 }

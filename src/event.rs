@@ -227,6 +227,26 @@ pub struct Gap {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct SourceName(Arc<str>);
 
+/// How the hub calls a source while it runs. A slot is used again, but with another generation: the key of a source that
+/// was removed never means another one, also where that has the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SourceKey {
+    slot: u32,
+    generation: u32,
+}
+
+impl SourceKey {
+    pub(crate) const fn new(slot: u32, generation: u32) -> Self {
+        Self { slot, generation }
+    }
+
+    /// Its slot: less than the number of sources that there were at the same time.
+    #[must_use]
+    pub(crate) fn slot(self) -> usize {
+        self.slot as usize
+    }
+}
+
 /// A text that cannot name a source.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("must be 1 to 64 letters, digits, `-` or `_`, the first a letter or digit")]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cursor::Point;
-use crate::event::GapReason;
+use crate::event::{GapReason, SourceKey};
 use crate::source::{Adapter, ErrorKind, Handle, State};
 use crate::subject::Pattern;
 
@@ -53,8 +53,8 @@ impl Log {
 /// What a stream needs of a source's log.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Request {
-    /// Which source, by the hub's number.
-    pub source: usize,
+    /// Which source.
+    pub source: SourceKey,
     /// Which of this client's readings: another number needs another [`Reader`].
     pub number: u32,
     /// What follows this point. [`Point::Last`] only where the broker keeps the last message of each subject.
@@ -94,39 +94,50 @@ pub struct Load {
     pub oldest: Duration,
 }
 
-/// The logs of all sources, by the hub's number, and what all readers share.
+/// The logs of all sources, and what all readers share.
 #[derive(Debug)]
 pub struct Histories {
     service: Arc<Service>,
 }
 
 impl Histories {
-    /// Of these logs, in the hub's order.
+    /// Without a log.
     #[must_use]
-    pub fn new(logs: Vec<Log>, settings: Settings) -> Self {
-        Self { service: Arc::new(Service::new(logs, settings)) }
+    pub fn new(settings: Settings) -> Self {
+        Self { service: Arc::new(Service::new(settings)) }
     }
 
-    /// A reader for a request and those that follow it with the same number. It opens nothing before it is asked.
+    /// Adds the log of a source.
+    pub fn add(&self, source: SourceKey, log: Log) {
+        self.service.add(source, log);
+    }
+
+    /// Forgets the log of a source. Readers that are open read on until they are dropped.
+    pub fn remove(&self, source: SourceKey) {
+        self.service.remove(source);
+    }
+
+    /// A reader for a request and those that follow it with the same number. It opens nothing before it is asked. `None` for
+    /// a source that was removed.
     #[must_use]
-    pub fn reader(&self, request: Request, asker: Asker) -> Reader {
+    pub fn reader(&self, request: Request, asker: Asker) -> Option<Reader> {
         Reader::new(self.service.clone(), request, asker)
     }
 
     /// Whether the broker can say the newest message of each subject.
     #[must_use]
-    pub fn keeps_last(&self, source: usize) -> bool {
-        self.service.log(source).adapter.keeps_last()
+    pub fn keeps_last(&self, source: SourceKey) -> bool {
+        self.service.log(source).is_some_and(|known| known.log.adapter.keeps_last())
     }
 
     /// Whether the broker can send only some subjects of its log.
     #[must_use]
-    pub fn selects(&self, source: usize) -> bool {
-        self.service.log(source).adapter.selects()
+    pub fn selects(&self, source: SourceKey) -> bool {
+        self.service.log(source).is_some_and(|known| known.log.adapter.selects())
     }
 
     /// Says that a source's log is not the one that was read so far: nobody gets what is kept of it any more.
-    pub fn outdate(&self, source: usize) {
+    pub fn outdate(&self, source: SourceKey) {
         self.service.outdate(source);
     }
 
@@ -138,7 +149,7 @@ impl Histories {
 
     /// What was counted for a source.
     #[must_use]
-    pub fn counted(&self, source: usize) -> Counted {
-        self.service.counted(source)
+    pub fn counted(&self, source: SourceKey) -> Counted {
+        self.service.log(source).map_or_else(Counted::default, |known| known.counted())
     }
 }

@@ -19,7 +19,7 @@ use crate::metrics::{Metrics, Route};
 use crate::pool::Pool;
 use crate::source::http::Handle;
 use crate::stream;
-use crate::subject::Pattern;
+use crate::subject::Subject;
 
 pub(crate) mod admin;
 mod body;
@@ -52,21 +52,24 @@ use origin::{Origin, Origins};
 use problem::Problem;
 
 /// A source that takes messages from HTTP.
+#[derive(Clone)]
 pub(crate) struct Inbox {
-    /// What it takes.
-    pub(crate) subjects: Vec<Pattern>,
     /// Bytes of one payload.
     pub(crate) max_payload: usize,
     /// Where to hand it in.
     pub(crate) handle: Handle,
 }
 
+/// Finds the source that takes a subject.
+pub(crate) type FindInbox = dyn Fn(&Subject) -> Option<Inbox> + Send + Sync;
+
 /// What the handlers need of the others.
 pub(crate) struct Rooms {
     pub(crate) auth: Arc<Authenticator>,
     pub(crate) pool: Pool,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) inboxes: Vec<Inbox>,
+    /// The source that takes a subject.
+    pub(crate) inbox: Box<FindInbox>,
     /// Cancelled when no stream is to be opened any more.
     pub(crate) draining: CancellationToken,
     /// The reconnection time told to clients, before jitter.

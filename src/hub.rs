@@ -13,8 +13,8 @@ use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 use tokio::sync::Notify;
 
-use crate::cursor::{Cursor, Point, Position, Tag};
-use crate::event::{Event, Gap, SourceName, Timestamp};
+use crate::cursor::{Cursor, Point, Position};
+use crate::event::{Event, Gap, SourceKey, SourceName, Timestamp};
 use crate::frame::{Encoded, Encoder, encode_heartbeat};
 use crate::subject::Pattern;
 use crate::subject::index::Index;
@@ -26,6 +26,7 @@ mod notify;
 pub mod piece;
 mod publisher;
 mod settings;
+mod sources;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -44,10 +45,8 @@ use notify::{Backpressure, Listeners};
 pub use channel::{Channel, Filter, Read, WakerSeat};
 pub use notify::Listener;
 pub use piece::{Framing, Piece};
+pub use sources::{Began, Source, SourceInfo};
 pub use window::{Entry, Limits, Place, Window};
-
-/// How the hub numbers its sources.
-pub type SourceId = usize;
 
 /// What the hub has to know of a source.
 #[derive(Debug, Clone)]
@@ -92,68 +91,15 @@ const LOGS: usize = 8 << 20;
 /// What an entry of a channel's log costs beside its bytes, about.
 const LOG_ENTRY: usize = size_of::<Encoded>() + 32;
 
-/// A source as readers see it.
-#[derive(Debug)]
-pub struct Source {
-    spec: SourceSpec,
-    tag: Option<Tag>,
-    window: Window,
-    /// Whether it is live; a durable source first fills its window.
-    warm: bool,
-    /// Where it began to be.
-    start: Option<Began>,
-}
-
-/// Where a durable source began to be live.
-#[derive(Debug, Clone, Copy)]
-pub struct Began {
-    /// The sequence up to which its window was filled before.
-    pub seq: u64,
-    /// Where its log stood; `None`: it was empty and knew no position.
-    pub position: Option<Position>,
-    /// Whether the log was empty, so that the window holds all of it until something is dropped.
-    pub empty: bool,
-}
-
-impl Source {
-    /// Whether a loss of its events concerns somebody with this filter.
-    #[must_use]
-    pub fn concerns(&self, filter: &Filter) -> bool {
-        (self.spec.concerns.0)(filter.patterns())
-    }
-
-    /// What cursors call it, if it is durable.
-    #[must_use]
-    pub fn tag(&self) -> Option<Tag> {
-        self.tag
-    }
-
-    /// Its window.
-    #[must_use]
-    pub fn window(&self) -> &Window {
-        &self.window
-    }
-
-    /// Whether it is live.
-    #[must_use]
-    pub fn warm(&self) -> bool {
-        self.warm
-    }
-
-    /// Where a durable source began to be live.
-    #[must_use]
-    pub fn began(&self) -> Option<Began> {
-        self.start
-    }
-}
-
 /// What readers see, under one lock.
 pub struct State {
     /// Of whatever was published last, and so the version of `id`.
     seq: u64,
     batch: u64,
     id: Arc<str>,
-    sources: Vec<Source>,
+    sources: Slab<Source>,
+    /// How often sources were added or removed.
+    version: u64,
     index: Index<u32>,
     channels: Slab<Slot>,
     filters: HashMap<Arc<Filter>, u32>,
@@ -192,32 +138,33 @@ impl State {
     pub fn id(&self) -> &Arc<str> {
         &self.id
     }
-
-    /// All sources, by [`SourceId`].
-    #[must_use]
-    pub fn sources(&self) -> &[Source] {
-        &self.sources
-    }
 }
 
 struct Publisher {
     cursor: Cursor,
-    /// For each source its place in `cursor.durable`, once it has one.
-    places: Vec<Option<usize>>,
-    tags: Vec<Option<Tag>>,
-    names: Vec<SourceName>,
-    warm: Vec<bool>,
+    /// By slot, like those in `State`.
+    feeds: Slab<Feed>,
+    generation: u32,
+    /// The names of sources that were removed, and the sequence up to which they were there.
+    retired: HashMap<SourceName, u64>,
     seq: u64,
     scratch: Vec<u8>,
     id: Vec<u8>,
     encoder: Encoder,
-    /// What is left of the memory that events of each source are written to.
-    blocks: Vec<BytesMut>,
     entries: Vec<Pushed>,
     found: Vec<u32>,
     dirty: Vec<Arc<Channel>>,
     wakers: Vec<Waker>,
     listeners: Listeners,
+}
+
+/// A source as its events are published.
+struct Feed {
+    info: Arc<SourceInfo>,
+    /// Whether it is live: then the cursor follows it.
+    warm: bool,
+    /// What is left of the memory that its events are written to.
+    block: BytesMut,
 }
 
 enum Pushed {
@@ -231,8 +178,6 @@ enum Pushed {
 /// See the module.
 pub struct Hub {
     epoch: u32,
-    names: Vec<SourceName>,
-    tags: Vec<Option<Tag>>,
     limits: Limits,
     /// Bytes that all channels' logs may take together.
     logs: usize,
@@ -244,46 +189,21 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Of these sources; `epoch` tells this process's sequence from another's.
+    /// Without a source; `epoch` tells this process's sequence from another's.
     #[must_use]
-    pub fn new(sources: Vec<SourceSpec>, limits: Limits, epoch: u32) -> Arc<Self> {
-        Self::with_logs(sources, limits, LOGS, epoch)
+    pub fn new(limits: Limits, epoch: u32) -> Arc<Self> {
+        Self::with_logs(limits, LOGS, epoch)
     }
 
     /// The same, with channels' logs that together take at most `logs` bytes.
-    pub(crate) fn with_logs(sources: Vec<SourceSpec>, limits: Limits, logs: usize, epoch: u32) -> Arc<Self> {
-        let tags: Vec<_> = sources.iter().map(|s| s.durable.then(|| Tag::of(s.name.as_str()))).collect();
+    pub(crate) fn with_logs(limits: Limits, logs: usize, epoch: u32) -> Arc<Self> {
         let cursor = Cursor { epoch, volatile: Point::At(Position::unverified(0)), durable: Vec::new() };
-        let id: Arc<str> = cursor.to_id().into();
-        let publisher = Publisher {
-            places: vec![None; sources.len()],
-            names: sources.iter().map(|s| s.name.clone()).collect(),
-            warm: sources.iter().map(|s| !s.durable).collect(),
-            tags: tags.clone(),
-            cursor,
-            seq: 0,
-            scratch: Vec::new(),
-            id: Vec::new(),
-            encoder: Encoder::default(),
-            blocks: vec![BytesMut::new(); sources.len()],
-            entries: Vec::new(),
-            found: Vec::new(),
-            dirty: Vec::new(),
-            wakers: Vec::new(),
-            listeners: Listeners::default(),
-        };
-        let sources = sources.into_iter().zip(tags).map(|(spec, tag)| Source {
-            warm: !spec.durable,
-            spec,
-            tag,
-            window: Window::default(),
-            start: None,
-        });
         let state = State {
             seq: 0,
             batch: 0,
-            id,
-            sources: sources.collect(),
+            id: cursor.to_id().into(),
+            sources: Slab::new(),
+            version: 0,
             index: Index::default(),
             channels: Slab::new(),
             filters: HashMap::new(),
@@ -291,10 +211,23 @@ impl Hub {
             order: std::collections::VecDeque::new(),
             logged: 0,
         };
+        let publisher = Publisher {
+            cursor,
+            feeds: Slab::new(),
+            generation: 0,
+            retired: HashMap::new(),
+            seq: 0,
+            scratch: Vec::new(),
+            id: Vec::new(),
+            encoder: Encoder::default(),
+            entries: Vec::new(),
+            found: Vec::new(),
+            dirty: Vec::new(),
+            wakers: Vec::new(),
+            listeners: Listeners::default(),
+        };
         Arc::new(Self {
             epoch,
-            names: publisher.names.clone(),
-            tags: publisher.tags.clone(),
             limits,
             logs,
             publisher: Mutex::new(publisher),
@@ -309,18 +242,6 @@ impl Hub {
     #[must_use]
     pub fn epoch(&self) -> u32 {
         self.epoch
-    }
-
-    /// A source's name.
-    #[must_use]
-    pub fn name(&self, source: SourceId) -> &SourceName {
-        &self.names[source]
-    }
-
-    /// What cursors call a source, if it is durable.
-    #[must_use]
-    pub fn tag(&self, source: SourceId) -> Option<Tag> {
-        self.tags.get(source).copied().flatten()
     }
 
     /// What readers see. Not to be held for long: publishing waits.
@@ -376,10 +297,15 @@ impl Hub {
     }
 
     /// Publishes a batch of one source, leaving `inputs` empty: encodes each event once, puts it into the source's window
-    /// and into the log of each channel that wants it, then notifies all who wait. Returns the id after it.
-    pub fn publish(&self, source: SourceId, inputs: &mut Vec<Input>, now: Timestamp) -> Arc<str> {
+    /// and into the log of each channel that wants it, then notifies all who wait. Returns the id after it. What comes for a
+    /// source that was removed is dropped.
+    pub fn publish(&self, source: SourceKey, inputs: &mut Vec<Input>, now: Timestamp) -> Arc<str> {
         let mut publisher = self.publisher.lock();
         let p = &mut *publisher;
+        if p.feed(source).is_none() {
+            inputs.clear();
+            return self.state.lock().id.clone();
+        }
         for input in inputs.drain(..) {
             p.prepare(source, input, now);
         }
@@ -388,17 +314,16 @@ impl Hub {
         {
             let mut state = self.state.lock();
             let s = &mut *state;
-            if s.seq != p.seq {
-                s.seq = p.seq;
-                s.id = String::from_utf8_lossy(&p.id).into();
-            }
+            s.follow(p);
             s.batch += 1;
             batch = s.batch;
             id = s.id.clone();
             for pushed in p.entries.drain(..) {
                 s.take(source, pushed, &mut p.found, &mut p.dirty, &mut p.wakers, now);
             }
-            s.sources[source].window.trim(self.limits, now);
+            if let Some(source) = s.source_mut(source) {
+                source.window.trim(self.limits, now);
+            }
             room = self.trim(s, &p.listeners, Some(batch));
         }
         p.notify(batch);
@@ -419,7 +344,7 @@ impl Hub {
             let s = &mut *state;
             s.batch += 1;
             batch = s.batch;
-            for source in &mut s.sources {
+            for (_, source) in &mut s.sources {
                 source.window.trim(self.limits, now);
             }
             let (moved, still) = (encode_heartbeat(Some(s.id.as_bytes())), encode_heartbeat(None));

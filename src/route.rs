@@ -22,17 +22,9 @@ pub const RESERVED: &str = "brokercast.";
 /// The most patterns that [`Router::inputs`] gives.
 const MAX_INPUTS: usize = 32;
 
-/// All rules, ready to be applied.
-#[derive(Debug)]
-pub struct Router {
-    sources: Box<[Rules]>,
-    shortened: AtomicU64,
-    reserved: AtomicU64,
-}
-
 /// What can happen to one source's messages.
 #[derive(Debug)]
-struct Rules {
+pub struct Router {
     /// Those that can match, in order.
     rules: Box<[Rule]>,
     /// The subjects that its events can have.
@@ -41,6 +33,14 @@ struct Rules {
     inputs: Box<[Pattern]>,
     /// No two subjects become one.
     keeps_apart: bool,
+    counts: Arc<Counts>,
+}
+
+/// What was changed more than its rule says, by the routers that share this.
+#[derive(Debug, Default)]
+pub struct Counts {
+    shortened: AtomicU64,
+    reserved: AtomicU64,
 }
 
 /// One of `routes`.
@@ -60,39 +60,32 @@ enum Action {
 }
 
 impl Router {
-    /// Applies `rules` to `sources`, each with the patterns that hold all it can produce. A source is known by its index
-    /// from here on.
+    /// Applies `rules` to a source, with the patterns that hold all it can produce.
     #[must_use]
-    pub fn new(rules: &[Rule], sources: &[(SourceName, Vec<Pattern>)]) -> Self {
-        let sources = sources
-            .iter()
-            .map(|(name, reach)| {
-                let mut before: Vec<Pattern> = Vec::new();
-                let mut applicable = Vec::new();
-                for rule in rules {
-                    if rule.source.as_ref().is_some_and(|source| source != name) || !reach::left(reach, &rule.matches, &before) {
-                        continue;
-                    }
-                    before.push(rule.matches.clone());
-                    applicable.push(rule.clone());
-                }
-                Rules {
-                    outputs: reach::outputs(reach, &applicable).into(),
-                    inputs: reach.as_slice().into(),
-                    keeps_apart: reach::keeps_apart(reach, &applicable),
-                    rules: applicable.into(),
-                }
-            })
-            .collect();
-        Self { sources, shortened: AtomicU64::new(0), reserved: AtomicU64::new(0) }
+    pub fn new(rules: &[Rule], source: &SourceName, reach: &[Pattern], counts: Arc<Counts>) -> Self {
+        let mut before: Vec<Pattern> = Vec::new();
+        let mut applicable = Vec::new();
+        for rule in rules {
+            if rule.source.as_ref().is_some_and(|of| of != source) || !reach::left(reach, &rule.matches, &before) {
+                continue;
+            }
+            before.push(rule.matches.clone());
+            applicable.push(rule.clone());
+        }
+        Self {
+            outputs: reach::outputs(reach, &applicable).into(),
+            inputs: reach.into(),
+            keeps_apart: reach::keeps_apart(reach, &applicable),
+            rules: applicable.into(),
+            counts,
+        }
     }
 
-    /// What becomes of a message of the source with this index; `None`: a route dropped it.
+    /// What becomes of a message; `None`: a route dropped it.
     #[must_use]
-    pub fn route(&self, source: usize, message: Message) -> Option<Event> {
-        let rules = self.sources.get(source).map_or(&[][..], |of| &of.rules);
+    pub fn route(&self, message: Message) -> Option<Event> {
         let subject = message.subject.as_str();
-        let Some(rule) = rules.iter().find(|rule| rule.matches.matches(subject)) else {
+        let Some(rule) = self.rules.iter().find(|rule| rule.matches.matches(subject)) else {
             return Some(event(message, None, None, Envelope::default()));
         };
         match &rule.action {
@@ -100,12 +93,12 @@ impl Router {
             Action::Pass { subject: to, name, envelope } => {
                 let name = name.as_ref().and_then(|name| {
                     let made = name.apply(subject);
-                    self.reserved.fetch_add(u64::from(made.is_none()), Relaxed);
+                    self.counts.reserved.fetch_add(u64::from(made.is_none()), Relaxed);
                     made
                 });
                 let renamed = to.as_ref().map(|to| {
                     let (renamed, shortened) = to.apply(&message.subject);
-                    self.shortened.fetch_add(u64::from(shortened), Relaxed);
+                    self.counts.shortened.fetch_add(u64::from(shortened), Relaxed);
                     renamed
                 });
                 Some(event(message, renamed, name, *envelope))
@@ -113,40 +106,41 @@ impl Router {
         }
     }
 
-    /// Patterns that together hold every subject that this source's events can have after routing: at times more, as
+    /// Patterns that together hold every subject that the source's events can have after routing: at times more, as
     /// a pattern cannot say "all but". [`Router::concerns`] is exact there.
     #[must_use]
-    pub fn reach(&self, source: usize) -> Vec<Pattern> {
-        self.sources.get(source).map_or_else(Vec::new, |of| reach::patterns(&of.outputs))
+    pub fn reach(&self) -> Vec<Pattern> {
+        reach::patterns(&self.outputs)
     }
 
-    /// Whether events of this source can, after routing, match one of `patterns`: whom a gap in it concerns.
+    /// Whether events of the source can, after routing, match one of `patterns`: whom a gap in it concerns.
     #[must_use]
-    pub fn concerns(&self, source: usize, patterns: &[Pattern]) -> bool {
-        self.sources.get(source).is_some_and(|of| reach::concerns(&of.outputs, &of.rules, patterns))
+    pub fn concerns(&self, patterns: &[Pattern]) -> bool {
+        reach::concerns(&self.outputs, &self.rules, patterns)
     }
 
     /// The subjects before routing that can, after it, match one of `patterns`, as disjoint patterns; at times more.
     /// `None`: all, or they cannot be said so.
     #[must_use]
-    pub fn inputs(&self, source: usize, patterns: &[Pattern]) -> Option<Vec<Pattern>> {
-        let of = self.sources.get(source)?;
+    pub fn inputs(&self, patterns: &[Pattern]) -> Option<Vec<Pattern>> {
         // A name of a broker that is no subject was escaped: nobody knows from what.
         if patterns.iter().any(|pattern| pattern.as_str().contains('%')) {
             return None;
         }
-        let inputs = reach::inputs(&of.inputs, &of.rules, patterns);
+        let inputs = reach::inputs(&self.inputs, &self.rules, patterns);
         let disjoint = inputs.iter().enumerate().all(|(n, input)| !inputs[..n].iter().any(|other| other.intersects(input)));
-        let all = of.inputs.iter().all(|input| input.covered_by(&inputs));
+        let all = self.inputs.iter().all(|input| input.covered_by(&inputs));
         (disjoint && !all && inputs.len() <= MAX_INPUTS).then_some(inputs)
     }
 
-    /// Whether events of this source that have different subjects before routing have different ones after it.
+    /// Whether events of the source that have different subjects before routing have different ones after it.
     #[must_use]
-    pub fn keeps_apart(&self, source: usize) -> bool {
-        self.sources.get(source).is_none_or(|of| of.keeps_apart)
+    pub fn keeps_apart(&self) -> bool {
+        self.keeps_apart
     }
+}
 
+impl Counts {
     /// How many renamed subjects had to be shortened to be no longer than a subject may be.
     #[must_use]
     pub fn shortened(&self) -> u64 {

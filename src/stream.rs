@@ -11,13 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hashbrown::HashMap;
+use parking_lot::Mutex;
 
 use crate::auth::Owner;
 use crate::cursor::{Cursor, Point};
-use crate::event::Timestamp;
+use crate::event::{SourceKey, SourceName, Timestamp};
 use crate::frame::{self, Closing};
 use crate::history::{self, Histories};
-use crate::hub::{Channel, Concerns, Filter, Hub, Seat};
+use crate::hub::{Channel, Concerns, Filter, Hub, Seat, SourceSpec};
 use crate::route::Router;
 use crate::source::Item;
 use crate::support::backoff::jittered;
@@ -65,17 +67,30 @@ pub struct Request {
     pub permit: Box<dyn Send + Sync>,
 }
 
-/// Whom the losses of a router's source concern.
-#[must_use]
-pub fn concerns(router: &Arc<Router>, source: usize) -> Concerns {
-    let router = router.clone();
-    Concerns(Arc::new(move |patterns| router.concerns(source, patterns)))
+/// A source that streams are served from.
+pub struct Source {
+    /// Its name.
+    pub name: SourceName,
+    /// What becomes of its messages.
+    pub router: Arc<Router>,
+    /// Its log. Only that of a durable source is read.
+    pub log: history::Log,
+}
+
+impl Source {
+    fn split(self) -> (SourceSpec, Arc<Router>, history::Log) {
+        let Self { name, router, log } = self;
+        let asked = router.clone();
+        let concerns = Concerns(Arc::new(move |patterns| asked.concerns(patterns)));
+        (SourceSpec { name, durable: log.adapter.durable(), concerns }, router, log)
+    }
 }
 
 /// Opens streams, and knows those that are open.
 pub struct Streams {
     hub: Arc<Hub>,
-    router: Arc<Router>,
+    /// Of each source, for what is read of its log. Locked last.
+    routers: Mutex<HashMap<SourceKey, Arc<Router>>>,
     histories: Histories,
     settings: Settings,
     registry: Registry,
@@ -89,10 +104,46 @@ impl fmt::Debug for Streams {
 }
 
 impl Streams {
-    /// Over a hub, its sources' logs and the routes to them.
+    /// Over a hub without sources.
     #[must_use]
-    pub fn new(hub: Arc<Hub>, router: Arc<Router>, histories: Histories, settings: Settings) -> Arc<Self> {
-        Arc::new(Self { hub, router, histories, settings, registry: Registry::default(), closed: Default::default() })
+    pub fn new(hub: Arc<Hub>, histories: Histories, settings: Settings) -> Arc<Self> {
+        let (routers, registry, closed) = (Mutex::default(), Registry::default(), Default::default());
+        Arc::new(Self { hub, routers, histories, settings, registry, closed })
+    }
+
+    /// Adds a source. Live streams get its events without more ado, and those that catch up follow it from now on.
+    pub fn add(&self, source: Source, now: Timestamp) -> SourceKey {
+        let (spec, router, log) = source.split();
+        self.hub.add(spec, now, |key| self.register(key, router, log))
+    }
+
+    /// Removes a source, whose supervisor has ended. Streams that catch up follow it no more, and get no gap.
+    pub fn remove(&self, source: SourceKey) {
+        self.hub.remove(source);
+        self.forget(source);
+    }
+
+    /// Puts a source in another's place: see [`Hub::replace`].
+    pub fn replace(&self, old: SourceKey, source: Source, now: Timestamp) -> (SourceKey, Option<Point>) {
+        let (spec, router, log) = source.split();
+        let replaced = self.hub.replace(old, spec, now, |key| self.register(key, router, log));
+        self.forget(old);
+        replaced
+    }
+
+    fn register(&self, key: SourceKey, router: Arc<Router>, log: history::Log) {
+        self.routers.lock().insert(key, router);
+        self.histories.add(key, log);
+    }
+
+    fn forget(&self, source: SourceKey) {
+        self.routers.lock().remove(&source);
+        self.histories.remove(source);
+    }
+
+    /// What becomes of a source's messages, unless it was removed.
+    fn router(&self, source: SourceKey) -> Option<Arc<Router>> {
+        self.routers.lock().get(&source).cloned()
     }
 
     /// The hub.
@@ -231,9 +282,9 @@ impl Stream {
         }
     }
 
-    /// What reads a log for it.
+    /// What reads a log for it; `None`: the source was removed.
     #[must_use]
-    pub fn reader(&self, request: history::Request) -> history::Reader {
+    pub fn reader(&self, request: history::Request) -> Option<history::Reader> {
         let wanted = if let State::CatchingUp(catch_up) = &self.state { catch_up.wanted(request.source) } else { None };
         let owner = self.lease.streams.registry.owner_of(self.lease.id);
         let mut hasher = DefaultHasher::new();

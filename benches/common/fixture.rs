@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use brokercast::internals::{
-    Channel, Concerns, Envelope, Event, Filter, Form, Hub, Limits, Listener, Pattern, Seat, SourceSpec, Timestamp,
+    Channel, Concerns, Envelope, Event, Filter, Form, Hub, Limits, Listener, Pattern, Seat, SourceKey, SourceSpec, Timestamp,
 };
 use bytes::Bytes;
 
@@ -47,9 +47,10 @@ impl Swift {
 }
 
 /// A hub whose subscriber number n wants the patterns `wants(n)`; small windows, so that they are full soon.
-pub(crate) fn hub(subscribers: usize, wants: impl Fn(usize) -> Vec<String>) -> (Arc<Hub>, Vec<Seat>) {
+pub(crate) fn hub(subscribers: usize, wants: impl Fn(usize) -> Vec<String>) -> (Arc<Hub>, SourceKey, Vec<Seat>) {
     let source = SourceSpec { name: "plant".parse().expect("a source's name"), durable: false, concerns: Concerns(Arc::new(|_| true)) };
-    let hub = Hub::new(vec![source], Limits { bytes: 1 << 20, age: Duration::from_secs(600) }, 7);
+    let hub = Hub::new(Limits { bytes: 1 << 20, age: Duration::from_secs(600) }, 7);
+    let source = hub.add(source, NOW, |_| {});
     let swift = Arc::new(OnceLock::<Swift>::new());
     let woken = swift.clone();
     let listener = hub.listen(move || woken.wait().take_all()).expect("a listener");
@@ -64,5 +65,5 @@ pub(crate) fn hub(subscribers: usize, wants: impl Fn(usize) -> Vec<String>) -> (
     let mut channels: Vec<_> = seats.iter().map(|seat| seat.channel().clone()).collect();
     channels.dedup_by_key(|channel| channel.key());
     swift.get_or_init(|| Swift { listener, channels, ready: Mutex::default() });
-    (hub, seats)
+    (hub, source, seats)
 }

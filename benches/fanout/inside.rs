@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use brokercast::internals::{Envelope, Hub, Index, Input};
+use brokercast::internals::{Envelope, Hub, Index, Input, SourceKey};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::median;
@@ -27,12 +27,12 @@ pub(super) struct Published {
 
 /// Measures publishing. Each figure is a median of rounds.
 pub(super) fn publish(filters: usize) -> Published {
-    let (hub, seats) = fixture::hub(filters, |n| vec![format!("plant.{n}")]);
-    let unwanted = time(&hub, "office.door", 400);
-    let one = time(&hub, &format!("plant.{}", filters / 2), 400);
+    let (hub, source, seats) = fixture::hub(filters, |n| vec![format!("plant.{n}")]);
+    let unwanted = time(&hub, source, "office.door", 400);
+    let one = time(&hub, source, &format!("plant.{}", filters / 2), 400);
     drop(seats);
-    let (hub, seats) = fixture::hub(filters, |n| vec!["plant.boiler".to_owned(), format!("other.{n}")]);
-    let each = time(&hub, "plant.boiler", 20_000 / filters) / filters as f64;
+    let (hub, source, seats) = fixture::hub(filters, |n| vec!["plant.boiler".to_owned(), format!("other.{n}")]);
+    let each = time(&hub, source, "plant.boiler", 20_000 / filters) / filters as f64;
     drop(seats);
     Published { filters, unwanted, one, each }
 }
@@ -43,14 +43,14 @@ fn spent() -> f64 {
     time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
 }
 
-fn time(hub: &Hub, subject: &str, batches: usize) -> f64 {
+fn time(hub: &Hub, source: SourceKey, subject: &str, batches: usize) -> f64 {
     let batch = vec![Input::Event(event(subject, json(), Envelope::Json)); BATCH];
     let batches = batches.clamp(1, 400);
     let round = |_| {
         let mut inputs: Vec<_> = (0..batches).map(|_| batch.clone()).collect();
         let start = spent();
         for inputs in &mut inputs {
-            hub.publish(0, inputs, NOW);
+            hub.publish(source, inputs, NOW);
         }
         (spent() - start) / (batches * BATCH) as f64
     };

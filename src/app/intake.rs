@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::future::BoxFuture;
 
-use crate::event::Timestamp;
-use crate::hub::{Hub, Input, SourceId};
+use crate::event::{SourceKey, Timestamp};
+use crate::hub::{Hub, Input};
 use crate::route::Router;
 use crate::source::{self, Item};
 
 /// Routes each message of a source and publishes what goes on.
 pub(crate) struct Intake {
-    pub(crate) source: SourceId,
+    pub(crate) source: SourceKey,
     pub(crate) router: Arc<Router>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) counts: Arc<Counts>,
@@ -52,7 +52,7 @@ impl source::Intake for Intake {
                 inputs.push(match item {
                     Item::Message(message) => {
                         let position = message.position;
-                        match self.router.route(self.source, message) {
+                        match self.router.route(message) {
                             Some(event) => {
                                 events += 1;
                                 Input::Event(event)
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
     use crate::cursor::{Cursor, Point, Position, Tag};
     use crate::event::{Gap, GapReason, Message};
-    use crate::hub::{Limits, SourceSpec};
+    use crate::hub::{Concerns, Limits, SourceSpec};
     use crate::source::Intake as _;
     use crate::subject::Pattern;
     use crate::{route, settings};
@@ -94,11 +94,12 @@ mod tests {
         let name: crate::event::SourceName = "log".parse().unwrap();
         let rules = "routes: [{ match: { subject: secret.> }, drop: true }, { match: { subject: a.* }, subject: 'b.{1}' }]";
         let rules = settings::tests::read(rules, |root| Some(route::settings::read(root.key("routes"), &[]))).unwrap();
-        let router = Arc::new(Router::new(&rules, &[(name.clone(), vec![Pattern::all()])]));
-        let spec = SourceSpec { name, durable: true, concerns: crate::stream::concerns(&router, 0) };
-        let hub = Hub::new(vec![spec], Limits { bytes: 1 << 20, age: std::time::Duration::from_secs(60) }, 1);
+        let router = Arc::new(Router::new(&rules, &name, &[Pattern::all()], Arc::default()));
+        let spec = SourceSpec { name, durable: true, concerns: Concerns(Arc::new(|_| true)) };
+        let hub = Hub::new(Limits { bytes: 1 << 20, age: std::time::Duration::from_secs(60) }, 1);
+        let source = hub.add(spec, Timestamp::now(), |_| {});
         let counts = Arc::<Counts>::default();
-        let intake = Intake { source: 0, router, hub: hub.clone(), counts: counts.clone() };
+        let intake = Intake { source, router, hub: hub.clone(), counts: counts.clone() };
         let message = |subject: &str, seq| {
             let position = Some(Position::unverified(seq));
             Item::Message(Message { subject: subject.parse().unwrap(), payload: Bytes::new(), time: Timestamp::now(), position })
@@ -111,7 +112,7 @@ mod tests {
         assert_eq!(Cursor::from_id(&id).unwrap().durable, [(Tag::of("log"), Point::At(Position::unverified(9)))]);
         assert_eq!((counts.events.load(Ordering::Relaxed), counts.dropped.load(Ordering::Relaxed)), (2, 1));
         let state = hub.state();
-        let subjects: Vec<_> = state.sources()[0].window().after(0).map(|e| e.encoded.subject().map(str::to_owned)).collect();
+        let subjects: Vec<_> = state.source(source).unwrap().window().after(0).map(|e| e.encoded.subject().map(str::to_owned)).collect();
         assert_eq!(subjects, [Some("b.x".to_owned()), None, Some("c".to_owned())]);
     }
 }

@@ -1,4 +1,5 @@
-//! The configured sources at run time: one struct for each, all built in one place, started and stopped one by one.
+//! The configured sources at run time: one struct for each, known by its name here and by a key further in. Adds, changes
+//! and removes them, by the same functions when the process starts and while it runs.
 //!
 //! Knows what a source hands in to; not who reads it there.
 
@@ -7,79 +8,210 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::intake::{Counts, Intake};
-use crate::event::GapReason;
+use crate::cursor::Point;
+use crate::event::{Gap, GapReason, SourceKey, SourceName, Timestamp};
 use crate::history;
-use crate::hub::{Hub, Limits, SourceId, SourceSpec};
+use crate::http::Inbox;
+use crate::hub::{Limits, Window};
 use crate::metrics::SourceReading;
-use crate::route::{Router, Rule};
+use crate::route::{self, Router, Rule};
 use crate::source::settings::Source;
 use crate::source::supervisor::Supervisor;
-use crate::source::{ErrorKind, Handle, Start, State};
-use crate::stream;
-use crate::subject::Pattern;
+use crate::source::{ErrorKind, Handle, Item, Start, State};
+use crate::stream::{self, Streams};
+use crate::subject::{Pattern, Subject};
 
 /// Before a supervisor that panicked is started again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// All sources, and what they hand in to.
+/// All sources, by their names: added, changed and removed while the process runs.
 pub(super) struct Sources {
-    pub(super) router: Arc<Router>,
-    pub(super) hub: Arc<Hub>,
-    pub(super) all: Arc<[SourceRuntime]>,
+    streams: Arc<Streams>,
+    window: Limits,
+    /// Of all routers that there ever were.
+    routed: Arc<route::Counts>,
+    running: Vec<(Arc<SourceRuntime>, Running)>,
+    all: All,
 }
+
+/// The sources that there are now, for those who show them.
+pub(super) type All = Arc<ArcSwap<Vec<Arc<SourceRuntime>>>>;
 
 /// One source as the process runs it.
 pub(super) struct SourceRuntime {
-    /// How router and hub number it.
-    pub(super) id: SourceId,
+    /// What router, hub and history know it by.
+    key: SourceKey,
     /// With its adapter and its handle, which has its name.
-    pub(super) supervisor: Supervisor,
-    pub(super) counts: Arc<Counts>,
+    supervisor: Supervisor,
+    counts: Arc<Counts>,
     /// What its events are called after routing.
     pub(super) reach: Vec<Pattern>,
+    /// Where HTTP publishers hand in, and for what.
+    inbox: Option<(Vec<Pattern>, Inbox)>,
 }
 
 /// A source that runs. Dropped, it ends at once.
-pub(super) struct Running {
+struct Running {
     cancel: CancellationToken,
     task: JoinSet<()>,
 }
 
 impl Sources {
-    /// Builds all; starts none.
-    pub(super) fn build(sources: Vec<Source>, routes: &[Rule], window: Limits) -> Self {
-        let build =
-            |Source { name, required, max_payload, adapter }| (Arc::new(Handle::new(name, &*adapter, required)), adapter, max_payload);
-        let built: Vec<_> = sources.into_iter().map(build).collect();
-        let reach: Vec<_> = built.iter().map(|(handle, adapter, _)| (handle.name.clone(), adapter.reach())).collect();
-        let router = Arc::new(Router::new(routes, &reach));
-        let spec = |(id, (handle, ..)): (SourceId, &(Arc<Handle>, _, _))| SourceSpec {
-            name: handle.name.clone(),
-            durable: handle.durable,
-            concerns: stream::concerns(&router, id),
+    /// None yet.
+    pub(super) fn new(streams: Arc<Streams>, window: Limits) -> Self {
+        Self { streams, window, routed: Arc::default(), running: Vec::new(), all: Arc::default() }
+    }
+
+    /// Those that there are, now and later.
+    pub(super) fn all(&self) -> &All {
+        &self.all
+    }
+
+    /// What the routers have counted.
+    pub(super) fn routed(&self) -> &Arc<route::Counts> {
+        &self.routed
+    }
+
+    /// Adds the sources that the process starts with.
+    pub(super) fn begin(&mut self, sources: Vec<Source>, rules: &[Rule]) {
+        for source in sources {
+            self.launch(source, rules, false);
+        }
+    }
+
+    /// Adds a source while the process runs. Readiness that was reached is not lost by that.
+    pub(super) fn add(&mut self, source: Source, rules: &[Rule]) {
+        let ready = self.running.iter().all(|(of, _)| of.handle().is_ready());
+        self.launch(source, rules, ready);
+    }
+
+    fn launch(&mut self, source: Source, rules: &[Rule], excused: bool) {
+        let handle = Handle::new(source.name.clone(), &*source.adapter, source.required);
+        if excused {
+            handle.status.excuse();
+        }
+        let runtime = self.enter(source, rules, handle, Arc::default(), |streams, source| (streams.add(source, Timestamp::now()), None));
+        self.start(runtime);
+    }
+
+    /// Ends a source and starts another in its place, with other routes, another broker or other settings. It goes on where the
+    /// other stood if it has a log; else what came in between may be lost, which is told.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for reload"))]
+    pub(super) async fn change(&mut self, source: Source, rules: &[Rule]) {
+        let Some(old) = self.stop(&source.name).await else { return self.add(source, rules) };
+        let handle = Handle::in_place_of(old.handle(), &*source.adapter, source.required);
+        let replace = |streams: &Streams, source| streams.replace(old.key, source, Timestamp::now());
+        let runtime = self.enter(source, rules, handle, old.counts.clone(), replace);
+        if runtime.supervisor.adapter.loses_while_away() {
+            runtime.handle().counters.count_gap(GapReason::Reconnect);
+            let gap = Gap { reason: GapReason::Reconnect, from: None, to: None, position: None };
+            runtime.supervisor.intake.take(&mut vec![Item::Gap(gap)]).await;
+        }
+        self.start(runtime);
+    }
+
+    /// Ends a source and forgets it. Returns whether there was one of this name.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for reload"))]
+    pub(super) async fn remove(&mut self, name: &SourceName) -> bool {
+        let Some(old) = self.stop(name).await else { return false };
+        self.streams.remove(old.key);
+        self.show();
+        true
+    }
+
+    /// Ends all of them in good order. Their windows stay.
+    pub(super) async fn drain(&mut self) {
+        join_all(self.running.drain(..).map(|(_, running)| running.stop())).await;
+    }
+
+    /// How many run.
+    pub(super) fn len(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Lets streams know a source, by `register`.
+    fn enter(
+        &self,
+        source: Source,
+        rules: &[Rule],
+        handle: Handle,
+        counts: Arc<Counts>,
+        register: impl FnOnce(&Streams, stream::Source) -> (SourceKey, Option<Point>),
+    ) -> SourceRuntime {
+        let Source { name, adapter, max_payload, .. } = source;
+        let router = Arc::new(Router::new(rules, &name, &adapter.reach(), self.routed.clone()));
+        let handle = Arc::new(handle);
+        let log = history::Log::of(&handle, adapter.clone(), max_payload);
+        let (key, point) = register(&self.streams, stream::Source { name, router: router.clone(), log });
+        let warm_up = match point {
+            Some(Point::At(position)) => Start::After(position),
+            // Its log was empty.
+            Some(_) => Start::Earliest,
+            None => Start::Recent { age: self.window.age, bytes: self.window.bytes as u64 },
         };
-        let hub = Hub::new(built.iter().enumerate().map(spec).collect(), window, rand::random());
-        let warm_up = Start::Recent { age: window.age, bytes: window.bytes as u64 };
-        let runtime = |(id, (handle, adapter, max_payload))| {
-            let counts = Arc::<Counts>::default();
-            let intake = Arc::new(Intake { source: id, router: router.clone(), hub: hub.clone(), counts: counts.clone() });
-            SourceRuntime { id, supervisor: Supervisor { adapter, intake, handle, warm_up, max_payload }, counts, reach: router.reach(id) }
-        };
-        let all = built.into_iter().enumerate().map(runtime).collect();
-        Self { router, hub, all }
+        let reach = router.reach();
+        let inbox = adapter.inbox().map(|handle| (adapter.reach(), Inbox { max_payload, handle }));
+        let intake = Arc::new(Intake { source: key, router, hub: self.streams.hub().clone(), counts: counts.clone() });
+        let supervisor = Supervisor { adapter, intake, handle, warm_up, max_payload };
+        SourceRuntime { key, supervisor, counts, reach, inbox }
+    }
+
+    fn start(&mut self, runtime: SourceRuntime) {
+        let running = runtime.start();
+        self.running.push((Arc::new(runtime), running));
+        self.show();
+    }
+
+    /// Ends a source in good order. It is still shown, and its window stays.
+    async fn stop(&mut self, name: &SourceName) -> Option<Arc<SourceRuntime>> {
+        let at = self.running.iter().position(|(runtime, _)| runtime.handle().name == *name)?;
+        let (runtime, running) = self.running.remove(at);
+        running.stop().await;
+        Some(runtime)
+    }
+
+    fn show(&self) {
+        self.all.store(Arc::new(self.running.iter().map(|(runtime, _)| runtime.clone()).collect()));
     }
 }
 
+/// The source that takes a subject from HTTP publishers.
+pub(super) fn inbox(all: &All, subject: &Subject) -> Option<Inbox> {
+    let takes = |of: &Arc<SourceRuntime>| {
+        let (subjects, inbox) = of.inbox.as_ref()?;
+        subjects.iter().any(|pattern| pattern.matches(subject.as_str())).then(|| inbox.clone())
+    };
+    all.load().iter().find_map(takes)
+}
+
+/// What all have counted, and what their windows hold.
+pub(super) fn readings(all: &All, streams: &Streams) -> Vec<SourceReading> {
+    let all = all.load();
+    let windows: Vec<_> = {
+        let state = streams.hub().state();
+        let held = |of: &Window| (of.len() as u64, of.bytes() as u64);
+        all.iter().map(|source| state.source(source.key).map_or((0, 0), |of| held(of.window()))).collect()
+    };
+    let counted = |source: &SourceRuntime| streams.histories().counted(source.key);
+    all.iter().zip(windows).map(|(source, window)| source.reading(window, counted(source))).collect()
+}
+
 impl SourceRuntime {
-    /// What it has counted, and what its window holds: events and bytes.
-    pub(super) fn reading(&self, window: (u64, u64), history: history::Counted) -> SourceReading {
+    /// Its name, status and counters.
+    pub(super) fn handle(&self) -> &Arc<Handle> {
+        &self.supervisor.handle
+    }
+
+    fn reading(&self, window: (u64, u64), history: history::Counted) -> SourceReading {
         let Handle { name, status, counters, .. } = &*self.supervisor.handle;
         SourceReading {
             name: name.to_string(),
@@ -100,7 +232,7 @@ impl SourceRuntime {
     }
 
     /// Runs it until it is stopped; should its supervisor panic, again.
-    pub(super) fn start(&self) -> Running {
+    fn start(&self) -> Running {
         let (supervisor, cancel) = (self.supervisor.clone(), CancellationToken::new());
         let ended = cancel.clone();
         let mut task = JoinSet::new();
@@ -120,7 +252,7 @@ impl SourceRuntime {
 
 impl Running {
     /// Ends it in good order: what is in hand is handed in and acknowledged.
-    pub(super) async fn stop(mut self) {
+    async fn stop(mut self) {
         self.cancel.cancel();
         while self.task.join_next().await.is_some() {}
     }
@@ -129,30 +261,86 @@ impl Running {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::history::Histories;
     use crate::hub::Hub;
 
-    #[tokio::test(start_paused = true)]
-    async fn one_source_is_started_and_stopped_while_the_other_goes_on() {
+    /// The sources that a text configures, and its routes.
+    fn read(text: &str) -> (Vec<Source>, Vec<Rule>) {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("bridge.yaml");
-        std::fs::write(&file, "sources:\n  a: { ticker: { subject: a } }\n  b: { ticker: { subject: b } }\n").unwrap();
+        std::fs::write(&file, text).unwrap();
         let settings = crate::app::load(&[file]).unwrap().settings;
-        let Sources { hub, all, .. } = Sources::build(settings.sources, &settings.routes, settings.window);
-        let held = |hub: &Hub| hub.state().sources().iter().map(|source| source.window().len()).collect::<Vec<_>>();
-        let [a, b] = [&all[0], &all[1]].map(SourceRuntime::start);
+        (settings.sources, settings.routes)
+    }
+
+    fn sources() -> Sources {
+        let window = Limits { bytes: 1 << 20, age: Duration::from_secs(600) };
+        let settings = stream::Settings { heartbeat: AGAIN, retry: AGAIN, scan: stream::Settings::SCAN, piece: stream::Settings::PIECE };
+        let histories = Histories::new(history::Settings { readers: 1, rate: 1 << 20, cache: 1 << 20 });
+        Sources::new(Streams::new(Hub::new(window, 1), histories, settings), window)
+    }
+
+    /// How many events each source's window holds, by name.
+    fn held(sources: &Sources) -> Vec<(String, u64)> {
+        let readings = readings(sources.all(), &sources.streams);
+        readings.into_iter().map(|reading| (reading.name, reading.window_events)).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sources_are_added_changed_and_removed_while_another_goes_on() {
+        let (first, rules) = read("sources: { a: { ticker: { subject: a } }, b: { ticker: { subject: b } } }");
+        let mut sources = sources();
+        sources.begin(first, &rules);
+        let both = |a: u64, b: u64| vec![("a".to_owned(), a), ("b".to_owned(), b)];
         sleep(Duration::from_millis(2500)).await;
-        assert_eq!(held(&hub), [3, 3]);
-        a.stop().await;
+        assert_eq!(held(&sources), both(3, 3));
+        let (added, rules) = read("sources: { c: { ticker: { subject: c } } }");
+        sources.add(added.into_iter().next().unwrap(), &rules);
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(held(&sources).len(), 3);
+        let name = "c".parse().unwrap();
+        assert!(sources.remove(&name).await && !sources.remove(&name).await);
+        assert_eq!(held(&sources), both(4, 4));
+        // Changed: a new window, other routes, and the counters go on.
+        let counted = |sources: &Sources| sources.all().load().iter().map(|of| of.handle().counters.messages()).collect::<Vec<_>>();
+        let before = counted(&sources);
+        let (changed, rules) = read("{ sources: { a: { ticker: { subject: a } } }, routes: [{ match: { source: a }, subject: other }] }");
+        sources.change(changed.into_iter().next().unwrap(), &rules).await;
+        let readings = readings(sources.all(), &sources.streams);
+        let of = |name: &str| readings.iter().find(|reading| reading.name == name).unwrap();
+        assert_eq!((of("a").window_events, of("b").window_events), (0, 4));
+        assert_eq!(of("a").messages, before[0]);
+        let reach = sources.all().load().iter().find(|of| of.handle().name.as_str() == "a").unwrap().reach.clone();
+        assert_eq!(reach, ["other".parse().unwrap()]);
         sleep(Duration::from_secs(2)).await;
-        assert_eq!(held(&hub), [3, 5]);
-        let a = all[0].start();
-        sleep(Duration::from_secs(2)).await;
-        assert!(held(&hub)[0] > 3, "{:?}", held(&hub));
-        // Dropped, it ends at once.
-        drop(b);
-        let before = held(&hub);
-        sleep(Duration::from_secs(2)).await;
-        assert!(held(&hub)[0] > before[0] && held(&hub)[1] == before[1], "{before:?} {:?}", held(&hub));
-        a.stop().await;
+        assert!(held(&sources).iter().all(|(_, events)| *events > 0), "{:?}", held(&sources));
+        // Dropped or drained, nothing comes any more.
+        sources.drain().await;
+        let after = counted(&sources);
+        sleep(Duration::from_secs(3)).await;
+        assert_eq!(counted(&sources), after);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn readiness_waits_for_the_sources_of_the_start_only() {
+        let text = "sources: { a: { required: false, http: { subjects: [a] } }, b: { http: { subjects: [b] } } }";
+        let (first, rules) = read(text);
+        let mut sources = sources();
+        sources.begin(first, &rules);
+        let ready = |sources: &Sources| sources.all().load().iter().map(|of| of.handle().is_ready()).collect::<Vec<_>>();
+        assert_eq!(ready(&sources), [true, false]);
+        // Neither is ready yet, so the new one is waited for as well.
+        let late =
+            |name: &str| read(&format!("sources: {{ {name}: {{ nats: {{ servers: ['nats://127.0.0.1:1'], subjects: [{name}] }} }} }}"));
+        let (added, rules) = late("c");
+        sources.add(added.into_iter().next().unwrap(), &rules);
+        assert_eq!(ready(&sources), [true, false, false]);
+        assert!(sources.remove(&"c".parse().unwrap()).await);
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(ready(&sources), [true, true]);
+        let (added, rules) = late("d");
+        sources.add(added.into_iter().next().unwrap(), &rules);
+        assert_eq!(ready(&sources), [true, true, true]);
+        assert!(inbox(sources.all(), &"b".parse().unwrap()).is_some() && inbox(sources.all(), &"d".parse().unwrap()).is_none());
     }
 }

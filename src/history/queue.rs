@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::cursor::Point;
+use crate::event::SourceKey;
 
 /// A place in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub(super) struct Ticket(u64);
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Wait {
     pub(super) identity: u64,
-    pub(super) source: usize,
+    pub(super) source: SourceKey,
     pub(super) at: Point,
     /// It wants all subjects: then whoever reads on from a place near before it serves it too.
     pub(super) all: bool,
@@ -107,7 +108,7 @@ mod tests {
     use crate::cursor::Position;
 
     fn wait(identity: u64, seq: u64) -> Wait {
-        Wait { identity, source: 0, at: Point::At(Position::unverified(seq)), all: true }
+        Wait { identity, source: SourceKey::new(0, 0), at: Point::At(Position::unverified(seq)), all: true }
     }
 
     #[test]

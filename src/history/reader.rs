@@ -17,11 +17,16 @@ use crate::source::Item;
 pub struct Unavailable;
 
 /// A client's place in a source's log. Dropping it leaves the queue and the segment.
-#[derive(Debug)]
 pub struct Reader {
     number: u32,
     service: Arc<Service>,
     place: Place,
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader").field("number", &self.number).finish_non_exhaustive()
+    }
 }
 
 /// While it lives, the client asks.
@@ -34,9 +39,10 @@ impl Drop for Asking<'_> {
 }
 
 impl Reader {
-    pub(super) fn new(service: Arc<Service>, request: Request, asker: Asker) -> Self {
+    pub(super) fn new(service: Arc<Service>, request: Request, asker: Asker) -> Option<Self> {
+        let known = service.log(request.source)?;
         service.clients.fetch_add(1, Ordering::Relaxed);
-        Self { number: request.number, service, place: Place::new(request.source, asker) }
+        Some(Self { number: request.number, service, place: Place::new(request.source, known, asker) })
     }
 
     /// Whether it was made for this request or an earlier one of the same number.
@@ -60,7 +66,10 @@ impl Reader {
             match look {
                 Look::Items => return Ok(()),
                 Look::GivenUp => return Err(Unavailable),
-                Look::Lead(turn) => turn.advance(service.log(asking.0.place.source).max_payload).await,
+                Look::Lead(turn) => {
+                    let max_payload = asking.0.place.known.log.max_payload;
+                    turn.advance(max_payload).await;
+                }
                 Look::Wait(until) => tokio::select! {
                     biased;
                     () = moved => {}

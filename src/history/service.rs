@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use hashbrown::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
@@ -18,7 +19,7 @@ use super::run::{Moved, Run};
 use super::segment::{Segment, weight};
 use super::{Asker, Counted, Load, Log, Settings};
 use crate::cursor::Point;
-use crate::event::GapReason;
+use crate::event::{GapReason, SourceKey};
 use crate::source::{ErrorKind, Item, SourceError};
 use crate::subject::Pattern;
 use crate::support::backoff::{Backoff, jittered};
@@ -50,7 +51,8 @@ const LONG: Duration = Duration::from_secs(10);
 
 /// See the module.
 pub(super) struct Service {
-    logs: Vec<Known>,
+    /// Locked last.
+    logs: Mutex<HashMap<SourceKey, Arc<Known>>>,
     settings: Settings,
     pace: Pace,
     state: Mutex<State>,
@@ -60,8 +62,8 @@ pub(super) struct Service {
 }
 
 /// A source's log, and what is known of reading it.
-struct Known {
-    log: Log,
+pub(super) struct Known {
+    pub(super) log: Log,
     events: AtomicU64,
     bytes: AtomicU64,
     errors: [AtomicU64; ErrorKind::ALL.len()],
@@ -84,7 +86,8 @@ struct State {
 
 /// A segment, and who has to do with it.
 struct Held {
-    source: usize,
+    source: SourceKey,
+    known: Arc<Known>,
     /// It has only messages with these subjects.
     wanted: Option<Arc<[Pattern]>>,
     segment: Segment,
@@ -121,10 +124,10 @@ enum Trouble {
 }
 
 /// A client's place, kept by its reader.
-#[derive(Debug)]
 pub(super) struct Place {
-    pub(super) source: usize,
-    pub(super) asker: Asker,
+    source: SourceKey,
+    pub(super) known: Arc<Known>,
+    asker: Asker,
     /// The segment, and the number of the item in it that comes next.
     at: Option<(u64, u64)>,
     ticket: Option<Ticket>,
@@ -142,8 +145,8 @@ enum Quiet {
 }
 
 impl Place {
-    pub(super) fn new(source: usize, asker: Asker) -> Self {
-        Self { source, asker, at: None, ticket: None, near: None, quiet: Quiet::No }
+    pub(super) fn new(source: SourceKey, known: Arc<Known>, asker: Asker) -> Self {
+        Self { source, known, asker, at: None, ticket: None, near: None, quiet: Quiet::No }
     }
 }
 
@@ -185,11 +188,10 @@ impl std::fmt::Debug for Service {
 }
 
 impl Service {
-    pub(super) fn new(logs: Vec<Log>, settings: Settings) -> Self {
-        let known = |log| Known { log, events: 0.into(), bytes: 0.into(), errors: Default::default(), logged: Mutex::default() };
+    pub(super) fn new(settings: Settings) -> Self {
         let state = State { segments: BTreeMap::new(), made: 0, queue: Queue::default(), free: settings.readers, bytes: 0, warned: None };
         Self {
-            logs: logs.into_iter().map(known).collect(),
+            logs: Mutex::default(),
             settings,
             pace: Pace::new(settings.rate),
             state: Mutex::new(state),
@@ -198,8 +200,17 @@ impl Service {
         }
     }
 
-    pub(super) fn log(&self, source: usize) -> &Log {
-        &self.logs[source].log
+    pub(super) fn add(&self, source: SourceKey, log: Log) {
+        let known = Known { log, events: 0.into(), bytes: 0.into(), errors: Default::default(), logged: Mutex::default() };
+        self.logs.lock().insert(source, Arc::new(known));
+    }
+
+    pub(super) fn remove(&self, source: SourceKey) {
+        self.logs.lock().remove(&source);
+    }
+
+    pub(super) fn log(&self, source: SourceKey) -> Option<Arc<Known>> {
+        self.logs.lock().get(&source).cloned()
     }
 
     pub(super) fn load(&self) -> Load {
@@ -210,15 +221,6 @@ impl Service {
         let readers = self.settings.readers - state.free;
         drop(state);
         Load { readers, clients: self.clients.load(Ordering::Relaxed), waiting, oldest }
-    }
-
-    pub(super) fn counted(&self, source: usize) -> Counted {
-        let known = &self.logs[source];
-        Counted {
-            events: known.events.load(Ordering::Relaxed),
-            bytes: known.bytes.load(Ordering::Relaxed),
-            errors: known.errors.each_ref().map(|errors| errors.load(Ordering::Relaxed)),
-        }
     }
 
     /// Looks for what follows `at`, where the client stands.
@@ -246,7 +248,7 @@ impl Service {
         ended: &mut Ended,
     ) -> Option<Look> {
         let Some((id, number)) = place.at else {
-            if let Some(found) = state.find(place, at, (self.log(place.source).resets)(), now, None) {
+            if let Some(found) = state.find(place, at, (place.known.log.resets)(), now, None) {
                 state.enter(place, found);
                 return None;
             }
@@ -279,7 +281,7 @@ impl Service {
             Some(Trouble::Failing { again, .. }) if now < again => return Some(Look::Wait(again)),
             _ => {}
         }
-        if let Some(found) = state.find(place, at, (self.log(place.source).resets)(), now, Some(id)) {
+        if let Some(found) = state.find(place, at, (place.known.log.resets)(), now, Some(id)) {
             state.leave(place, now);
             state.enter(place, found);
             return None;
@@ -346,11 +348,11 @@ impl Service {
             .filter(|id| state.segments.get(id).is_some_and(|held| held.segment.start() == at && held.segment.next() == 0));
         let id = again.unwrap_or_else(|| {
             state.leave(place, now);
-            let id = state.make(place, at, (self.log(place.source).resets)(), now);
+            let id = state.make(place, at, (place.known.log.resets)(), now);
             state.enter(place, (id, 0));
             id
         });
-        let run = Box::new(Run::open(self.log(place.source).clone(), at, place.asker.wanted.clone()));
+        let run = Box::new(Run::open(place.known.log.clone(), at, place.asker.wanted.clone()));
         if let Some(held) = state.segments.get_mut(&id) {
             held.run = Slot::Taken;
         }
@@ -358,7 +360,7 @@ impl Service {
     }
 
     /// A source's log is not the one that was read.
-    pub(super) fn outdate(&self, source: usize) {
+    pub(super) fn outdate(&self, source: SourceKey) {
         self.state.lock().outdate(source, None);
     }
 
@@ -403,7 +405,7 @@ impl Service {
             self.moved.notify_waiters();
             return;
         };
-        let known = &self.logs[held.source];
+        let known = held.known.clone();
         let before = held.segment.bytes();
         // Whoever was dropped while it waited may have left some that nobody has looked at.
         let anew = moved.is_some() && run.items.iter().any(|item| matches!(item, Item::Gap(gap) if gap.reason == GapReason::Reset));
@@ -452,6 +454,14 @@ fn held_run(state: &State, id: u64) -> Option<&Slot> {
 }
 
 impl Known {
+    pub(super) fn counted(&self) -> Counted {
+        Counted {
+            events: self.events.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            errors: self.errors.each_ref().map(|errors| errors.load(Ordering::Relaxed)),
+        }
+    }
+
     fn note_read(&self, items: &[Item]) {
         let messages = items.iter().filter(|item| matches!(item, Item::Message(_))).count();
         self.events.fetch_add(messages as u64, Ordering::Relaxed);
@@ -519,7 +529,7 @@ impl State {
         found.max_by_key(|(_, _, ready)| *ready).filter(|(_, _, ready)| *ready || but.is_none()).map(|(id, number, _)| (id, number))
     }
 
-    fn outdate(&mut self, source: usize, but: Option<u64>) {
+    fn outdate(&mut self, source: SourceKey, but: Option<u64>) {
         for (_, held) in self.segments.iter_mut().filter(|(id, held)| held.source == source && Some(**id) != but) {
             held.outdated = true;
         }
@@ -529,6 +539,7 @@ impl State {
         self.made += 1;
         let held = Held {
             source: place.source,
+            known: place.known.clone(),
             wanted: place.asker.wanted.clone(),
             segment: Segment::new(at),
             run: Slot::None,

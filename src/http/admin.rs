@@ -20,12 +20,13 @@ use crate::subject::Pattern;
 /// What the admin listener needs of other rooms.
 pub(crate) struct Rooms {
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) sources: Vec<Source>,
+    pub(crate) sources: Box<dyn Fn() -> Vec<Source> + Send + Sync>,
     pub(crate) readings: Arc<dyn Fn() -> Readings + Send + Sync>,
     pub(crate) draining: CancellationToken,
 }
 
 /// A source, and the subjects that its events can have after routing.
+#[derive(Clone)]
 pub(crate) struct Source {
     pub(crate) handle: Arc<source::Handle>,
     pub(crate) reach: Vec<Pattern>,
@@ -71,8 +72,9 @@ async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
     let (status, kind, text) = match request.uri().path() {
         "/livez" => (StatusCode::OK, "application/json", json!({ "status": "live" }).to_string() + "\n"),
         "/readyz" => {
-            let readiness = rooms.readiness();
-            let sources: Map<_, _> = rooms.sources.iter().map(|s| (s.handle.name.to_string(), state(&s.handle))).collect();
+            let sources = (rooms.sources)();
+            let readiness = rooms.readiness(&sources);
+            let sources: Map<_, _> = sources.iter().map(|s| (s.handle.name.to_string(), state(&s.handle))).collect();
             let body = json!({ "status": readiness.as_str(), "sources": sources });
             (readiness.status(), "application/json", body.to_string() + "\n")
         }
@@ -100,7 +102,7 @@ fn state(handle: &source::Handle) -> Value {
 }
 
 impl Rooms {
-    fn readiness(&self) -> Readiness {
+    fn readiness(&self, sources: &[Source]) -> Readiness {
         let down = |s: &Source| {
             let cell = &s.handle.status;
             match cell.read().state {
@@ -112,9 +114,9 @@ impl Rooms {
         };
         if self.draining.is_cancelled() {
             Readiness::Draining
-        } else if self.sources.iter().any(|s| s.handle.status.read().required && !s.handle.status.was_up()) {
+        } else if !sources.iter().all(|s| s.handle.is_ready()) {
             Readiness::Starting
-        } else if self.sources.iter().any(down) {
+        } else if sources.iter().any(down) {
             Readiness::Degraded
         } else {
             Readiness::Ready
@@ -148,7 +150,7 @@ impl Rooms {
             }
             (handle.name.to_string(), all)
         };
-        json!({ "sources": self.sources.iter().map(one).collect::<Map<_, _>>() })
+        json!({ "sources": (self.sources)().iter().map(one).collect::<Map<_, _>>() })
     }
 }
 

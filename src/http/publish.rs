@@ -14,7 +14,7 @@ use percent_encoding::percent_decode_str;
 
 use super::events::{LATER, Later, PATIENCE, preflight};
 use super::problem::Problem;
-use super::{Inbox, Shared, origin_of};
+use super::{Shared, origin_of};
 use crate::auth::{AuthError, Grant};
 use crate::metrics::Published;
 use crate::source::http::PublishError;
@@ -48,8 +48,7 @@ async fn publish(shared: &Shared, parts: &http::request::Parts, body: Body) -> R
     if !grant.permits_publish(&subject) {
         return Err(denied(Problem::not_granted("subject", subject.as_str())));
     }
-    let takes = |inbox: &&Inbox| inbox.subjects.iter().any(|pattern| pattern.matches(subject.as_str()));
-    let Some(inbox) = shared.rooms.inboxes.iter().find(takes) else {
+    let Some(inbox) = (shared.rooms.inbox)(&subject) else {
         let detail = format!("no `http` source takes the subject `{subject}`");
         return Err((Problem::not_found(detail), Published::Unknown));
     };

@@ -14,6 +14,7 @@ use crate::frame::Form;
 use crate::settings::Secret;
 use crate::source::http::Http;
 use crate::source::{Adapter as _, Connection, Item, Start};
+use crate::subject::Pattern;
 use crate::{auth, pool, settings};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
@@ -58,7 +59,10 @@ impl Face {
             auth: Arc::new(auth),
             pool: pool.clone(),
             metrics: metrics.clone(),
-            inboxes: vec![Inbox { subjects: inbox.reach(), max_payload: 64, handle: inbox.inbox().unwrap() }],
+            inbox: {
+                let (reach, inbox) = (inbox.reach(), Inbox { max_payload: 64, handle: inbox.inbox().unwrap() });
+                Box::new(move |subject| reach.iter().any(|pattern| pattern.matches(subject.as_str())).then(|| inbox.clone()))
+            },
             draining: draining.clone(),
             retry: Duration::from_secs(3),
             open: Box::new(move |opening| {

@@ -2,14 +2,15 @@
 
 use std::task::Waker;
 
-use super::{Entry, Input, Publisher, Pushed, SourceId};
+use super::{Entry, Input, Publisher, Pushed};
 use crate::cursor::{Point, Position};
-use crate::event::{GapReason, Timestamp};
+use crate::event::{GapReason, SourceKey, Timestamp};
 use crate::frame::Origin;
 
 impl Publisher {
     /// Gives an input its sequence, moves the cursor and encodes it.
-    pub(super) fn prepare(&mut self, source: SourceId, input: Input, now: Timestamp) {
+    pub(super) fn prepare(&mut self, source: SourceKey, input: Input, now: Timestamp) {
+        let source = source.slot();
         self.seq += 1;
         self.cursor.volatile = Point::At(Position::unverified(self.seq));
         match input {
@@ -18,18 +19,19 @@ impl Publisher {
                 self.entries.push(Pushed::Skip(position));
             }
             Input::Tail(position) => {
-                self.warm[source] = true;
+                self.feeds[source].warm = true;
                 self.stand(source, position);
                 self.entries.push(Pushed::Warm(self.seq, position));
             }
             Input::Gap(gap) => {
                 self.stand(source, gap.position);
                 self.encode_id();
-                let encoded = self.encoder.gap(&mut self.blocks[source], &self.id, self.names[source].as_str(), &gap);
+                let feed = &mut self.feeds[source];
+                let encoded = self.encoder.gap(&mut feed.block, &self.id, feed.info.name.as_str(), &gap);
                 let entry = Entry { seq: self.seq, position: gap.position, time: now, came: now, encoded };
-                let live = self.warm[source];
+                let live = feed.warm;
                 // What stood before has positions of another log.
-                let anew = gap.reason == GapReason::Reset && self.tags[source].is_some();
+                let anew = gap.reason == GapReason::Reset && feed.info.tag.is_some();
                 self.entries.push(if anew { Pushed::Clear(entry, live) } else { Pushed::Entry(entry, live) });
             }
             Input::Event(event) => {
@@ -37,23 +39,25 @@ impl Publisher {
                     self.stand(source, event.position);
                 }
                 self.encode_id();
-                let origin = Origin { source: self.names[source].as_str(), epoch: self.cursor.epoch, seq: self.seq };
-                let encoded = self.encoder.event(&mut self.blocks[source], &self.id, &event, origin);
+                let feed = &mut self.feeds[source];
+                let origin = Origin { source: feed.info.name.as_str(), epoch: self.cursor.epoch, seq: self.seq };
+                let encoded = self.encoder.event(&mut feed.block, &self.id, &event, origin);
                 let entry = Entry { seq: self.seq, position: event.position, time: event.time, came: now, encoded };
-                self.entries.push(Pushed::Entry(entry, self.warm[source]));
+                self.entries.push(Pushed::Entry(entry, feed.warm));
             }
         }
     }
 
     /// Moves the cursor of a durable source that is live.
-    fn stand(&mut self, source: SourceId, position: Option<Position>) {
-        let (Some(tag), true) = (self.tags[source], self.warm[source]) else { return };
-        let place = *self.places[source].get_or_insert_with(|| {
-            self.cursor.durable.push((tag, Point::Earliest));
-            self.cursor.durable.len() - 1
-        });
+    fn stand(&mut self, slot: usize, position: Option<Position>) {
+        let feed = &self.feeds[slot];
+        let (Some(tag), true) = (feed.info.tag, feed.warm) else { return };
         // A log that knows no position yet is at its very beginning.
-        self.cursor.durable[place].1 = position.map_or(Point::Earliest, Point::At);
+        let point = position.map_or(Point::Earliest, Point::At);
+        match self.cursor.durable.iter_mut().find(|(of, _)| *of == tag) {
+            Some((_, at)) => *at = point,
+            None => self.cursor.durable.push((tag, point)),
+        }
     }
 
     /// Notifies all who read the channels that this batch was appended to. No lock but the publisher's may be held.

@@ -3,10 +3,18 @@
 use std::sync::Arc;
 use std::task::Waker;
 
-use super::{Began, Channel, Filter, LOG_ENTRY, Logged, Pushed, Slot, SourceId, State};
-use crate::event::Timestamp;
+use super::{Began, Channel, Filter, LOG_ENTRY, Logged, Publisher, Pushed, Slot, State};
+use crate::event::{SourceKey, Timestamp};
 
 impl State {
+    /// Takes over the publisher's sequence and id.
+    pub(super) fn follow(&mut self, publisher: &Publisher) {
+        if self.seq != publisher.seq {
+            self.seq = publisher.seq;
+            self.id = String::from_utf8_lossy(&publisher.id).into();
+        }
+    }
+
     pub(super) fn open(&mut self, filter: Arc<Filter>) -> u32 {
         let entry = self.channels.vacant_entry();
         let key = entry.key() as u32;
@@ -22,14 +30,14 @@ impl State {
 
     pub(super) fn take(
         &mut self,
-        source: SourceId,
+        source: SourceKey,
         pushed: Pushed,
         found: &mut Vec<u32>,
         dirty: &mut Vec<Arc<Channel>>,
         wakers: &mut Vec<Waker>,
         now: Timestamp,
     ) {
-        let of = &mut self.sources[source];
+        let Some(of) = self.sources.get_mut(source.slot()) else { return };
         let (entry, live) = match pushed {
             Pushed::Skip(position) => return of.window.skip(position),
             Pushed::Warm(seq, position) => {

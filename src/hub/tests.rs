@@ -4,6 +4,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
+use crate::cursor::Tag;
 use crate::event::Envelope;
 use crate::frame::Form;
 use crate::transport::framing::{Chunked, Plain};
@@ -13,8 +14,15 @@ fn spec(name: &str, durable: bool) -> SourceSpec {
 }
 
 fn hub(limits: Limits) -> Arc<Hub> {
-    Hub::new(vec![spec("volatile", false), spec("log", true)], limits, 7)
+    let hub = Hub::new(limits, 7);
+    let add = |name, durable| hub.add(spec(name, durable), now(), |_| {});
+    assert_eq!([add("volatile", false), add("log", true)], [VOLATILE, LOG]);
+    hub
 }
+
+/// The first two sources of a hub.
+const VOLATILE: SourceKey = SourceKey::new(0, 1);
+const LOG: SourceKey = SourceKey::new(1, 2);
 
 const WIDE: Limits = Limits { bytes: 1 << 20, age: Duration::from_secs(600) };
 
@@ -54,7 +62,7 @@ fn equal_filters_share_a_channel_and_its_bytes() {
     let (a, at_a) = join(&hub, &["a.>", "a.b"]);
     let (b, at_b) = join(&hub, &["a.>"]);
     assert!(Arc::ptr_eq(a.channel(), b.channel()));
-    hub.publish(0, &mut vec![event("a.b", "1"), event("x", "2"), event("a.c", "3")], now());
+    hub.publish(VOLATILE, &mut vec![event("a.b", "1"), event("x", "2"), event("a.c", "3")], now());
     let (Read::Piece(Piece { bytes: x, .. }), Read::Piece(Piece { bytes: y, .. })) =
         (a.channel().read_from::<Plain>(at_a), b.channel().read_from::<Plain>(at_b))
     else {
@@ -72,7 +80,7 @@ fn equal_filters_share_a_channel_and_its_bytes() {
 fn an_event_that_matches_two_patterns_comes_once() {
     let hub = hub(WIDE);
     let (seat, at) = join(&hub, &["a.*", "*.b"]);
-    hub.publish(0, &mut vec![event("a.b", "1")], now());
+    hub.publish(VOLATILE, &mut vec![event("a.b", "1")], now());
     assert_eq!(text(seat.channel().read_from::<Plain>(at)).0.matches("data: 1").count(), 1);
 }
 
@@ -80,7 +88,7 @@ fn an_event_that_matches_two_patterns_comes_once() {
 fn chunks_on_the_wire_hold_the_same_events() {
     let hub = hub(WIDE);
     let (seat, at) = join(&hub, &[">"]);
-    hub.publish(0, &mut vec![event("a", "1"), event("b", "2")], now());
+    hub.publish(VOLATILE, &mut vec![event("a", "1"), event("b", "2")], now());
     let (plain, _) = text(seat.channel().read_from::<Plain>(at));
     let (mut chunked, place) = text(seat.channel().read_from::<Chunked>(at));
     let mut back = String::new();
@@ -104,11 +112,11 @@ fn heartbeats_carry_an_id_only_when_it_has_moved() {
     hub.beat(0, 1, now());
     let (beat, at) = text(seat.channel().read_from::<Plain>(at));
     assert_eq!(beat, ":\n\n");
-    hub.publish(0, &mut vec![event("other", "1")], now());
+    hub.publish(VOLATILE, &mut vec![event("other", "1")], now());
     hub.beat(0, 1, now());
     let (beat, at) = text(seat.channel().read_from::<Plain>(at));
     assert_eq!(beat, format!(":\nid: {}\n\n", hub.state().id()));
-    hub.publish(0, &mut vec![event("a", "1")], now());
+    hub.publish(VOLATILE, &mut vec![event("a", "1")], now());
     let (_, at) = text(seat.channel().read_from::<Plain>(at));
     hub.beat(0, 1, now());
     assert_eq!(text(seat.channel().read_from::<Plain>(at)).0, ":\n\n");
@@ -119,16 +127,16 @@ fn logs_are_bounded_together_and_who_falls_out_is_told() {
     let hub = hub(Limits { bytes: 1000, ..WIDE });
     let (quiet, at_quiet) = join(&hub, &["quiet"]);
     let (seat, at) = join(&hub, &["a"]);
-    hub.publish(0, &mut vec![event("quiet", "1")], now());
+    hub.publish(VOLATILE, &mut vec![event("quiet", "1")], now());
     let payload = "x".repeat(1 << 20);
     for _ in 0..36 {
-        hub.publish(0, &mut vec![event("a", &payload)], now());
+        hub.publish(VOLATILE, &mut vec![event("a", &payload)], now());
     }
     assert!(matches!(seat.channel().read_from::<Plain>(at), Read::Lagged));
     assert!(matches!(quiet.channel().read_from::<Plain>(at_quiet), Read::Lagged));
     let state = hub.state();
     assert!(state.logged <= LOGS);
-    assert!(state.sources[0].window.bytes() <= 1000);
+    assert!(state.source(VOLATILE).unwrap().window.bytes() <= 1000);
 }
 
 #[test]
@@ -139,10 +147,10 @@ fn what_is_read_before_the_tail_is_not_live() {
         let Input::Event(e) = event("a", "1") else { panic!() };
         Input::Event(Event { position: Some(Position::unverified(n)), ..e })
     };
-    let before = hub.publish(1, &mut vec![at_position(1), at_position(2)], now());
+    let before = hub.publish(LOG, &mut vec![at_position(1), at_position(2)], now());
     assert!(matches!(seat.channel().read_from::<Plain>(at), Read::AtEnd));
     assert!(Cursor::from_id(&before).unwrap().durable.is_empty());
-    let after = hub.publish(1, &mut vec![Input::Tail(Some(Position::unverified(2))), at_position(3)], now());
+    let after = hub.publish(LOG, &mut vec![Input::Tail(Some(Position::unverified(2))), at_position(3)], now());
     assert_eq!(text(seat.channel().read_from::<Plain>(at)).0.matches("data: 1").count(), 1);
     assert_eq!(Cursor::from_id(&after).unwrap().durable, [(Tag::of("log"), Point::At(Position::unverified(3)))]);
 }
@@ -156,17 +164,17 @@ fn a_listener_is_notified_once_until_it_looks() {
     let mut ready = Vec::new();
     let (seat, _) = join(&hub, &["a"]);
     let (other, _) = join(&hub, &["b"]);
-    hub.publish(0, &mut vec![event("a", "1")], now());
+    hub.publish(VOLATILE, &mut vec![event("a", "1")], now());
     assert!(!listener.has_news());
     seat.channel().set_member(&listener, true);
     for _ in 0..3 {
-        hub.publish(0, &mut vec![event("a", "1"), event("a", "2")], now());
+        hub.publish(VOLATILE, &mut vec![event("a", "1"), event("a", "2")], now());
     }
     assert!(!listener.turn(&mut ready));
     assert_eq!((&*ready, woken.load(Ordering::Relaxed)), (&[seat.channel().key()][..], 1));
     seat.channel().looked(&listener);
     other.channel().set_member(&listener, true);
-    hub.publish(0, &mut vec![event("a", "1"), event("b", "1")], now());
+    hub.publish(VOLATILE, &mut vec![event("a", "1"), event("b", "1")], now());
     assert!(!listener.turn(&mut ready));
     assert_eq!((ready.len(), woken.load(Ordering::Relaxed)), (2, 2), "woken once for both");
 }
@@ -187,7 +195,7 @@ fn room_that_a_heartbeat_makes_is_announced() {
     seat.channel().set_member(&listener, true);
     let payload = "x".repeat(1 << 20);
     while !hub.crowded() {
-        hub.publish(0, &mut vec![event("a", &payload)], now());
+        hub.publish(VOLATILE, &mut vec![event("a", &payload)], now());
     }
     let waiting = hub.room().notified();
     let mut ready = Vec::new();
@@ -201,11 +209,11 @@ fn room_that_a_heartbeat_makes_is_announced() {
 #[test]
 fn windows_drop_what_is_too_old() {
     let hub = hub(Limits { age: Duration::from_secs(10), ..WIDE });
-    hub.publish(0, &mut vec![event("a", "1")], now());
-    assert_eq!(hub.state().sources[0].window.len(), 1);
+    hub.publish(VOLATILE, &mut vec![event("a", "1")], now());
+    assert_eq!(hub.state().sources[VOLATILE.slot()].window.len(), 1);
     hub.beat(0, 1, Timestamp::from_micros(now().as_micros() + 11_000_000));
-    assert_eq!(hub.state().sources[0].window.len(), 0);
-    assert_eq!(hub.state().sources[0].window.floor(), 1);
+    assert_eq!(hub.state().sources[VOLATILE.slot()].window.len(), 0);
+    assert_eq!(hub.state().sources[VOLATILE.slot()].window.floor(), 1);
 }
 
 #[test]
@@ -214,11 +222,11 @@ fn windows_keep_what_was_old_when_it_came() {
     let Input::Event(mut waited) = event("a", "1") else { unreachable!() };
     // In a queue, say, that the broker has acknowledged to its publisher long ago.
     waited.time = now().before(Duration::from_secs(3600));
-    hub.publish(0, &mut vec![Input::Event(waited)], now());
+    hub.publish(VOLATILE, &mut vec![Input::Event(waited)], now());
     hub.beat(0, 1, Timestamp::from_micros(now().as_micros() + 9_000_000));
-    assert_eq!(hub.state().sources[0].window.len(), 1);
+    assert_eq!(hub.state().sources[VOLATILE.slot()].window.len(), 1);
     hub.beat(0, 1, Timestamp::from_micros(now().as_micros() + 11_000_000));
-    assert_eq!(hub.state().sources[0].window.len(), 0);
+    assert_eq!(hub.state().sources[VOLATILE.slot()].window.len(), 0);
 }
 
 #[test]
@@ -227,7 +235,7 @@ fn a_socket_may_stop_anywhere_in_a_piece() {
     let (seat, at) = join(&hub, &["a"]);
     let mut ids = Vec::new();
     for n in 0..5 {
-        ids.push(hub.publish(0, &mut vec![event("a", &n.to_string())], now()));
+        ids.push(hub.publish(VOLATILE, &mut vec![event("a", &n.to_string())], now()));
     }
     // The heartbeat has no id: the cursor has not moved since.
     hub.beat(0, 1, now());
@@ -260,18 +268,18 @@ fn a_position_whose_message_a_route_dropped_is_compared_too() {
     let limits = Limits { bytes: 2000, ..WIDE };
     let hub = hub(limits);
     let skip = |seq| Input::Skip(position(seq, "dropped"));
-    hub.publish(1, &mut vec![Input::Tail(Some(position(9, "event"))), at(10), skip(11), skip(12), at(14)], now());
-    let find = |seq, message| hub.state().sources()[1].window().find(position(seq, message));
+    hub.publish(LOG, &mut vec![Input::Tail(Some(position(9, "event"))), at(10), skip(11), skip(12), at(14)], now());
+    let find = |seq, message| hub.state().source(LOG).unwrap().window().find(position(seq, message));
     assert_eq!([find(11, "dropped"), find(12, "dropped")], [Place::After(2); 2]);
     assert_eq!([find(11, "other"), find(12, "other")], [Place::Other; 2]);
     // Where nothing was seen, the broker has to say which log it is; without a check it cannot either.
     assert_eq!(find(13, "event"), Place::Outside);
-    assert_eq!(hub.state().sources()[1].window().find(Position::unverified(13)), Place::After(2));
+    assert_eq!(hub.state().source(LOG).unwrap().window().find(Position::unverified(13)), Place::After(2));
     // What is remembered is bounded, and goes with the events before it.
-    hub.publish(1, &mut (15..100).map(skip).collect(), now());
+    hub.publish(LOG, &mut (15..100).map(skip).collect(), now());
     assert_eq!(find(12, "other"), Place::Outside);
     assert_eq!([find(99, "dropped"), find(99, "other")], [Place::After(5), Place::Other]);
-    assert_eq!(hub.state().sources()[1].window().skipped.len(), 2000 / 16 / 16);
-    hub.publish(1, &mut (100..130).map(at).collect(), now());
-    assert!(hub.state().sources()[1].window().skipped.is_empty());
+    assert_eq!(hub.state().source(LOG).unwrap().window().skipped.len(), 2000 / 16 / 16);
+    hub.publish(LOG, &mut (100..130).map(at).collect(), now());
+    assert!(hub.state().source(LOG).unwrap().window().skipped.is_empty());
 }

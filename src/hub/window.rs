@@ -93,6 +93,12 @@ impl Window {
         self.head = None;
     }
 
+    /// The log stands here, and nothing before it is in this window.
+    pub(super) fn begin(&mut self, position: Position) {
+        self.base = Some(position);
+        self.head = Some(position);
+    }
+
     /// Drops what is too much or has been here too long. Returns whether anything was.
     pub(super) fn trim(&mut self, limits: Limits, now: Timestamp) -> bool {
         let oldest = now.before(limits.age);

@@ -20,10 +20,10 @@ use super::pipe::ServerEnd;
 use super::writer::Writers;
 use crate::app::intake::{Counts, Intake};
 use crate::cursor::{Cursor, Point};
-use crate::event::{GapReason, Timestamp};
+use crate::event::{GapReason, SourceKey, Timestamp};
 use crate::frame::{Closing, Form};
 use crate::history::{self, Histories};
-use crate::hub::{Filter, Hub, Limits, SourceSpec};
+use crate::hub::{Filter, Hub, Limits};
 use crate::route::{Router, Rule};
 use crate::source::supervisor::Supervisor;
 use crate::source::{self, Adapter, Handle, Item};
@@ -48,6 +48,7 @@ pub(super) struct Bridge {
     pub(super) epoch: u32,
     pub(super) group: Group,
     hub: Arc<Hub>,
+    keys: Vec<SourceKey>,
     streams: Arc<Streams>,
     writers: Rc<Writers>,
     stop: CancellationToken,
@@ -75,26 +76,21 @@ impl Bridge {
         let models: Vec<Arc<dyn Adapter>> =
             (0..SOURCES.len()).map(|source| Arc::new(Model::new(broker, source, slot, epoch)) as Arc<dyn Adapter>).collect();
         let name = |source: usize| SOURCES[source].parse().expect("a source's name");
-        let reach: Vec<_> = models.iter().enumerate().map(|(source, model)| (name(source), model.reach())).collect();
-        let router = Arc::new(Router::new(&rules(), &reach));
-        let spec = |(source, model): (usize, &Arc<dyn Adapter>)| SourceSpec {
-            name: name(source),
-            durable: model.durable(),
-            concerns: stream::concerns(&router, source),
-        };
         let window = Limits { bytes: bounds.window, age: bounds.age };
-        let hub = Hub::with_logs(models.iter().enumerate().map(spec).collect(), window, bounds.logs, epoch);
+        let hub = Hub::with_logs(window, bounds.logs, epoch);
         let (heartbeat, retry) = (bounds.heartbeat, Duration::from_secs(1));
         let settings = stream::Settings { heartbeat, retry, scan: bounds.scan, piece: bounds.piece };
-        let handle = |(source, model): (usize, &Arc<dyn Adapter>)| Arc::new(Handle::new(name(source), &**model, true));
-        let handles: Vec<_> = models.iter().enumerate().map(handle).collect();
-        let log = |(adapter, handle): (&Arc<dyn Adapter>, _)| history::Log::of(handle, adapter.clone(), MAX_PAYLOAD);
-        let logs = models.iter().zip(&handles).map(log).collect();
-        let histories = Histories::new(logs, history::Settings { readers: bounds.readers, rate: 64 << 20, cache: 8 << 10 });
-        let streams = Streams::new(hub.clone(), router.clone(), histories, settings);
+        let histories = Histories::new(history::Settings { readers: bounds.readers, rate: 64 << 20, cache: 8 << 10 });
+        let streams = Streams::new(hub.clone(), histories, settings);
         let stop = CancellationToken::new();
-        for (source, (adapter, handle)) in models.into_iter().zip(handles).enumerate() {
-            let inner = Intake { source, router: router.clone(), hub: hub.clone(), counts: Arc::<Counts>::default() };
+        let mut keys = Vec::new();
+        for (source, adapter) in models.into_iter().enumerate() {
+            let router = Arc::new(Router::new(&rules(), &name(source), &adapter.reach(), Arc::default()));
+            let handle = Arc::new(Handle::new(name(source), &*adapter, true));
+            let log = history::Log::of(&handle, adapter.clone(), MAX_PAYLOAD);
+            let key = streams.add(stream::Source { name: name(source), router: router.clone(), log }, Timestamp::now());
+            keys.push(key);
+            let inner = Intake { source: key, router, hub: hub.clone(), counts: Arc::<Counts>::default() };
             let intake = Arc::new(Witness { inner, broker: broker.clone(), slot, source, epoch });
             let warm_up = source::Start::Recent { age: bounds.age, bytes: bounds.window as u64 };
             let supervisor = Supervisor { adapter, intake, handle, warm_up, max_payload: MAX_PAYLOAD };
@@ -102,7 +98,7 @@ impl Bridge {
         }
         executor.spawn(group, crate::app::beat(hub.clone(), bounds.heartbeat));
         let writers = Writers::start(executor, group, &hub);
-        Rc::new(Self { epoch, group, hub, streams, writers, stop })
+        Rc::new(Self { epoch, group, hub, keys, streams, writers, stop })
     }
 
     /// Ends its sources and its streams in good order.
@@ -117,7 +113,7 @@ impl Bridge {
 
     /// The last sequence that a source's window has dropped.
     pub(super) fn floor(&self, source: usize) -> u64 {
-        self.hub.state().sources()[source].window().floor()
+        self.hub.state().source(self.keys[source]).map_or(0, |of| of.window().floor())
     }
 
     pub(super) fn open(&self, opening: Opening) -> Stream {

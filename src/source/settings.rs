@@ -22,7 +22,7 @@ pub struct AdapterKind {
 }
 
 /// The list of adapters.
-pub const ADAPTERS: [AdapterKind; 4] = [super::ticker::KIND, super::http::KIND, super::nats::KIND, super::amqp::KIND];
+pub const ADAPTERS: &[AdapterKind] = &[super::ticker::KIND, super::http::KIND, super::nats::KIND, super::amqp::KIND];
 
 /// One of `sources`.
 pub struct Source {
@@ -45,17 +45,23 @@ impl fmt::Debug for Source {
 /// Reads `sources`. Returns those that are right, in the order of their names.
 #[must_use]
 pub fn read(sources: &Section<'_>) -> Vec<Source> {
-    let mut found: Vec<Source> = sources.entries().into_iter().filter_map(|(name, slot)| source(name, slot)).collect();
+    read_of(ADAPTERS, sources)
+}
+
+/// The same with this list of adapters.
+pub(super) fn read_of(adapters: &[AdapterKind], sources: &Section<'_>) -> Vec<Source> {
+    let mut found: Vec<Source> = sources.entries().into_iter().filter_map(|(name, slot)| source(adapters, name, slot)).collect();
     found.sort_by(|a, b| a.name.cmp(&b.name));
     found
 }
 
-fn source(name: &str, slot: Slot<'_>) -> Option<Source> {
+fn source(adapters: &[AdapterKind], name: &str, slot: Slot<'_>) -> Option<Source> {
     let name: Option<SourceName> = name.parse().map_err(|error| slot.problem(format!("a source's name {error}"))).ok();
     let source = slot.section().terse();
-    let tagged: Vec<_> = ADAPTERS.iter().filter_map(|kind| Some((kind, source.key(kind.tag).optional_section()?))).collect();
+    let tagged: Vec<_> = adapters.iter().filter_map(|kind| Some((kind, source.key(kind.tag).optional_section()?))).collect();
     if tagged.len() != 1 {
-        source.problem_here(format!("must hold exactly one of {}", ADAPTERS.map(|kind| kind.tag).join(", ")));
+        let tags: Vec<_> = adapters.iter().map(|kind| kind.tag).collect();
+        source.problem_here(format!("must hold exactly one of {}", tags.join(", ")));
     }
     let built = tagged.iter().map(|(kind, settings)| (kind.read)(settings)).collect::<Vec<_>>();
     let required = source.key("required").flag().or(true);

@@ -74,10 +74,15 @@ impl StatusCell {
         self.now.load_full()
     }
 
-    /// Whether it was up at any time: what readiness waits for.
+    /// Whether it was up at any time, which readiness waits for, or need not be.
     #[must_use]
     pub fn was_up(&self) -> bool {
         self.was_up.load(Ordering::Acquire)
+    }
+
+    /// Readiness waits for it no more.
+    pub fn excuse(&self) {
+        self.was_up.store(true, Ordering::Release);
     }
 
     /// Notes a state; `since` stays where only the fault is another.
@@ -86,7 +91,7 @@ impl StatusCell {
         let since = if old.state == state { old.since } else { Timestamp::now() };
         self.now.store(Arc::new(Status { state, since, fault, required: old.required }));
         if state == State::Up {
-            self.was_up.store(true, Ordering::Release);
+            self.excuse();
         }
     }
 }
@@ -137,7 +142,7 @@ impl Counters {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(in crate::source) fn count_gap(&self, reason: GapReason) {
+    pub(crate) fn count_gap(&self, reason: GapReason) {
         self.gaps[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
@@ -162,7 +167,7 @@ pub struct Handle {
     /// What it is doing.
     pub status: StatusCell,
     /// What it has counted.
-    pub counters: Counters,
+    pub counters: Arc<Counters>,
 }
 
 impl Handle {
@@ -170,6 +175,22 @@ impl Handle {
     #[must_use]
     pub fn new(name: SourceName, adapter: &dyn super::Adapter, required: bool) -> Self {
         let (kind, durable) = (adapter.kind(), adapter.durable());
-        Self { name, kind, durable, status: StatusCell::new(required), counters: Counters::default() }
+        Self { name, kind, durable, status: StatusCell::new(required), counters: Arc::default() }
+    }
+
+    /// Whether readiness does not wait for it, or no more.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.status.was_up() || !self.status.read().required
+    }
+
+    /// Of a source that takes another's place: it counts on, and readiness does not wait for it again.
+    #[must_use]
+    pub fn in_place_of(old: &Self, adapter: &dyn super::Adapter, required: bool) -> Self {
+        let this = Self { counters: old.counters.clone(), ..Self::new(old.name.clone(), adapter, required) };
+        if old.status.was_up() {
+            this.status.excuse();
+        }
+        this
     }
 }

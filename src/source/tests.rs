@@ -19,6 +19,7 @@ mod contract {
 
 #[allow(dead_code, reason = "each test program uses its own part")]
 pub(crate) mod conformance;
+mod planted;
 
 pub(crate) use conformance::{LogRig, Recorder, Rig, Running, conformance, durable_conformance, eventually, retention_conformance};
 
@@ -91,6 +92,44 @@ impl Rig for TickerRig {
 #[tokio::test(start_paused = true)]
 async fn the_ticker_conforms() {
     conformance(&mut TickerRig).await;
+}
+
+/// An adapter that is one file and one line in the list.
+struct PlantedRig(Arc<dyn Adapter>);
+
+impl Rig for PlantedRig {
+    fn adapter(&self) -> Arc<dyn Adapter> {
+        self.0.clone()
+    }
+    fn publish<'a>(&'a mut self, _: &'a str) -> LocalBoxFuture<'a, ()> {
+        // It counts by itself.
+        Box::pin(async {})
+    }
+    fn kill(&mut self) -> LocalBoxFuture<'_, bool> {
+        Box::pin(async { false })
+    }
+    fn revive(&mut self) -> LocalBoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_adapter_of_one_file_and_one_line_is_read_from_the_settings_and_conforms() {
+    let adapters = [ticker::KIND, planted::KIND];
+    let read = |text: &str| crate::settings::tests::read(text, |root| Some(settings::read_of(&adapters, &root.key("sources").section())));
+    for (wrong, key) in [
+        ("{ planted: { subject: a, evry: 1s } }", "sources.new.planted.evry"),
+        ("{ planted: { subject: a, every: never } }", "sources.new.planted.every"),
+        ("{ planted: {} }", "sources.new.planted.subject"),
+        ("{ plante: { subject: a } }", "must hold exactly one of ticker, planted"),
+    ] {
+        let problems = read(&format!("sources: {{ new: {wrong} }}")).unwrap_err().join(" ");
+        assert!(problems.contains(key), "{problems}");
+    }
+    let mut sources = read("sources: { new: { planted: { subject: counted }, required: false, max_payload: 1KiB } }").unwrap();
+    let source = sources.pop().unwrap();
+    assert_eq!((source.name.as_str(), source.adapter.kind(), source.required, source.max_payload), ("new", "planted", false, 1024));
+    conformance(&mut PlantedRig(source.adapter)).await;
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! until it does. When all are followed to their ends, the client takes its seat in a channel under the same lock, and so
 //! without a seam.
 
+use std::iter::Peekable;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use super::{Begin, Step, Streams};
 use crate::cursor::{Cursor, Point, Position, Tag};
 use crate::event::{Gap, GapReason, Timestamp};
 use crate::frame::{self, Encoded};
-use crate::hub::{Entry, Filter, Seat, State};
+use crate::hub::{Entry, Filter, Seat, Source, SourceInfo, State};
 
 mod broker;
 mod newest;
@@ -39,6 +40,8 @@ enum Track {
     Pending,
     /// From the moment on when the source becomes live.
     Fresh,
+    /// No more: the source was removed. Another source takes its place here.
+    Gone,
 }
 
 /// What is done beside following the windows. One thing at a time.
@@ -59,6 +62,9 @@ pub(super) struct CatchUp {
     volatile: Option<u64>,
     /// For each volatile source the sequence up to which no loss is left to be told.
     covered: Vec<u64>,
+    /// The sources, as of this version of the hub's.
+    sources: Vec<Arc<SourceInfo>>,
+    version: u64,
     tracks: Vec<Track>,
     /// Gaps to be told next, by source; `None` is all of them. They are before the client's cursor.
     gaps: Vec<(Option<usize>, Gap)>,
@@ -159,7 +165,9 @@ impl CatchUp {
             // The bridge's own ids can be read.
             Begin::Now | Begin::Unreadable => Cursor::from_id(state.id()).unwrap_or_else(|_| everywhere(&streams, &state, Point::Earliest)),
         };
-        let mut tracks = Vec::with_capacity(state.sources().len());
+        let sources: Vec<_> = state.sources().map(|source| source.info().clone()).collect();
+        let version = state.version();
+        let mut tracks = Vec::with_capacity(sources.len());
         for source in state.sources() {
             tracks.push(match source.tag() {
                 None => Track::Volatile,
@@ -179,7 +187,8 @@ impl CatchUp {
         let client = Client { at, last_id: Vec::new(), scratch: Vec::new() };
         let next_beat = now.after(streams.settings.heartbeat);
         let (covered, at_tail, task) = (vec![0; tracks.len()], vec![false; tracks.len()], Task::Nothing);
-        Self { streams, filter, client, volatile, covered, tracks, gaps, task, readings: 0, at_tail, next_beat, out: Vec::new() }
+        let (readings, out) = (0, Vec::new());
+        Self { streams, filter, client, volatile, covered, sources, version, tracks, gaps, task, readings, at_tail, next_beat, out }
     }
 
     /// The last id that was written.
@@ -224,7 +233,7 @@ impl CatchUp {
     }
 
     fn tag(&self, source: usize) -> Option<Tag> {
-        self.streams.hub.tag(source)
+        self.sources[source].tag
     }
 
     fn point(&self, source: usize) -> Option<Point> {
@@ -236,6 +245,45 @@ impl CatchUp {
         self.client.move_to(tag, point);
     }
 
+    /// Takes note of sources that were added, replaced or removed.
+    fn follow_sources(&mut self, state: &State) {
+        if std::mem::replace(&mut self.version, state.version()) == state.version() {
+            return;
+        }
+        for source in 0..self.sources.len() {
+            if state.source(self.sources[source].key).is_none() {
+                self.tracks[source] = Track::Gone;
+                self.end_history(source);
+                if let Task::Newest(newest) = &mut self.task {
+                    newest.forget(source);
+                }
+            }
+        }
+        for of in state.sources() {
+            if self.sources.iter().any(|known| known.key == of.info().key) {
+                continue;
+            }
+            let track = match of.tag() {
+                None => Track::Volatile,
+                // In another's place: behind what the client has of that one.
+                Some(tag) if self.client.point(Some(tag)).is_some() => Track::Pending,
+                Some(_) => Track::Fresh,
+            };
+            let place = self.tracks.iter().position(|track| *track == Track::Gone).unwrap_or(self.tracks.len());
+            if place == self.tracks.len() {
+                self.sources.push(of.info().clone());
+                self.tracks.push(track);
+                self.covered.push(0);
+                self.at_tail.push(false);
+            } else {
+                self.sources[place] = of.info().clone();
+                self.tracks[place] = track;
+                self.covered[place] = 0;
+                self.at_tail[place] = false;
+            }
+        }
+    }
+
     /// Writes what the windows hold for the client.
     fn gather(&mut self) -> Windows {
         let mut picked = Vec::new();
@@ -244,6 +292,7 @@ impl CatchUp {
         {
             let hub = self.streams.hub.clone();
             let mut state = hub.state();
+            self.follow_sources(&state);
             self.resolve(&state);
             if !self.gaps.is_empty() {
                 drop(state);
@@ -251,7 +300,7 @@ impl CatchUp {
                 return Windows::More;
             }
             if let Task::Newest(newest) = &mut self.task {
-                newest.scan(&state, &self.filter, self.streams.settings.scan);
+                newest.scan(&state, &self.sources, &self.filter, self.streams.settings.scan);
             } else if !self.pick(&state, &mut picked) {
                 windows = Windows::Behind;
                 if self.tracks.iter().all(|t| *t != Track::Pending) && self.volatile.is_some() {
@@ -274,19 +323,22 @@ impl CatchUp {
         if self.note_losses(state) {
             return true;
         }
+        let mut fronts = self.fronts(state);
         let mut bytes = 0;
         for _ in 0..self.streams.settings.scan {
             if bytes >= self.streams.settings.piece {
                 return true;
             }
-            let Some((source, entry)) = self.next_in_windows(state) else { return false };
+            let first = fronts.iter_mut().filter_map(|(source, entries)| Some((entries.peek()?.seq, *source, entries)));
+            let Some((_, source, entries)) = first.min_by_key(|(seq, ..)| *seq) else { return false };
+            let Some(entry) = entries.next() else { return false };
             match &mut self.tracks[source] {
                 Track::Follow(seq) => *seq = entry.seq,
                 _ => self.volatile = Some(entry.seq),
             }
             let wanted = match entry.encoded.subject() {
                 Some(subject) => self.filter.matches(subject),
-                None => state.sources()[source].concerns(&self.filter),
+                None => self.sources[source].concerns(&self.filter),
             };
             let encoded = wanted.then(|| entry.encoded.clone());
             bytes += encoded.as_ref().map_or(0, |encoded| encoded.body(self.filter.form()).len());
@@ -295,10 +347,10 @@ impl CatchUp {
         true
     }
 
-    /// What the client gets next of all sources that are followed in their windows: that with the lowest sequence.
-    fn next_in_windows<'a>(&mut self, state: &'a State) -> Option<(usize, &'a Entry)> {
-        let mut next: Option<(usize, &Entry)> = None;
-        for (source, of) in state.sources().iter().enumerate() {
+    /// What the client is still to get of each window that is followed. Under one lock the windows don't change.
+    fn fronts<'a>(&mut self, state: &'a State) -> Vec<(usize, Peekable<impl Iterator<Item = &'a Entry> + use<'a>>)> {
+        let mut fronts = Vec::with_capacity(self.sources.len());
+        for (source, of) in followed(&self.sources, state) {
             let window = of.window();
             let after = match (self.tracks[source], self.volatile) {
                 (Track::Follow(seq), _) if window.floor() > seq => {
@@ -309,13 +361,9 @@ impl CatchUp {
                 (Track::Follow(seq), _) | (Track::Volatile, Some(seq)) => seq,
                 _ => continue,
             };
-            if let Some(entry) = window.after(after).next()
-                && next.is_none_or(|(_, next)| entry.seq < next.seq)
-            {
-                next = Some((source, entry));
-            }
+            fronts.push((source, window.after(after).peekable()));
         }
-        next
+        fronts
     }
 
     /// Notes what the windows of volatile sources have dropped before the client had it. Returns whether that is anything.
@@ -324,7 +372,7 @@ impl CatchUp {
         let mut end = None;
         // One sequence stands for all volatile sources: it may not pass what another one still has for the client.
         let mut next = u64::MAX;
-        for (source, of) in state.sources().iter().enumerate() {
+        for (source, of) in followed(&self.sources, state) {
             if self.tracks[source] != Track::Volatile {
                 continue;
             }
@@ -336,7 +384,9 @@ impl CatchUp {
             }
             let to = window.after(floor).next().map_or(floor + 1, |entry| entry.seq);
             let from = Some(from).filter(|from| *from > 0);
-            self.gaps.push((Some(source), Gap { reason: GapReason::Retention, from, to: Some(to), position: None }));
+            // The window of the source that this one has replaced is gone.
+            let reason = if after < of.replaced() { GapReason::Restart } else { GapReason::Retention };
+            self.gaps.push((Some(source), Gap { reason, from, to: Some(to), position: None }));
             self.covered[source] = floor;
             end = end.max(Some(floor));
         }
@@ -373,15 +423,20 @@ impl CatchUp {
             } else if gap.reason != GapReason::UnknownCursor {
                 frame::id_line(&mut self.out, before.to_id().as_bytes());
             }
-            let name = source.map(|s| self.streams.hub.name(s));
-            frame::gap(&mut self.out, name.map_or("*", |n| n.as_str()), &gap);
+            let name = source.map_or("*", |source| self.sources[source].name.as_str());
+            frame::gap(&mut self.out, name, &gap);
         }
     }
 }
 
+/// Of the sources of a client, by their places there, those that there still are.
+fn followed<'a>(sources: &[Arc<SourceInfo>], state: &'a State) -> impl Iterator<Item = (usize, &'a Source)> {
+    sources.iter().enumerate().filter_map(|(place, info)| Some((place, state.source(info.key)?)))
+}
+
 /// The cursor of a client that is at the same point of every source.
 fn everywhere(streams: &Streams, state: &State, point: Point) -> Cursor {
-    let durable = state.sources().iter().filter_map(|s| Some((s.tag()?, point))).collect();
+    let durable = state.sources().filter_map(|s| Some((s.tag()?, point))).collect();
     Cursor { epoch: streams.hub.epoch(), volatile: point, durable }
 }
 

@@ -15,21 +15,37 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::sync::Notify;
 
 use super::*;
-use crate::cursor::{Check, Position};
-use crate::event::{Gap, GapReason, Message};
+use crate::cursor::{Check, Position, Tag};
+use crate::event::{Gap, GapReason, Message, SourceKey};
 use crate::frame::Form;
-use crate::hub::{Input, Limits, SourceSpec};
+use crate::hub::{Input, Limits};
+use crate::source::http::{self, Http};
 use crate::source::{Adapter, Connection, Item, SourceError, Start};
 use crate::subject::Pattern;
 use crate::transport::body::Body;
 
 /// Streams of a hub with one source, `demo`, that has no log.
 pub(crate) fn demo(window: usize) -> Arc<Streams> {
-    let name: crate::event::SourceName = "demo".parse().unwrap();
-    let router = Arc::new(Router::new(&[], &[(name.clone(), Vec::new())]));
-    let spec = SourceSpec { name, durable: false, concerns: Concerns(Arc::new(|_| true)) };
-    let hub = Hub::new(vec![spec], Limits { bytes: window, age: Duration::from_secs(60) }, 1);
-    Streams::new(hub, router, histories(Vec::new(), 1), settings())
+    let hub = Hub::new(Limits { bytes: window, age: Duration::from_secs(60) }, 1);
+    let streams = Streams::new(hub, histories(1), settings());
+    streams.add(source("demo", volatile(">")), Timestamp::now());
+    streams
+}
+
+/// The first source of these streams.
+pub(crate) fn first(streams: &Streams) -> SourceKey {
+    streams.hub().state().sources().next().unwrap().info().key
+}
+
+/// A source without routes.
+fn source(name: &str, adapter: Arc<dyn Adapter>) -> Source {
+    let name = name.parse().unwrap();
+    let router = Arc::new(Router::new(&[], &name, &adapter.reach(), Arc::default()));
+    Source { name, router, log: history::Log { adapter, max_payload: 1000, up: Arc::new(|| true), resets: Arc::new(|| 0) } }
+}
+
+fn volatile(subjects: &str) -> Arc<dyn Adapter> {
+    Arc::new(Http::new(http::Config { subjects: vec![subjects.parse().unwrap()] }))
 }
 
 fn settings() -> Settings {
@@ -37,8 +53,8 @@ fn settings() -> Settings {
     Settings { heartbeat, retry, scan: Settings::SCAN, piece: Settings::PIECE }
 }
 
-fn histories(logs: Vec<history::Log>, readers: usize) -> Histories {
-    Histories::new(logs, history::Settings { readers, rate: 1 << 30, cache: 32 << 20 })
+fn histories(readers: usize) -> Histories {
+    Histories::new(history::Settings { readers, rate: 1 << 30, cache: 32 << 20 })
 }
 
 /// A client that wants this pattern from now on.
@@ -195,6 +211,7 @@ impl Adapter for FakeAdapter {
 /// One process: a hub, its streams, and how far its own reader has come.
 struct Bridge {
     streams: Arc<Streams>,
+    sources: [SourceKey; 2],
     log: Arc<FakeLog>,
     generation: u32,
     fed: u64,
@@ -205,23 +222,14 @@ const SOURCES: [&str; 2] = ["log", "volatile"];
 
 impl Bridge {
     fn new(log: &Arc<FakeLog>, epoch: u32, window: usize) -> Self {
-        let reach = |n: usize| -> Vec<Pattern> { vec![["d.>", "v.>"][n].parse().unwrap()] };
-        let sources: Vec<_> = (0..2).map(|n| (SOURCES[n].parse().unwrap(), reach(n))).collect();
-        let router = Arc::new(Router::new(&[], &sources));
-        let spec = |n: usize| SourceSpec { name: SOURCES[n].parse().unwrap(), durable: n == 0, concerns: concerns(&router, n) };
-        let hub = Hub::new(vec![spec(0), spec(1)], Limits { bytes: window, age: Duration::from_secs(3600) }, epoch);
-        let adapter: Arc<dyn Adapter> = Arc::new(FakeAdapter(log.clone()));
+        let hub = Hub::new(Limits { bytes: window, age: Duration::from_secs(3600) }, epoch);
+        let streams = Streams::new(hub, histories(4), settings());
         let (of, generations) = (log.clone(), log.clone());
-        let up = Arc::new(move || !of.state.lock().down);
-        let resets = Arc::new(move || generations.state.lock().generation.into());
-        let logs = vec![history::Log { adapter, max_payload: 1000, up, resets }; 2];
-        let this = Self {
-            streams: Streams::new(hub, router, histories(logs, 4), settings()),
-            log: log.clone(),
-            generation: 0,
-            fed: 0,
-            volatile: 0,
-        };
+        let mut durable = source(SOURCES[0], Arc::new(FakeAdapter(log.clone())));
+        durable.log.up = Arc::new(move || !of.state.lock().down);
+        durable.log.resets = Arc::new(move || generations.state.lock().generation.into());
+        let sources = [durable, source(SOURCES[1], volatile("v.>"))].map(|source| streams.add(source, Timestamp::now()));
+        let this = Self { streams, sources, log: log.clone(), generation: 0, fed: 0, volatile: 0 };
         this.warmed()
     }
 
@@ -234,7 +242,7 @@ impl Bridge {
         drop(s);
         let mut inputs = recent;
         inputs.push(Input::Tail(self.log.tail()));
-        self.streams.hub().publish(0, &mut inputs, Timestamp::now());
+        self.streams.hub().publish(self.sources[0], &mut inputs, Timestamp::now());
         self
     }
 
@@ -261,7 +269,7 @@ impl Bridge {
                 self.fed = e.seq;
             }
         }
-        self.streams.hub().publish(0, &mut inputs, Timestamp::now());
+        self.streams.hub().publish(self.sources[0], &mut inputs, Timestamp::now());
     }
 
     fn publish_volatile(&mut self) {
@@ -272,7 +280,7 @@ impl Bridge {
             time: Timestamp::now(),
             position: None,
         };
-        self.streams.hub().publish(1, &mut vec![event(message)], Timestamp::now());
+        self.streams.hub().publish(self.sources[1], &mut vec![event(message)], Timestamp::now());
     }
 }
 
@@ -393,13 +401,10 @@ impl Adapter for KeepsLast {
 #[test]
 fn a_loss_among_the_newest_of_each_subject_takes_none_of_the_others_away() {
     let (now, place) = (Timestamp::from_micros(1_000_000), |seq| Some(Position::unverified(seq)));
-    let name: crate::event::SourceName = "log".parse().unwrap();
-    let router = Arc::new(Router::new(&[], &[(name.clone(), vec![Pattern::all()])]));
-    let spec = SourceSpec { name, durable: true, concerns: concerns(&router, 0) };
-    let hub = Hub::new(vec![spec], Limits { bytes: 1 << 20, age: Duration::from_secs(60) }, 1);
-    hub.publish(0, &mut vec![Input::Tail(place(9))], now);
-    let logs = vec![history::Log { adapter: Arc::new(KeepsLast), max_payload: 1000, up: Arc::new(|| true), resets: Arc::new(|| 0) }];
-    let streams = Streams::new(hub, router, histories(logs, 1), settings());
+    let hub = Hub::new(Limits { bytes: 1 << 20, age: Duration::from_secs(60) }, 1);
+    let streams = Streams::new(hub.clone(), histories(1), settings());
+    let log = streams.add(source("log", Arc::new(KeepsLast)), now);
+    hub.publish(log, &mut vec![Input::Tail(place(9))], now);
     let mut stream = streams.open(Request { begin: Begin::At(Point::Last), ..request(">") }, now);
     assert!(matches!(stream.step(now), Step::Send(_)));
     assert!(matches!(stream.step(now), Step::Wait { history: Some(history::Request { from: Point::Last, .. }), .. }));
@@ -419,20 +424,17 @@ fn a_loss_among_the_newest_of_each_subject_takes_none_of_the_others_away() {
 #[test]
 fn a_loss_of_one_volatile_source_begins_where_the_client_was_though_others_have_events() {
     let now = Timestamp::from_micros(1_000_000);
-    let names: [crate::event::SourceName; 2] = ["jobs".parse().unwrap(), "core".parse().unwrap()];
-    let reach: Vec<_> = names.iter().map(|name| (name.clone(), vec![Pattern::all()])).collect();
-    let router = Arc::new(Router::new(&[], &reach));
-    let spec = |n: usize| SourceSpec { name: names[n].clone(), durable: false, concerns: concerns(&router, n) };
-    let hub = Hub::new(vec![spec(0), spec(1)], Limits { bytes: 1000, age: Duration::from_secs(60) }, 1);
-    let streams = Streams::new(hub.clone(), router.clone(), histories(Vec::new(), 1), settings());
+    let hub = Hub::new(Limits { bytes: 1000, age: Duration::from_secs(60) }, 1);
+    let streams = Streams::new(hub.clone(), histories(1), settings());
+    let [jobs, core] = ["jobs", "core"].map(|name| streams.add(source(name, volatile(">")), now));
     let message = |subject: &str| {
         let payload = Bytes::copy_from_slice(subject.as_bytes());
         event(Message { subject: subject.parse().unwrap(), payload, time: now, position: None })
     };
-    hub.publish(1, &mut vec![message("core.seen"), message("core.lost")], now);
-    hub.publish(0, &mut vec![message("jobs.kept")], now);
-    (0..20).for_each(|_| drop(hub.publish(1, &mut vec![message("core.later")], now)));
-    let floor = hub.state().sources()[1].window().floor();
+    hub.publish(core, &mut vec![message("core.seen"), message("core.lost")], now);
+    hub.publish(jobs, &mut vec![message("jobs.kept")], now);
+    (0..20).for_each(|_| drop(hub.publish(core, &mut vec![message("core.later")], now)));
+    let floor = hub.state().source(core).unwrap().window().floor();
     assert!(floor > 3);
     let cursor = Cursor { epoch: 1, volatile: Point::At(Position::unverified(1)), durable: Vec::new() };
     let mut stream = streams.open(Request { begin: Begin::After(cursor), ..request(">") }, now);
@@ -454,18 +456,13 @@ fn a_loss_of_one_volatile_source_begins_where_the_client_was_though_others_have_
 
 #[test]
 fn what_is_read_of_a_new_log_is_not_a_reset_where_the_window_still_holds_the_old_one() {
-    let now = Timestamp::from_micros(1_000_000);
-    let name: crate::event::SourceName = "log".parse().unwrap();
-    let router = Arc::new(Router::new(&[], &[(name.clone(), vec![Pattern::all()])]));
-    let spec = SourceSpec { name, durable: true, concerns: concerns(&router, 0) };
-    let hub = Hub::new(vec![spec], Limits { bytes: 1 << 20, age: Duration::from_secs(60) }, 1);
+    let (hub, streams, now) = bare();
+    let log = streams.add(source("log", Arc::new(KeepsLast)), now);
     let message = |seq, log: &str| {
         let position = Some(Position { seq, check: Some(Check::of(&[log.as_bytes()])) });
         Message { subject: "a".parse().unwrap(), payload: Bytes::copy_from_slice(log.as_bytes()), time: now, position }
     };
-    hub.publish(0, &mut vec![Input::Tail(None), event(message(8, "old")), event(message(9, "old"))], now);
-    let logs = vec![history::Log { adapter: Arc::new(KeepsLast), max_payload: 1000, up: Arc::new(|| true), resets: Arc::new(|| 0) }];
-    let streams = Streams::new(hub, router, histories(logs, 1), settings());
+    hub.publish(log, &mut vec![Input::Tail(None), event(message(8, "old")), event(message(9, "old"))], now);
     let at = |seq, log| {
         Begin::After(Cursor {
             epoch: 1,
@@ -485,6 +482,148 @@ fn what_is_read_of_a_new_log_is_not_a_reset_where_the_window_still_holds_the_old
     let mut stream = streams.open(Request { begin: at(8, "new"), ..request(">") }, now);
     let Step::Send(bytes) = stream.step(now) else { panic!("nothing is sent") };
     assert!(String::from_utf8_lossy(&bytes).contains("\"reset\""));
+}
+
+/// Everything that a stream sends until it waits or is live.
+fn sent(stream: &mut Stream, now: Timestamp) -> String {
+    let mut all = String::new();
+    while let Step::Send(bytes) = stream.step(now) {
+        all.push_str(std::str::from_utf8(&bytes).unwrap());
+    }
+    all
+}
+
+fn named(subject: &str, seq: Option<u64>) -> Input {
+    let payload = Bytes::copy_from_slice(subject.as_bytes());
+    let position = seq.map(Position::unverified);
+    event(Message { subject: subject.parse().unwrap(), payload, time: Timestamp::from_micros(1_000_000), position })
+}
+
+fn bare() -> (Arc<Hub>, Arc<Streams>, Timestamp) {
+    let hub = Hub::new(Limits { bytes: 1 << 20, age: Duration::from_secs(60) }, 1);
+    (hub.clone(), Streams::new(hub, histories(1), settings()), Timestamp::from_micros(1_000_000))
+}
+
+/// What a live stream is still to be sent, and its id after that.
+fn rest(live: &Live) -> (String, String) {
+    let entries = live.channel().entries_from(live.offset).unwrap();
+    let text = entries.iter().map(|entry| String::from_utf8_lossy(&entry.bytes()[entry.text(Form::Routed)]).into_owned());
+    let id = live.channel().id_before(live.offset + entries.len() as u64).unwrap_or_default();
+    (text.collect(), String::from_utf8(id.to_vec()).unwrap())
+}
+
+#[test]
+fn live_streams_get_an_added_source_and_keep_what_they_had_of_the_others() {
+    let (hub, streams, now) = bare();
+    let log = streams.add(source("log", Arc::new(KeepsLast)), now);
+    hub.publish(log, &mut vec![Input::Tail(Some(Position::unverified(9)))], now);
+    let mut stream = streams.open(request(">"), now);
+    sent(&mut stream, now);
+    let (live, _) = stream.into_live().unwrap();
+    let core = streams.add(source("core", volatile(">")), now);
+    let other = streams.add(source("other", Arc::new(KeepsLast)), now);
+    hub.publish(core, &mut vec![named("core.1", None)], now);
+    hub.publish(other, &mut vec![named("other.1", Some(1)), Input::Tail(None), named("other.2", Some(2))], now);
+    let (text, id) = rest(&live);
+    assert!(text.contains("core.1") && text.contains("other.2") && !text.contains("other.1") && !text.contains("gap"), "{text}");
+    let tags = |id: &str| Cursor::from_id(id).unwrap().durable;
+    assert_eq!(tags(&id).len(), 2);
+    // Without it, the other's point is what it was, and an id that still has its point is taken as it is.
+    streams.remove(other);
+    assert_eq!(tags(hub.state().id()), [(Tag::of("log"), Point::At(Position::unverified(9)))]);
+    hub.publish(core, &mut vec![named("core.2", None)], now);
+    let mut stream = streams.open(Request { begin: Begin::After(Cursor::from_id(&id).unwrap()), ..request(">") }, now);
+    let text = sent(&mut stream, now);
+    assert!(text.contains("core.2") && !text.contains("core.1") && !text.contains("gap"), "{text}");
+    assert!(stream.into_live().is_ok());
+}
+
+#[test]
+fn what_comes_for_a_removed_source_is_dropped_also_where_its_slot_was_given_away() {
+    let (hub, streams, now) = bare();
+    let old = streams.add(source("a", volatile(">")), now);
+    streams.remove(old);
+    let new = streams.add(source("b", volatile(">")), now);
+    hub.publish(old, &mut vec![named("late", None)], now);
+    assert!(hub.state().source(old).is_none());
+    assert!(hub.state().source(new).unwrap().window().is_empty());
+}
+
+#[test]
+fn a_changed_volatile_source_is_a_gap_for_whom_lost_its_window_and_none_for_live_streams() {
+    let (hub, streams, now) = bare();
+    let old = streams.add(source("core", volatile(">")), now);
+    let stay = streams.add(source("stay", volatile(">")), now);
+    hub.publish(old, &mut vec![named("core.1", None)], now);
+    let before = hub.state().id().to_string();
+    hub.publish(old, &mut vec![named("core.2", None)], now);
+    hub.publish(stay, &mut vec![named("stay.1", None)], now);
+    let mut stream = streams.open(request(">"), now);
+    sent(&mut stream, now);
+    let (live, _) = stream.into_live().unwrap();
+    let (new, point) = streams.replace(old, source("core", volatile(">")), now);
+    assert_eq!(point, None);
+    hub.publish(new, &mut vec![named("core.3", None)], now);
+    let (text, after) = rest(&live);
+    assert!(text.contains("core.3") && !text.contains("gap"), "{text}");
+    let resumed = |id: &str| {
+        let begin = Begin::After(Cursor::from_id(id).unwrap());
+        let mut stream = streams.open(Request { begin, ..request(">") }, now);
+        let text = sent(&mut stream, now);
+        assert!(stream.into_live().is_ok());
+        text
+    };
+    let text = resumed(&before);
+    assert!(text.matches("\"restart\"").count() == 1 && text.contains("stay.1") && text.contains("core.3"), "{text}");
+    assert!(!text.contains("core.2"), "{text}");
+    assert!(!resumed(&after).contains("gap"));
+    // The same where it was removed and came back later.
+    streams.remove(new);
+    let id = hub.state().id().to_string();
+    let _again = streams.add(source("core", volatile(">")), now);
+    assert!(resumed(&after).contains("\"restart\"") && !resumed(&id).contains("gap"));
+}
+
+#[test]
+fn a_changed_durable_source_goes_on_where_it_stood_and_its_readers_behind_it_too() {
+    let (hub, streams, now) = bare();
+    let at = |seq| Some(Position::unverified(seq));
+    let old = streams.add(source("log", Arc::new(KeepsLast)), now);
+    hub.publish(old, &mut vec![Input::Tail(at(3)), named("log.4", Some(4)), named("log.5", Some(5))], now);
+    let mut stream = streams.open(request(">"), now);
+    sent(&mut stream, now);
+    let (live, _) = stream.into_live().unwrap();
+    // One whose log is being read, and one that is in the window.
+    let begin = |seq| {
+        let durable = vec![(Tag::of("log"), Point::At(Position::unverified(seq)))];
+        Begin::After(Cursor { epoch: 1, volatile: Point::At(Position::unverified(hub.state().seq())), durable })
+    };
+    let mut behind = streams.open(Request { begin: begin(1), ..request(">") }, now);
+    sent(&mut behind, now);
+    let Step::Wait { history: Some(first), .. } = behind.step(now) else { panic!("it reads the log") };
+    let (new, point) = streams.replace(old, source("log", Arc::new(KeepsLast)), now);
+    assert_eq!(point, Some(Point::At(Position::unverified(5))));
+    assert!(streams.histories().reader(first, history::Asker::default()).is_none(), "the old log is read on");
+    // What was read through the old routes is not sent.
+    behind.read(&mut vec![Item::Message(Message { subject: "old".parse().unwrap(), payload: Bytes::new(), time: now, position: at(2) })]);
+    let Step::Wait { history: Some(second), .. } = behind.step(now) else { panic!("it reads the new log") };
+    assert_eq!((second.source, second.from), (new, first.from));
+    assert_ne!(second.number, first.number);
+    hub.publish(new, &mut vec![named("log.6", Some(6)), Input::Tail(at(6))], now);
+    let (text, _) = rest(&live);
+    assert!(text.contains("log.6") && !text.contains("gap"), "{text}");
+    let mut resumed = streams.open(Request { begin: begin(5), ..request(">") }, now);
+    let text = sent(&mut resumed, now);
+    assert!(text.contains("log.6") && !text.contains("gap"), "{text}");
+    assert!(resumed.into_live().is_ok());
+    // Of what was before, only the log knows.
+    let mut resumed = streams.open(Request { begin: begin(4), ..request(">") }, now);
+    sent(&mut resumed, now);
+    assert!(matches!(resumed.step(now), Step::Wait { history: Some(_), .. }));
+    // Removed, it keeps nobody from being live.
+    streams.remove(new);
+    sent(&mut resumed, now);
+    assert!(resumed.into_live().is_ok());
 }
 
 #[expect(clippy::too_many_lines, reason = "to be replaced by the simulation")]

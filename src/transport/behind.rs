@@ -90,7 +90,7 @@ async fn advance(stream: &mut Stream, reader: &mut Option<Reader>, items: &mut V
         };
         match history {
             Some(request) if !reader.as_ref().is_some_and(|reader| reader.serves(request)) => {
-                *reader = Some(stream.reader(request));
+                *reader = stream.reader(request);
             }
             Some(_) => {}
             None => *reader = None,

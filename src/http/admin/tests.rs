@@ -112,7 +112,7 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
     let readings = Readings { sources: vec![reading], ..Readings::default() };
     let rooms = Rooms {
         metrics: metrics::unread(),
-        sources: vec![first.0, second.0],
+        sources: Box::new(move || vec![first.0.clone(), second.0.clone()]),
         readings: Arc::new(move || readings.clone()),
         draining: draining.clone(),
     };

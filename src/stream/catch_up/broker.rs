@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::{CatchUp, Task, Track};
+use super::{CatchUp, Task, Track, followed};
 use crate::cursor::{Point, Position};
-use crate::event::{Event, Gap, GapReason, Message};
+use crate::event::{Event, Gap, GapReason, Message, SourceKey};
 use crate::frame;
 use crate::history;
+use crate::route::Router;
 use crate::source::Item;
 use crate::subject::Pattern;
 
@@ -43,10 +44,11 @@ impl CatchUp {
             return;
         }
         let state = self.streams.hub.state();
-        let windows_only = |s: usize| self.point(s) == Some(Point::Last) && !self.streams.histories.keeps_last(s);
-        let behind = |s: &usize| self.tracks[*s] == Track::Pending && state.sources()[*s].warm() && !windows_only(*s);
+        let windows_only = |s: usize| self.point(s) == Some(Point::Last) && !self.keeps_last(s);
+        let warm = followed(&self.sources, &state).filter(|(_, of)| of.warm()).map(|(source, _)| source);
         // The windows of those that are at their logs' ends need not be there yet: the others come first.
-        let chosen = (0..self.tracks.len()).filter(behind).min_by_key(|source| self.at_tail[*source]);
+        let pending = warm.filter(|source| self.tracks[*source] == Track::Pending && !windows_only(*source));
+        let chosen = pending.min_by_key(|source| self.at_tail[*source]);
         drop(state);
         if let Some(source) = chosen {
             self.readings = self.readings.wrapping_add(1);
@@ -57,7 +59,12 @@ impl CatchUp {
     /// What is to be read.
     pub(super) fn history(&self) -> Option<history::Request> {
         let Task::History(Reading { source, number, .. }) = self.task else { return None };
-        Some(history::Request { source, number, from: self.point(source)? })
+        Some(history::Request { source: self.sources[source].key, number, from: self.point(source)? })
+    }
+
+    /// Whether the broker can say the newest message of each subject of this source.
+    pub(super) fn keeps_last(&self, source: usize) -> bool {
+        self.streams.histories.keeps_last(self.sources[source].key)
     }
 
     /// Whether this source's log is read.
@@ -66,43 +73,46 @@ impl CatchUp {
     }
 
     /// The only subjects of a source, before routing, that are of use to it, where the broker can leave out others.
-    pub(in crate::stream) fn wanted(&self, source: usize) -> Option<Vec<Pattern>> {
+    pub(in crate::stream) fn wanted(&self, source: SourceKey) -> Option<Vec<Pattern>> {
         if !self.streams.histories.selects(source) {
             return None;
         }
-        self.streams.router.inputs(source, self.filter.patterns())
+        self.streams.router(source)?.inputs(self.filter.patterns())
     }
 
     /// No longer reads this source's log.
     pub(super) fn end_history(&mut self, of: usize) {
         match &mut self.task {
             Task::History(reading) if reading.source == of => self.task = Task::Nothing,
-            Task::Newest(newest) => newest.forget(of),
+            Task::Newest(newest) => newest.forget_history(of),
             _ => {}
         }
     }
 
     /// Routes, filters and writes what was read.
     pub(in crate::stream) fn read(&mut self, items: &mut Vec<Item>) {
+        let hub = self.streams.hub.clone();
+        self.follow_sources(&hub.state());
         let Task::History(Reading { source, .. }) = self.task else { return items.clear() };
+        let Some(router) = self.streams.router(self.sources[source].key) else { return items.clear() };
         for item in items.drain(..) {
             match item {
-                Item::Message(message) => self.read_message(source, message),
+                Item::Message(message) => self.read_message(source, &router, message),
                 Item::Gap(gap) => self.read_gap(source, &gap),
                 Item::Tail(position) => self.read_tail(source, position),
             }
         }
     }
 
-    fn read_message(&mut self, source: usize, message: Message) {
+    fn read_message(&mut self, source: usize, router: &Router, message: Message) {
         let position = message.position;
         if self.point(source) == Some(Point::Last) && !self.reach(position) {
             return;
         }
-        let event = self.streams.router.route(source, message).filter(|e| self.filter.matches(e.subject.as_str()));
+        let event = router.route(message).filter(|e| self.filter.matches(e.subject.as_str()));
         if self.point(source) == Some(Point::Last) {
             if let (Some(event), Some(position)) = (event, position) {
-                self.keep_last(source, &event, position.seq);
+                self.keep_last(source, router, &event, position.seq);
             }
             return;
         }
@@ -136,9 +146,9 @@ impl CatchUp {
             None if gap.reason == GapReason::Reset => self.move_to(source, Point::Earliest),
             None => {}
         }
-        if self.streams.router.concerns(source, self.filter.patterns()) {
+        if self.sources[source].concerns(&self.filter) {
             self.client.write_id(&mut self.out);
-            frame::gap(&mut self.out, self.streams.hub.name(source).as_str(), gap);
+            frame::gap(&mut self.out, self.sources[source].name.as_str(), gap);
         }
     }
 
@@ -163,15 +173,15 @@ impl CatchUp {
     }
 
     fn body(&self, source: usize, event: &Event) -> Vec<u8> {
-        let origin = frame::Origin { source: self.streams.hub.name(source).as_str(), epoch: self.streams.hub.epoch(), seq: 0 };
+        let origin = frame::Origin { source: self.sources[source].name.as_str(), epoch: self.streams.hub.epoch(), seq: 0 };
         let mut body = Vec::new();
         frame::body(&mut body, event, self.filter.form(), origin);
         body
     }
 
-    fn keep_last(&mut self, source: usize, event: &Event, seq: u64) {
+    fn keep_last(&mut self, source: usize, router: &Router, event: &Event, seq: u64) {
         let body = self.body(source, event);
-        if self.streams.router.keeps_apart(source) {
+        if router.keeps_apart() {
             // Until all have come, all are wanted again: the cursor stays where it is.
             self.client.write_id(&mut self.out);
             self.out.extend_from_slice(&body);

@@ -1,24 +1,24 @@
 //! `since=last` in the windows: the newest event of each subject.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::broker::Reading;
 use super::{CatchUp, Task, Track};
 use crate::cursor::{Point, Position};
 use crate::frame::{self, Encoded};
-use crate::hub::{Filter, State};
+use crate::hub::{Filter, SourceInfo, State};
 
 /// Looking for the newest event of each subject in the windows, newest first.
 pub(super) struct Newest {
-    sources: Vec<usize>,
+    /// Each with the end of its log when this began.
+    sources: Vec<(usize, Option<Position>)>,
     /// The sources are the volatile ones.
     volatile: bool,
     /// The bridge's sequence when it began: what came later is not looked at.
     top: u64,
     /// Everything from this sequence on has been looked at.
     below: u64,
-    /// The end of each source's log when it began.
-    heads: Vec<Option<Position>>,
     seen: HashSet<String>,
     found: Vec<Encoded>,
     scanned: bool,
@@ -28,13 +28,19 @@ pub(super) struct Newest {
 
 impl Newest {
     /// No longer goes on to read this source's log.
-    pub(super) fn forget(&mut self, source: usize) {
+    pub(super) fn forget_history(&mut self, source: usize) {
         self.interrupted.take_if(|reading| reading.source == source);
     }
 
-    pub(super) fn scan(&mut self, state: &State, filter: &Filter, most: usize) {
+    /// No longer looks into the window of this source.
+    pub(super) fn forget(&mut self, source: usize) {
+        self.sources.retain(|(of, _)| *of != source);
+    }
+
+    pub(super) fn scan(&mut self, state: &State, infos: &[Arc<SourceInfo>], filter: &Filter, most: usize) {
         for _ in 0..most {
-            let next = self.sources.iter().filter_map(|s| state.sources()[*s].window().before(self.below).next()).max_by_key(|e| e.seq);
+            let windows = self.sources.iter().filter_map(|(source, _)| Some(state.source(infos[*source].key)?.window()));
+            let next = windows.filter_map(|window| window.before(self.below).next()).max_by_key(|e| e.seq);
             let Some(entry) = next else {
                 self.scanned = true;
                 return;
@@ -53,14 +59,15 @@ impl Newest {
 
 impl CatchUp {
     pub(super) fn look_for_newest(&mut self, state: &State, volatile: bool, sources: Vec<usize>) {
-        let heads = sources.iter().map(|s| state.sources()[*s].window().head()).collect();
+        let head = |source: usize| state.source(self.sources[source].key).and_then(|of| of.window().head());
+        let sources = sources.into_iter().map(|source| (source, head(source))).collect();
         let (top, below) = (state.seq(), state.seq() + 1);
         let interrupted = match std::mem::replace(&mut self.task, Task::Nothing) {
             Task::History(reading) => Some(reading),
             _ => None,
         };
         let (seen, found) = (HashSet::new(), Vec::new());
-        self.task = Task::Newest(Newest { sources, volatile, top, below, heads, seen, found, scanned: false, interrupted });
+        self.task = Task::Newest(Newest { sources, volatile, top, below, seen, found, scanned: false, interrupted });
     }
 
     /// Sends what the scan has found, once it is through. Until all of it is sent the client's id asks for it again.
@@ -78,15 +85,15 @@ impl CatchUp {
             }
         }
         let Task::Newest(newest) = std::mem::replace(&mut self.task, Task::Nothing) else { return };
-        let Newest { sources, volatile, top, heads, interrupted, .. } = newest;
+        let Newest { sources, volatile, top, interrupted, .. } = newest;
         self.task = interrupted.map_or(Task::Nothing, Task::History);
         if volatile {
             self.follow_volatile(top);
-            for source in sources {
+            for (source, _) in sources {
                 self.covered[source] = top;
             }
         } else {
-            for (source, head) in sources.into_iter().zip(heads) {
+            for (source, head) in sources {
                 self.tracks[source] = Track::Follow(top);
                 self.move_to(source, head.map_or(Point::Earliest, Point::At));
             }

@@ -1,9 +1,9 @@
 //! Where a client is in the windows, and what it has lost on the way there.
 
-use super::{CatchUp, Task, Track};
+use super::{CatchUp, Task, Track, followed};
 use crate::cursor::{Point, Position};
 use crate::event::{Gap, GapReason, Timestamp};
-use crate::hub::{Place, State};
+use crate::hub::{Place, Source, State};
 
 impl CatchUp {
     /// Finds where the client is in the windows.
@@ -12,7 +12,7 @@ impl CatchUp {
             self.resolve_volatile(state);
         }
         for source in 0..self.tracks.len() {
-            let of = &state.sources()[source];
+            let Some(of) = state.source(self.sources[source].key) else { continue };
             match self.tracks[source] {
                 Track::Fresh if of.warm() => {
                     let began = of.began();
@@ -20,7 +20,7 @@ impl CatchUp {
                     let position = began.and_then(|b| b.position);
                     self.move_to(source, position.map_or(Point::Earliest, Point::At));
                 }
-                Track::Pending if of.warm() => self.resolve_pending(source, state),
+                Track::Pending if of.warm() => self.resolve_pending(source, of, state),
                 _ => continue,
             }
             if self.tracks[source] != Track::Pending {
@@ -31,7 +31,7 @@ impl CatchUp {
     }
 
     pub(super) fn resolve_volatile(&mut self, state: &State) {
-        let volatile = || state.sources().iter().enumerate().filter(|(_, s)| s.tag().is_none());
+        let volatile = || followed(&self.sources, state).filter(|(_, s)| s.tag().is_none());
         let floors = |covered: &mut Vec<u64>| volatile().for_each(|(n, s)| covered[n] = s.window().floor());
         let seq = match self.client.at.volatile {
             Point::At(p) if self.client.at.epoch == self.streams.hub.epoch() && p.seq <= state.seq() => p.seq,
@@ -62,8 +62,8 @@ impl CatchUp {
                 first.map_or(state.seq(), |seq| seq - 1)
             }
             Point::Last => {
-                self.look_for_newest(state, true, volatile().map(|(n, _)| n).collect());
-                return;
+                let sources = volatile().map(|(source, _)| source).collect();
+                return self.look_for_newest(state, true, sources);
             }
         };
         self.follow_volatile(seq);
@@ -76,8 +76,7 @@ impl CatchUp {
         self.client.at.volatile = Point::At(Position::unverified(seq));
     }
 
-    pub(super) fn resolve_pending(&mut self, source: usize, state: &State) {
-        let of = &state.sources()[source];
+    fn resolve_pending(&mut self, source: usize, of: &Source, state: &State) {
         let Some(at) = self.point(source) else { return };
         match at {
             Point::At(position) => match of.window().find(position) {
@@ -91,7 +90,7 @@ impl CatchUp {
                         self.gaps.push((Some(source), gap));
                     }
                     self.end_history(source);
-                    self.streams.histories.outdate(source);
+                    self.streams.histories.outdate(self.sources[source].key);
                     self.move_to(source, Point::Earliest);
                 }
             },
@@ -113,7 +112,7 @@ impl CatchUp {
                 }
             }
             Point::Last => {
-                if !self.streams.histories.keeps_last(source) && !matches!(self.task, Task::Newest(_)) {
+                if !self.keeps_last(source) && !matches!(self.task, Task::Newest(_)) {
                     self.look_for_newest(state, false, vec![source]);
                 }
             }

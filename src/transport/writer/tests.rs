@@ -8,7 +8,7 @@ use crate::event::{Envelope, Event, Timestamp};
 use crate::frame::Closing;
 use crate::frame::Form;
 use crate::hub::{Filter, Input};
-use crate::stream::tests::{demo, request};
+use crate::stream::tests::{demo, first, request};
 use crate::stream::{Request, Selection, Streams};
 
 struct World {
@@ -61,7 +61,7 @@ impl World {
             envelope: Envelope::Raw,
         };
         let mut batch = payloads.iter().map(event).map(Input::Event).collect();
-        self.streams.hub().publish(0, &mut batch, Timestamp::now());
+        self.streams.hub().publish(first(&self.streams), &mut batch, Timestamp::now());
     }
 
     fn eventually(&self, what: &str, mut check: impl FnMut() -> bool) {

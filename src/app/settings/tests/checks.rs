@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::*;
@@ -84,14 +86,13 @@ routes:
 sources: { s: { ticker: { subject: a.b.c } } }
 ";
     let loaded = good(&[file], &[]);
-    let sources = ["s", "t"].map(|name| (name.parse().unwrap(), vec![Pattern::all()]));
-    let router = Router::new(&loaded.settings.routes, &sources);
+    let [s, t] = ["s", "t"].map(|name| Router::new(&loaded.settings.routes, &name.parse().unwrap(), &[Pattern::all()], Arc::default()));
     let message =
         |subject: &str| Message { subject: subject.parse().unwrap(), payload: Bytes::new(), time: Timestamp::default(), position: None };
-    let event = router.route(0, message("a.1.x.y")).unwrap();
+    let event = s.route(message("a.1.x.y")).unwrap();
     assert_eq!((event.subject.as_str(), event.name.as_deref(), event.envelope), ("b.1.x.y", Some("e-1"), Envelope::Raw));
-    assert!(router.route(0, message("x.1")).is_none());
-    let event = router.route(1, message("a.1.x.y")).unwrap();
+    assert!(s.route(message("x.1")).is_none());
+    let event = t.route(message("a.1.x.y")).unwrap();
     assert_eq!((event.subject.as_str(), event.name, event.envelope), ("a.1.x.y", None, Envelope::CloudEvents));
 }
 

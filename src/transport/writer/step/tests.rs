@@ -9,7 +9,7 @@ use rand::{Rng as _, SeedableRng as _};
 use super::*;
 use crate::event::{Envelope, Event};
 use crate::hub::Input;
-use crate::stream::tests::{demo, request};
+use crate::stream::tests::{demo, first, request};
 use crate::stream::{Request, Selection, Streams};
 
 const STALL: Duration = Duration::from_secs(10);
@@ -110,7 +110,7 @@ impl World {
             envelope: Envelope::Raw,
         };
         self.published += 1;
-        self.streams.hub().publish(0, &mut vec![Input::Event(event)], self.now.system);
+        self.streams.hub().publish(first(&self.streams), &mut vec![Input::Event(event)], self.now.system);
     }
 
     fn make_room(&mut self, key: u32, room: usize) {

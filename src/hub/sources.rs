@@ -1,0 +1,241 @@
+//! The sources of a hub: added, replaced and removed while it runs.
+//!
+//! Both sides of the hub know a source by its [`SourceKey`]: `Publisher` has its `Feed`, `State` its window.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+
+use super::{Concerns, Feed, Filter, Hub, Publisher, SourceSpec, State, Window};
+use crate::cursor::{Point, Position, Tag};
+use crate::event::{SourceKey, SourceName, Timestamp};
+
+/// What never changes of a source.
+#[derive(Debug)]
+pub struct SourceInfo {
+    /// Its key.
+    pub key: SourceKey,
+    /// Its name.
+    pub name: SourceName,
+    /// What cursors call it, if it is durable.
+    pub tag: Option<Tag>,
+    concerns: Concerns,
+}
+
+/// A source as readers see it.
+#[derive(Debug)]
+pub struct Source {
+    info: Arc<SourceInfo>,
+    pub(super) window: Window,
+    /// Whether it is live; a durable source first fills its window.
+    pub(super) warm: bool,
+    /// Where it began to be.
+    pub(super) start: Option<Began>,
+    /// What was published up to this sequence was of another source of this name.
+    replaced: u64,
+}
+
+/// Where a durable source began to be live.
+#[derive(Debug, Clone, Copy)]
+pub struct Began {
+    /// The sequence up to which its window was filled before.
+    pub seq: u64,
+    /// Where its log stood; `None`: it was empty and knew no position.
+    pub position: Option<Position>,
+    /// Whether the log was empty, so that the window holds all of it until something is dropped.
+    pub empty: bool,
+}
+
+impl Source {
+    /// What never changes of it.
+    #[must_use]
+    pub fn info(&self) -> &Arc<SourceInfo> {
+        &self.info
+    }
+
+    /// Whether a loss of its events concerns somebody with this filter.
+    #[must_use]
+    pub fn concerns(&self, filter: &Filter) -> bool {
+        self.info.concerns(filter)
+    }
+
+    /// What cursors call it, if it is durable.
+    #[must_use]
+    pub fn tag(&self) -> Option<Tag> {
+        self.info.tag
+    }
+
+    /// Its window.
+    #[must_use]
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// Whether it is live.
+    #[must_use]
+    pub fn warm(&self) -> bool {
+        self.warm
+    }
+
+    /// Where a durable source began to be live.
+    #[must_use]
+    pub fn began(&self) -> Option<Began> {
+        self.start
+    }
+
+    /// The sequence up to which another source of this name was published, whose window is gone; 0 if there was none.
+    #[must_use]
+    pub fn replaced(&self) -> u64 {
+        self.replaced
+    }
+}
+
+impl SourceInfo {
+    /// Whether a loss of its events concerns somebody with this filter.
+    #[must_use]
+    pub fn concerns(&self, filter: &Filter) -> bool {
+        (self.concerns.0)(filter.patterns())
+    }
+}
+
+impl State {
+    /// All sources.
+    pub fn sources(&self) -> impl Iterator<Item = &Source> {
+        self.sources.iter().map(|(_, source)| source)
+    }
+
+    /// A source, unless it was removed.
+    #[must_use]
+    pub fn source(&self, key: SourceKey) -> Option<&Source> {
+        self.sources.get(key.slot()).filter(|source| source.info.key == key)
+    }
+
+    pub(super) fn source_mut(&mut self, key: SourceKey) -> Option<&mut Source> {
+        self.sources.get_mut(key.slot()).filter(|source| source.info.key == key)
+    }
+
+    /// How often sources were added or removed.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+}
+
+impl Publisher {
+    pub(super) fn feed(&self, key: SourceKey) -> Option<&Feed> {
+        self.feeds.get(key.slot()).filter(|feed| feed.info.key == key)
+    }
+
+    /// Adds a source to both sides. A durable one that `goes_on` is live at once.
+    fn add(&mut self, state: &mut State, spec: SourceSpec, goes_on: bool, window: Window) -> SourceKey {
+        self.generation += 1;
+        let SourceSpec { name, durable, concerns } = spec;
+        let key = SourceKey::new(self.feeds.vacant_key() as u32, self.generation);
+        let tag = durable.then(|| Tag::of(name.as_str()));
+        let info = Arc::new(SourceInfo { key, name, tag, concerns });
+        let warm = !durable || goes_on;
+        let head = window.head();
+        let start = (durable && goes_on).then_some(Began { seq: self.seq, position: head, empty: head.is_none() });
+        let replaced = window.floor();
+        self.feeds.insert(Feed { info: info.clone(), warm, block: BytesMut::new() });
+        let slot = state.sources.insert(Source { info, window, warm, start, replaced });
+        debug_assert_eq!(slot, key.slot());
+        state.version += 1;
+        key
+    }
+
+    /// Takes a source out of both sides; the cursor still has its point.
+    fn remove(&mut self, state: &mut State, key: SourceKey) -> Option<Feed> {
+        self.feed(key)?;
+        let feed = self.feeds.remove(key.slot());
+        state.sources.remove(key.slot());
+        state.version += 1;
+        // Another sequence, so that the id is made anew.
+        self.seq += 1;
+        self.cursor.volatile = Point::At(Position::unverified(self.seq));
+        self.retired.insert(feed.info.name.clone(), self.seq);
+        Some(feed)
+    }
+
+    fn point(&self, tag: Tag) -> Option<Point> {
+        self.cursor.durable.iter().find(|(of, _)| *of == tag).map(|(_, point)| *point)
+    }
+}
+
+impl Hub {
+    /// Adds a source. Live streams get its events from now on. `register` is called with its key before readers see it, under
+    /// both locks.
+    pub fn add(&self, spec: SourceSpec, now: Timestamp, register: impl FnOnce(SourceKey)) -> SourceKey {
+        let mut publisher = self.publisher.lock();
+        let p = &mut *publisher;
+        let mut state = self.state.lock();
+        let mut window = Window::default();
+        if let Some(seq) = p.retired.get(&spec.name).filter(|_| !spec.durable) {
+            // What the earlier one of this name published is lost for those who come back from before.
+            window.clear(*seq, now);
+        }
+        let key = p.add(&mut state, spec, false, window);
+        register(key);
+        drop(state);
+        drop(publisher);
+        self.changed.notify_waiters();
+        key
+    }
+
+    /// Removes a source, whose supervisor has ended. Its window is dropped, and new ids have no point of it; those of the other
+    /// sources are not affected. Returns whether there was one.
+    pub fn remove(&self, key: SourceKey) -> bool {
+        let mut publisher = self.publisher.lock();
+        let p = &mut *publisher;
+        let mut state = self.state.lock();
+        let Some(feed) = p.remove(&mut state, key) else { return false };
+        p.cursor.durable.retain(|(tag, _)| Some(*tag) != feed.info.tag);
+        p.encode_id();
+        state.follow(p);
+        drop(state);
+        drop(publisher);
+        self.changed.notify_waiters();
+        true
+    }
+
+    /// Puts a source in another's place, whose supervisor has ended, with a window of its own. Where both are durable and the
+    /// other was live, live streams go on where that one stood: from the point that is returned the new one has to be read.
+    /// `None`: there is nothing to go on from.
+    pub fn replace(
+        &self,
+        old: SourceKey,
+        spec: SourceSpec,
+        now: Timestamp,
+        register: impl FnOnce(SourceKey),
+    ) -> (SourceKey, Option<Point>) {
+        let mut publisher = self.publisher.lock();
+        let p = &mut *publisher;
+        let mut state = self.state.lock();
+        let gone = p.remove(&mut state, old);
+        let mut window = Window::default();
+        let mut point = None;
+        if let Some(Feed { info, warm, .. }) = gone
+            && let Some(tag) = info.tag
+        {
+            if spec.durable && spec.name == info.name && warm {
+                point = p.point(tag);
+            } else {
+                p.cursor.durable.retain(|(of, _)| *of != tag);
+            }
+        }
+        if !spec.durable || point.is_some() {
+            window.clear(p.seq, now);
+        }
+        if let Some(Point::At(position)) = point {
+            window.begin(position);
+        }
+        let key = p.add(&mut state, spec, point.is_some(), window);
+        register(key);
+        p.encode_id();
+        state.follow(p);
+        drop(state);
+        drop(publisher);
+        self.changed.notify_waiters();
+        (key, point)
+    }
+}
