@@ -161,8 +161,8 @@ async fn bodies_of_amqp_1_0_arrive_as_their_publishers_meant_them() {
     let mut reading = Reading::open(&sections, Start::Earliest).await.unwrap();
     let expected: Vec<_> = one.iter().map(|(_, text)| (*text).to_owned()).collect();
     if rabbit.ctl(&["-q", "version"]).starts_with("3.1") {
-        // 3.10 and 3.12 deliver data sections from a stream, and nothing else.
-        assert_eq!(texts(&reading.messages(2).await), expected[..2]);
+        // 3.10 and 3.12 deliver data sections from a stream, of several the last, and nothing else.
+        assert_eq!(texts(&reading.messages(2).await), ["data", "two"]);
         reading.until(|items| items.iter().any(|item| matches!(item, Item::Gap(gap) if gap.to == Some(7)))).await;
         return;
     }
