@@ -20,8 +20,7 @@ use tracing::{info, warn};
 use crate::auth::Authenticator;
 use crate::event::Timestamp;
 use crate::frame::Closing;
-use crate::history;
-use crate::history::Histories;
+use crate::history::{self, Histories};
 use crate::http;
 use crate::http::connection::{Bounds, Ends, Server};
 use crate::http::handoff::{Adopt, Handover};
@@ -194,12 +193,10 @@ impl Rooms {
 
 impl Bridge {
     fn start(settings: Settings) -> Result<Self, Error> {
-        let Settings { http, drain, auth, token_bytes, pool, window, streams, histories, sources, routes } = settings;
+        let Settings { http, drain, auth, token_bytes, pool, window, streams: timing, histories, sources: to_run, routes } = settings;
         // Both ports first: nothing else has begun when one is taken.
         let ports = Ports::bind(&http)?;
-        let timing = streams;
         let streams = Streams::new(Hub::new(window, in_range(0..=u32::MAX)), Histories::new(histories), timing.clone());
-        let to_run = sources;
         let sources = Sources::new(streams.clone(), window);
         let rooms = Rooms::build(&sources, streams, Authenticator::new(auth, token_bytes), Pool::new(pool), timing, http.bounds.stall)?;
         let mut bridge = Self {

@@ -66,10 +66,7 @@ impl Reader {
             match look {
                 Look::Items => return Ok(()),
                 Look::GivenUp => return Err(Unavailable),
-                Look::Lead(turn) => {
-                    let max_payload = asking.0.place.known.log.max_payload;
-                    turn.advance(max_payload).await;
-                }
+                Look::Lead(turn) => turn.advance().await,
                 Look::Wait(until) => tokio::select! {
                     biased;
                     () = moved => {}

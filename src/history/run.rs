@@ -20,6 +20,8 @@ const BATCH: usize = 256;
 /// A reader of a log. Dropping it ends it.
 pub(super) struct Run {
     stage: Stage,
+    /// See [`Log::max_payload`].
+    max_payload: usize,
     /// Before more is read.
     pause: Option<Pin<Box<Sleep>>>,
     /// What has been read and is in no segment yet.
@@ -43,18 +45,19 @@ pub(super) enum Moved {
 }
 
 impl Run {
-    pub(super) fn open(log: Log, at: Point, wanted: Option<Arc<[Pattern]>>) -> Self {
+    pub(super) fn open(log: &Log, at: Point, wanted: Option<Arc<[Pattern]>>) -> Self {
+        let (adapter, max_payload) = (log.adapter.clone(), log.max_payload);
         let opening = Box::pin(async move {
             match wanted {
-                Some(wanted) => log.adapter.selected(start(at), &wanted).await,
-                None => log.adapter.history(start(at)).await.map(Some),
+                Some(wanted) => adapter.selected(start(at), &wanted).await,
+                None => adapter.history(start(at)).await.map(Some),
             }
         });
-        Self { stage: Stage::Opening(opening), pause: None, items: Vec::new(), since: Instant::now() }
+        Self { stage: Stage::Opening(opening), max_payload, pause: None, items: Vec::new(), since: Instant::now() }
     }
 
     /// Waits for something to read. Cancel safe.
-    pub(super) async fn advance(&mut self, max_payload: usize, pace: &Pace) -> Moved {
+    pub(super) async fn advance(&mut self, pace: &Pace) -> Moved {
         loop {
             if let Some(pause) = &mut self.pause {
                 pause.await;
@@ -70,7 +73,7 @@ impl Run {
                     let result = connection.next(&mut self.items, BATCH).await;
                     let until = pace.took(self.items.iter().map(weight).sum(), Instant::now());
                     self.pause = until.map(|until| Box::pin(sleep_until(until)));
-                    drop_oversized(&mut self.items, max_payload);
+                    drop_oversized(&mut self.items, self.max_payload);
                     match result {
                         Err(error) => return Moved::Failed(error),
                         Ok(()) if !self.items.is_empty() => return Moved::Read,

@@ -37,7 +37,7 @@ const LINGER: Duration = Duration::from_secs(5);
 /// Whoever is at most so many sequences ahead of a reader waits for it, rather than for one of its own;
 const NEAR: u64 = 4096;
 /// but no longer than so.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Clients that want the newest of each subject share a reader that began at most so long ago.
 const SAME_LAST: Duration = Duration::from_secs(1);
 /// A log that could not be read for so long, though its source is connected, is given up: its clients are told.
@@ -148,9 +148,7 @@ impl Place {
     pub(super) fn new(source: SourceKey, known: Arc<Known>, asker: Asker) -> Self {
         Self { source, known, asker, at: None, ticket: None, near: None, quiet: Quiet::No }
     }
-}
 
-impl Place {
     /// Whoever came to a reader that was at the log's end already is told so, after a while.
     fn is_told_the_end(&mut self, at: Point, now: Instant, items: &mut Vec<Item>) -> bool {
         match (self.quiet, at) {
@@ -248,7 +246,7 @@ impl Service {
         ended: &mut Ended,
     ) -> Option<Look> {
         let Some((id, number)) = place.at else {
-            if let Some(found) = state.find(place, at, (place.known.log.resets)(), now, None) {
+            if let Some(found) = state.find(place, at, now, None) {
                 state.enter(place, found);
                 return None;
             }
@@ -281,21 +279,20 @@ impl Service {
             Some(Trouble::Failing { again, .. }) if now < again => return Some(Look::Wait(again)),
             _ => {}
         }
-        if let Some(found) = state.find(place, at, (place.known.log.resets)(), now, Some(id)) {
+        let nobody_reads = matches!(held.run, Slot::None);
+        if let Some(found) = state.find(place, at, now, Some(id)) {
             state.leave(place, now);
             state.enter(place, found);
             return None;
         }
-        match &held_run(state, id) {
-            Some(Slot::None) | None => self.queue(state, place, at, now, ended),
-            Some(_) => {
-                state.forget(place);
-                if place.is_told_the_end(at, now, items) {
-                    return Some(Look::Items);
-                }
-                Some(self.lead_or_wait(state, id, now))
-            }
+        if nobody_reads {
+            return self.queue(state, place, at, now, ended);
         }
+        state.forget(place);
+        if place.is_told_the_end(at, now, items) {
+            return Some(Look::Items);
+        }
+        Some(self.lead_or_wait(state, id, now))
     }
 
     /// Waits for a reader that comes by soon, and moves it on.
@@ -348,11 +345,11 @@ impl Service {
             .filter(|id| state.segments.get(id).is_some_and(|held| held.segment.start() == at && held.segment.next() == 0));
         let id = again.unwrap_or_else(|| {
             state.leave(place, now);
-            let id = state.make(place, at, (place.known.log.resets)(), now);
+            let id = state.make(place, at, now);
             state.enter(place, (id, 0));
             id
         });
-        let run = Box::new(Run::open(place.known.log.clone(), at, place.asker.wanted.clone()));
+        let run = Box::new(Run::open(&place.known.log, at, place.asker.wanted.clone()));
         if let Some(held) = state.segments.get_mut(&id) {
             held.run = Slot::Taken;
         }
@@ -449,10 +446,6 @@ impl Service {
     }
 }
 
-fn held_run(state: &State, id: u64) -> Option<&Slot> {
-    state.segments.get(&id).map(|held| &held.run)
-}
-
 impl Known {
     pub(super) fn counted(&self) -> Counted {
         Counted {
@@ -499,7 +492,8 @@ impl Held {
 
 impl State {
     /// Where a point is, in another segment than `but` or behind nothing that is there yet.
-    fn find(&self, place: &Place, at: Point, resets: u64, now: Instant, but: Option<u64>) -> Option<(u64, u64)> {
+    fn find(&self, place: &Place, at: Point, now: Instant, but: Option<u64>) -> Option<(u64, u64)> {
+        let resets = (place.known.log.resets)();
         let suits = |held: &Held| {
             let same = held.wanted == place.asker.wanted;
             // Whatever holds all subjects serves those who want some.
@@ -535,7 +529,7 @@ impl State {
         }
     }
 
-    fn make(&mut self, place: &Place, at: Point, resets: u64, now: Instant) -> u64 {
+    fn make(&mut self, place: &Place, at: Point, now: Instant) -> u64 {
         self.made += 1;
         let held = Held {
             source: place.source,
@@ -548,7 +542,7 @@ impl State {
             used: now,
             trouble: None,
             outdated: false,
-            resets,
+            resets: (place.known.log.resets)(),
         };
         self.segments.insert(self.made, held);
         self.made
@@ -654,10 +648,10 @@ pub(super) struct Turn {
 
 impl Turn {
     /// Waits until something was read, or cannot be.
-    pub(super) async fn advance(mut self, max_payload: usize) {
+    pub(super) async fn advance(mut self) {
         let Some(run) = &mut self.run else { return };
         // At the log's end nothing may come for long: others may wait for a reader meanwhile.
-        let Ok(moved) = timeout(QUANTUM, run.advance(max_payload, &self.service.pace)).await else { return };
+        let Ok(moved) = timeout(QUANTUM, run.advance(&self.service.pace)).await else { return };
         if let Some(run) = self.run.take() {
             self.service.settle(self.segment, run, Some(moved));
         }

@@ -209,8 +209,7 @@ impl JetStreamSource {
         if theirs.is_empty() || theirs.iter().all(|theirs| theirs.covered_by(&self.subjects)) {
             return Vec::new();
         }
-        let meeting: Vec<_> = self.subjects.iter().filter(|ours| theirs.iter().any(|t| t.intersects(ours))).collect();
-        let meeting: Vec<_> = meeting.into_iter().cloned().collect();
+        let meeting: Vec<_> = self.subjects.iter().filter(|ours| theirs.iter().any(|t| t.intersects(ours))).cloned().collect();
         if info.takes(&meeting) { meeting.iter().map(ToString::to_string).collect() } else { Vec::new() }
     }
 

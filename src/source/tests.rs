@@ -36,12 +36,6 @@ impl Rig for InboxRig {
             handle.publish(subject, Bytes::from(body.to_owned())).await.expect("published");
         })
     }
-    fn kill(&mut self) -> LocalBoxFuture<'_, bool> {
-        Box::pin(async { false })
-    }
-    fn revive(&mut self) -> LocalBoxFuture<'_, ()> {
-        Box::pin(async {})
-    }
 }
 
 fn inbox() -> Arc<http::Http> {
@@ -77,12 +71,6 @@ impl Rig for TickerRig {
         // It ticks by itself.
         Box::pin(async {})
     }
-    fn kill(&mut self) -> LocalBoxFuture<'_, bool> {
-        Box::pin(async { false })
-    }
-    fn revive(&mut self) -> LocalBoxFuture<'_, ()> {
-        Box::pin(async {})
-    }
     fn read(&self, message: &Message) -> String {
         let tick: serde_json::Value = serde_json::from_slice(&message.payload).expect("JSON");
         format!("first {}", tick["count"].as_u64().expect("a number") - 1)
@@ -103,12 +91,6 @@ impl Rig for PlantedRig {
     }
     fn publish<'a>(&'a mut self, _: &'a str) -> LocalBoxFuture<'a, ()> {
         // It counts by itself.
-        Box::pin(async {})
-    }
-    fn kill(&mut self) -> LocalBoxFuture<'_, bool> {
-        Box::pin(async { false })
-    }
-    fn revive(&mut self) -> LocalBoxFuture<'_, ()> {
         Box::pin(async {})
     }
 }

@@ -266,14 +266,18 @@ async fn readers_share_a_connection_and_leave_nothing_behind() {
     assert_eq!(ledger(&running.recorder.items.lock(), 4000), []);
     assert_eq!(stream.info().await.expect("info").state.consumer_count, 6);
     drop(histories);
-    eventually("one consumer", async || match stream.get_info().await.expect("info").state.consumer_count {
-        1 => Ok(()),
-        n => Err(n.to_string()),
-    })
-    .await;
+    until_consumers(&context, 1).await;
     running.stop().await;
-    eventually("no consumer", async || match stream.get_info().await.expect("info").state.consumer_count {
-        0 => Ok(()),
+    until_consumers(&context, 0).await;
+}
+
+async fn consumers(context: &jetstream::Context) -> usize {
+    context.get_stream("S").await.expect("is there").get_info().await.expect("info").state.consumer_count
+}
+
+async fn until_consumers(context: &jetstream::Context, expected: usize) {
+    eventually(&format!("{expected} consumers"), async || match consumers(context).await {
+        n if n == expected => Ok(()),
         n => Err(n.to_string()),
     })
     .await;

@@ -153,9 +153,13 @@ pub(crate) trait Rig {
     /// Publishes a message that the source reads; returns when the broker has it.
     fn publish<'a>(&'a mut self, body: &'a str) -> LocalBoxFuture<'a, ()>;
     /// Ends the broker at once; false: there is none that could end.
-    fn kill(&mut self) -> LocalBoxFuture<'_, bool>;
+    fn kill(&mut self) -> LocalBoxFuture<'_, bool> {
+        Box::pin(async { false })
+    }
     /// Starts it again, with what it kept on disk.
-    fn revive(&mut self) -> LocalBoxFuture<'_, ()>;
+    fn revive(&mut self) -> LocalBoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
     /// What a message says, so that it can be compared with what was published.
     fn read(&self, message: &Message) -> String {
         body(message)

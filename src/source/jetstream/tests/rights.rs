@@ -50,13 +50,7 @@ async fn the_least_rights_are_enough() {
     let running = works(&server, &context, "_INBOX_bridge").await;
     running.stop().await;
     // Consumers are left to expire.
-    eventually("no consumer", async || {
-        match context.get_stream("S").await.expect("is there").get_info().await.expect("info").state.consumer_count {
-            0 => Ok(()),
-            n => Err(n.to_string()),
-        }
-    })
-    .await;
+    until_consumers(&context, 0).await;
 }
 
 #[tokio::test]
@@ -69,11 +63,7 @@ async fn with_all_rights_that_are_used_nothing_is_done_without() {
     let has_check = |item: &Item| matches!(item, Item::Tail(Some(Position { check: Some(_), .. })));
     assert!(read(&source(&server, "_INBOX"), Start::Now).await.iter().all(has_check));
     running.stop().await;
-    eventually("no consumer", async || match stream.get_info().await.expect("info").state.consumer_count {
-        0 => Ok(()),
-        n => Err(n.to_string()),
-    })
-    .await;
+    until_consumers(&context, 0).await;
 }
 
 #[tokio::test]

@@ -68,18 +68,6 @@ async fn pass(from: OwnedReadHalf, to: OwnedWriteHalf, hold: Duration) {
     }
 }
 
-async fn consumers(context: &jetstream::Context) -> usize {
-    context.get_stream("S").await.expect("is there").get_info().await.expect("info").state.consumer_count
-}
-
-async fn until_consumers(context: &jetstream::Context, expected: usize) {
-    eventually(&format!("{expected} consumers"), async || match consumers(context).await {
-        n if n == expected => Ok(()),
-        n => Err(n.to_string()),
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn a_consumer_that_is_made_late_is_waited_for_and_used() {
     let server = Server::start().await;
