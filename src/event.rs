@@ -14,6 +14,10 @@ use crate::cursor::Position;
 use crate::subject::Subject;
 use crate::support::clock;
 
+mod headers;
+
+pub use headers::Headers;
+
 /// A moment in microseconds since 1970, UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Timestamp(u64);
@@ -121,12 +125,24 @@ impl fmt::Display for Timestamp {
 pub struct Message {
     /// The broker's name for it, escaped if that is not a valid subject.
     pub subject: Subject,
-    /// The bytes, untouched.
+    /// The bytes as they came; unpacked, where a header says that they are compressed.
     pub payload: Bytes,
     /// The broker's time of the message, or else the time of its receipt.
     pub time: Timestamp,
     /// Its position in the broker's log, if the source has a log.
     pub position: Option<Position>,
+    /// What it carries beside the payload.
+    pub headers: Headers,
+    /// It says that what its subject names was deleted.
+    pub deleted: bool,
+}
+
+impl Message {
+    /// Without headers.
+    #[must_use]
+    pub fn new(subject: Subject, payload: Bytes, time: Timestamp, position: Option<Position>) -> Self {
+        Self { subject, payload, time, position, headers: Headers::default(), deleted: false }
+    }
 }
 
 /// How an event's `data` is written.
@@ -157,6 +173,21 @@ pub struct Event {
     pub name: Option<Arc<str>>,
     /// How `data` is written.
     pub envelope: Envelope,
+    /// What the message carried beside the payload.
+    pub headers: Headers,
+    /// Which of the headers the `json` envelope shows, under these names.
+    pub shown: Option<Arc<[Box<str>]>>,
+    /// What the subject names was deleted.
+    pub deleted: bool,
+}
+
+impl Event {
+    /// A message that no route changes.
+    #[must_use]
+    pub fn of(message: Message) -> Self {
+        let Message { subject, payload, time, position, headers, deleted } = message;
+        Self { subject, payload, time, position, name: None, envelope: Envelope::default(), headers, shown: None, deleted }
+    }
 }
 
 /// Why events of a source may be missing.

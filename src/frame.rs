@@ -4,6 +4,7 @@
 //! Pure. Knows nothing of channels or sockets. It never writes a line end that the payload chose: a CR, LF or CRLF
 //! in a payload becomes the border of two `data` lines, which a client reads back as LF.
 
+use std::borrow::Cow;
 use std::io::Write as _;
 
 use base64::Engine as _;
@@ -13,10 +14,12 @@ use serde_json::value::RawValue;
 
 use crate::event::{Envelope, Event, Gap};
 
+mod cloud;
 mod encoded;
 #[cfg(test)]
 mod tests;
 
+use cloud::Cloud;
 pub use encoded::{Encoded, Encoder, encode_heartbeat};
 
 /// Names of control events.
@@ -101,6 +104,8 @@ pub enum Payload {
     Raw,
     /// Text without an envelope, over several `data` lines.
     RawLines,
+    /// Not at all: what the subject names was deleted, or a CloudEvent has no data.
+    Absent,
 }
 
 impl Payload {
@@ -108,7 +113,7 @@ impl Payload {
     fn behind(self) -> usize {
         match self {
             Self::Raw | Self::RawLines => b"\n\n".len(),
-            Self::Json | Self::JsonLines => b"}\n\n".len(),
+            Self::Json | Self::JsonLines | Self::Absent => b"}\n\n".len(),
             Self::Text | Self::Base64 => b"\"}\n\n".len(),
         }
     }
@@ -117,7 +122,6 @@ impl Payload {
 /// Appends all of an event but its `id` line: `event`, `data`, the blank line. Returns how the payload is written and
 /// how many bytes that takes.
 pub fn body(out: &mut Vec<u8>, event: &Event, form: Form, origin: Origin<'_>) -> (Payload, usize) {
-    let data = Data::of(&event.payload);
     let (envelope, name) = match form {
         Form::Routed => (event.envelope, event.name.as_deref()),
         Form::Json => (Envelope::Json, None),
@@ -125,55 +129,129 @@ pub fn body(out: &mut Vec<u8>, event: &Event, form: Form, origin: Origin<'_>) ->
     if let Some(name) = name {
         field(out, "event", name);
     }
-    let several = memchr2(b'\n', b'\r', &event.payload).is_some();
-    let (written, begin) = match (envelope, data) {
-        (Envelope::Raw, Data::Json(_) | Data::Text(_)) => {
-            let begin = out.len() + DATA.len();
-            data_lines(out, &event.payload);
-            (if several { Payload::RawLines } else { Payload::Raw }, begin)
-        }
-        (Envelope::CloudEvents, data) => {
-            let start = begin_data(out);
-            out.extend_from_slice(br#"{"specversion":"1.0","id":""#);
-            // Writing into a Vec cannot fail, here and below.
-            match &event.position {
-                Some(p) => write!(out, "{}{}", p.seq, p.check.map(|c| format!("-{c:x}")).unwrap_or_default()),
-                None => write!(out, "{:08x}-{}", origin.epoch, origin.seq),
-            }
-            .unwrap_or_default();
-            out.extend_from_slice(br#"","source":"/brokercast/"#);
-            out.extend_from_slice(origin.source.as_bytes());
-            out.extend_from_slice(br#"","type":"#);
-            string(out, event.name.as_deref().unwrap_or(event.subject.as_str()));
-            subject_and_time(out, event);
-            let kind = match data {
-                Data::Json(_) => "application/json",
-                Data::Text(_) => "text/plain",
-                Data::Binary(_) => "application/octet-stream",
-            };
-            write!(out, r#","datacontenttype":"{kind}""#).unwrap_or_default();
-            let written = data.write(out, several);
-            end_data(out, start, several);
-            written
-        }
-        (_, data) => {
-            let start = begin_data(out);
-            out.extend_from_slice(br#"{"subject":"#);
-            string(out, event.subject.as_str());
-            if form == Form::Json
-                && let Some(name) = &event.name
-            {
-                out.extend_from_slice(br#","event":"#);
-                string(out, name);
-            }
-            time(out, event);
-            let written = data.write(out, several);
-            end_data(out, start, several);
-            written
-        }
+    let (written, begin) = match envelope {
+        Envelope::Raw => raw(out, event).unwrap_or_else(|| json(out, event, form)),
+        Envelope::CloudEvents => match Cloud::of(event) {
+            Some(Cloud::Structured) => lines(out, event),
+            Some(Cloud::Binary(attributes)) => cloud_event(out, event, &attributes),
+            None => new_cloud_event(out, event, origin),
+        },
+        Envelope::Json => json(out, event, form),
     };
     out.push(b'\n');
     (written, out.len() - written.behind() - begin)
+}
+
+/// The payload alone, where it is text.
+fn raw(out: &mut Vec<u8>, event: &Event) -> Option<(Payload, usize)> {
+    std::str::from_utf8(&event.payload).is_ok().then(|| lines(out, event))
+}
+
+fn lines(out: &mut Vec<u8>, event: &Event) -> (Payload, usize) {
+    let begin = out.len() + DATA.len();
+    data_lines(out, &event.payload);
+    (if several(event) { Payload::RawLines } else { Payload::Raw }, begin)
+}
+
+fn json(out: &mut Vec<u8>, event: &Event, form: Form) -> (Payload, usize) {
+    let start = begin_data(out);
+    out.extend_from_slice(br#"{"subject":"#);
+    string(out, event.subject.as_str());
+    if form == Form::Json
+        && let Some(name) = &event.name
+    {
+        out.extend_from_slice(br#","event":"#);
+        string(out, name);
+    }
+    time(out, event);
+    headers(out, event);
+    data_or_deleted(out, event, start, &Data::of(&event.payload))
+}
+
+/// Appends the headers that the route wants and the message has.
+fn headers(out: &mut Vec<u8>, event: &Event) {
+    let Some(shown) = &event.shown else { return };
+    let found = shown.iter().filter_map(|name| Some((name, event.headers.get(name)?)));
+    for (n, (name, value)) in found.enumerate() {
+        out.extend_from_slice(if n == 0 { br#","headers":{"# } else { b"," });
+        string(out, name);
+        out.push(b':');
+        string(out, value);
+    }
+    if shown.iter().any(|name| event.headers.get(name).is_some()) {
+        out.push(b'}');
+    }
+}
+
+/// Makes a CloudEvent of what was none.
+fn new_cloud_event(out: &mut Vec<u8>, event: &Event, origin: Origin<'_>) -> (Payload, usize) {
+    let data = Data::of(&event.payload);
+    let start = begin_data(out);
+    out.extend_from_slice(br#"{"specversion":"1.0","id":""#);
+    // Writing into a Vec cannot fail, here and below.
+    match &event.position {
+        Some(p) => write!(out, "{}{}", p.seq, p.check.map(|c| format!("-{c:x}")).unwrap_or_default()),
+        None => write!(out, "{:08x}-{}", origin.epoch, origin.seq),
+    }
+    .unwrap_or_default();
+    out.extend_from_slice(br#"","source":"/brokercast/"#);
+    out.extend_from_slice(origin.source.as_bytes());
+    out.extend_from_slice(br#"","type":"#);
+    string(out, event.name.as_deref().unwrap_or(event.subject.as_str()));
+    subject_and_time(out, event);
+    if !event.deleted {
+        let kind = match data {
+            Data::Json(_) => "application/json",
+            Data::Text(_) => "text/plain",
+            Data::Binary(_) => "application/octet-stream",
+        };
+        write!(out, r#","datacontenttype":"{kind}""#).unwrap_or_default();
+    }
+    data_or_deleted(out, event, start, &data)
+}
+
+/// A CloudEvent whose attributes were headers.
+fn cloud_event(out: &mut Vec<u8>, event: &Event, attributes: &[(String, Cow<'_, str>)]) -> (Payload, usize) {
+    let start = begin_data(out);
+    cloud::attributes(out, attributes);
+    let kind = event.headers.get("content-type").or_else(|| event.headers.get("content_type"));
+    if let Some(kind) = kind {
+        out.extend_from_slice(br#","datacontenttype":"#);
+        string(out, kind);
+    }
+    if event.payload.is_empty() && !event.deleted {
+        return without_data(out, start);
+    }
+    // What is said not to be JSON is none, though it may look so.
+    let is_json = kind.is_none_or(|kind| {
+        let kind = kind.split(';').next().unwrap_or_default().trim_end();
+        kind.ends_with("/json") || kind.ends_with("+json")
+    });
+    data_or_deleted(out, event, start, &if is_json { Data::of(&event.payload) } else { Data::other(&event.payload) })
+}
+
+/// Ends a JSON object with the payload, or with the word that there is none any more.
+fn data_or_deleted(out: &mut Vec<u8>, event: &Event, start: usize, data: &Data<'_>) -> (Payload, usize) {
+    if event.deleted {
+        out.extend_from_slice(br#","deleted":true"#);
+        return without_data(out, start);
+    }
+    let several = several(event);
+    let written = data.write(out, several);
+    end_data(out, start, several);
+    written
+}
+
+fn without_data(out: &mut Vec<u8>, start: usize) -> (Payload, usize) {
+    let begin = out.len();
+    out.push(b'}');
+    end_data(out, start, false);
+    (Payload::Absent, begin)
+}
+
+/// Whether the payload has line ends.
+fn several(event: &Event) -> bool {
+    memchr2(b'\n', b'\r', &event.payload).is_some()
 }
 
 fn subject_and_time(out: &mut Vec<u8>, event: &Event) {
@@ -200,15 +278,14 @@ impl<'a> Data<'a> {
         // What cannot begin a JSON value (RFC 8259, section 3) is not worth an error's making.
         let first = payload.iter().find(|b| !matches!(b, b' ' | b'\t' | b'\n' | b'\r'));
         if !first.is_some_and(|b| matches!(b, b'{' | b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n')) {
-            return std::str::from_utf8(payload).map_or(Self::Binary(payload), Self::Text);
+            return Self::other(payload);
         }
-        match serde_json::from_slice::<&RawValue>(payload) {
-            Ok(json) => Self::Json(json.get()),
-            Err(_) => match std::str::from_utf8(payload) {
-                Ok(text) => Self::Text(text),
-                Err(_) => Self::Binary(payload),
-            },
-        }
+        serde_json::from_slice::<&RawValue>(payload).map_or_else(|_| Self::other(payload), |json| Self::Json(json.get()))
+    }
+
+    /// Of bytes that are no JSON.
+    fn other(payload: &'a [u8]) -> Self {
+        std::str::from_utf8(payload).map_or(Self::Binary(payload), Self::Text)
     }
 
     /// Appends `,"data":…}`. Returns how the payload is written, and where it begins.

@@ -47,7 +47,7 @@ pub use cli::main;
 #[cfg(feature = "internals")]
 pub mod internals {
     pub use crate::cursor::{Check, Cursor, Point, Position, Tag};
-    pub use crate::event::{Envelope, Event, Gap, GapReason, Message, SourceKey, SourceName, Timestamp};
+    pub use crate::event::{Envelope, Event, Gap, GapReason, Headers, Message, SourceKey, SourceName, Timestamp};
     pub use crate::frame::{Form, Origin, body};
     pub use crate::hub::{Channel, Concerns, Filter, Hub, Input, Limits, Listener, Seat, SourceSpec};
     pub use crate::source::supervisor::Supervisor;

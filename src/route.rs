@@ -14,7 +14,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-use template::{NameTemplate, SubjectTemplate};
+use template::{NameTemplate, Nameless, SubjectTemplate};
 
 /// The prefix of control events' names; no route may give an event such a name.
 pub const RESERVED: &str = "brokercast.";
@@ -56,7 +56,33 @@ pub struct Rule {
 #[derive(Debug, Clone)]
 enum Action {
     Drop,
-    Pass { subject: Option<Arc<SubjectTemplate>>, name: Option<Arc<NameTemplate>>, envelope: Envelope },
+    Pass(Arc<Pass>),
+}
+
+/// What becomes of a message that goes on.
+#[derive(Debug)]
+struct Pass {
+    subject: Option<SubjectTemplate>,
+    name: Option<NameTemplate>,
+    envelope: Envelope,
+    /// The headers that the `json` envelope shows.
+    headers: Option<Arc<[Box<str>]>>,
+    /// Whether a message without a payload says that its subject was deleted.
+    deleted: bool,
+}
+
+impl Rule {
+    /// Whether it takes every message whose subject it matches. A template that needs a header may not.
+    fn takes_all(&self) -> bool {
+        self.renames().is_none_or(|template| !template.needs_header())
+    }
+
+    fn renames(&self) -> Option<&SubjectTemplate> {
+        match &self.action {
+            Action::Drop => None,
+            Action::Pass(pass) => pass.subject.as_ref(),
+        }
+    }
 }
 
 impl Router {
@@ -69,7 +95,9 @@ impl Router {
             if rule.source.as_ref().is_some_and(|of| of != source) || !reach::left(reach, &rule.matches, &before) {
                 continue;
             }
-            before.push(rule.matches.clone());
+            if rule.takes_all() {
+                before.push(rule.matches.clone());
+            }
             applicable.push(rule.clone());
         }
         Self {
@@ -84,26 +112,35 @@ impl Router {
     /// What becomes of a message; `None`: a route dropped it.
     #[must_use]
     pub fn route(&self, message: Message) -> Option<Event> {
-        let subject = message.subject.as_str();
-        let Some(rule) = self.rules.iter().find(|rule| rule.matches.matches(subject)) else {
-            return Some(event(message, None, None, Envelope::default()));
-        };
-        match &rule.action {
-            Action::Drop => None,
-            Action::Pass { subject: to, name, envelope } => {
-                let name = name.as_ref().and_then(|name| {
-                    let made = name.apply(subject);
-                    self.counts.reserved.fetch_add(u64::from(made.is_none()), Relaxed);
-                    made
-                });
-                let renamed = to.as_ref().map(|to| {
-                    let (renamed, shortened) = to.apply(&message.subject);
-                    self.counts.shortened.fetch_add(u64::from(shortened), Relaxed);
-                    renamed
-                });
-                Some(event(message, renamed, name, *envelope))
-            }
+        for rule in self.rules.iter().filter(|rule| rule.matches.matches(message.subject.as_str())) {
+            let Action::Pass(pass) = &rule.action else { return None };
+            let renamed = match &pass.subject {
+                None => None,
+                Some(template) => match template.apply(&message.subject, &message.headers) {
+                    None => continue,
+                    Some((renamed, shortened)) => {
+                        self.counts.shortened.fetch_add(u64::from(shortened), Relaxed);
+                        Some(renamed)
+                    }
+                },
+            };
+            return Some(self.pass(pass, renamed, message));
         }
+        Some(Event::of(message))
+    }
+
+    fn pass(&self, pass: &Pass, renamed: Option<Subject>, message: Message) -> Event {
+        let name = pass.name.as_ref().and_then(|name| match name.apply(message.subject.as_str(), &message.headers) {
+            Ok(name) => Some(name),
+            Err(nameless) => {
+                self.counts.reserved.fetch_add(u64::from(nameless == Nameless::Reserved), Relaxed);
+                None
+            }
+        });
+        let mut event = Event { name, envelope: pass.envelope, shown: pass.headers.clone(), ..Event::of(message) };
+        event.deleted |= pass.deleted && event.payload.is_empty();
+        event.subject = renamed.unwrap_or(event.subject);
+        event
     }
 
     /// Patterns that together hold every subject that the source's events can have after routing: at times more, as
@@ -133,6 +170,13 @@ impl Router {
         (disjoint && !all && inputs.len() <= MAX_INPUTS).then_some(inputs)
     }
 
+    /// Whether events of the source that have the same subject before routing may have different ones after it: then the newest
+    /// of each before it are not the newest of each after it.
+    #[must_use]
+    pub fn splits(&self) -> bool {
+        self.rules.iter().any(|rule| !rule.takes_all())
+    }
+
     /// Whether events of the source that have different subjects before routing have different ones after it.
     #[must_use]
     pub fn keeps_apart(&self) -> bool {
@@ -152,9 +196,4 @@ impl Counts {
     pub fn reserved_names(&self) -> u64 {
         self.reserved.load(Relaxed)
     }
-}
-
-fn event(message: Message, renamed: Option<Subject>, name: Option<Arc<str>>, envelope: Envelope) -> Event {
-    let Message { subject, payload, time, position } = message;
-    Event { subject: renamed.unwrap_or(subject), payload, time, position, name, envelope }
 }

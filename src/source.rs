@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::cursor::Position;
-use crate::event::{Gap, GapReason, Message, Timestamp};
+use crate::event::{Gap, Message, Timestamp};
 use crate::subject::Pattern;
 
 pub mod amqp;
@@ -26,9 +26,11 @@ pub mod supervisor;
 pub(crate) mod tests;
 pub mod ticker;
 mod tls;
+mod unpack;
 
 pub use error::{ErrorKind, SourceError};
 pub use status::{Fault, Handle, State};
+pub use unpack::fit;
 
 /// What a connection yields, in the source's order.
 #[derive(Debug, Clone)]
@@ -161,25 +163,4 @@ pub trait Intake: Send + Sync {
     /// Routes and publishes `items` in their order, empties the `Vec`, and returns the cursor after the last of
     /// them. May wait: that is back-pressure.
     fn take<'a>(&'a self, items: &'a mut Vec<Item>) -> BoxFuture<'a, String>;
-}
-
-/// Replaces each message whose payload has more than `max` bytes by an `oversized` gap, and returns how many those were.
-/// The supervisor calls it for live batches, a reader of history for its own.
-pub fn drop_oversized(items: &mut [Item], max: usize) -> usize {
-    let mut dropped = 0;
-    for item in items {
-        if let Item::Message(message) = item
-            && message.payload.len() > max
-        {
-            let seq = message.position.map(|p| p.seq);
-            *item = Item::Gap(Gap {
-                reason: GapReason::Oversized,
-                from: seq.and_then(|s| s.checked_sub(1)),
-                to: seq.and_then(|s| s.checked_add(1)),
-                position: message.position,
-            });
-            dropped += 1;
-        }
-    }
-    dropped
 }

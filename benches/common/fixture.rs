@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use brokercast::internals::{
-    Channel, Concerns, Envelope, Event, Filter, Form, Hub, Limits, Listener, Pattern, Seat, SourceKey, SourceSpec, Timestamp,
+    Channel, Concerns, Envelope, Event, Filter, Form, Hub, Limits, Listener, Message, Pattern, Seat, SourceKey, SourceSpec, Timestamp,
 };
 use bytes::Bytes;
 
@@ -18,7 +18,7 @@ pub(crate) fn json() -> Bytes {
 }
 
 pub(crate) fn event(subject: &str, payload: Bytes, envelope: Envelope) -> Event {
-    Event { subject: subject.parse().expect("a subject"), payload, time: NOW, position: None, name: None, envelope }
+    Event { envelope, ..Event::of(Message::new(subject.parse().expect("a subject"), payload, NOW, None)) }
 }
 
 pub(crate) fn pattern(text: &str) -> Pattern {

@@ -102,7 +102,7 @@ mod tests {
         let intake = Intake { source, router, hub: hub.clone(), counts: counts.clone() };
         let message = |subject: &str, seq| {
             let position = Some(Position::unverified(seq));
-            Item::Message(Message { subject: subject.parse().unwrap(), payload: Bytes::new(), time: Timestamp::now(), position })
+            Item::Message(Message::new(subject.parse().unwrap(), Bytes::new(), Timestamp::now(), position))
         };
         let gap = Gap { reason: GapReason::Oversized, from: None, to: None, position: Some(Position::unverified(7)) };
         let mut items =

@@ -90,7 +90,7 @@ impl Encoded {
         let end = self.split as usize - CHUNK_END.len() - payload.behind();
         let written = &self.bytes[end - self.payload as usize..end];
         Some(match payload {
-            Payload::Json | Payload::Raw => written.into(),
+            Payload::Json | Payload::Raw | Payload::Absent => written.into(),
             Payload::JsonLines | Payload::RawLines => String::from_utf8_lossy(written).replace("\ndata: ", "\n").into_bytes().into(),
             Payload::Text => {
                 let quoted = &self.bytes[end - self.payload as usize - 1..=end];

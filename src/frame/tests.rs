@@ -4,16 +4,13 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{GapReason, Timestamp};
+use crate::event::{GapReason, Message, Timestamp};
 
 fn event(payload: &[u8], envelope: Envelope, name: Option<&str>) -> Event {
     Event {
-        subject: "orders.eu".parse().unwrap(),
-        payload: Bytes::copy_from_slice(payload),
-        time: Timestamp::from_micros(1_000_000),
-        position: None,
         name: name.map(Arc::from),
         envelope,
+        ..Event::of(Message::new("orders.eu".parse().unwrap(), Bytes::copy_from_slice(payload), Timestamp::from_micros(1_000_000), None))
     }
 }
 
@@ -232,4 +229,103 @@ fn gaps_and_heartbeats_know_what_they_are() {
 fn an_encoded_event_stays_small() {
     // A window of 16 MiB holds as many events as these bytes allow.
     assert_eq!((size_of::<Encoded>(), size_of::<crate::hub::Entry>()), (56, 96));
+}
+
+fn with_headers(headers: &[(&str, &str)], event: Event) -> Event {
+    let mut event = event;
+    headers.iter().for_each(|(name, value)| event.headers.push(name, value));
+    event
+}
+
+/// The payload as it can be read back.
+fn payload(event: &Event) -> Vec<u8> {
+    let mut block = bytes::BytesMut::new();
+    let encoded = Encoder::default().event(&mut block, b"id", event, ORIGIN);
+    encoded.payload().expect("an event").into_owned()
+}
+
+#[test]
+fn chosen_headers_stand_in_the_json_envelope() {
+    let shown: Arc<[Box<str>]> = ["Event-Type".into(), "none".into(), "type".into()].into();
+    let headers = [("type", "a\"b"), ("event-type", "made"), ("secret", "x")];
+    for envelope in [Envelope::Json, Envelope::Raw] {
+        let event = Event { shown: Some(shown.clone()), ..with_headers(&headers, event(b"1", envelope, None)) };
+        assert_eq!(
+            encode(&event, Form::Json),
+            "data: {\"subject\":\"orders.eu\",\"time\":\"1970-01-01T00:00:01.000000Z\",\
+             \"headers\":{\"Event-Type\":\"made\",\"type\":\"a\\\"b\"},\"data\":1}\n\n"
+        );
+        assert_eq!(payload(&event), b"1");
+    }
+    let none = Event { shown: Some(shown), ..event(b"1", Envelope::Json, None) };
+    assert!(!encode(&none, Form::Json).contains("headers"));
+}
+
+#[test]
+fn what_was_deleted_has_no_data() {
+    let deleted = |envelope| Event { deleted: true, ..event(b"", envelope, None) };
+    let json = "data: {\"subject\":\"orders.eu\",\"time\":\"1970-01-01T00:00:01.000000Z\",\"deleted\":true}\n\n";
+    assert_eq!(encode(&deleted(Envelope::Json), Form::Routed), json);
+    assert_eq!(encode(&deleted(Envelope::Raw), Form::Json), json);
+    assert_eq!(encode(&deleted(Envelope::Raw), Form::Routed), "data: \n\n");
+    let cloud = encode(&deleted(Envelope::CloudEvents), Form::Routed);
+    assert!(cloud.ends_with("Z\",\"deleted\":true}\n\n") && !cloud.contains("datacontenttype"), "{cloud}");
+    for envelope in [Envelope::Json, Envelope::Raw, Envelope::CloudEvents] {
+        assert_eq!(payload(&deleted(envelope)), b"");
+    }
+}
+
+#[test]
+fn cloud_events_pass_as_they_came() {
+    let cloud = |headers: &[(&str, &str)], payload: &[u8]| with_headers(headers, event(payload, Envelope::CloudEvents, Some("n")));
+    let data = |event: &Event| parse(&encode(event, Form::Routed)).remove(0).1;
+    let structured = r#"{ "specversion": "1.0", "type":"t", "source":"/s", "id":"7", "data": {"a": 1.50}, "ext":"x" }"#;
+    assert_eq!(data(&cloud(&[], structured.as_bytes())), structured);
+    assert_eq!(payload(&cloud(&[], structured.as_bytes())), structured.as_bytes());
+    let lines = structured.replace(", ", ",\n ");
+    assert_eq!(data(&cloud(&[], lines.as_bytes())), lines);
+    let nats = [
+        ("ce-id", "%E2%82%AC%201"),
+        ("Ce-Source", "/s"),
+        ("ce-specversion", "1.0"),
+        ("ce-type", "t"),
+        ("ce-my ext", "no"),
+        ("ce-ext", "e"),
+    ];
+    let binary = cloud(&[&nats[..], &[("Content-Type", "application/json")]].concat(), b"{\"a\":1}");
+    let expected = "{\"specversion\":\"1.0\",\"id\":\"\u{20ac} 1\",\"source\":\"/s\",\"type\":\"t\",\"ext\":\"e\",\
+                    \"datacontenttype\":\"application/json\",\"data\":{\"a\":1}}";
+    assert_eq!(data(&binary), expected);
+    assert_eq!(payload(&binary), b"{\"a\":1}");
+    let amqp = [
+        ("content_type", "text/plain"),
+        ("cloudEvents:id", "a%20"),
+        ("cloudEvents:source", "/s"),
+        ("cloudEvents_type", "t"),
+        ("cloudEvents:specversion", "1.0"),
+    ];
+    assert!(
+        data(&cloud(&amqp, b"12"))
+            .ends_with("\"id\":\"a%20\",\"source\":\"/s\",\"type\":\"t\",\"datacontenttype\":\"text/plain\",\"data\":\"12\"}")
+    );
+    assert!(data(&cloud(&amqp[1..], b"")).ends_with("\"type\":\"t\"}"));
+    assert!(data(&cloud(&amqp[1..], b"\xff")).ends_with("\"type\":\"t\",\"data_base64\":\"/w==\"}"));
+    // The client's own envelope is around what came.
+    assert!(encode(&binary, Form::Json).contains("\"subject\":\"orders.eu\",\"event\":\"n\""));
+}
+
+#[test]
+fn what_is_no_whole_cloud_event_becomes_one() {
+    for payload in [
+        r#"{"specversion":"1.0","type":"t","source":"/s"}"#,
+        r#"{"specversion":"1.0","type":"t","source":"/s","id":""}"#,
+        r#"{"specversion":"0.3","type":"t","source":"/s","id":"1"}"#,
+        r#"{"specversion":"1.0","type":"t","source":"/s","id":"1","data":1,"data_base64":""}"#,
+        r#"[{"specversion":"1.0","type":"t","source":"/s","id":"1"}]"#,
+    ] {
+        let text = encode(&event(payload.as_bytes(), Envelope::CloudEvents, None), Form::Routed);
+        assert!(text.contains("\"source\":\"/brokercast/orders\"") && text.contains(&format!("\"data\":{payload}")), "{text}");
+    }
+    let part = with_headers(&[("ce-id", "1"), ("ce-type", "t"), ("ce-specversion", "1.0")], event(b"1", Envelope::CloudEvents, None));
+    assert!(encode(&part, Form::Routed).contains("/brokercast/orders"));
 }

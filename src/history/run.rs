@@ -11,7 +11,7 @@ use super::pace::Pace;
 use super::segment::weight;
 use crate::cursor::Point;
 use crate::event::Timestamp;
-use crate::source::{Connection, Item, SourceError, Start, drop_oversized};
+use crate::source::{Connection, Item, SourceError, Start, fit};
 use crate::subject::Pattern;
 
 /// Messages read at a time.
@@ -73,7 +73,7 @@ impl Run {
                     let result = connection.next(&mut self.items, BATCH).await;
                     let until = pace.took(self.items.iter().map(weight).sum(), Instant::now());
                     self.pause = until.map(|until| Box::pin(sleep_until(until)));
-                    drop_oversized(&mut self.items, self.max_payload);
+                    fit(&mut self.items, self.max_payload);
                     match result {
                         Err(error) => return Moved::Failed(error),
                         Ok(()) if !self.items.is_empty() => return Moved::Read,

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::cursor::{Point, Position};
 use crate::source::Item;
 
-/// What a message counts for beside its subject and payload, in bytes, about.
+/// What a message counts for beside its subject, payload and headers, in bytes, about.
 const OVERHEAD: usize = 64;
 
 /// Items that follow one another in a source's log.
@@ -120,5 +120,6 @@ impl Segment {
 
 /// What an item counts for, in bytes, about.
 pub(super) fn weight(item: &Item) -> usize {
-    OVERHEAD + if let Item::Message(message) = item { message.subject.as_str().len() + message.payload.len() } else { 0 }
+    let Item::Message(message) = item else { return OVERHEAD };
+    OVERHEAD + message.subject.as_str().len() + message.payload.len() + message.headers.bytes()
 }

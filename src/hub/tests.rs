@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::cursor::Tag;
-use crate::event::Envelope;
+use crate::event::{Envelope, Message};
 use crate::frame::Form;
 use crate::transport::framing::{Chunked, Plain};
 
@@ -32,12 +32,8 @@ fn now() -> Timestamp {
 
 fn event(subject: &str, payload: &str) -> Input {
     Input::Event(Event {
-        subject: subject.parse().unwrap(),
-        payload: Bytes::copy_from_slice(payload.as_bytes()),
-        time: now(),
-        position: None,
-        name: None,
         envelope: Envelope::Raw,
+        ..Event::of(Message::new(subject.parse().unwrap(), Bytes::copy_from_slice(payload.as_bytes()), now(), None))
     })
 }
 

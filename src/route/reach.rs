@@ -47,6 +47,7 @@ fn rename(template: &SubjectTemplate, of: &Pattern) -> Pattern {
         let (pieces, tail): (Vec<&str>, bool) = match part {
             Part::Literal(text) => (text.split('.').collect(), false),
             Part::Token(number) => (vec![tokens.get(*number).copied().unwrap_or("*")], false),
+            Part::Header(_) => (vec!["*"], false),
             Part::Tail(number) => {
                 let tail = tokens.get(*number..).unwrap_or(&[">"]);
                 (tail.to_vec(), tail.last() == Some(&">"))
@@ -111,10 +112,10 @@ fn unrename(template: &SubjectTemplate, of: &Pattern, asked: &Pattern) -> Patter
 pub(super) fn inputs(reach: &[Pattern], rules: &[Rule], asked: &[Pattern]) -> Vec<Pattern> {
     let mut out = Vec::new();
     for rule in rules {
-        let Action::Pass { subject, .. } = &rule.action else { continue };
+        let Action::Pass(pass) = &rule.action else { continue };
         for both in reach.iter().filter_map(|of| intersection(of, &rule.matches)) {
             for asked in asked {
-                match subject {
+                match &pass.subject {
                     Some(template) if !rename(template, &both).intersects(asked) => {}
                     Some(template) => out.push(unrename(template, &both, asked)),
                     None => out.extend(intersection(&both, asked)),
@@ -128,14 +129,16 @@ pub(super) fn inputs(reach: &[Pattern], rules: &[Rule], asked: &[Pattern]) -> Ve
 
 /// Whether routing never gives two subjects one name.
 pub(super) fn keeps_apart(reach: &[Pattern], rules: &[Rule]) -> bool {
-    let whole = |rule: &Rule| match &rule.action {
-        Action::Pass { subject: Some(template), .. } => template.keeps_all_of(&rule.matches),
-        _ => true,
-    };
-    let renames = |rule: &Rule| matches!(rule.action, Action::Pass { subject: Some(_), .. });
+    let whole = |rule: &Rule| rule.renames().is_none_or(|template| template.keeps_all_of(&rule.matches));
     let outputs = outputs(reach, rules);
     let apart = |n: usize| outputs[..n].iter().all(|before| !before.pattern.intersects(&outputs[n].pattern));
-    !rules.iter().any(renames) || (rules.iter().all(whole) && (0..outputs.len()).all(apart))
+    let renames = rules.iter().any(|rule| rule.renames().is_some());
+    !renames || (rules.iter().all(whole) && (0..outputs.len()).all(apart))
+}
+
+/// The subjects that none of `rules` leaves to later ones.
+fn taken(rules: &[Rule]) -> Vec<Pattern> {
+    rules.iter().filter(|rule| rule.takes_all()).map(|rule| rule.matches.clone()).collect()
 }
 
 /// Some of the subjects that a source's events can have.
@@ -143,27 +146,28 @@ pub(super) fn keeps_apart(reach: &[Pattern], rules: &[Rule]) -> bool {
 pub(super) struct Output {
     pattern: Pattern,
     /// The first so many rules take their subjects away from this pattern.
-    taken: usize,
+    first: usize,
 }
 
 /// Returns the outputs of each rule, and of the messages that no rule matches.
 pub(super) fn outputs(reach: &[Pattern], rules: &[Rule]) -> Vec<Output> {
-    let matches: Vec<Pattern> = rules.iter().map(|rule| rule.matches.clone()).collect();
     let mut out = Vec::new();
     for (number, rule) in rules.iter().enumerate() {
-        let Action::Pass { subject, .. } = &rule.action else { continue };
+        let Action::Pass(pass) = &rule.action else { continue };
+        let before = taken(&rules[..number]);
         for both in reach.iter().filter_map(|of| intersection(of, &rule.matches)) {
-            if both.covered_by(&matches[..number]) {
+            if both.covered_by(&before) {
                 continue;
             }
-            out.push(match subject {
-                Some(template) => Output { pattern: rename(template, &both), taken: 0 },
-                None => Output { pattern: both, taken: number },
+            out.push(match &pass.subject {
+                Some(template) => Output { pattern: rename(template, &both), first: 0 },
+                None => Output { pattern: both, first: number },
             });
         }
     }
-    let unchanged = reach.iter().filter(|of| !of.covered_by(&matches));
-    out.extend(unchanged.map(|of| Output { pattern: of.clone(), taken: rules.len() }));
+    let all = taken(rules);
+    let unchanged = reach.iter().filter(|of| !of.covered_by(&all));
+    out.extend(unchanged.map(|of| Output { pattern: of.clone(), first: rules.len() }));
     out
 }
 
@@ -174,10 +178,7 @@ pub(super) fn patterns(outputs: &[Output]) -> Vec<Pattern> {
 
 /// Whether an event can have a subject that one of the patterns `asked` matches.
 pub(super) fn concerns(outputs: &[Output], rules: &[Rule], asked: &[Pattern]) -> bool {
-    outputs.iter().any(|Output { pattern, taken }| {
-        asked.iter().filter_map(|asked| intersection(pattern, asked)).any(|both| {
-            let taken: Vec<Pattern> = rules[..*taken].iter().map(|rule| rule.matches.clone()).collect();
-            !both.covered_by(&taken)
-        })
+    outputs.iter().any(|Output { pattern, first }| {
+        asked.iter().filter_map(|asked| intersection(pattern, asked)).any(|both| !both.covered_by(&taken(&rules[..*first])))
     })
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::template::{NameTemplate, SubjectTemplate};
-use super::{Action, Rule};
+use super::{Action, Pass, Rule};
 use crate::event::{Envelope, SourceName};
 use crate::settings::{Choice, Slot};
 use crate::subject::Pattern;
@@ -39,14 +39,30 @@ fn rule(route: Slot<'_>, sources: &[&str]) -> Option<Rule> {
         }
     }
     let drop = route.key("drop").flag().optional() == Some(true);
-    if drop && ["subject", "event", "envelope"].map(|name| route.has(name)).contains(&true) {
-        route.problem_here("must not give subject, event or envelope to what it drops");
+    if drop && ["subject", "event", "envelope", "headers", "deleted"].map(|name| route.has(name)).contains(&true) {
+        route.problem_here("must give nothing else to what it drops");
     }
     let (subject, event, envelope) = (route.key("subject").text(), route.key("event").text(), route.key("envelope").choice().optional());
+    let header = |item: Slot<'_>| item.text().check(|name| good_header(name), "must be the name of a header").required();
+    let headers = route.key("headers").texts(header).check(|names| !names.is_empty(), "must list at least one header").optional();
+    let deleted = route.key("deleted").choice::<Empty>().optional().is_some();
     let matches = pattern?;
     // Whether a template fits depends on the pattern.
     let subject = subject.convert(|text| SubjectTemplate::new(&text, &matches).map_err(|e| e.to_string())).optional();
     let name = event.convert(|text| NameTemplate::new(&text, &matches).map_err(|e| e.to_string())).optional();
-    let pass = Action::Pass { subject: subject.map(Arc::new), name: name.map(Arc::new), envelope: envelope.unwrap_or_default() };
-    Some(Rule { source, matches, action: if drop { Action::Drop } else { pass } })
+    let headers = headers.map(|names| names.into_iter().map(String::into_boxed_str).collect());
+    let pass = Pass { subject, name, envelope: envelope.unwrap_or_default(), headers, deleted };
+    Some(Rule { source, matches, action: if drop { Action::Drop } else { Action::Pass(Arc::new(pass)) } })
+}
+
+fn good_header(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 255 && !name.contains(char::is_control)
+}
+
+/// `routes[].deleted`
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Empty;
+
+impl Choice for Empty {
+    const WORDS: &'static [(&'static str, Self)] = &[("empty", Self)];
 }

@@ -1,10 +1,11 @@
-//! Templates of routes: `shop.{1}.created`, compiled so that a capture is the number of a token.
+//! Templates of routes: `shop.{1}.{header.Event-Type}`, compiled so that a capture is the number of a token.
 //!
 //! Pure. `*` takes exactly one token and `>` is always last, so the number of a token says what a wildcard took.
 
 use std::sync::Arc;
 
 use super::RESERVED;
+use crate::event::Headers;
 use crate::subject::{MAX_SUBJECT, Pattern, Subject, SubjectError};
 use crate::support::braces::{Piece, pieces};
 
@@ -13,7 +14,9 @@ use crate::support::braces::{Piece, pieces};
 #[non_exhaustive]
 pub(super) enum TemplateError {
     /// `{x}`, `{0}` or `{`.
-    #[error("has braces that are neither `{{1}}`, `{{2}}`, … nor `{{>}}` (write `{{{{` and `}}}}` for braces themselves)")]
+    #[error(
+        "has braces that are none of `{{1}}`, `{{2}}`, …, `{{>}}` and `{{header.NAME}}` (write `{{{{` and `}}}}` for braces themselves)"
+    )]
     Placeholder,
     /// `{3}` where `match` has two `*`.
     #[error("uses `{{{asked}}}`, but the pattern in `match` has {stars} `*`")]
@@ -53,6 +56,8 @@ pub(super) enum Part {
     Token(usize),
     /// All tokens from this one on.
     Tail(usize),
+    /// The value of a header.
+    Header(Box<str>),
 }
 
 fn parse(text: &str, matches: &Pattern) -> Result<Vec<Part>, TemplateError> {
@@ -68,6 +73,9 @@ fn parse(text: &str, matches: &Pattern) -> Result<Vec<Part>, TemplateError> {
         Piece::Text(text) => Ok(Part::Literal(text.into())),
         Piece::Placeholder(">") if tokens.last() == Some(&">") => Ok(Part::Tail(tokens.len() - 1)),
         Piece::Placeholder(">") => Err(TemplateError::NoTail),
+        Piece::Placeholder(name) if name.strip_prefix("header.").is_some_and(|name| !name.is_empty()) => {
+            Ok(Part::Header(name["header.".len()..].into()))
+        }
         Piece::Placeholder(number) => {
             if number.starts_with('0') || !number.bytes().all(|b| b.is_ascii_digit()) {
                 return Err(TemplateError::Placeholder);
@@ -79,14 +87,21 @@ fn parse(text: &str, matches: &Pattern) -> Result<Vec<Part>, TemplateError> {
     pieces(text).ok_or(TemplateError::Placeholder)?.into_iter().map(part).collect()
 }
 
-/// Returns the text that a part becomes, for a subject that the pattern matches.
-fn captured<'a>(part: &'a Part, subject: &'a str) -> &'a str {
-    match part {
+/// Returns the text that a part becomes, for a subject that the pattern matches. `None`: there is no such header.
+fn captured<'a>(part: &'a Part, subject: &'a str, headers: &'a Headers) -> Option<&'a str> {
+    Some(match part {
         Part::Literal(text) => text,
         Part::Token(number) => subject.split('.').nth(*number).unwrap_or_default(),
         Part::Tail(0) => subject,
         Part::Tail(number) => subject.match_indices('.').nth(*number - 1).map_or("", |(dot, _)| &subject[dot + 1..]),
-    }
+        Part::Header(name) => headers.get(name)?,
+    })
+}
+
+/// Whether a header's value can be put into a subject: who chooses it must not be able to choose other tokens with it.
+fn is_token(value: &str) -> bool {
+    let unclean = |c: char| matches!(c, '.' | '*' | '>') || c.is_whitespace() || c.is_control();
+    !value.is_empty() && !value.contains(unclean)
 }
 
 /// Returns the longest prefix of at most `room` bytes that splits no character and does not end in a dot.
@@ -155,24 +170,34 @@ impl SubjectTemplate {
         })
     }
 
+    /// Whether it depends on a header.
+    pub(super) fn needs_header(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part, Part::Header(_)))
+    }
+
     /// Returns the new subject, and whether captures had to be shortened for it. A shortened subject keeps its shape (each
     /// `{1}` is still one token), so it still matches its grants and routes; but different names may become the same.
-    pub(super) fn apply(&self, subject: &Subject) -> (Subject, bool) {
+    /// `None`: a header that it needs is missing, or is not one clean token.
+    pub(super) fn apply(&self, subject: &Subject, headers: &Headers) -> Option<(Subject, bool)> {
         if let Some(fixed) = &self.fixed {
-            return (fixed.clone(), false);
+            return Some((fixed.clone(), false));
         }
-        let of = subject.as_str();
-        let whole: usize = self.parts.iter().map(|part| captured(part, of).len()).sum();
+        let mut whole = 0;
+        for part in &self.parts {
+            let text = captured(part, subject.as_str(), headers)?;
+            if matches!(part, Part::Header(_)) && !is_token(text) {
+                return None;
+            }
+            whole += text.len();
+        }
         let shorten = whole > MAX_SUBJECT;
         let mut out = String::with_capacity(whole.min(MAX_SUBJECT));
         for part in &self.parts {
-            match (part, captured(part, of)) {
-                (Part::Token(_) | Part::Tail(_), text) if shorten => out.push_str(cut(text, self.room)),
-                (_, text) => out.push_str(text),
-            }
+            let text = captured(part, subject.as_str(), headers)?;
+            out.push_str(if shorten && !matches!(part, Part::Literal(_)) { cut(text, self.room) } else { text });
         }
         // Cannot fail: see `new`. If it did, the message would keep its subject.
-        (Subject::new(out).unwrap_or_else(|_| subject.clone()), shorten)
+        Some((Subject::new(out).unwrap_or_else(|_| subject.clone()), shorten))
     }
 }
 
@@ -197,13 +222,29 @@ impl NameTemplate {
         Ok(Self { fixed: (!captures).then(|| fixed.into()), parts })
     }
 
-    /// Returns the event's name, or `None` if a capture would make it the name of a control event: a broker's publisher must
-    /// not be able to fake a gap. Such an event has no name and goes to `onmessage`.
-    pub(super) fn apply(&self, subject: &str) -> Option<Arc<str>> {
+    /// Returns the event's name, of one line. A broker's publisher must not be able to fake a gap, so none becomes the name of
+    /// a control event. An event without a name goes to `onmessage`.
+    pub(super) fn apply(&self, subject: &str, headers: &Headers) -> Result<Arc<str>, Nameless> {
         if let Some(fixed) = &self.fixed {
-            return Some(Arc::clone(fixed));
+            return Ok(Arc::clone(fixed));
         }
-        let name: String = self.parts.iter().map(|part| captured(part, subject)).collect();
-        (!name.starts_with(RESERVED)).then(|| name.into())
+        let texts: Option<Vec<&str>> = self.parts.iter().map(|part| captured(part, subject, headers)).collect();
+        let name = texts.ok_or(Nameless::Missing)?.concat();
+        let line = name.split(['\n', '\r', '\0']).next().unwrap_or_default();
+        let line = &line[..line.floor_char_boundary(MAX_SUBJECT)];
+        match line {
+            "" => Err(Nameless::Missing),
+            _ if line.starts_with(RESERVED) => Err(Nameless::Reserved),
+            _ => Ok(line.into()),
+        }
     }
+}
+
+/// Why an event gets no name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Nameless {
+    /// There is no such header, or its first line is empty.
+    Missing,
+    /// It would be the name of a control event.
+    Reserved,
 }

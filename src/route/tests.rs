@@ -25,10 +25,10 @@ struct Written {
 
 impl Written {
     fn compile(&self) -> Result<Rule, TemplateError> {
-        let subject = self.subject.as_deref().map(|text| SubjectTemplate::new(text, &self.matches)).transpose()?.map(Arc::new);
-        let name = self.event.as_deref().map(|text| NameTemplate::new(text, &self.matches)).transpose()?.map(Arc::new);
-        let pass = Action::Pass { subject, name, envelope: Envelope::CloudEvents };
-        let action = if self.drop { Action::Drop } else { pass };
+        let subject = self.subject.as_deref().map(|text| SubjectTemplate::new(text, &self.matches)).transpose()?;
+        let name = self.event.as_deref().map(|text| NameTemplate::new(text, &self.matches)).transpose()?;
+        let pass = Pass { subject, name, envelope: Envelope::CloudEvents, headers: None, deleted: false };
+        let action = if self.drop { Action::Drop } else { Action::Pass(Arc::new(pass)) };
         Ok(Rule { source: self.source.clone(), matches: self.matches.clone(), action })
     }
 }
@@ -47,12 +47,12 @@ fn compiled(rules: &[Written]) -> Vec<Rule> {
 }
 
 fn message(subject: &str) -> Message {
-    Message {
-        subject: subject.parse().unwrap_or_else(|e| panic!("{subject}: {e}")),
-        payload: b"payload".as_slice().into(),
-        time: Timestamp::from_micros(7),
-        position: None,
-    }
+    Message::new(
+        subject.parse().unwrap_or_else(|e| panic!("{subject}: {e}")),
+        b"payload".as_slice().into(),
+        Timestamp::from_micros(7),
+        None,
+    )
 }
 
 fn router(rules: &[Written], reach: &[&str]) -> Router {
@@ -305,5 +305,57 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+/// The event of a message with these headers.
+fn carried(rules: &[Written], subject: &str, headers: &[(&str, &str)]) -> (String, Option<String>) {
+    let mut message = message(subject);
+    headers.iter().for_each(|(name, value)| message.headers.push(name, value));
+    let event = router(rules, &[">"]).route(message).expect("an event");
+    (event.subject.as_str().to_owned(), event.name.map(|name| name.to_string()))
+}
+
+#[test]
+fn a_header_names_an_event_in_one_line() {
+    let rules = [pass("a.*", None, Some("{1}-{header.Event-Type}")), pass(">", None, Some("{header.T}"))];
+    assert_eq!(carried(&rules, "a.b", &[("event-type", "made")]).1.as_deref(), Some("b-made"));
+    assert_eq!(carried(&rules, "a.b", &[]).1, None);
+    for (value, name) in [
+        ("one two", Some("one two")),
+        ("one\r\ndata: x", Some("one")),
+        ("\nbrokercast.gap", None),
+        ("", None),
+        ("brokercast.gap", None),
+        ("brokercast.gap\n", None),
+    ] {
+        assert_eq!(carried(&rules, "b", &[("T", value)]).1.as_deref(), name, "{value:?}");
+    }
+    let long = "é".repeat(60_000);
+    assert!(carried(&rules, "b", &[("T", &long)]).1.is_some_and(|name| name.len() <= MAX_SUBJECT));
+}
+
+#[test]
+fn a_header_in_a_subject_is_one_clean_token_or_the_route_does_not_match() {
+    let rules = [pass("a.*", Some("x.{1}.{header.type}"), None), pass("a.>", Some("y.{>}"), None)];
+    assert_eq!(carried(&rules, "a.b", &[("type", "made")]).0, "x.b.made");
+    for value in ["", "a.b", "*", ">", "a>", "a b", "a\tb", "a\nb", "\u{7f}"] {
+        assert_eq!(carried(&rules, "a.b", &[("type", value)]).0, "y.b", "{value:?}");
+    }
+    assert_eq!(carried(&rules, "a.b", &[("other", "made")]).0, "y.b");
+    // Subjects stay within their length.
+    let long = "t".repeat(5000);
+    assert!(carried(&rules, "a.b", &[("type", &long)]).0.len() <= MAX_SUBJECT);
+    let router = router(&rules, &["a.>"]);
+    let mut reach: Vec<String> = router.reach().iter().map(ToString::to_string).collect();
+    reach.sort();
+    assert_eq!(reach, ["x.*.*", "y.>"]);
+    assert!(router.concerns(&patterns(&["y.b"])) && router.concerns(&patterns(&["x.b.c"])) && !router.concerns(&patterns(&["a.b"])));
+    // One subject before can be several after.
+    assert!(router.splits());
+    let wanted: Vec<String> = router.inputs(&patterns(&["x.b.made"])).unwrap_or_default().iter().map(ToString::to_string).collect();
+    assert_eq!(wanted, ["a.b"]);
+    for bad in ["{header.}", "{header}", "{header.a"] {
+        assert_eq!(SubjectTemplate::new(bad, &pattern("a")).err(), Some(TemplateError::Placeholder), "{bad}");
     }
 }

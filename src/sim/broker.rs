@@ -67,7 +67,7 @@ impl Written {
 
     pub(super) fn message(&self, durable: bool) -> Message {
         let subject = self.subject.parse().expect("a subject");
-        Message { subject, payload: self.payload.clone(), time: self.time, position: durable.then(|| self.position()) }
+        Message::new(subject, self.payload.clone(), self.time, durable.then(|| self.position()))
     }
 
     pub(super) fn oversized(&self) -> bool {

@@ -20,6 +20,7 @@ mod config;
 pub(in crate::source) mod error;
 pub(in crate::source) mod feed;
 pub(in crate::source) mod flow;
+mod headers;
 pub(in crate::source) mod link;
 pub(in crate::source) mod publish;
 pub(in crate::source) mod queue;

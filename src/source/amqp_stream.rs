@@ -25,13 +25,13 @@ use super::amqp::error::is_internal;
 use super::amqp::feed::{Came, Feed, Reads, next};
 use super::amqp::link::Link;
 use super::amqp::publish::publish;
-use super::amqp::queue::{payload, stamped};
+use super::amqp::queue::{message, stamped};
 use super::amqp::renewal::Renewal;
 use super::amqp::topology::set_up;
 use super::amqp::upkeep::Upkeep;
 use super::{Adapter, Connection, ErrorKind, Item, SourceError, Start};
 use crate::cursor::Position;
-use crate::event::{Gap, GapReason, Message, Timestamp};
+use crate::event::{Gap, GapReason, Timestamp};
 use crate::subject::Pattern;
 use crate::support::causes::chain;
 
@@ -314,7 +314,7 @@ impl Reader {
                 let now = Timestamp::now();
                 let old = || self.tail.and_then(|_| published(&came.delivery, now));
                 let time = stamped(&came.delivery, now).or_else(old).unwrap_or(now);
-                batch.push(Item::Message(Message { subject, payload: payload(came.delivery), time, position: Some(at) }));
+                batch.push(Item::Message(message(subject, came.delivery, time, Some(at))));
             }
             // It may be all that comes for long, and the broker ends a reader that owes it an acknowledgement.
             None => self.feed.acks.skipped(tag),

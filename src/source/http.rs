@@ -84,7 +84,7 @@ impl Handle {
             },
         };
         let (answer, answered) = oneshot::channel();
-        place.send(Letter { message: Message { subject, payload, time: Timestamp::now(), position: None }, answer });
+        place.send(Letter { message: Message::new(subject, payload, Timestamp::now(), None), answer });
         match timeout_at(deadline, answered).await {
             Ok(id) => id.map_err(|_| PublishError::Closed),
             Err(_) => Err(PublishError::Overloaded),

@@ -19,6 +19,7 @@ use crate::subject::{Pattern, Subject};
 
 pub(in crate::source) mod answer;
 mod config;
+pub(in crate::source) mod headers;
 mod inbox;
 mod moving;
 mod reading;

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::{Adapter, Connection, ErrorKind, Fault, Handle, Intake, Item, SourceError, Start, State, drop_oversized};
+use super::{Adapter, Connection, ErrorKind, Fault, Handle, Intake, Item, SourceError, Start, State, fit};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason};
 use crate::support::backoff::Backoff;
@@ -209,7 +209,7 @@ impl Run {
     /// Counts the batch and hands it in; `None` when it was not taken before the end.
     async fn hand_in(&mut self) -> Option<String> {
         let handle = self.source.handle.clone();
-        let oversized = drop_oversized(&mut self.batch, self.source.max_payload);
+        let oversized = fit(&mut self.batch, self.source.max_payload);
         if oversized > 0 {
             warn!(source = %handle.name, messages = oversized, max_payload = self.source.max_payload, "dropped messages larger than max_payload");
         }

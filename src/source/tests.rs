@@ -8,6 +8,7 @@ use futures_util::future::LocalBoxFuture;
 use tokio::time::timeout;
 
 use super::*;
+use crate::event::GapReason;
 
 /// What the conformance suite sees of the crate.
 mod contract {
@@ -119,10 +120,10 @@ fn what_is_larger_than_allowed_becomes_a_gap_in_its_place() {
     let message = |seq: Option<u64>, bytes: usize| {
         let position = seq.map(Position::unverified);
         let subject = "a".parse().expect("a subject");
-        Item::Message(Message { subject, payload: vec![b'x'; bytes].into(), time: Timestamp::now(), position })
+        Item::Message(Message::new(subject, vec![b'x'; bytes].into(), Timestamp::now(), position))
     };
     let mut items = [message(Some(4), 10), message(Some(5), 11), message(None, 11), message(Some(7), 10)];
-    assert_eq!(drop_oversized(&mut items, 10), 2);
+    assert_eq!(fit(&mut items, 10), 2);
     let gap = |from, to, position| Gap { reason: GapReason::Oversized, from, to, position };
     let Item::Gap(first) = &items[1] else { panic!("a gap") };
     assert_eq!(*first, gap(Some(4), Some(6), Some(Position::unverified(5))));

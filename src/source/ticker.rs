@@ -94,7 +94,7 @@ impl Connection for Ticking {
             let time = Timestamp::now();
             let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
             let payload = Bytes::from(format!(r#"{{"time":"{time}","count":{count}}}"#));
-            batch.push(Item::Message(Message { subject: self.subject.clone(), payload, time, position: None }));
+            batch.push(Item::Message(Message::new(self.subject.clone(), payload, time, None)));
             Ok(())
         })
     }

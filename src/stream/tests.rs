@@ -79,12 +79,7 @@ impl Written {
         Position { seq: self.seq, check: Some(Check::of(&[self.payload().as_bytes()])) }
     }
     fn message(&self) -> Message {
-        Message {
-            subject: self.subject.parse().unwrap(),
-            payload: Bytes::from(self.payload()),
-            time: Timestamp::now(),
-            position: Some(self.position()),
-        }
+        Message::new(self.subject.parse().unwrap(), Bytes::from(self.payload()), Timestamp::now(), Some(self.position()))
     }
 }
 
@@ -274,25 +269,18 @@ impl Bridge {
 
     fn publish_volatile(&mut self) {
         self.volatile += 1;
-        let message = Message {
-            subject: "v.x".parse().unwrap(),
-            payload: Bytes::from(format!("v-{}-{}", self.streams.hub().epoch(), self.volatile)),
-            time: Timestamp::now(),
-            position: None,
-        };
+        let message = Message::new(
+            "v.x".parse().unwrap(),
+            Bytes::from(format!("v-{}-{}", self.streams.hub().epoch(), self.volatile)),
+            Timestamp::now(),
+            None,
+        );
         self.streams.hub().publish(self.sources[1], &mut vec![event(message)], Timestamp::now());
     }
 }
 
 fn event(m: Message) -> Input {
-    Input::Event(crate::event::Event {
-        subject: m.subject,
-        payload: m.payload,
-        time: m.time,
-        position: m.position,
-        name: None,
-        envelope: crate::event::Envelope::Json,
-    })
+    Input::Event(crate::event::Event::of(m))
 }
 
 /// What a client saw, in order.
@@ -410,7 +398,7 @@ fn a_loss_among_the_newest_of_each_subject_takes_none_of_the_others_away() {
     assert!(matches!(stream.step(now), Step::Wait { history: Some(history::Request { from: Point::Last, .. }), .. }));
     let message = |subject: &str, seq| {
         let payload = Bytes::copy_from_slice(subject.as_bytes());
-        Item::Message(Message { subject: subject.parse().unwrap(), payload, time: now, position: place(seq) })
+        Item::Message(Message::new(subject.parse().unwrap(), payload, now, place(seq)))
     };
     let gap = Gap { reason: GapReason::Oversized, from: Some(6), to: Some(8), position: place(7) };
     stream.read(&mut vec![message("a", 5), Item::Gap(gap), message("b", 8), Item::Tail(place(9))]);
@@ -429,7 +417,7 @@ fn a_loss_of_one_volatile_source_begins_where_the_client_was_though_others_have_
     let [jobs, core] = ["jobs", "core"].map(|name| streams.add(source(name, volatile(">")), now));
     let message = |subject: &str| {
         let payload = Bytes::copy_from_slice(subject.as_bytes());
-        event(Message { subject: subject.parse().unwrap(), payload, time: now, position: None })
+        event(Message::new(subject.parse().unwrap(), payload, now, None))
     };
     hub.publish(core, &mut vec![message("core.seen"), message("core.lost")], now);
     hub.publish(jobs, &mut vec![message("jobs.kept")], now);
@@ -460,7 +448,7 @@ fn what_is_read_of_a_new_log_is_not_a_reset_where_the_window_still_holds_the_old
     let log = streams.add(source("log", Arc::new(KeepsLast)), now);
     let message = |seq, log: &str| {
         let position = Some(Position { seq, check: Some(Check::of(&[log.as_bytes()])) });
-        Message { subject: "a".parse().unwrap(), payload: Bytes::copy_from_slice(log.as_bytes()), time: now, position }
+        Message::new("a".parse().unwrap(), Bytes::copy_from_slice(log.as_bytes()), now, position)
     };
     hub.publish(log, &mut vec![Input::Tail(None), event(message(8, "old")), event(message(9, "old"))], now);
     let at = |seq, log| {
@@ -496,7 +484,7 @@ fn sent(stream: &mut Stream, now: Timestamp) -> String {
 fn named(subject: &str, seq: Option<u64>) -> Input {
     let payload = Bytes::copy_from_slice(subject.as_bytes());
     let position = seq.map(Position::unverified);
-    event(Message { subject: subject.parse().unwrap(), payload, time: Timestamp::from_micros(1_000_000), position })
+    event(Message::new(subject.parse().unwrap(), payload, Timestamp::from_micros(1_000_000), position))
 }
 
 fn bare() -> (Arc<Hub>, Arc<Streams>, Timestamp) {
@@ -605,7 +593,7 @@ fn a_changed_durable_source_goes_on_where_it_stood_and_its_readers_behind_it_too
     assert_eq!(point, Some(Point::At(Position::unverified(5))));
     assert!(streams.histories().reader(first, history::Asker::default()).is_none(), "the old log is read on");
     // What was read through the old routes is not sent.
-    behind.read(&mut vec![Item::Message(Message { subject: "old".parse().unwrap(), payload: Bytes::new(), time: now, position: at(2) })]);
+    behind.read(&mut vec![Item::Message(Message::new("old".parse().unwrap(), Bytes::new(), now, at(2)))]);
     let Step::Wait { history: Some(second), .. } = behind.step(now) else { panic!("it reads the new log") };
     assert_eq!((second.source, second.from), (new, first.from));
     assert_ne!(second.number, first.number);

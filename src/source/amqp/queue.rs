@@ -20,9 +20,11 @@ use super::link::{Link, answer};
 use super::renewal::Renewal;
 use super::topology::{Memory, Place, set_up};
 use super::upkeep::Upkeep;
-use super::{Amqp, Names, sections};
+use super::{Amqp, Names, headers, sections};
+use crate::cursor::Position;
 use crate::event::{Gap, GapReason, Message, Timestamp};
 use crate::source::{Connection, ErrorKind, Item, SourceError};
+use crate::subject::Subject;
 
 /// A lost connection brings back what was not acknowledged, so this is short.
 const ACK_DELAY: Duration = Duration::from_millis(10);
@@ -65,7 +67,7 @@ impl Reader {
         self.feed.acks.took(tag);
         let now = Timestamp::now();
         let time = stamped(&came.delivery, now).unwrap_or(now);
-        batch.push(Item::Message(Message { subject, payload: payload(came.delivery), time, position: None }));
+        batch.push(Item::Message(message(subject, came.delivery, time, None)));
     }
 }
 
@@ -134,8 +136,13 @@ pub(in crate::source) async fn consume(
     })
 }
 
-/// A message's payload, as its publisher meant it.
-pub(in crate::source) fn payload(delivery: Delivery) -> Bytes {
+/// A message, as its publisher meant it.
+pub(in crate::source) fn message(subject: Subject, delivery: Delivery, time: Timestamp, position: Option<Position>) -> Message {
+    let headers = headers::of(&delivery.properties);
+    Message { headers, ..Message::new(subject, payload(delivery), time, position) }
+}
+
+fn payload(delivery: Delivery) -> Bytes {
     let encoded = delivery.properties.kind().as_ref().is_some_and(|kind| kind.as_str() == sections::KIND);
     let decoded = if encoded { sections::payload(&delivery.data) } else { None };
     Bytes::from(decoded.unwrap_or(delivery.data))

@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use super::line::{ANSWER, Line};
 use crate::cursor::Check;
+use crate::event::Headers;
 use crate::source::SourceError;
 use crate::source::nats::answer::{is_refusal, read};
+use crate::source::nats::headers;
 
 /// For a consumer to be made: a busy cluster takes its time. Below the time that the supervisor gives a connection.
 pub(super) const CREATED: Duration = Duration::from_secs(25);
@@ -119,6 +121,7 @@ pub(super) struct Stored {
     /// Each byte that is not UTF-8 has become a replacement character.
     pub(super) subject: String,
     pub(super) payload: Bytes,
+    pub(super) headers: Headers,
     /// The library may not be able to read it.
     pub(super) odd: bool,
     /// Nanoseconds since 1970.
@@ -241,18 +244,19 @@ pub(super) fn read_message(answer: &[u8]) -> Result<Option<Stored>, SourceError>
     let payload = STANDARD.decode(&message.data).map_err(|_| bad("payload"))?;
     let time = nanos(&message.time).ok_or_else(|| bad("time"))?;
     let check = check(message.subject.as_bytes(), &payload, time);
-    let odd = message.subject.contains(char::REPLACEMENT_CHARACTER) || !(message.hdrs.is_empty() || plain(&message));
-    Ok(Some(Stored { seq: message.seq, subject: message.subject, payload: payload.into(), odd, time, check }))
+    let headers = STANDARD.decode(&message.hdrs).map_err(|_| bad("headers"))?;
+    let odd = message.subject.contains(char::REPLACEMENT_CHARACTER) || !(headers.is_empty() || plain(&message.subject, &headers));
+    let headers = headers::parse(&headers);
+    Ok(Some(Stored { seq: message.seq, subject: message.subject, payload: payload.into(), headers, odd, time, check }))
 }
 
 /// Whether headers are what every client can read: a line for each, of a name and a value. With headers, white space of any
 /// kind in the subject is too much.
-fn plain(message: &RawMessage) -> bool {
-    let Ok(bytes) = STANDARD.decode(&message.hdrs) else { return false };
-    let Some(lines) = std::str::from_utf8(&bytes).ok().and_then(|text| text.strip_prefix("NATS/1.0\r\n")) else { return false };
+fn plain(subject: &str, headers: &[u8]) -> bool {
+    let Some(lines) = std::str::from_utf8(headers).ok().and_then(|text| text.strip_prefix("NATS/1.0\r\n")) else { return false };
     let readable =
         |line: &str| line.split_once(':').is_some_and(|(name, _)| !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic()));
-    !message.subject.contains(char::is_whitespace) && lines.lines().all(|line| line.is_empty() || readable(line))
+    !subject.contains(char::is_whitespace) && lines.lines().all(|line| line.is_empty() || readable(line))
 }
 
 /// What there is from a sequence on.

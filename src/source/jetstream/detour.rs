@@ -15,6 +15,7 @@ use super::api::{self, Found, StreamInfo};
 use super::line::Line;
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, Message, Timestamp};
+use crate::source::nats::headers;
 use crate::source::{Item, SourceError};
 use crate::subject::Subject;
 
@@ -146,7 +147,9 @@ impl JetStreamSource {
                 let shown = stored.subject.strip_prefix(self.config.hidden).unwrap_or(&stored.subject);
                 let subject = Subject::from_broker(shown.as_bytes(), &self.unnamed);
                 let time = Timestamp::from_micros(stored.time / 1000);
-                items.push(Item::Message(Message { subject, payload: stored.payload, time, position: Some(position) }));
+                let mut message = Message::new(subject, stored.payload, time, Some(position));
+                headers::take(&mut message, stored.headers);
+                items.push(Item::Message(message));
             }
         }
         // What the stream has dropped meanwhile may have been skipped in silence: then as if nothing had been looked at.

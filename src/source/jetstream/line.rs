@@ -20,7 +20,9 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::event::Headers;
 use crate::source::SourceError;
+use crate::source::nats::headers;
 use crate::source::nats::refusal::Right;
 use crate::source::nats::servers::Servers;
 use crate::source::nats::wire::{self, Life, Wire};
@@ -96,6 +98,10 @@ impl Delivery {
 
     pub(super) fn payload(&self) -> &[u8] {
         &self.0.payload
+    }
+
+    pub(super) fn headers(&self) -> Headers {
+        headers::read(self.0.headers.as_ref())
     }
 
     pub(super) fn into_payload(self) -> Bytes {

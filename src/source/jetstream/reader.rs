@@ -21,6 +21,7 @@ use super::line::{Delivery, Heard, Line, status};
 use super::pull::{Credit, Pulls};
 use crate::cursor::Position;
 use crate::event::{Message, Timestamp};
+use crate::source::nats::headers;
 use crate::source::{Connection, Item, SourceError};
 use crate::subject::{Pattern, Subject};
 
@@ -251,8 +252,10 @@ impl Reader {
             let check = api::check(delivery.subject(), delivery.payload(), place.time);
             let position = Some(Position { seq: place.seq, check: Some(check) });
             let time = Timestamp::from_micros(place.time / 1000);
-            let payload = self.keep(delivery);
-            self.output.ready.items.push(Item::Message(Message { subject, payload, time, position }));
+            let carried = delivery.headers();
+            let mut message = Message::new(subject, self.keep(delivery), time, position);
+            headers::take(&mut message, carried);
+            self.output.ready.items.push(Item::Message(message));
             self.progress.handed = place.seq;
         }
         if place.pending == 0 && self.progress.tail.is_some() {

@@ -11,6 +11,7 @@ use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
 use super::config::Config;
+use super::headers;
 use super::refusal::Right;
 use super::wire::{self, Wire};
 use crate::event::{Message, SourceName, Timestamp};
@@ -260,6 +261,8 @@ impl Inbox {
             }
         };
         // Not copied, though it keeps the whole read buffer: it is handed in at once, and there it is encoded and let go.
-        Some(Message { subject, payload: message.payload, time, position: None })
+        let mut taken = Message::new(subject, message.payload, time, None);
+        headers::take(&mut taken, headers::read(message.headers.as_ref()));
+        Some(taken)
     }
 }

@@ -49,7 +49,7 @@ impl Twins {
         if self.seen.len() >= MOST {
             self.seen.retain(|_, (_, at)| now.duration_since(*at) < APART);
         }
-        let hash = self.hasher.hash_one((message.subject.as_str(), &message.payload));
+        let hash = self.hasher.hash_one((message.subject.as_str(), &message.payload, &message.headers));
         let before = self.seen.get(&hash).filter(|(_, at)| now.duration_since(*at) < APART);
         let (seen, twin) = match before {
             None => (Seen::Once(side), false),
@@ -68,12 +68,7 @@ mod tests {
 
     #[test]
     fn a_message_of_both_connections_comes_once_and_none_is_lost() {
-        let message = |body: &str| Message {
-            subject: "a".parse().expect("a subject"),
-            payload: body.to_owned().into(),
-            time: Timestamp::now(),
-            position: None,
-        };
+        let message = |body: &str| Message::new("a".parse().expect("a subject"), body.to_owned().into(), Timestamp::now(), None);
         let (mut twins, start) = (Twins::default(), Instant::now());
         let mut dropped = |body: &str, side, millis| twins.has(&message(body), side, start + Duration::from_millis(millis));
         assert!(!dropped("1", Side::Old, 0));

@@ -102,7 +102,7 @@ impl Connection for Playing {
 fn message(body: &str, seq: Option<u64>) -> Item {
     let payload = Bytes::from(body.to_owned());
     let position = seq.map(Position::unverified);
-    Item::Message(Message { subject: "a.b".parse().expect("a subject"), payload, time: Timestamp::now(), position })
+    Item::Message(Message::new("a.b".parse().expect("a subject"), payload, Timestamp::now(), position))
 }
 
 #[tokio::test(start_paused = true)]

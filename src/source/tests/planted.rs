@@ -55,7 +55,7 @@ impl Connection for Counting {
             self.interval.tick().await;
             let payload = format!("first {}", self.count).into();
             self.count += 1;
-            batch.push(Item::Message(Message { subject: self.subject.clone(), payload, time: Timestamp::now(), position: None }));
+            batch.push(Item::Message(Message::new(self.subject.clone(), payload, Timestamp::now(), None)));
             Ok(())
         })
     }

@@ -62,9 +62,10 @@ impl CatchUp {
         Some(history::Request { source: self.sources[source].key, number, from: self.point(source)? })
     }
 
-    /// Whether the broker can say the newest message of each subject of this source.
+    /// Whether the broker can say the newest message of each subject of this source, as clients see these.
     pub(super) fn keeps_last(&self, source: usize) -> bool {
-        self.streams.histories.keeps_last(self.sources[source].key)
+        let key = self.sources[source].key;
+        self.streams.histories.keeps_last(key) && self.streams.router(key).is_some_and(|router| !router.splits())
     }
 
     /// Whether this source's log is read.

@@ -4,7 +4,7 @@ use std::net::{TcpListener, TcpStream};
 use bytes::Bytes;
 
 use super::*;
-use crate::event::{Envelope, Event, Timestamp};
+use crate::event::{Envelope, Event, Message, Timestamp};
 use crate::frame::Closing;
 use crate::frame::Form;
 use crate::hub::{Filter, Input};
@@ -53,12 +53,8 @@ impl World {
     /// All in one batch.
     fn publish_all(&self, subject: &str, payloads: &[String]) {
         let event = |payload: &String| Event {
-            subject: subject.parse().unwrap(),
-            payload: Bytes::copy_from_slice(payload.as_bytes()),
-            time: Timestamp::now(),
-            position: None,
-            name: None,
             envelope: Envelope::Raw,
+            ..Event::of(Message::new(subject.parse().unwrap(), Bytes::copy_from_slice(payload.as_bytes()), Timestamp::now(), None))
         };
         let mut batch = payloads.iter().map(event).map(Input::Event).collect();
         self.streams.hub().publish(first(&self.streams), &mut batch, Timestamp::now());

@@ -87,8 +87,7 @@ sources: { s: { ticker: { subject: a.b.c } } }
 ";
     let loaded = good(&[file], &[]);
     let [s, t] = ["s", "t"].map(|name| Router::new(&loaded.settings.routes, &name.parse().unwrap(), &[Pattern::all()], Arc::default()));
-    let message =
-        |subject: &str| Message { subject: subject.parse().unwrap(), payload: Bytes::new(), time: Timestamp::default(), position: None };
+    let message = |subject: &str| Message::new(subject.parse().unwrap(), Bytes::new(), Timestamp::default(), None);
     let event = s.route(message("a.1.x.y")).unwrap();
     assert_eq!((event.subject.as_str(), event.name.as_deref(), event.envelope), ("b.1.x.y", Some("e-1"), Envelope::Raw));
     assert!(s.route(message("x.1")).is_none());

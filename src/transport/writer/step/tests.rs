@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::*;
-use crate::event::{Envelope, Event};
+use crate::event::{Envelope, Event, Message};
 use crate::hub::Input;
 use crate::stream::tests::{demo, first, request};
 use crate::stream::{Request, Selection, Streams};
@@ -102,12 +102,8 @@ impl World {
 
     fn publish(&mut self) {
         let event = Event {
-            subject: "a".parse().unwrap(),
-            payload: Bytes::from(self.published.to_string()),
-            time: self.now.system,
-            position: None,
-            name: None,
             envelope: Envelope::Raw,
+            ..Event::of(Message::new("a".parse().unwrap(), Bytes::from(self.published.to_string()), self.now.system, None))
         };
         self.published += 1;
         self.streams.hub().publish(first(&self.streams), &mut vec![Input::Event(event)], self.now.system);

@@ -1,0 +1,89 @@
+//! CloudEvents that a broker's publisher sent, recognised so that they are passed on as what they are.
+//!
+//! Structured: the payload is the whole event as JSON. Binary: headers hold the attributes and the payload is the data; they
+//! are called `ce-…` by the bindings of NATS and HTTP, where values are percent-encoded, and `cloudEvents:…` or
+//! `cloudEvents_…` by that of AMQP. Pure.
+
+use std::borrow::Cow;
+
+use serde_json::value::RawValue;
+
+use super::string;
+use crate::event::Event;
+
+/// An event that was a CloudEvent when it came.
+pub(super) enum Cloud<'a> {
+    /// The payload is all of it.
+    Structured,
+    /// All attributes but `datacontenttype`.
+    Binary(Vec<(String, Cow<'a, str>)>),
+}
+
+/// What every CloudEvent has, in the order in which it is written.
+const REQUIRED: [&str; 4] = ["specversion", "id", "source", "type"];
+
+impl<'a> Cloud<'a> {
+    pub(super) fn of(event: &'a Event) -> Option<Self> {
+        if is_structured(&event.payload) {
+            return Some(Self::Structured);
+        }
+        let mut found: Vec<(String, Cow<'a, str>)> = Vec::new();
+        for (name, value) in event.headers.iter() {
+            let Some((name, value)) = attribute(name, value) else { continue };
+            if !found.iter().any(|(known, _)| *known == name) {
+                found.push((name, value));
+            }
+        }
+        let has = |name: &str| found.iter().any(|(known, value)| known == name && !value.is_empty());
+        if !REQUIRED.iter().all(|name| has(name)) || !found.iter().any(|(name, value)| name == "specversion" && value.starts_with("1.")) {
+            return None;
+        }
+        found.sort_by_key(|(name, _)| REQUIRED.iter().position(|required| required == name).unwrap_or(REQUIRED.len()));
+        Some(Self::Binary(found))
+    }
+}
+
+/// Begins the JSON object with the attributes.
+pub(super) fn attributes(out: &mut Vec<u8>, attributes: &[(String, Cow<'_, str>)]) {
+    for (n, (name, value)) in attributes.iter().enumerate() {
+        out.push(if n == 0 { b'{' } else { b',' });
+        string(out, name);
+        out.push(b':');
+        string(out, value);
+    }
+}
+
+/// An attribute's name and value, of a header that is one.
+fn attribute<'a>(name: &str, value: &'a str) -> Option<(String, Cow<'a, str>)> {
+    let after = |prefix: &str| name.get(..prefix.len()).filter(|p| p.eq_ignore_ascii_case(prefix)).map(|p| &name[p.len()..]);
+    let (attribute, encoded) = match (after("ce-"), after("cloudEvents:").or_else(|| after("cloudEvents_"))) {
+        (Some(name), _) => (name, true),
+        (None, name) => (name?, false),
+    };
+    let attribute = attribute.to_ascii_lowercase();
+    let good = !attribute.is_empty() && attribute.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    if !good || matches!(&*attribute, "data" | "datacontenttype") {
+        return None;
+    }
+    let decoded = || percent_encoding::percent_decode_str(value).decode_utf8().unwrap_or(Cow::Borrowed(value));
+    Some((attribute, if encoded { decoded() } else { Cow::Borrowed(value) }))
+}
+
+/// Whether a payload is a CloudEvent. Publishers to brokers seldom say so in a content type.
+fn is_structured(payload: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Required<'a> {
+        specversion: Cow<'a, str>,
+        id: Cow<'a, str>,
+        source: Cow<'a, str>,
+        r#type: Cow<'a, str>,
+        #[serde(borrow, default)]
+        data: Option<&'a RawValue>,
+        #[serde(default)]
+        data_base64: Option<Cow<'a, str>>,
+    }
+    serde_json::from_slice::<Required<'_>>(payload).is_ok_and(|event| {
+        let named = [&event.id, &event.source, &event.r#type].iter().all(|text| !text.is_empty());
+        named && event.specversion.starts_with("1.") && !(event.data.is_some() && event.data_base64.is_some())
+    })
+}

@@ -1,0 +1,62 @@
+//! What a message carries beside its payload: AMQP's properties by their names in the protocol (`message_id`), then its headers.
+//!
+//! Text, numbers and truth values become text; of a list the first value counts. Other values are left out.
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, ShortString};
+
+use super::queue::OFFSET;
+use crate::event::Headers;
+
+pub(super) fn of(properties: &BasicProperties) -> Headers {
+    let mut headers = Headers::default();
+    let texts = [
+        ("content_type", properties.content_type()),
+        ("content_encoding", properties.content_encoding()),
+        ("correlation_id", properties.correlation_id()),
+        ("reply_to", properties.reply_to()),
+        ("expiration", properties.expiration()),
+        ("message_id", properties.message_id()),
+        ("type", properties.kind()),
+        ("user_id", properties.user_id()),
+        ("app_id", properties.app_id()),
+    ];
+    for (name, value) in texts {
+        if let Some(value) = value.as_ref().map(ShortString::as_str) {
+            headers.push(name, value);
+        }
+    }
+    for (name, value) in [("priority", properties.priority().map(u64::from)), ("timestamp", *properties.timestamp())] {
+        if let Some(value) = value {
+            headers.push(name, &value.to_string());
+        }
+    }
+    // The broker's own note of an offset is in every message of a stream.
+    let table = properties.headers().iter().flat_map(|table| table.inner());
+    for (name, value) in table.filter(|(name, _)| name.as_str() != OFFSET) {
+        if let Some(value) = text(value) {
+            headers.push(name.as_str(), &value);
+        }
+    }
+    headers
+}
+
+fn text(value: &AMQPValue) -> Option<String> {
+    Some(match value {
+        AMQPValue::Boolean(value) => value.to_string(),
+        AMQPValue::ShortShortInt(value) => value.to_string(),
+        AMQPValue::ShortShortUInt(value) => value.to_string(),
+        AMQPValue::ShortInt(value) => value.to_string(),
+        AMQPValue::ShortUInt(value) => value.to_string(),
+        AMQPValue::LongInt(value) => value.to_string(),
+        AMQPValue::LongUInt(value) => value.to_string(),
+        AMQPValue::LongLongInt(value) => value.to_string(),
+        AMQPValue::Timestamp(value) => value.to_string(),
+        AMQPValue::Float(value) => value.to_string(),
+        AMQPValue::Double(value) => value.to_string(),
+        AMQPValue::ShortString(value) => value.as_str().to_owned(),
+        AMQPValue::LongString(value) => std::str::from_utf8(value.as_bytes()).ok()?.to_owned(),
+        AMQPValue::FieldArray(values) => values.as_slice().iter().find_map(text)?,
+        AMQPValue::DecimalValue(_) | AMQPValue::ByteArray(_) | AMQPValue::FieldTable(_) | AMQPValue::Void => return None,
+    })
+}
