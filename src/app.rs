@@ -5,10 +5,12 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -25,22 +27,27 @@ use crate::http;
 use crate::http::connection::{Bounds, Ends, Server};
 use crate::http::handoff::{Adopt, Handover};
 use crate::http::tls::Tls;
-use crate::http::{ListenError, admin, listen};
+use crate::http::{ListenError, Policy, admin, listen};
 use crate::hub::Hub;
 use crate::metrics::{self, Metrics, Readings};
 use crate::pool::Pool;
 use crate::stream::{self, Selection, Streams};
 use crate::support::random::in_range;
+use crate::telemetry::{Format, Log};
 use crate::transport::writer::{self, Writer};
 
 pub(crate) mod intake;
 pub(crate) mod settings;
+mod reload;
 mod sources;
 mod system;
+mod watch;
 
+use reload::{Orders, Reloader};
 pub(crate) use settings::{Loaded, Settings, load};
 use sources::{All, SourceRuntime, Sources};
 use system::Signals;
+use watch::Watched;
 
 /// Between two heartbeats the channels take turns in so many parts, so that not all sockets are written at once.
 const BEATS: u32 = 16;
@@ -82,30 +89,38 @@ pub enum Exit {
     Signal(i32),
 }
 
+/// Where the settings of a process come from, and where it says what becomes of them.
+#[derive(Debug)]
+pub struct Origin {
+    /// The configuration's files, later over earlier.
+    pub files: Vec<PathBuf>,
+    /// The log, which is set up.
+    pub log: Log,
+    /// Its form.
+    pub format: Format,
+    /// Files and folders that the configuration names.
+    pub named: Vec<PathBuf>,
+}
+
 /// Runs the bridge until it is told to end.
 ///
 /// # Errors
 /// When it cannot listen, or a task of its own fails.
-pub async fn run(settings: Settings) -> Result<Exit, Error> {
+pub async fn run(settings: Settings, origin: Origin) -> Result<Exit, Error> {
     let mut signals = Signals::new().map_err(|cause| Error::System { what: "listen to signals", cause })?;
     system::raise_descriptors(settings.pool.max);
-    let mut bridge = Bridge::start(settings)?;
-    let ended = tokio::select! {
-        signal = signals.next() => {
-            info!(signal, "draining");
-            None
-        }
-        ended = bridge.tasks.join_next() => Some(ended),
-    };
-    if let Some(ended) = ended {
-        return Err(failure(ended));
-    }
+    let (mut orders, reload) = Orders::new();
+    let mut bridge = Bridge::start(settings, origin, reload)?;
+    let signal = bridge.serve(&mut signals, &mut orders).await?;
+    info!(signal, "draining");
+    // Whoever still asks to reload is told that it is too late.
+    drop(orders);
     tokio::select! {
         () = bridge.drain() => {
             info!("drained");
             Ok(Exit::Drained)
         }
-        signal = signals.next() => {
+        signal = signals.ends.next() => {
             warn!(signal, "ending at once");
             Ok(Exit::Signal(signal))
         }
@@ -130,7 +145,7 @@ struct Bridge {
     admin_connections: TaskTracker,
     streams: Arc<Streams>,
     writer: Arc<Writer>,
-    drain: Duration,
+    reloader: Reloader,
     /// No new streams.
     draining: CancellationToken,
     ends: Ends,
@@ -157,7 +172,7 @@ impl Ports {
 /// What is behind the ports.
 struct Rooms {
     sources: All,
-    auth: Arc<Authenticator>,
+    policy: Arc<ArcSwap<Policy>>,
     pool: Pool,
     timing: stream::Settings,
     streams: Arc<Streams>,
@@ -173,7 +188,7 @@ impl Rooms {
     fn build(
         sources: &Sources,
         streams: Arc<Streams>,
-        auth: Authenticator,
+        policy: Policy,
         pool: Pool,
         timing: stream::Settings,
         stall: Duration,
@@ -187,18 +202,41 @@ impl Rooms {
         let asked = readings.clone();
         let metrics = Arc::new(Metrics::new(move || asked()));
         let sources = sources.all().clone();
-        Ok(Self { sources, auth: Arc::new(auth), pool, timing, streams, writer, writing, adopt, connections, metrics, readings })
+        let policy = Arc::new(ArcSwap::from_pointee(policy));
+        Ok(Self { sources, policy, pool, timing, streams, writer, writing, adopt, connections, metrics, readings })
     }
 }
 
 impl Bridge {
-    fn start(settings: Settings) -> Result<Self, Error> {
-        let Settings { http, drain, auth, token_bytes, pool, window, streams: timing, histories, sources: to_run, routes } = settings;
+    fn start(settings: Settings, origin: Origin, reload: Arc<admin::Reload>) -> Result<Self, Error> {
+        let fixed = settings.fixed(origin.format);
+        let Settings { http, drain, auth, token_bytes, pool, window, streams: timing, histories, sources: to_run, routes, watch } = settings;
         // Both ports first: nothing else has begun when one is taken.
         let ports = Ports::bind(&http)?;
         let streams = Streams::new(Hub::new(window, in_range(0..=u32::MAX)), Histories::new(histories), timing.clone());
         let sources = Sources::new(streams.clone(), window);
-        let rooms = Rooms::build(&sources, streams, Authenticator::new(auth, token_bytes), Pool::new(pool), timing, http.bounds.stall)?;
+        let auth_written = (auth.written.clone(), token_bytes);
+        let auth = Arc::new(Authenticator::new(auth, token_bytes));
+        let (pool, shown) = (Pool::new(pool), Shown::of(&http, &ports));
+        let policy = Policy::new(http, auth.clone(), timing.retry);
+        let rooms = Rooms::build(&sources, streams, policy, pool.clone(), timing, ports.bounds.stall)?;
+        let watched = Arc::<Watched>::default();
+        watched.set(watch, [origin.files.clone(), origin.named].concat());
+        let reloader = Reloader {
+            files: origin.files,
+            watched,
+            log: origin.log,
+            fixed,
+            bounds: ports.bounds,
+            tls: ports.tls.clone(),
+            policy: rooms.policy.clone(),
+            auth: tokio::sync::watch::Sender::new(auth),
+            auth_written,
+            pool,
+            streams: rooms.streams.clone(),
+            metrics: rooms.metrics.clone(),
+            drain,
+        };
         let mut bridge = Self {
             tasks: JoinSet::new(),
             sources,
@@ -206,39 +244,55 @@ impl Bridge {
             admin_connections: TaskTracker::new(),
             streams: rooms.streams.clone(),
             writer: rooms.writer.clone(),
-            drain,
+            reloader,
             draining: CancellationToken::new(),
             ends: Ends::default(),
             admin_ends: Ends::default(),
         };
         bridge.sources.begin(to_run, &routes);
-        bridge.spawn(http, ports, rooms);
+        bridge.spawn(ports, rooms, reload, &shown);
         Ok(bridge)
     }
 
+    /// Serves, and reloads when it is asked to, until a signal asks to end.
+    async fn serve(&mut self, signals: &mut Signals, orders: &mut Orders) -> Result<i32, Error> {
+        loop {
+            let answer = tokio::select! {
+                signal = signals.ends.next() => return Ok(signal),
+                ended = self.tasks.join_next() => return Err(failure(ended)),
+                () = signals.hangups.next() => None,
+                answer = orders.next() => Some(answer),
+            };
+            let reloaded = tokio::select! {
+                signal = signals.ends.next() => return Ok(signal),
+                reloaded = self.reloader.reload(&mut self.sources) => reloaded,
+            };
+            if let Some(answer) = answer {
+                // Whoever asked may have gone.
+                drop(answer.send(reloaded));
+            }
+        }
+    }
+
     /// What answers on the public port.
-    fn public(&self, settings: http::Settings, ports: &Ports, rooms: &Rooms) -> Arc<Server> {
+    fn public(&self, ports: &Ports, rooms: &Rooms) -> Arc<Server> {
         let sources = rooms.sources.clone();
         let streams = rooms.streams.clone();
-        let face = crate::http::router(
-            settings,
-            crate::http::Rooms {
-                auth: rooms.auth.clone(),
-                pool: rooms.pool.clone(),
-                metrics: rooms.metrics.clone(),
-                inbox: Box::new(move |subject| sources::inbox(&sources, subject)),
-                draining: self.draining.clone(),
-                retry: rooms.timing.retry,
-                open: Box::new(move |request| Handover::new(streams.open(request, Timestamp::now()))),
-            },
-        );
+        let face = crate::http::router(crate::http::Rooms {
+            policy: rooms.policy.clone(),
+            pool: rooms.pool.clone(),
+            metrics: rooms.metrics.clone(),
+            inbox: Box::new(move |subject| sources::inbox(&sources, subject)),
+            draining: self.draining.clone(),
+            open: Box::new(move |request| Handover::new(streams.open(request, Timestamp::now()))),
+        });
         let stalled = rooms.metrics.stalled.clone();
         let (tls, adopt) = (ports.tls.clone(), Some(rooms.adopt.clone()));
         Server::new(face, tls, ports.bounds, self.ends.clone(), self.connections.clone(), stalled, adopt)
     }
 
     /// What answers on the admin port.
-    fn admin(&self, ports: &Ports, rooms: &Rooms) -> Arc<Server> {
+    fn admin(&self, ports: &Ports, rooms: &Rooms, reload: Arc<admin::Reload>) -> Arc<Server> {
         let sources = rooms.sources.clone();
         let source = |source: &Arc<SourceRuntime>| admin::Source { handle: source.handle().clone(), reach: source.reach.clone() };
         let face = admin::router(admin::Rooms {
@@ -246,22 +300,17 @@ impl Bridge {
             sources: Box::new(move || sources.load().iter().map(source).collect()),
             readings: rooms.readings.clone(),
             draining: self.draining.clone(),
+            reload,
         });
         let stalled = rooms.metrics.stalled.clone();
         Server::new(face, None, ports.bounds, self.admin_ends.clone(), self.admin_connections.clone(), stalled, None)
     }
 
     /// Starts everything.
-    fn spawn(&mut self, settings: http::Settings, ports: Ports, rooms: Rooms) {
-        let addresses = (ports.public.local_addr().unwrap_or(settings.listen), ports.admin.local_addr().unwrap_or(settings.admin));
-        let dashboard = settings.dashboard.then_some(if ports.tls.is_some() { "https" } else { "http" });
-        let (public, admin) = (self.public(settings, &ports, &rooms), self.admin(&ports, &rooms));
-        let auth = rooms.auth;
-        // It ends at once where there is nothing to fetch.
-        self.own("keys", async move {
-            auth.refresh_keys().await;
-            std::future::pending().await
-        });
+    fn spawn(&mut self, ports: Ports, rooms: Rooms, reload: Arc<admin::Reload>, shown: &Shown) {
+        let (public, admin) = (self.public(&ports, &rooms), self.admin(&ports, &rooms, reload.clone()));
+        self.own("watcher", watch::follow(self.reloader.watched.clone(), reload));
+        self.own("keys", reload::refresh_keys(self.reloader.auth.subscribe()));
         if let Some(tls) = ports.tls {
             self.own("certificate", async move { match tls.follow().await {} });
         }
@@ -271,7 +320,7 @@ impl Bridge {
         let carry_on = self.writer.clone().carry_on(rooms.writing.returned, self.connections.clone(), self.ends.cut.clone());
         self.own("returns", carry_on);
         self.own("heartbeat", beat(self.streams.hub().clone(), rooms.timing.heartbeat));
-        announce(self.sources.len(), addresses, dashboard);
+        shown.announce(self.sources.len());
         self.own("listener", public.run(ports.public));
         self.own("admin listener", admin.run(ports.admin));
     }
@@ -283,11 +332,11 @@ impl Bridge {
 
     /// Ends everything, in order and within `server.drain`.
     async fn drain(&mut self) {
-        let deadline = Instant::now() + self.drain;
+        let deadline = Instant::now() + self.reloader.drain;
         self.draining.cancel();
         // Nothing new comes in, and what came is acknowledged. Those that are late go on ending until all ends.
         let mut sources = pin!(self.sources.drain());
-        if timeout_at(Instant::now() + self.drain / 3, &mut sources).await.is_err() {
+        if timeout_at(Instant::now() + self.reloader.drain / 3, &mut sources).await.is_err() {
             warn!("some sources did not end in time");
         }
         self.ends.accept.cancel();
@@ -364,11 +413,27 @@ fn readings(sources: &Sources, streams: Arc<Streams>, pool: Pool, connections: T
     })
 }
 
-/// Says where everything is. `dashboard`: the scheme of its address, if it is served.
-fn announce(sources: usize, (public, admin): (SocketAddr, SocketAddr), dashboard: Option<&str>) {
-    info!(listen = %public, %admin, sources, "listening");
-    if let Some(scheme) = dashboard {
-        let host = if public.ip().is_unspecified() { SocketAddr::new([127, 0, 0, 1].into(), public.port()) } else { public };
-        info!(url = format!("{scheme}://{host}/"), "dashboard");
+/// Where everything is.
+struct Shown {
+    public: SocketAddr,
+    admin: SocketAddr,
+    /// The scheme of the dashboard's address, if it is served.
+    dashboard: Option<&'static str>,
+}
+
+impl Shown {
+    fn of(settings: &http::Settings, ports: &Ports) -> Self {
+        let public = ports.public.local_addr().unwrap_or(settings.listen);
+        let admin = ports.admin.local_addr().unwrap_or(settings.admin);
+        Self { public, admin, dashboard: settings.dashboard.then_some(if ports.tls.is_some() { "https" } else { "http" }) }
+    }
+
+    fn announce(&self, sources: usize) {
+        let Self { public, admin, dashboard } = *self;
+        info!(listen = %public, %admin, sources, "listening");
+        if let Some(scheme) = dashboard {
+            let host = if public.ip().is_unspecified() { SocketAddr::new([127, 0, 0, 1].into(), public.port()) } else { public };
+            info!(url = format!("{scheme}://{host}/"), "dashboard");
+        }
     }
 }

@@ -222,6 +222,13 @@ impl Authenticator {
         Self { carriers, token_bytes, jwt: jwt.map(tokens), anonymous: Grant { subscribe, publish, owner: None, expires: None } }
     }
 
+    /// Keeps the key sets that another one has fetched, where they are of the same URL and for the same algorithms.
+    pub fn keep_fetched(&self, of: &Self) {
+        if let (Some(own), Some(others)) = (&self.jwt, &of.jwt) {
+            own.keep_fetched(others);
+        }
+    }
+
     /// The name of the cookie that may carry a token.
     #[must_use]
     pub fn cookie(&self) -> Option<&str> {
@@ -331,6 +338,16 @@ impl Tokens {
             remotes,
             attempts: watch::Sender::new(0),
             cache: Cache::default(),
+        }
+    }
+
+    fn keep_fetched(&self, of: &Self) {
+        let ring = of.ring.load();
+        for (number, remote) in self.remotes.iter().enumerate() {
+            let same = of.remotes.iter().position(|other| remote.keep_fetched(other));
+            if let Some(keys) = same.and_then(|at| ring.fetched.get(at)?.clone()) {
+                self.turn(number, keys);
+            }
         }
     }
 

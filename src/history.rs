@@ -107,6 +107,11 @@ impl Histories {
         Self { service: Arc::new(Service::new(settings)) }
     }
 
+    /// Other bounds hold from now on.
+    pub fn configure(&self, settings: Settings) {
+        self.service.configure(settings);
+    }
+
     /// Adds the log of a source.
     pub fn add(&self, source: SourceKey, log: Log) {
         self.service.add(source, log);

@@ -6,8 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use arc_swap::ArcSwap;
 use axum::extract::{Request, State};
+use axum::{Extension, Router};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
@@ -65,22 +66,21 @@ pub(crate) type FindInbox = dyn Fn(&Subject) -> Option<Inbox> + Send + Sync;
 
 /// What the handlers need of the others.
 pub(crate) struct Rooms {
-    pub(crate) auth: Arc<Authenticator>,
+    /// What requests are answered by, at this moment.
+    pub(crate) policy: Arc<ArcSwap<Policy>>,
     pub(crate) pool: Pool,
     pub(crate) metrics: Arc<Metrics>,
     /// The source that takes a subject.
     pub(crate) inbox: Box<FindInbox>,
     /// Cancelled when no stream is to be opened any more.
     pub(crate) draining: CancellationToken,
-    /// The reconnection time told to clients, before jitter.
-    pub(crate) retry: Duration,
     /// Opens a stream. Never waits.
     pub(crate) open: Box<dyn Fn(stream::Request) -> Handover + Send + Sync>,
 }
 
-/// What all handlers share.
-struct Shared {
-    rooms: Rooms,
+/// What the configuration says of requests. It is exchanged as a whole, and a request is answered by the one of its start.
+pub(crate) struct Policy {
+    auth: Arc<Authenticator>,
     origins: Origins,
     limits: Limits,
     trusted_proxies: Vec<ipnet::IpNet>,
@@ -88,20 +88,35 @@ struct Shared {
     body_timeout: Duration,
     dashboard: Option<Dashboard>,
     dashboards: Option<Files>,
+    /// The reconnection time told to clients, before jitter.
+    retry: Duration,
+}
+
+impl Policy {
+    /// `retry`: the reconnection time told to clients, before jitter.
+    pub(crate) fn new(settings: Settings, auth: Arc<Authenticator>, retry: Duration) -> Self {
+        let Settings { origins, limits, trusted_proxies, bounds, dashboard, dashboards, .. } = settings;
+        Self {
+            origins,
+            limits,
+            trusted_proxies,
+            body_timeout: bounds.header * 3,
+            dashboard: dashboard.then(|| Dashboard::new(auth.cookie())),
+            dashboards: dashboards.map(Files::new),
+            auth,
+            retry,
+        }
+    }
+
+    /// The names that are answered; `None`: all.
+    pub(crate) fn hosts(&self) -> Option<&Vec<String>> {
+        self.origins.hosts.as_ref()
+    }
 }
 
 /// The public listener's router.
-pub(crate) fn router(settings: Settings, rooms: Rooms) -> Router {
-    let Settings { origins, limits, trusted_proxies, bounds, dashboard, dashboards, .. } = settings;
-    let shared = Arc::new(Shared {
-        origins,
-        limits,
-        trusted_proxies,
-        body_timeout: bounds.header * 3,
-        dashboard: dashboard.then(|| Dashboard::new(rooms.auth.cookie())),
-        dashboards: dashboards.map(Files::new),
-        rooms,
-    });
+pub(crate) fn router(rooms: Rooms) -> Router {
+    let shared = Arc::new(rooms);
     Router::new()
         .route("/events", any(events::answer))
         // What follows is read from the path itself: a subject may hold an escaped slash.
@@ -113,24 +128,26 @@ pub(crate) fn router(settings: Settings, rooms: Rooms) -> Router {
 }
 
 /// Wraps every request: checks the host name first; afterwards adds headers for origins and browsers, and counts the request.
-async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+async fn guard(State(rooms): State<Arc<Rooms>>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
     let route = route_of(parts.uri.path());
     let tls = parts.extensions.get::<Peer>().is_some_and(|peer| peer.tls);
-    let origin = shared.origins.classify(&parts, tls);
-    let mut response = match shared.origins.host(&parts) {
+    let policy = rooms.policy.load_full();
+    let origin = policy.origins.classify(&parts, tls);
+    let mut response = match policy.origins.host(&parts) {
         Err(problem) => problem.into_response(),
         Ok(()) => {
             parts.extensions.insert(origin.clone());
+            parts.extensions.insert(policy.clone());
             next.run(Request::from_parts(parts, body)).await
         }
     };
     let headers = response.headers_mut();
-    shared.origins.answer(&origin, headers);
+    policy.origins.answer(&origin, headers);
     if headers.get(header::CONTENT_TYPE).is_none_or(|kind| kind != events::CONTENT_TYPE) {
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     }
-    shared.rooms.metrics.requested(route, response.status().as_u16());
+    rooms.metrics.requested(route, response.status().as_u16());
     response
 }
 
@@ -145,11 +162,11 @@ fn route_of(path: &str) -> Route {
 }
 
 /// Everything outside the API: the dashboard, the operator's own pages, else 404.
-async fn page(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+async fn page(Extension(policy): Extension<Arc<Policy>>, request: Request) -> Response {
     let path = request.uri().path();
-    let answer = if let Some(page) = shared.dashboard.as_ref().filter(|_| dashboard::PATHS.contains(&path)) {
+    let answer = if let Some(page) = policy.dashboard.as_ref().filter(|_| dashboard::PATHS.contains(&path)) {
         page.answer(request.method(), path)
-    } else if let Some(files) = shared.dashboards.as_ref().filter(|_| path == "/dashboards" || path.starts_with("/dashboards/")) {
+    } else if let Some(files) = policy.dashboards.as_ref().filter(|_| path == "/dashboards" || path.starts_with("/dashboards/")) {
         match path.strip_prefix("/dashboards/") {
             Some(rest) => files.answer(request.method(), rest, request.headers()).await,
             None => Ok((http::StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, "/dashboards/")]).into_response()),

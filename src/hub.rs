@@ -93,6 +93,7 @@ const LOG_ENTRY: usize = size_of::<Encoded>() + 32;
 
 /// What readers see, under one lock.
 pub struct State {
+    limits: Limits,
     /// Of whatever was published last, and so the version of `id`.
     seq: u64,
     batch: u64,
@@ -178,7 +179,6 @@ enum Pushed {
 /// See the module.
 pub struct Hub {
     epoch: u32,
-    limits: Limits,
     /// Bytes that all channels' logs may take together.
     logs: usize,
     publisher: Mutex<Publisher>,
@@ -199,6 +199,7 @@ impl Hub {
     pub(crate) fn with_logs(limits: Limits, logs: usize, epoch: u32) -> Arc<Self> {
         let cursor = Cursor { epoch, volatile: Point::At(Position::unverified(0)), durable: Vec::new() };
         let state = State {
+            limits,
             seq: 0,
             batch: 0,
             id: cursor.to_id().into(),
@@ -228,7 +229,6 @@ impl Hub {
         };
         Arc::new(Self {
             epoch,
-            limits,
             logs,
             publisher: Mutex::new(publisher),
             state: Mutex::new(state),
@@ -242,6 +242,11 @@ impl Hub {
     #[must_use]
     pub fn epoch(&self) -> u32 {
         self.epoch
+    }
+
+    /// Windows keep to other bounds, from their next event or heartbeat on.
+    pub fn configure(&self, limits: Limits) {
+        self.state.lock().limits = limits;
     }
 
     /// What readers see. Not to be held for long: publishing waits.
@@ -314,6 +319,7 @@ impl Hub {
         {
             let mut state = self.state.lock();
             let s = &mut *state;
+            let limits = s.limits;
             s.follow(p);
             s.batch += 1;
             batch = s.batch;
@@ -322,7 +328,7 @@ impl Hub {
                 s.take(source, pushed, &mut p.found, &mut p.dirty, &mut p.wakers, now);
             }
             if let Some(source) = s.source_mut(source) {
-                source.window.trim(self.limits, now);
+                source.window.trim(limits, now);
             }
             room = self.trim(s, &p.listeners, Some(batch));
         }
@@ -345,7 +351,7 @@ impl Hub {
             s.batch += 1;
             batch = s.batch;
             for (_, source) in &mut s.sources {
-                source.window.trim(self.limits, now);
+                source.window.trim(s.limits, now);
             }
             let (moved, still) = (encode_heartbeat(Some(s.id.as_bytes())), encode_heartbeat(None));
             for (key, slot) in &mut s.channels {

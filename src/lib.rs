@@ -61,6 +61,6 @@ pub mod internals {
     /// With what is wrong with the text.
     pub fn adapter(text: &str) -> Result<std::sync::Arc<dyn Adapter>, crate::settings::SettingsError> {
         let read = |root: &crate::settings::Section<'_>| crate::source::settings::read(&root.key("sources").section()).pop();
-        Ok(crate::settings::load(&[], [], ("text", text), read)?.0.adapter)
+        Ok(crate::settings::load(&[], [], ("text", text), false, read)?.value.adapter)
     }
 }

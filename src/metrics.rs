@@ -12,7 +12,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetri
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
 use crate::event::GapReason;
@@ -105,6 +105,16 @@ words! {
     }
 }
 
+words! {
+    /// What became of a configuration that was read again.
+    Reloaded {
+        /// It is in use, at most without what needs a restart.
+        Applied = "applied",
+        /// Something is wrong with it, and nothing of it is in use.
+        Refused = "refused",
+    }
+}
+
 /// One counter for each value of a label.
 #[derive(Debug)]
 pub struct Counts<const N: usize>([Counter; N]);
@@ -119,6 +129,13 @@ impl Counts<{ Published::ALL.len() }> {
     /// Counts one.
     pub fn published(&self, outcome: Published) {
         self.0[outcome as usize].inc();
+    }
+}
+
+impl Counts<{ Reloaded::ALL.len() }> {
+    /// Counts one.
+    pub fn reloaded(&self, result: Reloaded) {
+        self.0[result as usize].inc();
     }
 }
 
@@ -208,6 +225,10 @@ pub struct Metrics {
     pub refused: Counts<{ Refused::ALL.len() }>,
     /// Connections and streams that were cut because their client took nothing for `max_stall`.
     pub stalled: Counter,
+    /// Configurations that were read again.
+    pub reloads: Counts<{ Reloaded::ALL.len() }>,
+    /// 1 while the configuration that was read last is in use as a whole.
+    pub in_sync: Gauge,
 }
 
 impl Metrics {
@@ -226,6 +247,11 @@ impl Metrics {
         let refused = family(ours, "refused_subscribers", "Streams refused, by reason");
         let stalled = Counter::default();
         ours.register("stalled_connections", "Connections and streams cut because the client took nothing", stalled.clone());
+        let reloads = family(ours, "reloads", "Configurations read again, by result");
+        let in_sync = Gauge::<i64>::default();
+        in_sync.set(1);
+        let help = "1 while all of the configuration that was read last is in use, 0 if it was refused or needs a restart";
+        ours.register("config_in_sync", help, in_sync.clone());
         ours.register_collector(Box::new(Read(Box::new(readings))));
         let cell = |route: &Route, class| {
             requests.get_or_create_owned(&Labels(vec![("route", route.as_str().to_owned()), ("class", format!("{class}xx"))]))
@@ -234,8 +260,10 @@ impl Metrics {
         let published = Counts::new(&published, "outcome", std::array::from_fn(words));
         let words = |n: usize| Refused::ALL[n].as_str();
         let refused = Counts::new(&refused, "reason", std::array::from_fn(words));
+        let words = |n: usize| Reloaded::ALL[n].as_str();
+        let reloads = Counts::new(&reloads, "result", std::array::from_fn(words));
         let requests = Route::ALL.iter().map(|route| std::array::from_fn(|class| cell(route, class + 1))).collect();
-        Self { registry, requests, published, refused, stalled }
+        Self { registry, requests, published, refused, stalled, reloads, in_sync }
     }
 
     /// Counts a request.

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
@@ -39,13 +40,14 @@ pub struct Pool(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    settings: Settings,
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
-    /// Slots that are taken. Below `max` only while the queue is empty: a freed slot goes to the first in the queue.
+    settings: Settings,
+    /// Slots that are taken. Below `max` only while the queue is empty: a freed slot goes to the first in the queue. Above it
+    /// after `max` was lowered.
     taken: usize,
     /// Waiting clients are counted too, so that a single one cannot fill the queue.
     identities: Counter<Arc<str>>,
@@ -122,15 +124,31 @@ impl<K: Hash + Eq + Clone> Counter<K> {
 }
 
 impl State {
-    /// Takes a slot back and hands it to the client that has waited longest.
+    /// Takes a slot back.
     fn release_slot(&mut self) {
-        while let Some(waiter) = self.queue.pop_front() {
-            // Fails if the waiter has just left: then try the next one.
-            if waiter.slot.send(()).is_ok() {
-                return;
-            }
-        }
         self.taken -= 1;
+        self.hand_out();
+    }
+
+    fn own_refusal(&self, identity: Option<&Arc<str>>, address: IpAddr) -> Option<Refusal> {
+        fn full<K: Hash + Eq>(counter: &Counter<K>, key: &K, max: Option<usize>) -> bool {
+            let count = counter.by_key.get(key).and_then(|at| counter.counts.get(*at as usize)).map_or(0, |(_, count)| *count);
+            max.is_some_and(|max| count >= max)
+        }
+        if identity.is_some_and(|identity| full(&self.identities, identity, self.settings.max_per_identity)) {
+            return Some(Refusal::Identity);
+        }
+        full(&self.addresses, &counted(address), self.settings.max_per_address).then_some(Refusal::Address)
+    }
+
+    /// Hands free slots to the clients that have waited longest.
+    fn hand_out(&mut self) {
+        while self.taken < self.settings.max
+            && let Some(waiter) = self.queue.pop_front()
+        {
+            // Fails if the waiter has just left: then try the next one.
+            self.taken += usize::from(waiter.slot.send(()).is_ok());
+        }
     }
 }
 
@@ -194,7 +212,16 @@ impl Pool {
     /// With all slots free.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self(Arc::new(Shared { settings, state: Mutex::default() }))
+        let (identities, addresses) = (Counter::default(), Counter::default());
+        let state = State { settings, taken: 0, identities, addresses, queue: VecDeque::new(), next_ticket: 0 };
+        Self(Arc::new(Shared { state: Mutex::new(state) }))
+    }
+
+    /// Other caps hold from now on. Streams that are open stay, and count for a cap that they were counted for when they came.
+    pub fn configure(&self, settings: Settings) {
+        let mut state = self.0.state.lock();
+        state.settings = settings;
+        state.hand_out();
     }
 
     /// Takes a slot for a token's `sub` and a client's address. If all are taken it waits as long as configured, first come,
@@ -203,11 +230,11 @@ impl Pool {
     /// # Errors
     /// If a cap is reached.
     pub async fn acquire(&self, identity: Option<&Arc<str>>, address: IpAddr) -> Result<Permit, Refusal> {
-        let mut waiting = match self.enter(identity, address)? {
+        let (mut waiting, wait) = match self.enter(identity, address)? {
             Entered::Slot(permit) => return Ok(permit),
-            Entered::Queue(waiting) => waiting,
+            Entered::Queue(waiting, wait) => (waiting, wait),
         };
-        if let (Ok(Ok(())), Some(permit)) = (tokio::time::timeout(self.0.settings.wait, &mut waiting.slot).await, &mut waiting.permit) {
+        if let (Ok(Ok(())), Some(permit)) = (tokio::time::timeout(wait, &mut waiting.slot).await, &mut waiting.permit) {
             permit.has_slot = true;
         }
         // The slot may have arrived at the moment of the timeout.
@@ -215,12 +242,13 @@ impl Pool {
     }
 
     fn enter(&self, identity: Option<&Arc<str>>, address: IpAddr) -> Result<Entered, Refusal> {
-        let Shared { settings, state } = &*self.0;
-        let mut state = state.lock();
+        let mut state = self.0.state.lock();
+        let state = &mut *state;
+        let settings = &state.settings;
         let full = state.taken >= settings.max;
         if full && (settings.wait.is_zero() || state.queue.len() >= settings.waiting) {
             // The client's own caps come first: they tell it more, and waiting would not help.
-            return Err(self.own_refusal(&state, identity, address).unwrap_or(Refusal::Full));
+            return Err(state.own_refusal(identity, address).unwrap_or(Refusal::Full));
         }
         let identity_at = match (identity, settings.max_per_identity) {
             (Some(identity), Some(max)) => state.identities.add(identity, max).ok_or(Refusal::Identity)?,
@@ -245,18 +273,7 @@ impl Pool {
         let ticket = state.next_ticket;
         state.next_ticket += 1;
         state.queue.push_back(Waiter { ticket, slot: sender });
-        Ok(Entered::Queue(Waiting { permit: Some(permit), slot, ticket }))
-    }
-
-    fn own_refusal(&self, state: &State, identity: Option<&Arc<str>>, address: IpAddr) -> Option<Refusal> {
-        fn full<K: Hash + Eq>(counter: &Counter<K>, key: &K, max: Option<usize>) -> bool {
-            let count = counter.by_key.get(key).and_then(|at| counter.counts.get(*at as usize)).map_or(0, |(_, count)| *count);
-            max.is_some_and(|max| count >= max)
-        }
-        if identity.is_some_and(|identity| full(&state.identities, identity, self.0.settings.max_per_identity)) {
-            return Some(Refusal::Identity);
-        }
-        full(&state.addresses, &counted(address), self.0.settings.max_per_address).then_some(Refusal::Address)
+        Ok(Entered::Queue(Waiting { permit: Some(permit), slot, ticket }, settings.wait))
     }
 
     /// How many slots are taken.
@@ -268,11 +285,12 @@ impl Pool {
     /// How many slots there are.
     #[must_use]
     pub fn max(&self) -> usize {
-        self.0.settings.max
+        self.0.state.lock().settings.max
     }
 }
 
 enum Entered {
     Slot(Permit),
-    Queue(Waiting),
+    /// And how long it may wait.
+    Queue(Waiting, Duration),
 }

@@ -53,14 +53,14 @@ pub struct Rule {
     action: Action,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 enum Action {
     Drop,
     Pass(Arc<Pass>),
 }
 
 /// What becomes of a message that goes on.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 struct Pass {
     subject: Option<SubjectTemplate>,
     name: Option<NameTemplate>,
@@ -175,6 +175,13 @@ impl Router {
     #[must_use]
     pub fn splits(&self) -> bool {
         self.rules.iter().any(|rule| !rule.takes_all())
+    }
+
+    /// Whether this router does with every message what the other does.
+    #[must_use]
+    pub fn is_like(&self, other: &Self) -> bool {
+        let same = |(a, b): (&Rule, &Rule)| a.matches == b.matches && a.action == b.action;
+        self.inputs == other.inputs && self.rules.len() == other.rules.len() && self.rules.iter().zip(&other.rules).all(same)
     }
 
     /// Whether events of the source that have different subjects before routing have different ones after it.

@@ -16,8 +16,8 @@ pub(crate) mod tests;
 pub(crate) mod value;
 mod yaml;
 
-pub(crate) use layers::load;
-pub(crate) use section::{Choice, Key, Section, Slot};
+pub(crate) use layers::{Loaded, load};
+pub(crate) use section::{Choice, Key, Section, Slot, Written};
 pub(crate) use value::{File, Secret};
 
 use node::Place;
@@ -32,15 +32,41 @@ pub(crate) struct Problem {
     expected: String,
 }
 
+impl Problem {
+    /// The file, or what else the value was read from; `None` where it was not written.
+    #[must_use]
+    pub(crate) fn file(&self) -> Option<&str> {
+        self.place.as_ref().map(|place| &*place.source)
+    }
+
+    /// The line in that file, counted from one.
+    #[must_use]
+    pub(crate) fn line(&self) -> Option<u64> {
+        Some(self.place.as_ref()?.line?.0)
+    }
+
+    /// The key path, as one line; empty for a whole file.
+    #[must_use]
+    pub(crate) fn key(&self) -> String {
+        // A key can be any text.
+        let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+        self.path.chars().map(plain).collect()
+    }
+
+    /// What was expected.
+    #[must_use]
+    pub(crate) fn message(&self) -> &str {
+        &self.expected
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(place) = &self.place {
             write!(f, "{place}: ")?;
         }
         if !self.path.is_empty() {
-            // A key can be any text; a problem is one line.
-            let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-            write!(f, "{}: ", self.path.chars().map(plain).collect::<String>())?;
+            write!(f, "{}: ", self.key())?;
         }
         f.write_str(&self.expected)
     }
@@ -53,6 +79,18 @@ pub struct SettingsError {
 }
 
 impl SettingsError {
+    /// Of something that is wrong with all of it.
+    #[must_use]
+    pub(crate) fn new(expected: &str) -> Self {
+        Self { problems: vec![Problem { place: None, path: String::new(), expected: expected.to_owned() }] }
+    }
+
+    /// In the order of their places.
+    #[must_use]
+    pub(crate) fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
     /// One line for each problem: place, key path, what was expected.
     #[cfg(test)]
     pub(crate) fn lines(&self) -> impl Iterator<Item = String> {

@@ -93,6 +93,8 @@ pub struct Streams {
     routers: Mutex<HashMap<SourceKey, Arc<Router>>>,
     histories: Histories,
     settings: Settings,
+    /// The reconnection time told to clients, before jitter, in milliseconds.
+    retry: AtomicU64,
     registry: Registry,
     closed: [AtomicU64; Closing::ALL.len()],
 }
@@ -108,7 +110,13 @@ impl Streams {
     #[must_use]
     pub fn new(hub: Arc<Hub>, histories: Histories, settings: Settings) -> Arc<Self> {
         let (routers, registry, closed) = (Mutex::default(), Registry::default(), Default::default());
-        Arc::new(Self { hub, routers, histories, settings, registry, closed })
+        let retry = AtomicU64::new(millis(settings.retry));
+        Arc::new(Self { hub, routers, histories, settings, retry, registry, closed })
+    }
+
+    /// Clients that come from now on are told another reconnection time.
+    pub fn set_retry(&self, retry: Duration) {
+        self.retry.store(millis(retry), Ordering::Relaxed);
     }
 
     /// Adds a source. Live streams get its events without more ado, and those that catch up follow it from now on.
@@ -188,7 +196,7 @@ impl Streams {
     /// The reconnection time for one client: jittered, so that clients that lost the same server do not come back at
     /// the same moment.
     fn retry(&self) -> Duration {
-        jittered(self.settings.retry, 0.75..1.25)
+        jittered(Duration::from_millis(self.retry.load(Ordering::Relaxed)), 0.75..1.25)
     }
 
     fn count(&self, reason: Closing) {
@@ -207,6 +215,10 @@ impl Streams {
         }
         frame::closing(out, reason);
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A stream's place in the registry: dropping it is the only way out.

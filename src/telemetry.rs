@@ -5,7 +5,7 @@
 use std::io::IsTerminal as _;
 
 use tracing::{Level, Metadata};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 use tracing_subscriber::filter::{ParseError, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
@@ -47,13 +47,15 @@ fn discreet(event: &Metadata<'_>, libraries: &[&str]) -> bool {
 ///
 /// # Errors
 /// If `RUST_LOG` is not a filter, or the log is set up already.
-pub fn init(log: Settings) -> Result<(), Error> {
+pub fn init(log: Settings) -> Result<Log, Error> {
     let Settings { format, filter, libraries } = log;
     let asked = std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
+    let from_environment = asked.is_some();
     let filter: EnvFilter = match asked {
         Some(asked) => quietened(&asked, &libraries).parse().map_err(Error::Filter)?,
         None => filter,
     };
+    let (filter, handle) = reload::Layer::new(filter);
     let terminal = std::io::stderr().is_terminal();
     let text = match format {
         Format::Auto => terminal,
@@ -75,7 +77,21 @@ pub fn init(log: Settings) -> Result<(), Error> {
         let place = panic.location().map_or_else(String::new, ToString::to_string);
         tracing::error!(place, "panicked");
     }));
-    Ok(())
+    Ok(Log(Some(handle).filter(|_| !from_environment)))
+}
+
+/// The log of the process, whose filter can be exchanged; `None`: it cannot, as `RUST_LOG` counts.
+#[derive(Debug)]
+pub struct Log(Option<reload::Handle<EnvFilter, Registry>>);
+
+impl Log {
+    /// From now on `log.filter` is this one's.
+    pub fn configure(&self, log: Settings) {
+        if let Some(handle) = &self.0 {
+            // It fails only when the log is gone, with the process.
+            handle.reload(log.filter).unwrap_or_default();
+        }
+    }
 }
 
 #[cfg(test)]

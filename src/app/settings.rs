@@ -48,6 +48,8 @@ pub struct Settings {
     pub sources: Vec<Source>,
     /// The first that matches counts.
     pub(crate) routes: Vec<Rule>,
+    /// Whether files are read again when they change.
+    pub(crate) watch: bool,
 }
 
 /// Settings that were read and are right.
@@ -63,6 +65,8 @@ pub struct Loaded {
     pub warnings: Vec<String>,
     /// What is good to know, each with its key path.
     pub notes: Vec<String>,
+    /// Files and folders that the settings name.
+    pub files: Vec<PathBuf>,
 }
 
 /// Reads `files`, later over earlier, then this process's environment.
@@ -70,13 +74,54 @@ pub struct Loaded {
 /// # Errors
 /// With all problems at once.
 pub fn load(files: &[PathBuf]) -> Result<Loaded, SettingsError> {
-    load_with(files, std::env::vars_os())
+    load_with(files, std::env::vars_os(), false)
 }
 
-fn load_with(files: &[PathBuf], variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, SettingsError> {
-    let ((settings, log), yaml) = settings::load(files, variables, BUILT_IN, read)?;
+/// The same for a process that runs: a file that is empty is one that is being written, and is refused.
+///
+/// # Errors
+/// With all problems at once.
+pub(super) fn load_again(files: &[PathBuf]) -> Result<Loaded, SettingsError> {
+    load_with(files, std::env::vars_os(), true)
+}
+
+fn load_with(
+    files: &[PathBuf],
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+    refuse_empty: bool,
+) -> Result<Loaded, SettingsError> {
+    let settings::Loaded { value: (settings, log), yaml, files } = settings::load(files, variables, BUILT_IN, refuse_empty, read)?;
     let (warnings, notes) = (advice::warnings(&settings), advice::notes(&settings));
-    Ok(Loaded { settings, log, yaml, warnings, notes })
+    Ok(Loaded { settings, log, yaml, warnings, notes, files })
+}
+
+/// What cannot change while the process runs: keys, and their values as text.
+#[derive(Debug)]
+pub(super) struct Fixed([(&'static str, String); 9]);
+
+impl Fixed {
+    /// The keys whose values differ.
+    pub(super) fn changed(&self, newer: &Self) -> Vec<&'static str> {
+        self.0.iter().zip(&newer.0).filter(|(before, now)| before.1 != now.1).map(|(before, _)| before.0).collect()
+    }
+}
+
+impl Settings {
+    pub(super) fn fixed(&self, format: telemetry::Format) -> Fixed {
+        let http::connection::Bounds { handshake, header, stall, header_bytes } = self.http.bounds;
+        Fixed([
+            ("server.listen", self.http.listen.to_string()),
+            // Certificates are exchanged; whether there is one decides what the port speaks.
+            ("server.tls", self.http.tls.is_some().to_string()),
+            ("server.heartbeat", format!("{:?}", self.streams.heartbeat)),
+            ("server.limits.handshake_timeout", format!("{handshake:?}")),
+            ("server.limits.header_timeout", format!("{header:?}")),
+            ("server.limits.header_bytes", header_bytes.to_string()),
+            ("admin.listen", self.http.admin.to_string()),
+            ("subscribers.max_stall", format!("{stall:?}")),
+            ("log.format", format!("{format:?}")),
+        ])
+    }
 }
 
 fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
@@ -85,6 +130,7 @@ fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
     let [server, admin, auth] = ["server", "admin", "auth"].map(section);
     let [subscribers, window, history, log] = ["subscribers", "window", "history", "log"].map(section);
     let sources = section("sources");
+    let watch = section("reload").key("watch").flag().or(true);
 
     let auth_settings = auth::Settings::read(&auth);
     let open = !auth_settings.anonymous.is_empty();
@@ -113,7 +159,7 @@ fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
     tags(&found, root, &sources);
     let routes = route::settings::read(root.key("routes"), &names);
     let settings =
-        Settings { http: http?, drain, auth: auth_settings, token_bytes, pool, window, streams, histories, sources: found, routes };
+        Settings { http: http?, drain, auth: auth_settings, token_bytes, pool, window, streams, histories, sources: found, routes, watch };
     Some((settings, log?))
 }
 

@@ -14,7 +14,7 @@ use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::error;
+use tracing::{error, info};
 
 use super::intake::{Counts, Intake};
 use crate::cursor::Point;
@@ -24,6 +24,7 @@ use crate::http::Inbox;
 use crate::hub::{Limits, Window};
 use crate::metrics::SourceReading;
 use crate::route::{self, Router, Rule};
+use crate::settings::Written;
 use crate::source::settings::Source;
 use crate::source::supervisor::Supervisor;
 use crate::source::{ErrorKind, Handle, Item, Start, State};
@@ -57,6 +58,9 @@ pub(super) struct SourceRuntime {
     pub(super) reach: Vec<Pattern>,
     /// Where HTTP publishers hand in, and for what.
     inbox: Option<(Vec<Pattern>, Inbox)>,
+    /// What it was made of.
+    written: Written,
+    router: Arc<Router>,
 }
 
 /// A source that runs. Dropped, it ends at once.
@@ -105,7 +109,6 @@ impl Sources {
 
     /// Ends a source and starts another in its place, with other routes, another broker or other settings. It goes on where the
     /// other stood if it has a log; else what came in between may be lost, which is told.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for reload"))]
     pub(super) async fn change(&mut self, source: Source, rules: &[Rule]) {
         let Some(old) = self.stop(&source.name).await else { return self.add(source, rules) };
         let handle = Handle::in_place_of(old.handle(), &*source.adapter, source.required);
@@ -120,12 +123,36 @@ impl Sources {
     }
 
     /// Ends a source and forgets it. Returns whether there was one of this name.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for reload"))]
     pub(super) async fn remove(&mut self, name: &SourceName) -> bool {
         let Some(old) = self.stop(name).await else { return false };
         self.streams.remove(old.key);
         self.show();
         true
+    }
+
+    /// Adds, changes and removes until there are those that are wanted, with these routes. What has not changed goes on.
+    pub(super) async fn follow(&mut self, wanted: Vec<Source>, rules: &[Rule], window: Limits) {
+        self.window = window;
+        let gone = |runtime: &SourceRuntime| wanted.iter().all(|source| source.name != runtime.handle().name);
+        let gone: Vec<_> = self.running.iter().filter(|(runtime, _)| gone(runtime)).map(|(of, _)| of.handle().name.clone()).collect();
+        for name in gone {
+            info!(source = %name, "source removed");
+            self.remove(&name).await;
+        }
+        for source in wanted {
+            let name = source.name.clone();
+            match self.running.iter().find(|(runtime, _)| runtime.handle().name == name) {
+                None => {
+                    info!(source = %name, "source added");
+                    self.add(source, rules);
+                }
+                Some((present, _)) if present.is_like(&source, rules) => {}
+                Some(_) => {
+                    info!(source = %name, "source changed");
+                    self.change(source, rules).await;
+                }
+            }
+        }
     }
 
     /// Ends all of them in good order. Their windows stay.
@@ -147,7 +174,7 @@ impl Sources {
         counts: Arc<Counts>,
         register: impl FnOnce(&Streams, stream::Source) -> (SourceKey, Option<Point>),
     ) -> SourceRuntime {
-        let Source { name, adapter, max_payload, .. } = source;
+        let Source { name, adapter, max_payload, written, .. } = source;
         let router = Arc::new(Router::new(rules, &name, &adapter.reach(), self.routed.clone()));
         let handle = Arc::new(handle);
         let log = history::Log::of(&handle, adapter.clone(), max_payload);
@@ -160,9 +187,9 @@ impl Sources {
         };
         let reach = router.reach();
         let inbox = adapter.inbox().map(|handle| (adapter.reach(), Inbox { max_payload, handle }));
-        let intake = Arc::new(Intake { source: key, router, hub: self.streams.hub().clone(), counts: counts.clone() });
+        let intake = Arc::new(Intake { source: key, router: router.clone(), hub: self.streams.hub().clone(), counts: counts.clone() });
         let supervisor = Supervisor { adapter, intake, handle, warm_up, max_payload };
-        SourceRuntime { key, supervisor, counts, reach, inbox }
+        SourceRuntime { key, supervisor, counts, reach, inbox, written, router }
     }
 
     fn start(&mut self, runtime: SourceRuntime) {
@@ -209,6 +236,12 @@ impl SourceRuntime {
     /// Its name, status and counters.
     pub(super) fn handle(&self) -> &Arc<Handle> {
         &self.supervisor.handle
+    }
+
+    /// Whether this is what is wanted.
+    fn is_like(&self, source: &Source, rules: &[Rule]) -> bool {
+        let router = || Router::new(rules, &source.name, &source.adapter.reach(), Arc::default());
+        self.written == source.written && self.router.is_like(&router())
     }
 
     fn reading(&self, window: (u64, u64), history: history::Counted) -> SourceReading {

@@ -24,11 +24,20 @@ pub(super) fn raise_descriptors(subscribers: usize) {
     }
 }
 
-/// SIGTERM and SIGINT.
+/// What the process is told by signals.
 pub(super) struct Signals {
+    pub(super) ends: Ends,
+    pub(super) hangups: Hangups,
+}
+
+/// SIGTERM and SIGINT.
+pub(super) struct Ends {
     term: Signal,
     int: Signal,
 }
+
+/// SIGHUP.
+pub(super) struct Hangups(Signal);
 
 impl Signals {
     /// From now on they are ours.
@@ -36,10 +45,22 @@ impl Signals {
     /// # Errors
     /// When the system refuses.
     pub(super) fn new() -> std::io::Result<Self> {
-        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+        let ends = Ends { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? };
+        Ok(Self { ends, hangups: Hangups(signal(SignalKind::hangup())?) })
     }
+}
 
-    /// The number of the next one.
+impl Hangups {
+    /// The next one. Several that come at once are one. Cancel safe.
+    pub(super) async fn next(&mut self) {
+        if self.0.recv().await.is_none() {
+            std::future::pending().await
+        }
+    }
+}
+
+impl Ends {
+    /// The number of the next one. Cancel safe.
     pub(super) async fn next(&mut self) -> i32 {
         let (term, int) = (&mut self.term, &mut self.int);
         tokio::select! {

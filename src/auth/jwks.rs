@@ -88,6 +88,16 @@ impl Remote {
         self.algorithms.contains(&algorithm)
     }
 
+    /// Goes on with the set of another one, if that is of the same URL and for the same keys. Returns whether it is.
+    pub(super) fn keep_fetched(&self, of: &Self) -> bool {
+        let same = self.url == of.url && self.id == of.id && self.algorithms == of.algorithms;
+        if same {
+            let State { body, began, .. } = &*of.state.lock();
+            *self.state.lock() = State { body: body.clone(), began: *began, fetching: false, failed: false };
+        }
+        same
+    }
+
     pub(super) fn loaded(&self) -> bool {
         self.state.lock().body.is_some()
     }
@@ -156,11 +166,30 @@ impl Remote {
         Ok(Some((body, keys.into())))
     }
 
+    /// How long a set that is there is good for.
+    fn rest(&self) -> Option<Duration> {
+        let state = self.state.lock();
+        state.body.as_ref()?;
+        Some(REFRESH.saturating_sub(state.began?.elapsed()))
+    }
+
+    /// Until then, or until a key is missed.
+    async fn pause(&self, pause: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.wanted.notified() => {}
+        }
+    }
+
     /// Fetches for ever. `changed` gets each new set before the attempt counts as done; `done` is called after each attempt.
     pub(super) async fn run(&self, mut changed: impl FnMut(Arc<[Key]>), mut done: impl FnMut()) {
         let host = self.url.host_str().unwrap_or_default();
         let mut client = None;
         let mut failures = 0_u32;
+        // A set that was kept from before is fetched again when its time has come.
+        if let Some(rest) = self.rest() {
+            self.pause(rest).await;
+        }
         loop {
             {
                 let mut state = self.state.lock();
@@ -202,10 +231,7 @@ impl Remote {
                 }
             }
             done();
-            tokio::select! {
-                () = tokio::time::sleep(jittered(pause, 0.8..1.2)) => {}
-                () = self.wanted.notified() => {}
-            }
+            self.pause(jittered(pause, 0.8..1.2)).await;
         }
     }
 }

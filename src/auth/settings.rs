@@ -25,6 +25,8 @@ pub struct Settings {
     pub anonymous: Lists<Pattern>,
     /// Whether anonymous access holds on a listener that is not on loopback, too.
     pub beyond_loopback: bool,
+    /// All of it as it was written, files included.
+    pub written: settings::Written,
 }
 
 /// Something for subscribing, and the same for publishing.
@@ -119,6 +121,7 @@ impl Settings {
             grants,
             anonymous: Lists::read(&anonymous, pattern),
             beyond_loopback: anonymous.key("beyond_loopback").flag().or(false),
+            written: auth.written_with_files(),
         }
     }
 }

@@ -49,6 +49,7 @@ fn config(keys: Vec<Credential>) -> Settings {
         grants: Lists { subscribe: vec![], publish: vec![] },
         anonymous: Lists { subscribe: vec![], publish: vec![] },
         beyond_loopback: false,
+        written: Default::default(),
     }
 }
 

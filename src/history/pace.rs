@@ -1,5 +1,6 @@
 //! How fast brokers' histories are read: one rate for all who read.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -13,19 +14,24 @@ const LONGEST: f64 = 3600.0;
 /// A rate in bytes per second that many share.
 #[derive(Debug)]
 pub(super) struct Pace {
-    rate: usize,
+    rate: AtomicUsize,
     /// Until when all that was read would have taken, at the full rate.
     paid: Mutex<Option<Instant>>,
 }
 
 impl Pace {
     pub(super) fn new(rate: usize) -> Self {
-        Self { rate: rate.max(1), paid: Mutex::default() }
+        Self { rate: AtomicUsize::new(rate.max(1)), paid: Mutex::default() }
+    }
+
+    /// What is read from now on counts at another rate.
+    pub(super) fn configure(&self, rate: usize) {
+        self.rate.store(rate.max(1), Relaxed);
     }
 
     /// So many bytes have been read: until when whoever read them waits; `None`: not at all.
     pub(super) fn took(&self, bytes: usize, now: Instant) -> Option<Instant> {
-        let span = Duration::from_secs_f64((bytes as f64 / self.rate as f64).min(LONGEST));
+        let span = Duration::from_secs_f64((bytes as f64 / self.rate.load(Relaxed) as f64).min(LONGEST));
         let mut paid = self.paid.lock();
         let until = paid.unwrap_or(now).max(now) + span;
         *paid = Some(until);

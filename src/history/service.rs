@@ -53,7 +53,6 @@ const LONG: Duration = Duration::from_secs(10);
 pub(super) struct Service {
     /// Locked last.
     logs: Mutex<HashMap<SourceKey, Arc<Known>>>,
-    settings: Settings,
     pace: Pace,
     state: Mutex<State>,
     /// Something was read, a run was put back, or a reader is free.
@@ -72,12 +71,13 @@ pub(super) struct Known {
 }
 
 struct State {
+    settings: Settings,
     segments: BTreeMap<u64, Held>,
     /// Segments that were ever made.
     made: u64,
     queue: Queue,
-    /// Readers that may be opened yet.
-    free: usize,
+    /// Readers that are open. More than there may be after that was lowered.
+    open: usize,
     /// Of all segments together.
     bytes: usize,
     /// When a long wait was logged last.
@@ -181,17 +181,17 @@ type Ended = Vec<Box<Run>>;
 
 impl std::fmt::Debug for Service {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Service").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("Service").finish_non_exhaustive()
     }
 }
 
 impl Service {
     pub(super) fn new(settings: Settings) -> Self {
-        let state = State { segments: BTreeMap::new(), made: 0, queue: Queue::default(), free: settings.readers, bytes: 0, warned: None };
+        let pace = Pace::new(settings.rate);
+        let state = State { settings, segments: BTreeMap::new(), made: 0, queue: Queue::default(), open: 0, bytes: 0, warned: None };
         Self {
             logs: Mutex::default(),
-            settings,
-            pace: Pace::new(settings.rate),
+            pace,
             state: Mutex::new(state),
             moved: Notify::new(),
             clients: AtomicUsize::new(0),
@@ -211,12 +211,19 @@ impl Service {
         self.logs.lock().get(&source).cloned()
     }
 
+    /// Other bounds hold from now on. Readers that are too many end when their turn does.
+    pub(super) fn configure(&self, settings: Settings) {
+        self.pace.configure(settings.rate);
+        self.state.lock().settings = settings;
+        self.moved.notify_waiters();
+    }
+
     pub(super) fn load(&self) -> Load {
         let (mut ended, now) = (Ended::new(), Instant::now());
         let mut state = self.state.lock();
         state.tidy(now, &mut ended);
         let (waiting, oldest) = state.queue.asking(now);
-        let readers = self.settings.readers - state.free;
+        let readers = state.open;
         drop(state);
         Load { readers, clients: self.clients.load(Ordering::Relaxed), waiting, oldest }
     }
@@ -336,7 +343,7 @@ impl Service {
             self.warn_of_long_waits(state, now);
             return Some(Look::Wait(now + IDLE));
         }
-        state.free -= 1;
+        state.open += 1;
         state.queue.serve(ticket);
         (place.ticket, place.near) = (None, None);
         let again = place
@@ -365,7 +372,7 @@ impl Service {
         let (waiting, oldest) = state.queue.asking(now);
         if oldest > LONG && state.warned.is_none_or(|at| now.duration_since(at) > QUIET) {
             state.warned = Some(now);
-            let (readers, seconds) = (self.settings.readers, oldest.as_secs());
+            let (readers, seconds) = (state.settings.readers, oldest.as_secs());
             tracing::warn!(waiting, readers, seconds, "clients wait long for a reader of a broker's log: see `history`");
         }
     }
@@ -397,7 +404,7 @@ impl Service {
         let (mut ended, now) = (Ended::new(), Instant::now());
         let mut state = self.state.lock();
         let Some(held) = state.segments.get_mut(&id) else {
-            state.free += 1;
+            state.open -= 1;
             drop(state);
             self.moved.notify_waiters();
             return;
@@ -432,10 +439,11 @@ impl Service {
             state.outdate(source, Some(id));
         }
         state.bytes += read;
-        state.trim(self.settings.cache, id, read);
-        let turn_is_over = now.duration_since(run.since) > QUANTUM && state.queue.asking(now).0 > 0 && state.free == 0;
+        let cache = state.settings.cache;
+        state.trim(cache, id, read);
+        let turn_is_over = now.duration_since(run.since) > QUANTUM && state.queue.asking(now).0 > 0 && !state.has_room();
         if gone || turn_is_over {
-            state.free += 1;
+            state.open -= 1;
             ended.push(run);
         } else if let Some(held) = state.segments.get_mut(&id) {
             held.run = Slot::Idle(run, now);
@@ -572,15 +580,19 @@ impl State {
 
     /// Makes sure that a reader may be opened, if need be by ending a run that nobody moves.
     fn find_free(&mut self, now: Instant, ended: &mut Ended) -> bool {
-        if self.free > 0 {
-            return true;
+        while !self.has_room() {
+            let idle = |held: &Held| if let Slot::Idle(_, since) = held.run { Some(since) } else { None };
+            let longest = self.segments.iter().filter_map(|(id, held)| Some((idle(held)?, *id))).min();
+            match longest {
+                Some((since, id)) if now.duration_since(since) >= IDLE && self.end_run(id, ended) => {}
+                _ => return false,
+            }
         }
-        let idle = |held: &Held| if let Slot::Idle(_, since) = held.run { Some(since) } else { None };
-        let longest = self.segments.iter().filter_map(|(id, held)| Some((idle(held)?, *id))).min();
-        match longest {
-            Some((since, id)) if now.duration_since(since) >= IDLE => self.end_run(id, ended),
-            _ => false,
-        }
+        true
+    }
+
+    fn has_room(&self) -> bool {
+        self.open < self.settings.readers
     }
 
     fn end_run(&mut self, id: u64, ended: &mut Ended) -> bool {
@@ -588,7 +600,7 @@ impl State {
         match std::mem::replace(&mut held.run, Slot::None) {
             Slot::Idle(run, _) => {
                 ended.push(run);
-                self.free += 1;
+                self.open -= 1;
                 true
             }
             other => {

@@ -1,19 +1,22 @@
-//! The admin listener: liveness, readiness, metrics, and the state of the sources.
+//! The admin listener: liveness, readiness, metrics, the state of the sources, and reading the configuration again.
 //!
-//! Knows sources by their handles only. Read-only, and meant for the machine's own network: it asks for no token.
+//! Knows sources by their handles only. Meant for the machine's own network: it asks for no token.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
+use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::problem::Problem;
 use crate::metrics::{self, Metrics, Readings};
+use crate::settings::SettingsError;
 use crate::source;
 use crate::subject::Pattern;
 
@@ -23,7 +26,12 @@ pub(crate) struct Rooms {
     pub(crate) sources: Box<dyn Fn() -> Vec<Source> + Send + Sync>,
     pub(crate) readings: Arc<dyn Fn() -> Readings + Send + Sync>,
     pub(crate) draining: CancellationToken,
+    /// Reads the configuration again.
+    pub(crate) reload: Arc<Reload>,
 }
+
+/// Reads the configuration again: which keys need a restart, or what is wrong with it. `None`: the process is about to end.
+pub(crate) type Reload = dyn Fn() -> BoxFuture<'static, Option<Result<Vec<&'static str>, SettingsError>>> + Send + Sync;
 
 /// A source, and the subjects that its events can have after routing.
 #[derive(Clone)]
@@ -65,6 +73,9 @@ pub(crate) fn router(rooms: Rooms) -> Router {
 }
 
 async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
+    if request.uri().path() == "/reload" {
+        return rooms.reload(request.method()).await.unwrap_or_else(Problem::into_response);
+    }
     let known = ["/livez", "/readyz", "/metrics", "/sources"].contains(&request.uri().path());
     if known && request.method() != Method::GET && request.method() != Method::HEAD {
         return Problem::method("GET, HEAD").into_response();
@@ -83,10 +94,14 @@ async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
             Ok(text) => (StatusCode::OK, metrics::CONTENT_TYPE, text),
             Err(_) => return Problem::internal().into_response(),
         },
-        _ => return Problem::not_found("there are /livez, /readyz, /metrics and /sources").into_response(),
+        _ => return Problem::not_found("there are /livez, /readyz, /metrics, /sources and /reload").into_response(),
     };
+    respond(request.method(), status, kind, text)
+}
+
+fn respond(method: &Method, status: StatusCode, kind: &'static str, text: String) -> Response {
     let length = text.len();
-    let mut response = Response::new(if request.method() == Method::HEAD { Body::empty() } else { Body::from(text) });
+    let mut response = Response::new(if method == Method::HEAD { Body::empty() } else { Body::from(text) });
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -102,6 +117,16 @@ fn state(handle: &source::Handle) -> Value {
 }
 
 impl Rooms {
+    async fn reload(&self, method: &Method) -> Result<Response, Problem> {
+        if method != Method::POST {
+            return Err(Problem::method("POST"));
+        }
+        let read = (self.reload)().await.ok_or_else(|| Problem::unavailable("the server is about to stop", Duration::from_secs(1)))?;
+        let needs_restart = read.map_err(|error| Problem::configuration(&error))?;
+        let body = json!({ "applied": true, "needs_restart": needs_restart });
+        Ok(respond(method, StatusCode::OK, "application/json", body.to_string() + "\n"))
+    }
+
     fn readiness(&self, sources: &[Source]) -> Readiness {
         let down = |s: &Source| {
             let cell = &s.handle.status;

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -18,7 +19,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use super::forwarded::client_address;
 use super::problem::Problem;
 use super::query::{Query, takes_only_streams};
-use super::{Peer, Shared, origin_of};
+use super::{Peer, Policy, Rooms, origin_of};
 use crate::auth::{AuthError, Grant, NotGranted};
 use crate::event::Timestamp;
 use crate::frame::{self, Closing, Form};
@@ -54,15 +55,15 @@ pub(super) enum Later {
     Unavailable,
 }
 
-pub(super) async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): Extension<Arc<Policy>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     match parts.method {
         Method::GET | Method::HEAD => {}
-        Method::OPTIONS => return preflight(&shared, &parts, ALLOW),
+        Method::OPTIONS => return preflight(&policy, &parts, ALLOW),
         _ => return Problem::method(ALLOW).into_response(),
     }
-    let metrics = &shared.rooms.metrics;
-    match open(&shared, &parts, body).await {
+    let metrics = &rooms.metrics;
+    match open(&rooms, &policy, &parts, body).await {
         Ok(response) => response,
         Err(Refusal::Problem(problem, reason)) => {
             metrics.refused.refused(reason);
@@ -70,21 +71,21 @@ pub(super) async fn answer(State(shared): State<Arc<Shared>>, request: Request) 
         }
         Err(Refusal::Later(later)) => {
             metrics.refused.refused(later.counted());
-            later.answer(&parts.headers, shared.rooms.retry)
+            later.answer(&parts.headers, policy.retry)
         }
     }
 }
 
-async fn open(shared: &Shared, parts: &Parts, body: Body) -> Result<Response, Refusal> {
+async fn open(rooms: &Rooms, policy: &Policy, parts: &Parts, body: Body) -> Result<Response, Refusal> {
     let invalid = |problem| Refusal::Problem(problem, Refused::Invalid);
     let forbidden = |problem| Refusal::Problem(problem, Refused::Forbidden);
     if !http_body::Body::is_end_stream(&body) {
         // hyper notices no disconnect while a body is unread, and an endless stream leaves no moment to read it.
         return Err(invalid(Problem::unexpected_body()));
     }
-    let query = Query::read(parts.uri.query(), &parts.headers, &shared.limits, Timestamp::now()).map_err(invalid)?;
-    let grant = shared.subscriber(parts).await?;
-    shared.origins.allow(&origin_of(parts), &parts.headers).map_err(forbidden)?;
+    let query = Query::read(parts.uri.query(), &parts.headers, &policy.limits, Timestamp::now()).map_err(invalid)?;
+    let grant = policy.subscriber(parts).await?;
+    policy.origins.allow(&origin_of(parts), &parts.headers).map_err(forbidden)?;
     let patterns = grant.subscription(query.wanted).map_err(|NotGranted(pattern)| {
         forbidden(match pattern {
             Some(pattern) => Problem::not_granted("pattern", pattern.as_str()),
@@ -95,14 +96,14 @@ async fn open(shared: &Shared, parts: &Parts, body: Body) -> Result<Response, Re
         // A body of unknown length, as the stream's would be.
         return Ok(stream(Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>())));
     }
-    if shared.rooms.draining.is_cancelled() {
+    if rooms.draining.is_cancelled() {
         return Err(Refusal::Later(Later::Draining));
     }
-    let address = shared.client(parts);
-    let permit = shared.rooms.pool.acquire(grant.identity(), address).await.map_err(|refusal| Refusal::Later(Later::Cap(refusal)))?;
+    let address = policy.client(parts);
+    let permit = rooms.pool.acquire(grant.identity(), address).await.map_err(|refusal| Refusal::Later(Later::Cap(refusal)))?;
     let form = if query.json { Form::Json } else { Form::Routed };
     let connection = parts.extensions.get::<Peer>().map_or(0, |peer| peer.connection);
-    let handover = (shared.rooms.open)(crate::stream::Request {
+    let handover = (rooms.open)(crate::stream::Request {
         filter: Arc::new(Filter::new(patterns, form)),
         begin: query.begin,
         expires: grant.expires,
@@ -125,9 +126,9 @@ fn stream(body: Body) -> Response {
 }
 
 /// `OPTIONS`, as a CORS preflight or on its own.
-pub(super) fn preflight(shared: &Shared, parts: &Parts, methods: &'static str) -> Response {
+pub(super) fn preflight(policy: &Policy, parts: &Parts, methods: &'static str) -> Response {
     let mut response = (StatusCode::NO_CONTENT, [(header::ALLOW, methods)]).into_response();
-    shared.origins.preflight(&origin_of(parts), methods, response.headers_mut());
+    policy.origins.preflight(&origin_of(parts), methods, response.headers_mut());
     response
 }
 
@@ -173,10 +174,10 @@ impl Later {
     }
 }
 
-impl Shared {
+impl Policy {
     /// Returns the grant of the request's token, from whichever carrier.
     async fn subscriber(&self, parts: &Parts) -> Result<Grant, Refusal> {
-        self.rooms.auth.authenticate_within(&parts.headers, parts.uri.query(), PATIENCE).await.map_err(|error| match error {
+        self.auth.authenticate_within(&parts.headers, parts.uri.query(), PATIENCE).await.map_err(|error| match error {
             AuthError::KeysNotLoaded => Refusal::Later(Later::Unavailable),
             AuthError::Malformed(_) => Refusal::Problem(Problem::denied(&error), Refused::Invalid),
             AuthError::Missing | AuthError::Invalid(_) => Refusal::Problem(Problem::denied(&error), Refused::Unauthorized),

@@ -8,8 +8,10 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
+use serde_json::json;
 
 use crate::auth::{AuthError, INSUFFICIENT_SCOPE};
+use crate::settings::{self, SettingsError};
 
 /// A request that is not granted, as `application/problem+json`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +19,7 @@ pub(crate) struct Problem {
     status: StatusCode,
     detail: Cow<'static, str>,
     /// What the refusal is about, as a member of its own: `("pattern", "orders.>")`.
-    about: Option<(&'static str, String)>,
+    about: Option<(&'static str, serde_json::Value)>,
     extra: Extra,
 }
 
@@ -43,7 +45,7 @@ impl Problem {
 
     /// 400 about one parameter.
     pub(crate) fn parameter(name: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { about: Some(("parameter", name.to_owned())), ..Self::bad_request(detail) }
+        Self { about: Some(("parameter", name.into())), ..Self::bad_request(detail) }
     }
 
     /// 400, and the connection ends: the request must not have a body.
@@ -69,7 +71,7 @@ impl Problem {
     /// 403 naming the pattern or subject that the grant does not cover.
     pub(crate) fn not_granted(kind: &'static str, name: &str) -> Self {
         Self {
-            about: Some((kind, name.to_owned())),
+            about: Some((kind, name.into())),
             extra: Extra::Challenge(INSUFFICIENT_SCOPE),
             ..Self::new(StatusCode::FORBIDDEN, format!("the grant of this request does not cover the {kind} `{name}`"))
         }
@@ -103,6 +105,18 @@ impl Problem {
     /// 421: this server does not answer to that name (RFC 9110 section 15.5.20).
     pub(crate) fn misdirected() -> Self {
         Self::new(StatusCode::MISDIRECTED_REQUEST, "this server does not answer to the host name of this request; see `server.hosts`")
+    }
+
+    /// 422: the configuration is refused, with all that is wrong with it.
+    pub(crate) fn configuration(error: &SettingsError) -> Self {
+        let one = |problem: &settings::Problem| {
+            json!({ "file": problem.file(), "line": problem.line(), "key": problem.key(), "message": problem.message() })
+        };
+        let problems = error.problems().iter().map(one).collect();
+        Self {
+            about: Some(("problems", problems)),
+            ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the configuration is refused; the one before it stays in use")
+        }
     }
 
     /// 429: the client's own cap.

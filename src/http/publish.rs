@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
@@ -14,7 +15,7 @@ use percent_encoding::percent_decode_str;
 
 use super::events::{LATER, Later, PATIENCE, preflight};
 use super::problem::Problem;
-use super::{Shared, origin_of};
+use super::{Policy, Rooms, origin_of};
 use crate::auth::{AuthError, Grant};
 use crate::metrics::Published;
 use crate::source::http::PublishError;
@@ -25,36 +26,36 @@ const ALLOW: &str = "POST, OPTIONS";
 
 type Refusal = (Problem, Published);
 
-pub(super) async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): Extension<Arc<Policy>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     match parts.method {
         Method::POST => {}
-        Method::OPTIONS => return preflight(&shared, &parts, ALLOW),
+        Method::OPTIONS => return preflight(&policy, &parts, ALLOW),
         _ => return Problem::method(ALLOW).into_response(),
     }
-    let (response, outcome) = match publish(&shared, &parts, body).await {
+    let (response, outcome) = match publish(&rooms, &policy, &parts, body).await {
         Ok(response) => (response, Published::Accepted),
         Err((problem, outcome)) => (problem.into_response(), outcome),
     };
-    shared.rooms.metrics.published.published(outcome);
+    rooms.metrics.published.published(outcome);
     response
 }
 
-async fn publish(shared: &Shared, parts: &http::request::Parts, body: Body) -> Result<Response, Refusal> {
+async fn publish(rooms: &Rooms, policy: &Policy, parts: &http::request::Parts, body: Body) -> Result<Response, Refusal> {
     let subject = subject(parts.uri.path()).map_err(|problem| (problem, Published::Invalid))?;
-    let grant = shared.publisher(parts).await?;
+    let grant = policy.publisher(parts).await?;
     let denied = |problem| (problem, Published::Denied);
-    shared.origins.allow(&origin_of(parts), &parts.headers).map_err(denied)?;
+    policy.origins.allow(&origin_of(parts), &parts.headers).map_err(denied)?;
     if !grant.permits_publish(&subject) {
         return Err(denied(Problem::not_granted("subject", subject.as_str())));
     }
-    let Some(inbox) = (shared.rooms.inbox)(&subject) else {
+    let Some(inbox) = (rooms.inbox)(&subject) else {
         let detail = format!("no `http` source takes the subject `{subject}`");
         return Err((Problem::not_found(detail), Published::Unknown));
     };
-    let payload = read(shared, inbox.max_payload, &parts.headers, body).await?;
+    let payload = read(policy, inbox.max_payload, &parts.headers, body).await?;
     let id = inbox.handle.publish(subject, payload).await.map_err(|error| {
-        let wait = jittered(shared.rooms.retry, LATER);
+        let wait = jittered(policy.retry, LATER);
         let problem = match error {
             PublishError::Overloaded => Problem::unavailable("more messages come in than can be taken", wait),
             PublishError::Closed => Later::Draining.problem(wait),
@@ -68,11 +69,11 @@ async fn publish(shared: &Shared, parts: &http::request::Parts, body: Body) -> R
     Ok(response)
 }
 
-impl Shared {
+impl Policy {
     /// What the token in the header grants.
     async fn publisher(&self, parts: &http::request::Parts) -> Result<Grant, Refusal> {
-        self.rooms.auth.authenticate_publisher_within(&parts.headers, PATIENCE).await.map_err(|error| match error {
-            AuthError::KeysNotLoaded => (Later::Unavailable.problem(jittered(self.rooms.retry, LATER)), Published::Unavailable),
+        self.auth.authenticate_publisher_within(&parts.headers, PATIENCE).await.map_err(|error| match error {
+            AuthError::KeysNotLoaded => (Later::Unavailable.problem(jittered(self.retry, LATER)), Published::Unavailable),
             AuthError::Malformed(_) => (Problem::denied(&error), Published::Invalid),
             AuthError::Missing | AuthError::Invalid(_) => (Problem::denied(&error), Published::Denied),
         })
@@ -89,7 +90,7 @@ fn subject(path: &str) -> Result<Subject, Problem> {
     text.parse().map_err(|e| Problem::bad_request(format!("the subject `{}` {e}", text.escape_debug())))
 }
 
-async fn read(shared: &Shared, max: usize, headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
+async fn read(policy: &Policy, max: usize, headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
     let too_large = || (Problem::too_large(max), Published::TooLarge);
     // A compressed payload would reach browsers as bytes that they cannot read.
     if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
@@ -99,7 +100,7 @@ async fn read(shared: &Shared, max: usize, headers: &HeaderMap, body: Body) -> R
     if declared.is_some_and(|length| length > max as u64) {
         return Err(too_large());
     }
-    match tokio::time::timeout(shared.body_timeout, Limited::new(body, max).collect()).await {
+    match tokio::time::timeout(policy.body_timeout, Limited::new(body, max).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(_)) => Err((Problem::bad_request("the request's body is broken"), Published::Invalid)),

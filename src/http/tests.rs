@@ -55,8 +55,9 @@ impl Face {
         let metrics = crate::metrics::unread();
         let inbox = Http::new(crate::source::http::Config { subjects: vec!["demo.>".parse().unwrap()] });
         let open = opened.clone();
+        let policy = Policy::new(settings, Arc::new(auth), Duration::from_secs(3));
         let rooms = Rooms {
-            auth: Arc::new(auth),
+            policy: Arc::new(ArcSwap::from_pointee(policy)),
             pool: pool.clone(),
             metrics: metrics.clone(),
             inbox: {
@@ -64,13 +65,12 @@ impl Face {
                 Box::new(move |subject| reach.iter().any(|pattern| pattern.matches(subject.as_str())).then(|| inbox.clone()))
             },
             draining: draining.clone(),
-            retry: Duration::from_secs(3),
             open: Box::new(move |opening| {
                 open.lock().push(opening);
                 Handover::gone()
             }),
         };
-        Self { router: router(settings, rooms), opened, draining, pool, metrics, inbox, _folder: folder }
+        Self { router: router(rooms), opened, draining, pool, metrics, inbox, _folder: folder }
     }
 
     async fn raw(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &'static str) -> http::Response<Body> {

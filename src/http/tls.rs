@@ -40,13 +40,12 @@ enum TlsError {
 
 /// The server's side of TLS, as the files were when they last were good.
 pub(crate) struct Tls {
-    files: Files,
     served: ArcSwap<Served>,
 }
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.files.fmt(f)
+        self.served.load().files.fmt(f)
     }
 }
 
@@ -58,6 +57,7 @@ struct Files {
 }
 
 struct Served {
+    files: Files,
     pem: Pem,
     config: Arc<ServerConfig>,
 }
@@ -78,7 +78,7 @@ impl Tls {
         let pem = Pem { certificate: bytes(&certificate), private_key: bytes(&private_key) };
         let files = Files { certificate: certificate.path, private_key: private_key.path };
         match pem.server(&files) {
-            Ok(config) => return Some(Self { files, served: ArcSwap::from_pointee(Served { pem, config }) }),
+            Ok(config) => return Some(Self { served: ArcSwap::from_pointee(Served { files, pem, config }) }),
             Err(TlsError::Pem { key, what, cause, .. }) => tls.problem(key, format!("must name a PEM file with a {what}: {cause}")),
             Err(TlsError::Config(cause)) => {
                 tls.problem_here(format!("must be a certificate and the private key that belongs to it: {cause}"));
@@ -90,6 +90,11 @@ impl Tls {
     /// For the next handshake.
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.served.load().config.clone())
+    }
+
+    /// Serves what the other one serves, and follows its files.
+    pub(crate) fn configure(&self, other: &Self) {
+        self.served.store(other.served.load_full());
     }
 
     /// Reads the files again whenever they change, for ever. Connections that are open stay as they are.
@@ -118,16 +123,19 @@ impl Tls {
 
     /// Whether there is a newer certificate.
     async fn reread(&self) -> Result<bool, TlsError> {
-        let files = self.files.clone();
+        let files = self.served.load().files.clone();
+        let named = files.clone();
         // On a file system that hangs, only this waits.
         let Ok(pem) = tokio::task::spawn_blocking(move || Pem::read(&files)).await else { return Ok(false) };
         let pem = pem?;
-        if pem == self.served.load().pem {
+        let before = self.served.load();
+        if pem == before.pem {
             return Ok(false);
         }
-        let config = pem.server(&self.files)?;
-        self.served.store(Arc::new(Served { pem, config }));
-        Ok(true)
+        let config = pem.server(&named)?;
+        // Unless other files are followed by now.
+        let newer = Arc::new(Served { files: named, pem, config });
+        Ok(Arc::ptr_eq(&self.served.compare_and_swap(&*before, newer), &before))
     }
 }
 

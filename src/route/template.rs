@@ -110,7 +110,7 @@ fn cut(text: &str, room: usize) -> &str {
 }
 
 /// Makes one subject of another.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct SubjectTemplate {
     pub(super) parts: Vec<Part>,
     /// The result, where nothing is captured.
@@ -202,7 +202,7 @@ impl SubjectTemplate {
 }
 
 /// Makes an event's name of a subject.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct NameTemplate {
     parts: Vec<Part>,
     fixed: Option<Arc<str>>,

@@ -18,9 +18,20 @@ use super::{Problem, SettingsError, environment, yaml};
 /// The longest file that is read, in bytes.
 const MAX_FILE: u64 = 16 << 20;
 
+/// Settings that were read and are right.
+#[derive(Debug)]
+pub(crate) struct Loaded<T> {
+    /// What was made of them.
+    pub(crate) value: T,
+    /// The settings as they count, as YAML with secrets withheld.
+    pub(crate) yaml: String,
+    /// Files and folders that they name.
+    pub(crate) files: Vec<PathBuf>,
+}
+
 /// Merges `files`, later over earlier, then `variables` such as `BROKERCAST__SERVER__LISTEN`, and lets `read` take its
-/// keys. `built_in`, a name and a text, counts where no file is given. Returns what `read` made of it, and the settings
-/// as they count, as YAML with secrets withheld.
+/// keys. `built_in`, a name and a text, counts where no file is given. `refuse_empty`: a file in which there is nothing is a
+/// problem, as it is one that is being written.
 ///
 /// # Errors
 /// With all problems at once.
@@ -28,8 +39,9 @@ pub(crate) fn load<T>(
     files: &[PathBuf],
     variables: impl IntoIterator<Item = (OsString, OsString)>,
     built_in: (&str, &str),
+    refuse_empty: bool,
     read: impl FnOnce(&Section<'_>) -> Option<T>,
-) -> Result<(T, String), SettingsError> {
+) -> Result<Loaded<T>, SettingsError> {
     let mut problems = Vec::new();
     let mut layers = Vec::new();
     if files.is_empty() {
@@ -38,12 +50,9 @@ pub(crate) fn load<T>(
     for file in files {
         let name = file.display().to_string();
         match read_file(file) {
+            Ok(text) if refuse_empty && text.trim().is_empty() => problems.push(of_file(name, "this configuration file is empty".to_owned())),
             Ok(text) => layers.extend(read_layer(&name, &text, &mut problems)),
-            Err(what) => problems.push(Problem {
-                place: Some(Place { source: name.into(), line: None }),
-                path: String::new(),
-                expected: format!("this configuration file cannot be read: {what}"),
-            }),
+            Err(what) => problems.push(of_file(name, format!("this configuration file cannot be read: {what}"))),
         }
     }
     // What an unreadable file would have set is unknown: everything else would be guesses.
@@ -61,7 +70,7 @@ pub(super) fn read_tree<T>(
     mut tree: Node,
     mut problems: Vec<Problem>,
     read: impl FnOnce(&Section<'_>) -> Option<T>,
-) -> Result<(T, String), SettingsError> {
+) -> Result<Loaded<T>, SettingsError> {
     tree.drop_nulls();
     let (findings, shown) = (Findings::default(), Shown::default());
     let value = read(&Section::root(&findings, &tree, &shown));
@@ -72,9 +81,16 @@ pub(super) fn read_tree<T>(
     problems.dedup();
     match value {
         // Nothing in it can fail to be written; if it could, an empty text would show that.
-        Some(value) if problems.is_empty() => Ok((value, serde_saphyr::to_string(&shown).unwrap_or_default())),
+        Some(value) if problems.is_empty() => {
+            Ok(Loaded { value, yaml: serde_saphyr::to_string(&shown).unwrap_or_default(), files: findings.files.take() })
+        }
         _ => Err(SettingsError { problems }),
     }
+}
+
+/// A problem of a whole file.
+fn of_file(name: String, expected: String) -> Problem {
+    Problem { place: Some(Place { source: name.into(), line: None }), path: String::new(), expected }
 }
 
 fn read_file(file: &Path) -> Result<String, String> {

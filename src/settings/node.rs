@@ -24,7 +24,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// A value and its place. Has no `Debug`: it may hold a secret.
+/// A value and its place. Has no `Debug`: it may hold a secret. Equal nodes say the same, wherever they were written.
 #[derive(Clone)]
 pub(super) struct Node {
     pub(super) kind: Kind,
@@ -33,7 +33,13 @@ pub(super) struct Node {
     pub(super) place: Place,
 }
 
-#[derive(Clone)]
+impl PartialEq for Node {
+    fn eq(&self, other: &Self) -> bool {
+        self.kind == other.kind && self.text == other.text
+    }
+}
+
+#[derive(Clone, PartialEq)]
 pub(super) enum Kind {
     Null,
     Bool(bool),

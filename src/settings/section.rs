@@ -19,6 +19,10 @@ use super::value::{File, Secret, join, parse_duration, parse_size, show_duration
 #[derive(Default)]
 pub(super) struct Findings {
     pub(super) problems: RefCell<Vec<Problem>>,
+    /// Files and folders that are named.
+    pub(super) files: RefCell<Vec<PathBuf>>,
+    /// What was read of files, by key path.
+    contents: RefCell<Vec<(String, Secret)>>,
     /// Key paths whose value could not be used. What is said of them and of what is below them later only follows from
     /// that, so it is left out.
     unusable: RefCell<Vec<String>>,
@@ -41,6 +45,20 @@ pub(crate) struct Slot<'t> {
 
 /// A map of keys.
 pub(crate) struct Section<'t>(Slot<'t>);
+
+/// What was written in a section, to be compared with what is written there later. Holds secrets.
+#[derive(Clone, Default, PartialEq)]
+pub(crate) struct Written {
+    node: Option<Node>,
+    /// Of the files that were read for it.
+    contents: Vec<Secret>,
+}
+
+impl fmt::Debug for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Written")
+    }
+}
 
 /// A value that was read, and may be checked further. Ends by [`Key::or`], [`Key::optional`] or [`Key::required`].
 pub(crate) struct Key<'t, T> {
@@ -107,6 +125,20 @@ impl<'t> Section<'t> {
         entries.iter().map(|(name, _)| (name.as_str(), self.key(name))).collect()
     }
 
+    /// What was written here.
+    #[must_use]
+    pub(crate) fn written(&self) -> Written {
+        Written { node: self.0.node.cloned(), contents: Vec::new() }
+    }
+
+    /// What was written here, and what is in the files that were read for it so far.
+    #[must_use]
+    pub(crate) fn written_with_files(&self) -> Written {
+        let contents = self.0.findings.contents.borrow();
+        let contents = contents.iter().filter(|(path, _)| is_within(path, &self.0.path)).map(|(_, contents)| contents.clone()).collect();
+        Written { contents, ..self.written() }
+    }
+
     /// The same section, where keys without a value are not printed.
     #[must_use]
     pub(crate) fn terse(self) -> Self {
@@ -151,8 +183,7 @@ impl<'t> Slot<'t> {
 
     /// Notes a problem with what was, or was not, written here.
     pub(crate) fn problem(&self, expected: impl Into<String>) {
-        let below = |outer: &String| self.path.strip_prefix(&**outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
-        if !self.findings.unusable.borrow().iter().any(below) {
+        if !self.findings.unusable.borrow().iter().any(|outer| is_within(&self.path, outer)) {
             let (place, expected) = (Some(self.place.clone()), format!("{}{}", expected.into(), self.alternative));
             self.findings.problems.borrow_mut().push(Problem { place, path: self.path.clone(), expected });
         }
@@ -228,13 +259,23 @@ impl<'t> Slot<'t> {
     /// A file's or folder's path.
     #[must_use]
     pub(crate) fn path(self) -> Key<'t, PathBuf> {
-        self.text().check(|text| !text.is_empty(), "must not be empty").convert(|text| Ok(text.into()))
+        let findings = self.findings;
+        self.text().check(|text| !text.is_empty(), "must not be empty").convert(|text| {
+            let path = PathBuf::from(text);
+            findings.files.borrow_mut().push(path.clone());
+            Ok(path)
+        })
     }
 
     /// A file, which is read now.
     #[must_use]
     pub(crate) fn file(self) -> Key<'t, File> {
-        self.path().convert(File::read)
+        let (findings, key) = (self.findings, self.path.clone());
+        self.path().convert(|path| {
+            let file = File::read(path)?;
+            findings.contents.borrow_mut().push((key, file.contents.clone()));
+            Ok(file)
+        })
     }
 
     /// A text that is not printed.
@@ -349,6 +390,11 @@ impl<'t> Slot<'t> {
             }
         }
     }
+}
+
+/// Whether a key path is another one or below it.
+fn is_within(path: &str, outer: &str) -> bool {
+    path.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || outer.is_empty() || rest.starts_with(['.', '[']))
 }
 
 /// The text of a number with or without a unit.

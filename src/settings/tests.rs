@@ -4,7 +4,7 @@ use super::*;
 pub(crate) fn read<T>(text: &str, read: impl FnOnce(&Section<'_>) -> Option<T>) -> Result<T, Vec<String>> {
     let mut problems = Vec::new();
     let tree = yaml::parse(&"test".into(), text, &mut problems).map_err(|problem| vec![problem.to_string()])?;
-    layers::read_tree(tree, problems, read).map(|(value, _)| value).map_err(|error| error.lines().collect())
+    layers::read_tree(tree, problems, read).map(|loaded| loaded.value).map_err(|error| error.lines().collect())
 }
 
 /// What `read` makes of the section with this key path, or the problems' lines.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Adapter;
 use crate::event::SourceName;
-use crate::settings::{Section, Slot};
+use crate::settings::{Section, Slot, Written};
 use crate::subject::Pattern;
 
 /// Makes the adapter of a source with this name. Connects nothing.
@@ -34,6 +34,8 @@ pub struct Source {
     pub max_payload: usize,
     /// Its adapter, not connected.
     pub adapter: Arc<dyn Adapter>,
+    /// What was written. The contents of files are left out, as adapters read them again at each connection.
+    pub written: Written,
 }
 
 impl fmt::Debug for Source {
@@ -66,8 +68,9 @@ fn source(adapters: &[AdapterKind], name: &str, slot: Slot<'_>) -> Option<Source
     let built = tagged.iter().map(|(kind, settings)| (kind.read)(settings)).collect::<Vec<_>>();
     let required = source.key("required").flag().or(true);
     let max_payload = source.key("max_payload").size().within(1, 1 << 30).or(1 << 20);
+    let written = source.written();
     let (name, build) = (name?, built.into_iter().next()??);
-    Some(Source { adapter: build(&name), name, required, max_payload })
+    Some(Source { adapter: build(&name), name, required, max_payload, written })
 }
 
 /// Reads a key that holds a list of patterns, at least one.

@@ -32,6 +32,12 @@ impl Choice for Format {
 }
 
 impl Settings {
+    /// Its form, which cannot be exchanged.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
     /// Takes the keys of `log`. `libraries` are the log targets of the libraries that talk to brokers.
     #[must_use]
     pub fn read(log: &Section<'_>, libraries: Vec<&'static str>) -> Option<Self> {

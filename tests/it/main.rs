@@ -16,6 +16,7 @@ mod history;
 mod messages;
 mod nats;
 mod refusals;
+mod reload;
 mod resume;
 mod routes;
 mod shutdown;

@@ -28,13 +28,13 @@ pub(super) fn environment(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
 
 pub(super) fn good(texts: &[&str], variables: &[(&str, &str)]) -> Loaded {
     let files = files(texts);
-    load_with(&files.paths, environment(variables)).unwrap_or_else(|e| panic!("{e}"))
+    load_with(&files.paths, environment(variables), false).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The problems' lines, files called by their number.
 pub(super) fn bad(texts: &[&str], variables: &[(&str, &str)]) -> Vec<String> {
     let files = files(texts);
-    let error = load_with(&files.paths, environment(variables)).expect_err("a configuration error");
+    let error = load_with(&files.paths, environment(variables), false).expect_err("a configuration error");
     let folder = format!("{}/", files._folder.path().display());
     error.lines().map(|line| line.replace(&folder, "")).collect()
 }
@@ -43,7 +43,7 @@ pub(super) const KEY: &str = "0123456789abcdef0123456789abcdef";
 
 #[test]
 fn without_a_file_the_demo_counts() {
-    let loaded = load_with(&[], []).unwrap_or_else(|e| panic!("{e}"));
+    let loaded = load_with(&[], [], false).unwrap_or_else(|e| panic!("{e}"));
     let names: Vec<_> = loaded.settings.sources.iter().map(|source| &source.name).map(ToString::to_string).collect();
     assert_eq!(names, ["clock", "inbox"]);
     assert_eq!(loaded.settings.http.listen.to_string(), "127.0.0.1:8080");
@@ -281,7 +281,7 @@ fn duplicate_keys_are_refused_all_of_them() {
 fn files_that_are_missing_or_no_yaml_are_all_named() {
     let kept = files(&["a: [", "- a list"]);
     let paths = [vec![PathBuf::from("/nowhere/brokercast.yaml")], kept.paths.clone()].concat();
-    let lines: Vec<_> = load_with(&paths, []).err().unwrap().lines().collect();
+    let lines: Vec<_> = load_with(&paths, [], false).err().unwrap().lines().collect();
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(lines[0].starts_with("/nowhere/brokercast.yaml: this configuration file cannot be read"), "{lines:?}");
     assert!(lines[1].contains("0.yaml:") && lines[1].contains("is no YAML"), "{lines:?}");
@@ -416,7 +416,7 @@ proptest::proptest! {
         let kept = files(&[&words.concat()]);
         let named = variables.chunks(2).map(|pair| (format!("BROKERCAST__{}", pair[0].trim()), pair[pair.len() - 1].to_owned()));
         let environment = named.map(|(name, value)| (name.replace([':', ' '], "__").into(), value.into()));
-        if let Err(error) = load_with(&kept.paths, environment.collect::<Vec<_>>()) {
+        if let Err(error) = load_with(&kept.paths, environment.collect::<Vec<_>>(), false) {
             proptest::prop_assert!(error.lines().count() > 0);
         }
     }

@@ -115,6 +115,7 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
         sources: Box::new(move || vec![first.0.clone(), second.0.clone()]),
         readings: Arc::new(move || readings.clone()),
         draining: draining.clone(),
+        reload: Arc::new(|| Box::pin(async { None })),
     };
     let both = async {
         let ((), ()) = tokio::join!(first.1, second.1);

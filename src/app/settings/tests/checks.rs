@@ -129,7 +129,7 @@ fn every_example_is_good() {
     for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/config")).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|e| e == "yaml") {
-            let loaded = load_with(std::slice::from_ref(&path), []).unwrap_or_else(|e| panic!("{e}"));
+            let loaded = load_with(std::slice::from_ref(&path), [], false).unwrap_or_else(|e| panic!("{e}"));
             assert!(!loaded.settings.sources.is_empty(), "{}", path.display());
         }
     }

@@ -1,0 +1,169 @@
+//! Reads the configuration again while the process runs, and applies what has changed.
+//!
+//! Knows which room takes what. Reads with the same layers and checks as the start. One reload at a time: who owns the
+//! [`Reloader`] asks it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info, warn};
+
+use super::settings::{Fixed, Loaded, Settings, load_again};
+use super::sources::Sources;
+use super::watch::Watched;
+use crate::auth::Authenticator;
+use crate::http::Policy;
+use crate::http::admin::Reload;
+use crate::http::connection::Bounds;
+use crate::http::tls::Tls;
+use crate::metrics::{Metrics, Reloaded};
+use crate::pool::Pool;
+use crate::settings::{SettingsError, Written};
+use crate::stream::Streams;
+use crate::telemetry::Log;
+
+/// Which keys need a restart, or what is wrong with the configuration.
+type Answer = Result<Vec<&'static str>, SettingsError>;
+
+/// Orders to reload that wait for their turn; whoever gives one more waits too.
+const ORDERS: usize = 16;
+
+/// Orders to reload, each with where its answer goes.
+pub(super) struct Orders(mpsc::Receiver<oneshot::Sender<Answer>>);
+
+impl Orders {
+    /// None yet, and what gives them.
+    pub(super) fn new() -> (Self, Arc<Reload>) {
+        let (give, orders) = mpsc::channel::<oneshot::Sender<Answer>>(ORDERS);
+        let reload = move || {
+            let give = give.clone();
+            let asked: futures_util::future::BoxFuture<'static, Option<Answer>> = Box::pin(async move {
+                let (answer, answered) = oneshot::channel();
+                give.send(answer).await.ok()?;
+                answered.await.ok()
+            });
+            asked
+        };
+        (Self(orders), Arc::new(reload))
+    }
+
+    /// The next one. Cancel safe.
+    pub(super) async fn next(&mut self) -> oneshot::Sender<Answer> {
+        match self.0.recv().await {
+            Some(answer) => answer,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// What a reload changes, and what it compares with.
+pub(super) struct Reloader {
+    /// The configuration's own files.
+    pub(super) files: Vec<PathBuf>,
+    /// These, and those that they name.
+    pub(super) watched: Arc<Watched>,
+    pub(super) log: Log,
+    /// What cannot change.
+    pub(super) fixed: Fixed,
+    pub(super) bounds: Bounds,
+    pub(super) tls: Option<Arc<Tls>>,
+    pub(super) policy: Arc<ArcSwap<Policy>>,
+    /// What tokens are checked by, for whoever fetches its keys.
+    pub(super) auth: watch::Sender<Arc<Authenticator>>,
+    /// What it was made of.
+    pub(super) auth_written: (Written, usize),
+    pub(super) pool: Pool,
+    pub(super) streams: Arc<Streams>,
+    pub(super) metrics: Arc<Metrics>,
+    /// How long a shutdown may take.
+    pub(super) drain: Duration,
+}
+
+impl Reloader {
+    /// Reads the configuration again and applies it, or nothing of it if something is wrong with it.
+    pub(super) async fn reload(&mut self, sources: &mut Sources) -> Answer {
+        let (files, watched) = (self.files.clone(), self.watched.clone());
+        let read = move || {
+            watched.about_to_read();
+            load_again(&files)
+        };
+        // On a file system that hangs, only this waits.
+        let read = tokio::task::spawn_blocking(read).await;
+        let read = read.unwrap_or_else(|_| Err(SettingsError::new("the configuration could not be read")));
+        let answer = match read {
+            Ok(loaded) => Ok(self.apply(loaded, sources).await),
+            Err(refused) => {
+                for problem in refused.problems() {
+                    error!(%problem, "configuration refused, the one before it stays in use");
+                }
+                Err(refused)
+            }
+        };
+        let result = if answer.is_ok() { Reloaded::Applied } else { Reloaded::Refused };
+        self.metrics.reloads.reloaded(result);
+        self.metrics.in_sync.set(i64::from(answer.as_ref().is_ok_and(Vec::is_empty)));
+        answer
+    }
+
+    async fn apply(&mut self, loaded: Loaded, sources: &mut Sources) -> Vec<&'static str> {
+        let Loaded { settings, log, warnings, files, .. } = loaded;
+        self.watched.set(settings.watch, [self.files.clone(), files].concat());
+        let needs_restart = self.fixed.changed(&settings.fixed(log.format()));
+        self.log.configure(log);
+        for warning in warnings {
+            warn!(warning, "configuration");
+        }
+        let Settings { mut http, drain, auth, token_bytes, pool, window, streams, histories, sources: wanted, routes, .. } = settings;
+        http.bounds = self.bounds;
+        if needs_restart.contains(&"server.listen") {
+            // Which names are answered depends on the address that is listened on.
+            http.origins.hosts = self.policy.load().hosts().cloned();
+        }
+        if let (Some(served), Some(newer)) = (&self.tls, &http.tls) {
+            served.configure(newer);
+        }
+        self.drain = drain;
+        self.pool.configure(pool);
+        self.streams.hub().configure(window);
+        self.streams.histories().configure(histories);
+        self.streams.set_retry(streams.retry);
+        sources.follow(wanted, &routes, window).await;
+        let written = (auth.written.clone(), token_bytes);
+        let before = self.auth.borrow().clone();
+        let auth = if written == self.auth_written {
+            before
+        } else {
+            let newer = Authenticator::new(auth, token_bytes);
+            newer.keep_fetched(&before);
+            Arc::new(newer)
+        };
+        self.auth_written = written;
+        self.policy.store(Arc::new(Policy::new(http, auth.clone(), streams.retry)));
+        self.auth.send_if_modified(|present| !Arc::ptr_eq(&std::mem::replace(present, auth.clone()), &auth));
+        if needs_restart.is_empty() {
+            info!("configuration applied");
+        } else {
+            warn!(keys = needs_restart.join(", "), "configuration applied, but for keys that need a restart");
+        }
+        needs_restart
+    }
+}
+
+/// Fetches the keys of whatever tokens are checked by at the moment.
+pub(super) async fn refresh_keys(mut auth: watch::Receiver<Arc<Authenticator>>) {
+    loop {
+        let present = auth.borrow_and_update().clone();
+        let refresh = async {
+            // It ends at once where there is nothing to fetch.
+            present.refresh_keys().await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = refresh => {}
+            changed = auth.changed() => if changed.is_err() { return std::future::pending().await },
+        }
+    }
+}
