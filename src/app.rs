@@ -37,8 +37,8 @@ use crate::telemetry::{Format, Log};
 use crate::transport::writer::{self, Writer};
 
 pub(crate) mod intake;
-pub(crate) mod settings;
 mod reload;
+pub(crate) mod settings;
 mod sources;
 mod system;
 mod watch;
@@ -210,7 +210,8 @@ impl Rooms {
 impl Bridge {
     fn start(settings: Settings, origin: Origin, reload: Arc<admin::Reload>) -> Result<Self, Error> {
         let fixed = settings.fixed(origin.format);
-        let Settings { http, drain, auth, token_bytes, pool, window, streams: timing, histories, sources: to_run, routes, watch } = settings;
+        let Settings { http, drain, auth, token_bytes, pool, window, streams: timing, histories, sources: to_run, routes, watch } =
+            settings;
         // Both ports first: nothing else has begun when one is taken.
         let ports = Ports::bind(&http)?;
         let streams = Streams::new(Hub::new(window, in_range(0..=u32::MAX)), Histories::new(histories), timing.clone());

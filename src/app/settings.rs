@@ -129,8 +129,8 @@ fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
     let section = |name: &str| root.key(name).section();
     let [server, admin, auth] = ["server", "admin", "auth"].map(section);
     let [subscribers, window, history, log] = ["subscribers", "window", "history", "log"].map(section);
-    let sources = section("sources");
     let watch = section("reload").key("watch").flag().or(true);
+    let sources = section("sources");
 
     let auth_settings = auth::Settings::read(&auth);
     let open = !auth_settings.anonymous.is_empty();

@@ -189,13 +189,7 @@ impl Service {
     pub(super) fn new(settings: Settings) -> Self {
         let pace = Pace::new(settings.rate);
         let state = State { settings, segments: BTreeMap::new(), made: 0, queue: Queue::default(), open: 0, bytes: 0, warned: None };
-        Self {
-            logs: Mutex::default(),
-            pace,
-            state: Mutex::new(state),
-            moved: Notify::new(),
-            clients: AtomicUsize::new(0),
-        }
+        Self { logs: Mutex::default(), pace, state: Mutex::new(state), moved: Notify::new(), clients: AtomicUsize::new(0) }
     }
 
     pub(super) fn add(&self, source: SourceKey, log: Log) {

@@ -109,9 +109,7 @@ impl Problem {
 
     /// 422: the configuration is refused, with all that is wrong with it.
     pub(crate) fn configuration(error: &SettingsError) -> Self {
-        let one = |problem: &settings::Problem| {
-            json!({ "file": problem.file(), "line": problem.line(), "key": problem.key(), "message": problem.message() })
-        };
+        let one = |problem: &settings::Problem| json!({ "file": problem.file(), "line": problem.line(), "key": problem.key(), "message": problem.message() });
         let problems = error.problems().iter().map(one).collect();
         Self {
             about: Some(("problems", problems)),
@@ -147,7 +145,7 @@ impl Problem {
         object.insert("status".into(), self.status.as_u16().into());
         object.insert("detail".into(), self.detail.clone().into());
         if let Some((key, value)) = &self.about {
-            object.insert((*key).into(), value.clone().into());
+            object.insert((*key).into(), value.clone());
         }
         let mut body = serde_json::Value::Object(object).to_string().into_bytes();
         body.push(b'\n');

@@ -50,7 +50,9 @@ pub(crate) fn load<T>(
     for file in files {
         let name = file.display().to_string();
         match read_file(file) {
-            Ok(text) if refuse_empty && text.trim().is_empty() => problems.push(of_file(name, "this configuration file is empty".to_owned())),
+            Ok(text) if refuse_empty && text.trim().is_empty() => {
+                problems.push(of_file(name, "this configuration file is empty".to_owned()))
+            }
             Ok(text) => layers.extend(read_layer(&name, &text, &mut problems)),
             Err(what) => problems.push(of_file(name, format!("this configuration file cannot be read: {what}"))),
         }

@@ -114,7 +114,9 @@ async fn a_hangup_reloads_and_ends_nothing() {
 #[tokio::test]
 async fn changed_files_and_exchanged_links_are_noticed() {
     // As Kubernetes does: the file is a link into a folder, which is a link that is exchanged.
-    let config = |name: &str| format!("auth: {{ anonymous: {{ subscribe: ['>'] }} }}\nsources: {{ {name}: {{ http: {{ subjects: [{name}.>] }} }} }}");
+    let config = |name: &str| {
+        format!("auth: {{ anonymous: {{ subscribe: ['>'] }} }}\nsources: {{ {name}: {{ http: {{ subjects: [{name}.>] }} }} }}")
+    };
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     for (version, name) in [("v1", "a"), ("v2", "b")] {
