@@ -4,7 +4,7 @@
 //!
 //! One seed decides everything: the clock, random numbers, the order of tasks, what happens to whom. A longer run:
 //! `SIM_EVENTS=1000000 cargo test --profile sim --lib sim::long -- --ignored --nocapture`, and one seed again:
-//! `SIM_SEED=7 cargo test --lib sim::one_seed -- --ignored --nocapture`.
+//! `SIM_SEED=7 cargo test --lib sim::one_seed -- --ignored --nocapture`. With `SIM_CLIENT=3` it prints all that client 3 is sent.
 
 use std::time::{Duration, Instant};
 

@@ -19,6 +19,9 @@ pub(super) struct Segment {
     bytes: usize,
     /// Where whoever took all of it stands, where that is known.
     end: Option<Position>,
+    /// What comes is the newest message of each subject, up to the log's end: nobody who stands at one of them has what lies
+    /// between it and the next.
+    newest: bool,
 }
 
 #[derive(Debug)]
@@ -33,7 +36,7 @@ struct Kept {
 impl Segment {
     pub(super) fn new(start: Point) -> Self {
         let end = if let Point::At(position) = start { Some(position) } else { None };
-        Self { start, items: VecDeque::new(), first: 0, bytes: 0, end }
+        Self { start, items: VecDeque::new(), first: 0, bytes: 0, end, newest: start == Point::Last }
     }
 
     pub(super) fn start(&self) -> Point {
@@ -63,9 +66,13 @@ impl Segment {
     pub(super) fn append(&mut self, items: &mut Vec<Item>) {
         for item in items.drain(..) {
             let position = match &item {
+                Item::Tail(position) => {
+                    self.newest = false;
+                    *position
+                }
+                _ if self.newest => None,
                 Item::Message(message) => message.position,
                 Item::Gap(gap) => gap.position,
-                Item::Tail(position) => *position,
             };
             let before = self.items.back().and_then(|kept| kept.reached);
             self.end = position.or(self.end);
@@ -122,4 +129,31 @@ impl Segment {
 pub(super) fn weight(item: &Item) -> usize {
     let Item::Message(message) = item else { return OVERHEAD };
     OVERHEAD + message.subject.as_str().len() + message.payload.len() + message.headers.bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cursor::Check;
+    use crate::event::{Message, Timestamp};
+
+    fn at(seq: u64) -> Position {
+        Position { seq, check: Some(Check::of(&[&seq.to_be_bytes()])) }
+    }
+
+    fn message(seq: u64) -> Item {
+        let (subject, payload, time) = ("a.b".parse().expect("a subject"), Vec::new().into(), Timestamp::default());
+        Item::Message(Message { subject, payload, time, position: Some(at(seq)) })
+    }
+
+    #[test]
+    fn the_newest_of_each_subject_are_no_places_to_go_on_from() {
+        let mut segment = Segment::new(Point::Last);
+        segment.append(&mut vec![message(3), message(7), Item::Tail(Some(at(9))), message(10)]);
+        assert_eq!(segment.find(Point::At(at(3))), None, "4 to 6 are not in it");
+        assert_eq!(segment.find(Point::At(at(7))), None);
+        assert_eq!(segment.find(Point::At(at(9))), Some(3), "from the log's end on it is whole");
+        assert_eq!(segment.find(Point::At(at(10))), Some(4));
+        assert_eq!(segment.find(Point::Last), Some(0));
+    }
 }

@@ -31,6 +31,8 @@ pub struct Source {
     pub(super) warm: bool,
     /// Where it began to be.
     pub(super) start: Option<Began>,
+    /// See [`Source::whole`].
+    pub(super) whole: Option<u64>,
     /// What was published up to this sequence was of another source of this name.
     replaced: u64,
 }
@@ -42,8 +44,6 @@ pub struct Began {
     pub seq: u64,
     /// Where its log stood; `None`: it was empty and knew no position.
     pub position: Option<Position>,
-    /// Whether the log was empty, so that the window holds all of it until something is dropped.
-    pub empty: bool,
 }
 
 impl Source {
@@ -81,6 +81,13 @@ impl Source {
     #[must_use]
     pub fn began(&self) -> Option<Began> {
         self.start
+    }
+
+    /// The sequence behind which the window holds all of the log: there the log was empty, or was made anew and is read from
+    /// its beginning. `None`: it does not.
+    #[must_use]
+    pub fn whole(&self) -> Option<u64> {
+        self.whole.filter(|seq| self.window.floor() <= *seq)
     }
 
     /// The sequence up to which another source of this name was published, whose window is gone; 0 if there was none.
@@ -135,10 +142,11 @@ impl Publisher {
         let info = Arc::new(SourceInfo { key, name, tag, concerns });
         let warm = !durable || goes_on;
         let head = window.head();
-        let start = (durable && goes_on).then_some(Began { seq: self.seq, position: head, empty: head.is_none() });
+        let start = (durable && goes_on).then_some(Began { seq: self.seq, position: head });
+        let whole = start.filter(|began| began.position.is_none()).map(|began| began.seq);
         let replaced = window.floor();
         self.feeds.insert(Feed { info: info.clone(), warm, block: BytesMut::new() });
-        let slot = state.sources.insert(Source { info, window, warm, start, replaced });
+        let slot = state.sources.insert(Source { info, window, warm, start, whole, replaced });
         debug_assert_eq!(slot, key.slot());
         state.version += 1;
         key

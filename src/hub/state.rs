@@ -46,13 +46,16 @@ impl State {
                 }
                 if !of.warm {
                     of.warm = true;
-                    let empty = of.window.is_empty() && of.window.floor() == 0 && position.is_none_or(|p| p.seq == 0);
-                    of.start = Some(Began { seq, position, empty });
+                    of.start = Some(Began { seq, position });
+                    if of.window.is_empty() && of.window.floor() == 0 && position.is_none_or(|p| p.seq == 0) {
+                        of.whole = Some(seq);
+                    }
                 }
                 return;
             }
             Pushed::Clear(entry, live) => {
                 of.window.clear(entry.seq.saturating_sub(1), now);
+                of.whole = entry.position.is_none().then_some(entry.seq);
                 (entry, live)
             }
             Pushed::Entry(entry, live) => (entry, live),

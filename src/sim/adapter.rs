@@ -240,6 +240,7 @@ impl LogReader {
         let reached = end.is_none_or(|end| at.is_some_and(|at| at >= end.seq) || first > end.seq);
         if reached {
             items.push(Item::Tail(end));
+            at = at.max(end.map(|end| end.seq));
         }
         let tail = end.filter(|_| !reached).map(|end| end.seq);
         Self { borders: state.logs[source].borders.len(), base, items, at, tail }
@@ -283,7 +284,11 @@ impl LogReader {
 
     fn issue(state: &mut State, source: usize, gap: &Gap, goes_on: bool) {
         let log = &mut state.logs[source];
-        log.issued.insert(told(gap), Issued { borders: log.borders.len(), goes_on });
+        let issued = log.issued.entry(told(gap)).or_default();
+        let this = Issued { borders: log.borders.len(), goes_on };
+        if issued.last() != Some(&this) {
+            issued.push(this);
+        }
     }
 
     fn check(&self) -> Result<(), SourceError> {

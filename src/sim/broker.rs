@@ -83,7 +83,7 @@ pub(super) fn told(gap: &Gap) -> Told {
 }
 
 /// When a reader was told of a gap.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Issued {
     /// So often the log had been made anew or cut.
     pub(super) borders: usize,
@@ -108,8 +108,8 @@ pub(super) struct Log {
     pub(super) blind: bool,
     /// Messages left in this segment of a RabbitMQ stream.
     segment: u32,
-    /// The gaps that readers were told, each with the number of borders then.
-    pub(super) issued: BTreeMap<Told, Issued>,
+    /// The gaps that readers were told, each with the numbers of borders then.
+    pub(super) issued: BTreeMap<Told, Vec<Issued>>,
 }
 
 /// Something that an adapter handed out, to be compared with what its bridge takes in.

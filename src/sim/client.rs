@@ -43,6 +43,7 @@ pub(super) async fn run(world: Rc<World>, number: usize, patterns: Vec<&'static 
                 _ => first.clone(),
             },
         };
+        world.note(Some(number), || format!("opens {start:?} at {}", bridge.epoch));
         world.judge(number, |judge, state, _| {
             judge.open(state, bridge.epoch, &start);
             Ok(())
@@ -109,6 +110,7 @@ impl Reader {
     fn block(&mut self, range: std::ops::Range<usize>) {
         let bytes = &self.pending[range];
         self.world.trace(self.number, bytes);
+        self.world.note(Some(self.number), || String::from_utf8_lossy(bytes).replace('\n', " | "));
         let (mut id, mut name, mut data) = (None, None, None);
         for line in bytes.split(|b| *b == b'\n') {
             if let Some(value) = line.strip_prefix(b"id: ") {
@@ -120,6 +122,7 @@ impl Reader {
             }
         }
         let cursor = id.map(Cursor::from_id).transpose();
+        self.world.note(Some(self.number), || format!("    {cursor:?}"));
         let content = data.map_or(Ok(Content::Nothing), |data| content(name, data));
         let judged = match (cursor, content) {
             (Ok(id), Ok(content)) => {

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::broker::{Handed, JET, SOURCES, SUBJECTS, State, Written, routed};
+use super::broker::{Handed, Issued, JET, SOURCES, SUBJECTS, State, Written, routed};
 use crate::cursor::{Cursor, Point, Position, Tag};
 use crate::event::Timestamp;
 
@@ -63,6 +63,8 @@ struct Follower {
     unverified: bool,
     /// When the stream was opened, the bridge had not noticed yet that the log was made anew or cut.
     stale: bool,
+    /// It was told a reset by such a bridge since: it may have gone back into the old log, and is told again behind that.
+    went_back: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -146,8 +148,16 @@ fn matches(pattern: &str, subject: &str) -> bool {
 
 impl Judge {
     pub(super) fn new(patterns: Vec<&'static str>) -> Self {
-        let follower =
-            || Follower { mode: Mode::Unknown, next: 0, gaps: Vec::new(), borders: 0, point: None, unverified: false, stale: false };
+        let follower = || Follower {
+            mode: Mode::Unknown,
+            next: 0,
+            gaps: Vec::new(),
+            borders: 0,
+            point: None,
+            unverified: false,
+            stale: false,
+            went_back: false,
+        };
         let concerned = SUBJECTS.map(|subjects| {
             let wanted = |subject: &str| patterns.iter().any(|pattern| matches(pattern, subject));
             subjects.iter().any(|subject| routed(subject).is_some_and(wanted))
@@ -185,6 +195,7 @@ impl Judge {
     /// The client opens a stream.
     pub(super) fn open(&mut self, state: &State, epoch: u32, start: &Start) {
         for (source, log) in self.logs.iter_mut().enumerate() {
+            log.went_back &= !matches!(log.point, Some(Point::At(Position { check: Some(_), .. })));
             log.stale = state.noticed.get(&(epoch, source)).is_none_or(|noticed| *noticed < state.logs[source].borders.len());
         }
         self.gaps.clear();
@@ -323,7 +334,7 @@ impl Judge {
                     Mode::Since(time) => written.removed || written.time < *time,
                     _ => written.removed,
                 };
-                if !excused && written.removed && crossed && state.logs[source].blind {
+                if !excused && crossed && state.logs[source].blind {
                     blind += 1;
                 } else if !excused {
                     let how = if written.removed { "in silence" } else { "though it is in the log" };
@@ -435,7 +446,10 @@ impl Judge {
             Some(Point::At(position)) => Some(position.seq),
             _ => None,
         };
-        let known = state.logs[source].issued.iter().find(|((r, f, t), _)| (*r, *f, *t) == gap).map(|(_, issued)| *issued);
+        let issued = state.logs[source].issued.iter().find(|((r, f, t), _)| (*r, *f, *t) == gap).map(|(_, issued)| issued);
+        // The same numbers may have been told again since, of a log that was made anew once more.
+        let of_news = |issued: &&Issued| !issued.goes_on && issued.borders > log.borders;
+        let known = issued.and_then(|issued| issued.iter().find(of_news).or(issued.last()));
         let borders = match known {
             Some(issued) if issued.goes_on => {
                 if let (Some(stood), Some(to), Mode::Follow) = (stood, to, &log.mode)
@@ -452,9 +466,11 @@ impl Judge {
             None => return Err(format!("{gap:?} is none that a reader was told of; the client stood at {stood:?}")),
         };
         if borders <= log.borders {
+            let log = &mut self.logs[source];
             if log.unverified {
                 self.counts.unverified += 1;
-            } else if known.is_none() && log.stale {
+            } else if log.stale && (known.is_none() || log.went_back) {
+                log.went_back = known.is_none();
                 self.counts.stale += 1;
             } else {
                 return Err(format!("{gap:?}: {borders} resets were told before"));
@@ -466,7 +482,7 @@ impl Judge {
         log.next = 0;
         log.gaps.clear();
         log.unverified = false;
-        log.stale = false;
+        log.stale = log.went_back;
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::sleep;
 
 use super::bridge::{Bounds, Bridge};
-use super::broker::{Broker, JET, RAB, State};
+use super::broker::{Broker, JET, RAB, SOURCES, State};
 use super::client;
 use super::executor::Executor;
 use super::oracle::{Counts, Floors, Judge, Start};
@@ -117,6 +117,8 @@ pub(super) struct World {
     pub(super) bridges: RefCell<[Option<Rc<Bridge>>; BRIDGES]>,
     pub(super) judges: RefCell<Vec<(usize, Judge)>>,
     pub(super) quiet: Cell<bool>,
+    /// See [`World::note`].
+    watched: Option<usize>,
     groups: Cell<u32>,
     faults: Cell<u64>,
     streams: Cell<u64>,
@@ -138,6 +140,7 @@ impl World {
                 bridges: RefCell::default(),
                 judges: RefCell::default(),
                 quiet: Cell::new(false),
+                watched: std::env::var("SIM_CLIENT").ok().and_then(|number| number.parse().ok()),
                 groups: Cell::new(1),
                 faults: Cell::new(0),
                 streams: Cell::new(0),
@@ -219,7 +222,9 @@ impl World {
         self.mend();
         let (slot, source) = (random::in_range(0..BRIDGES), random::in_range(self.plan.sources.clone()));
         let mut state = self.broker.state.lock();
-        match random::in_range(0..100) {
+        let what = random::in_range(0..100);
+        self.note(None, || format!("fault {what} of bridge {slot}, {}", SOURCES[source]));
+        match what {
             0..40 => {
                 let link = &mut state.links[slot][source];
                 link.breaks += 1;
@@ -298,6 +303,13 @@ impl World {
 
     pub(super) fn opened(&self, _: u32) {
         self.streams.set(self.streams.get() + 1);
+    }
+
+    /// Prints what happens to a client, or to the brokers and bridges, where `SIM_CLIENT` names one.
+    pub(super) fn note(&self, number: Option<usize>, what: impl FnOnce() -> String) {
+        if self.watched.is_some_and(|watched| number.is_none_or(|number| number == watched)) {
+            println!("{} {}: {}", Timestamp::now(), number.map_or_else(|| "-".to_owned(), |number| format!("client {number}")), what());
+        }
     }
 
     pub(super) fn trace(&self, number: usize, bytes: &[u8]) {

@@ -71,8 +71,12 @@ pub(super) struct CatchUp {
     task: Task,
     /// Readings that were begun.
     readings: u32,
+    /// The source whose log was read last.
+    read_last: usize,
     /// The sources whose logs were read to their ends, while their windows are not there yet.
     at_tail: Vec<bool>,
+    /// The sources where the client stands at a place that this stream has read in their logs.
+    from_log: Vec<bool>,
     next_beat: Timestamp,
     /// Bytes to be sent next.
     out: Vec<u8>,
@@ -186,9 +190,27 @@ impl CatchUp {
         drop(state);
         let client = Client { at, last_id: Vec::new(), scratch: Vec::new() };
         let next_beat = now.after(streams.settings.heartbeat);
-        let (covered, at_tail, task) = (vec![0; tracks.len()], vec![false; tracks.len()], Task::Nothing);
-        let (readings, out) = (0, Vec::new());
-        Self { streams, filter, client, volatile, covered, sources, version, tracks, gaps, task, readings, at_tail, next_beat, out }
+        let (covered, at_tail, from_log, task) =
+            (vec![0; tracks.len()], vec![false; tracks.len()], vec![false; tracks.len()], Task::Nothing);
+        let (readings, read_last, out) = (0, usize::MAX, Vec::new());
+        Self {
+            streams,
+            filter,
+            client,
+            volatile,
+            covered,
+            sources,
+            version,
+            tracks,
+            gaps,
+            task,
+            readings,
+            read_last,
+            at_tail,
+            from_log,
+            next_beat,
+            out,
+        }
     }
 
     /// The last id that was written.
@@ -275,11 +297,12 @@ impl CatchUp {
                 self.tracks.push(track);
                 self.covered.push(0);
                 self.at_tail.push(false);
+                self.from_log.push(false);
             } else {
                 self.sources[place] = of.info().clone();
                 self.tracks[place] = track;
                 self.covered[place] = 0;
-                self.at_tail[place] = false;
+                (self.at_tail[place], self.from_log[place]) = (false, false);
             }
         }
     }
@@ -399,8 +422,9 @@ impl CatchUp {
             let tag = self.tag(source);
             if tag.is_none() {
                 self.client.at.volatile = Point::At(Position::unverified(seq));
-            } else if let Some(position) = position {
-                self.client.move_to(tag, Point::At(position));
+            } else {
+                // A log that was made anew and knows no position yet is at its very beginning.
+                self.client.move_to(tag, position.map_or(Point::Earliest, Point::At));
             }
             if let Some(encoded) = encoded {
                 self.client.write_id(&mut self.out);

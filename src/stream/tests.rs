@@ -614,6 +614,83 @@ fn a_changed_durable_source_goes_on_where_it_stood_and_its_readers_behind_it_too
     assert!(resumed.into_live().is_ok());
 }
 
+#[test]
+fn what_was_read_of_a_new_log_is_no_reset_either_while_another_log_is_read() {
+    let (hub, streams, now) = bare();
+    let [log, far] = ["log", "far"].map(|name| streams.add(source(name, Arc::new(KeepsLast)), now));
+    let at = |seq, log: &str| Position { seq, check: Some(Check::of(&[log.as_bytes()])) };
+    hub.publish(log, &mut vec![Input::Tail(None)], now);
+    let old = |seq| Message { subject: "a".parse().unwrap(), payload: Bytes::new(), time: now, position: Some(at(seq, "old")) };
+    hub.publish(log, &mut vec![event(old(8)), event(old(9))], now);
+    hub.publish(far, &mut vec![Input::Tail(Some(Position::unverified(9)))], now);
+    let begin = behind(&hub, &[("log", Point::At(at(5, "new"))), ("far", Point::At(Position::unverified(1)))]);
+    let mut stream = streams.open(Request { begin, ..request(">") }, now);
+    sent(&mut stream, now);
+    assert!(matches!(stream.step(now), Step::Wait { history: Some(request), .. } if request.source == log));
+    stream.read(&mut vec![Item::Message(Message { position: Some(at(9, "new")), ..old(9) }), Item::Tail(Some(at(9, "new")))]);
+    let text = sent(&mut stream, now);
+    assert!(!text.contains("reset"), "{text}");
+    assert!(matches!(stream.step(now), Step::Wait { history: Some(request), .. } if request.source == far));
+}
+
+/// A cursor behind these positions of durable sources, and all that the hub has of the others.
+fn behind(hub: &Hub, durable: &[(&str, Point)]) -> Begin {
+    let durable = durable.iter().map(|(name, point)| (Tag::of(name), *point)).collect();
+    Begin::After(Cursor { epoch: 1, volatile: Point::At(Position::unverified(hub.state().seq())), durable })
+}
+
+#[test]
+fn whoever_is_told_that_a_log_was_made_anew_stands_at_its_beginning_and_becomes_live() {
+    let (hub, streams, now) = bare();
+    let at = |seq| Point::At(Position::unverified(seq));
+    let [log, far] = ["log", "far"].map(|name| streams.add(source(name, Arc::new(KeepsLast)), now));
+    hub.publish(log, &mut vec![Input::Tail(Some(Position::unverified(4)))], now);
+    hub.publish(far, &mut vec![Input::Tail(Some(Position::unverified(9)))], now);
+    // It follows one source in its window while it reads the other's log.
+    let mut stream = streams.open(Request { begin: behind(&hub, &[("log", at(4)), ("far", at(1))]), ..request(">") }, now);
+    sent(&mut stream, now);
+    hub.publish(log, &mut vec![named("log.5", Some(5))], now);
+    assert!(sent(&mut stream, now).contains("log.5"));
+    let reset = Gap { reason: GapReason::Reset, from: Some(5), to: None, position: None };
+    hub.publish(log, &mut vec![Input::Gap(reset)], now);
+    let text = sent(&mut stream, now);
+    let id = text.lines().rev().find_map(|line| line.strip_prefix("id: ")).unwrap();
+    assert!(text.contains("\"reset\""), "{text}");
+    assert_eq!(point(id, "log"), Some(Point::Earliest), "the id still stands in the log that is gone");
+    // Nothing was written since: the window has all that there is.
+    let mut stream = streams.open(Request { begin: behind(&hub, &[("log", Point::Earliest), ("far", at(9))]), ..request(">") }, now);
+    let text = sent(&mut stream, now);
+    assert!(!text.contains("gap"), "{text}");
+    assert!(stream.into_live().is_ok());
+}
+
+fn point(id: &str, name: &str) -> Option<Point> {
+    Cursor::from_id(id).unwrap().durable.iter().find(|(tag, _)| *tag == Tag::of(name)).map(|(_, point)| *point)
+}
+
+#[test]
+fn a_log_that_grows_behind_its_end_is_read_on_though_another_waits_at_its_own() {
+    let (hub, streams, now) = bare();
+    let place = Position::unverified;
+    let logs = ["one", "two"].map(|name| streams.add(source(name, Arc::new(KeepsLast)), now));
+    for log in logs {
+        hub.publish(log, &mut vec![Input::Tail(Some(place(9)))], now);
+    }
+    let begin = behind(&hub, &[("one", Point::At(place(1))), ("two", Point::At(place(1)))]);
+    let mut stream = streams.open(Request { begin, ..request(">") }, now);
+    let reading = |stream: &mut Stream| {
+        sent(stream, now);
+        let Step::Wait { history: Some(request), .. } = stream.step(now) else { panic!("it reads no log") };
+        request.source
+    };
+    // Both end where the windows do not reach back to.
+    for log in logs {
+        assert_eq!(reading(&mut stream), log);
+        stream.read(&mut vec![Item::Tail(Some(place(5)))]);
+    }
+    assert_eq!(reading(&mut stream), logs[0], "the windows have come farther than the first log's end");
+}
+
 #[expect(clippy::too_many_lines, reason = "to be replaced by the simulation")]
 async fn simulate(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);

@@ -48,10 +48,12 @@ impl CatchUp {
         let warm = followed(&self.sources, &state).filter(|(_, of)| of.warm()).map(|(source, _)| source);
         // The windows of those that are at their logs' ends need not be there yet: the others come first.
         let pending = warm.filter(|source| self.tracks[*source] == Track::Pending && !windows_only(*source));
-        let chosen = pending.min_by_key(|source| self.at_tail[*source]);
+        // And each comes in its turn.
+        let chosen = pending.min_by_key(|source| (self.at_tail[*source], *source <= self.read_last, *source));
         drop(state);
         if let Some(source) = chosen {
             self.readings = self.readings.wrapping_add(1);
+            self.read_last = source;
             self.task = Task::History(Reading { source, number: self.readings, last: BTreeMap::new(), last_bytes: 0, reached: None });
         }
     }
@@ -96,6 +98,7 @@ impl CatchUp {
         self.follow_sources(&hub.state());
         let Task::History(Reading { source, .. }) = self.task else { return items.clear() };
         let Some(router) = self.streams.router(self.sources[source].key) else { return items.clear() };
+        self.from_log[source] |= !items.is_empty();
         for item in items.drain(..) {
             match item {
                 Item::Message(message) => self.read_message(source, &router, message),

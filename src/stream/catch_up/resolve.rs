@@ -1,5 +1,6 @@
 //! Where a client is in the windows, and what it has lost on the way there.
 
+use super::broker::Reading;
 use super::{CatchUp, Task, Track, followed};
 use crate::cursor::{Point, Position};
 use crate::event::{Gap, GapReason, Timestamp};
@@ -24,9 +25,31 @@ impl CatchUp {
                 _ => continue,
             }
             if self.tracks[source] != Track::Pending {
-                self.at_tail[source] = false;
+                (self.at_tail[source], self.from_log[source]) = (false, false);
                 self.end_history(source);
             }
+        }
+        self.let_another_be_read(state);
+    }
+
+    /// A log that was read to its end and has grown since is read on, even while another one, read to its end too, waits for
+    /// its window.
+    fn let_another_be_read(&mut self, state: &State) {
+        for source in 0..self.tracks.len() {
+            let Some(of) = state.source(self.sources[source].key).filter(|_| self.at_tail[source]) else { continue };
+            let grown = match (of.window().head(), self.point(source)) {
+                (Some(head), Some(Point::At(at))) => head.seq > at.seq,
+                (head, Some(Point::Earliest)) => head.is_some(),
+                _ => false,
+            };
+            self.at_tail[source] &= !grown || self.is_reading(source);
+        }
+        let waits = |source: usize| self.tracks[source] == Track::Pending && !self.at_tail[source];
+        if let Task::History(Reading { source, .. }) = self.task
+            && self.at_tail[source]
+            && (0..self.tracks.len()).any(waits)
+        {
+            self.end_history(source);
         }
     }
 
@@ -53,8 +76,9 @@ impl CatchUp {
                     let window = of.window();
                     let lost = window.floor() > 0 && window.floor_time() >= time && of.concerns(&self.filter);
                     if lost {
-                        let to = window.after(0).next().map(|e| e.seq);
-                        self.gaps.push((Some(source), Gap { reason: GapReason::Retention, from: None, to, position: None }));
+                        let to = window.after(0).next().map_or(window.floor() + 1, |e| e.seq);
+                        let gap = Gap { reason: GapReason::Retention, from: None, to: Some(to), position: None };
+                        self.gaps.push((Some(source), gap));
                     }
                 }
                 floors(&mut self.covered);
@@ -82,8 +106,8 @@ impl CatchUp {
             Point::At(position) => match of.window().find(position) {
                 Place::After(seq) => self.tracks[source] = Track::Follow(seq),
                 Place::Outside => {}
-                // What is being read is the broker's log of now: then it is the window that still holds an old one.
-                Place::Other if self.is_reading(source) => {}
+                // What was read is the broker's log of now: then it is the window that still holds an old one.
+                Place::Other if self.is_reading(source) || self.from_log[source] => {}
                 Place::Other => {
                     if of.concerns(&self.filter) {
                         let gap = Gap { reason: GapReason::Reset, from: Some(position.seq), to: None, position: None };
@@ -95,16 +119,14 @@ impl CatchUp {
                 }
             },
             Point::Earliest => {
-                if let Some(began) = of.began().filter(|b| b.empty && of.window().floor() <= b.seq) {
-                    self.tracks[source] = Track::Follow(began.seq);
+                if let Some(seq) = of.whole() {
+                    self.tracks[source] = Track::Follow(seq);
                 }
             }
             Point::Since(millis) => {
                 let time = Timestamp::from_micros(millis.saturating_mul(1000));
-                // The window holds all that ever was where the log was empty when this process first saw it.
-                let whole = of.began().filter(|b| b.empty && of.window().floor() <= b.seq);
-                let seq = match whole {
-                    Some(began) => Some(of.window().after(began.seq).find(|e| e.time >= time).map_or(u64::MAX, |e| e.seq - 1)),
+                let seq = match of.whole() {
+                    Some(whole) => Some(of.window().after(whole).find(|e| e.time >= time).map_or(u64::MAX, |e| e.seq - 1)),
                     None => of.window().since(time),
                 };
                 if let Some(seq) = seq {
