@@ -195,8 +195,8 @@ impl Judge {
     /// The client opens a stream.
     pub(super) fn open(&mut self, state: &State, epoch: u32, start: &Start) {
         for (source, log) in self.logs.iter_mut().enumerate() {
-            log.went_back &= !matches!(log.point, Some(Point::At(Position { check: Some(_), .. })));
-            log.stale = state.noticed.get(&(epoch, source)).is_none_or(|noticed| *noticed < state.logs[source].borders.len());
+            log.stale =
+                log.went_back || state.noticed.get(&(epoch, source)).is_none_or(|noticed| *noticed < state.logs[source].borders.len());
         }
         self.gaps.clear();
         self.restarted.clear();
@@ -334,7 +334,7 @@ impl Judge {
                     Mode::Since(time) => written.removed || written.time < *time,
                     _ => written.removed,
                 };
-                if !excused && crossed && state.logs[source].blind {
+                if !excused && crossed && (state.logs[source].blind || log.unverified) {
                     blind += 1;
                 } else if !excused {
                     let how = if written.removed { "in silence" } else { "though it is in the log" };
@@ -376,6 +376,10 @@ impl Judge {
             return Ok(());
         }
         let index = self.find(state, source, position)?;
+        let log = &mut self.logs[source];
+        let borders = state.logs[source].borders.partition_point(|border| *border < index);
+        log.went_back &= borders < log.borders;
+        log.borders = log.borders.max(borders);
         let log = &self.logs[source];
         match &log.mode {
             Mode::Follow if index + 1 < log.next => {
@@ -450,6 +454,7 @@ impl Judge {
         // The same numbers may have been told again since, of a log that was made anew once more.
         let of_news = |issued: &&Issued| !issued.goes_on && issued.borders > log.borders;
         let known = issued.and_then(|issued| issued.iter().find(of_news).or(issued.last()));
+        let by_window = reason == "reset" && to.is_none() && from >= stood;
         let borders = match known {
             Some(issued) if issued.goes_on => {
                 if let (Some(stood), Some(to), Mode::Follow) = (stood, to, &log.mode)
@@ -461,16 +466,16 @@ impl Judge {
                 return Ok(());
             }
             Some(issued) => issued.borders,
-            // Found by the window.
-            None if reason == "reset" && to.is_none() && from >= stood => state.logs[source].borders.len(),
+            // A window knows one log from another, but not how many there were.
+            None if by_window => state.logs[source].borders.len().min(log.borders + 1),
             None => return Err(format!("{gap:?} is none that a reader was told of; the client stood at {stood:?}")),
         };
         if borders <= log.borders {
             let log = &mut self.logs[source];
             if log.unverified {
                 self.counts.unverified += 1;
-            } else if log.stale && (known.is_none() || log.went_back) {
-                log.went_back = known.is_none();
+            } else if log.stale && (by_window || log.went_back) {
+                log.went_back |= by_window;
                 self.counts.stale += 1;
             } else {
                 return Err(format!("{gap:?}: {borders} resets were told before"));
