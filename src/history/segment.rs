@@ -143,7 +143,7 @@ mod tests {
 
     fn message(seq: u64) -> Item {
         let (subject, payload, time) = ("a.b".parse().expect("a subject"), Vec::new().into(), Timestamp::default());
-        Item::Message(Message { subject, payload, time, position: Some(at(seq)) })
+        Item::Message(Message::new(subject, payload, time, Some(at(seq))))
     }
 
     #[test]

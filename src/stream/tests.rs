@@ -620,7 +620,7 @@ fn what_was_read_of_a_new_log_is_no_reset_either_while_another_log_is_read() {
     let [log, far] = ["log", "far"].map(|name| streams.add(source(name, Arc::new(KeepsLast)), now));
     let at = |seq, log: &str| Position { seq, check: Some(Check::of(&[log.as_bytes()])) };
     hub.publish(log, &mut vec![Input::Tail(None)], now);
-    let old = |seq| Message { subject: "a".parse().unwrap(), payload: Bytes::new(), time: now, position: Some(at(seq, "old")) };
+    let old = |seq| Message::new("a".parse().unwrap(), Bytes::new(), now, Some(at(seq, "old")));
     hub.publish(log, &mut vec![event(old(8)), event(old(9))], now);
     hub.publish(far, &mut vec![Input::Tail(Some(Position::unverified(9)))], now);
     let begin = behind(&hub, &[("log", Point::At(at(5, "new"))), ("far", Point::At(Position::unverified(1)))]);
