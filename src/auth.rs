@@ -6,18 +6,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use http::{HeaderMap, HeaderValue};
-use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 
 use crate::event::Timestamp;
-use crate::subject::{self, Pattern, Subject};
+use crate::subject::{Pattern, Subject};
 
 mod cache;
 mod carrier;
+mod issuer;
 mod jwks;
 mod keys;
 mod settings;
@@ -28,21 +27,24 @@ mod token;
 
 use cache::Cache;
 use carrier::{Carrier, Unreadable};
-use jwks::{Hope, Remote};
+use issuer::{Denied, Issuer, union};
 #[cfg(test)]
 pub use keys::{Algorithm, KeyError};
-use settings::{Carriers, Credential};
-pub use settings::{Jwt, Settings, Signer, token_bytes};
-use template::Template;
+use settings::Carriers;
+pub use settings::{Header, Issuer as IssuerSettings, Settings, Signer, token_bytes};
 pub use token::{Refused, mint};
 
-/// Whose a token is, as the token says.
+/// Whose a token is, as the token says. Kept once for each token, however many streams it opens.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Owner {
     /// Its `sub`.
     pub identity: Option<Arc<str>>,
     /// Its `jti`, where that is a string.
-    pub token_id: Option<Arc<str>>,
+    pub token_id: Option<Box<str>>,
+    /// The `issuer` of the configuration that it was checked by.
+    pub issuer: Option<Arc<str>>,
+    /// Its claims, as JSON.
+    pub claims: Box<[u8]>,
 }
 
 /// What a request may do, and for how long.
@@ -118,13 +120,25 @@ pub enum AuthError {
 }
 
 impl AuthError {
-    /// `WWW-Authenticate` of RFC 6750 section 3, for those errors that are a 400 or 401. Says no more than the status: to a
-    /// request without a token no `error`.
+    /// What a client is told of a 401, in a word.
+    #[must_use]
+    pub fn code(&self) -> Option<&'static str> {
+        match self {
+            Self::Missing => Some("token_missing"),
+            Self::Invalid(Refused::Expired) => Some("token_expired"),
+            Self::Invalid(_) => Some("token_invalid"),
+            Self::Malformed(_) | Self::KeysNotLoaded => None,
+        }
+    }
+
+    /// `WWW-Authenticate` of RFC 6750 section 3, for those errors that are a 400 or 401. Says no more than the status and
+    /// the code: to a request without a token no `error`.
     #[must_use]
     pub fn challenge(&self) -> Option<HeaderValue> {
         Some(HeaderValue::from_static(match self {
             Self::Missing => r#"Bearer realm="brokercast""#,
-            Self::Invalid(_) => r#"Bearer realm="brokercast", error="invalid_token""#,
+            Self::Invalid(Refused::Expired) => r#"Bearer realm="brokercast", error="invalid_token", error_description="token_expired""#,
+            Self::Invalid(_) => r#"Bearer realm="brokercast", error="invalid_token", error_description="token_invalid""#,
             Self::Malformed(_) => r#"Bearer realm="brokercast", error="invalid_request""#,
             Self::KeysNotLoaded => return None,
         }))
@@ -139,93 +153,38 @@ pub const INSUFFICIENT_SCOPE: HeaderValue = HeaderValue::from_static(r#"Bearer r
 pub struct Authenticator {
     carriers: Carriers,
     token_bytes: usize,
-    jwt: Option<Tokens>,
+    /// `None`: no token is taken.
+    tokens: Option<Tokens>,
     anonymous: Grant,
 }
 
 /// What is needed where tokens are taken at all.
 #[derive(Debug)]
 struct Tokens {
-    rules: token::Rules,
-    subscribe: Permits,
-    publish: Permits,
-    ring: ArcSwap<Ring>,
-    /// Held while a new ring is made, so that of two sets that arrive at once neither is lost.
-    turning: Mutex<()>,
-    remotes: Vec<Remote>,
+    /// At least one, no two of the same name.
+    issuers: Vec<Issuer>,
     /// Counts attempts to fetch keys.
     attempts: watch::Sender<u64>,
     cache: Cache,
-}
-
-/// All keys of one moment.
-#[derive(Debug, Clone)]
-struct Ring {
-    epoch: u64,
-    fixed: Arc<[keys::Key]>,
-    /// One for each `jwks_url`; `None`: not loaded yet.
-    fetched: Vec<Option<Arc<[keys::Key]>>>,
-}
-
-impl Ring {
-    fn keys(&self) -> impl Iterator<Item = &keys::Key> {
-        self.fixed.iter().chain(self.fetched.iter().flatten().flat_map(|set| set.iter()))
-    }
-}
-
-/// Where the patterns of one kind of grant come from.
-#[derive(Debug)]
-struct Permits {
-    path: String,
-    templates: Vec<Template>,
-    anonymous: Vec<Pattern>,
-}
-
-impl Permits {
-    fn of(&self, claims: &Map<String, Value>) -> Arc<[Pattern]> {
-        let (mut patterns, bad) = template::patterns(template::claim(claims, &self.path));
-        if bad > 0 {
-            tracing::warn!(claim = self.path, values = bad, "a token's claim has values that are not valid patterns: they permit nothing");
-        }
-        patterns.extend(self.templates.iter().flat_map(|template| template.fill(claims)));
-        patterns.extend(self.anonymous.iter().cloned());
-        union(patterns)
-    }
-}
-
-/// Of more patterns than this only duplicates are removed: finding those that others cover takes quadratic time.
-const MAX_REDUCED: usize = 256;
-
-/// One order and nothing twice, so that equal grants are equal lists.
-fn union(mut patterns: Vec<Pattern>) -> Arc<[Pattern]> {
-    if patterns.len() <= MAX_REDUCED {
-        return subject::minimal(patterns).into();
-    }
-    patterns.sort_unstable();
-    patterns.dedup();
-    patterns.into()
 }
 
 impl Authenticator {
     /// Takes no token longer than `token_bytes`. Keys behind URLs come later: see [`Self::refresh_keys`].
     #[must_use]
     pub fn new(settings: Settings, token_bytes: usize) -> Self {
-        let Settings { jwt, carriers, grants, anonymous, .. } = settings;
-        let (subscribe, publish) = (union(anonymous.subscribe.clone()), union(anonymous.publish.clone()));
-        let permits = |path, templates, anonymous| Permits { path, templates, anonymous };
-        let tokens = |jwt: Jwt| {
-            let subscribe = permits(jwt.claims.subscribe, grants.subscribe, anonymous.subscribe);
-            let publish = permits(jwt.claims.publish, grants.publish, anonymous.publish);
-            let rules = token::Rules { issuer: jwt.issuer, audience: jwt.audience, leeway: jwt.leeway };
-            Tokens::new(rules, jwt.keys, subscribe, publish)
-        };
-        Self { carriers, token_bytes, jwt: jwt.map(tokens), anonymous: Grant { subscribe, publish, owner: None, expires: None } }
+        let Settings { issuers, carriers, grants, anonymous, .. } = settings;
+        let issuers: Vec<Issuer> = issuers.into_iter().map(|issuer| Issuer::new(issuer, &grants, &anonymous)).collect();
+        let tokens = (!issuers.is_empty()).then(|| Tokens { issuers, attempts: watch::Sender::new(0), cache: Cache::default() });
+        let (subscribe, publish) = (union(anonymous.subscribe), union(anonymous.publish));
+        Self { carriers, token_bytes, tokens, anonymous: Grant { subscribe, publish, owner: None, expires: None } }
     }
 
     /// Keeps the key sets that another one has fetched, where they are of the same URL and for the same algorithms.
     pub fn keep_fetched(&self, of: &Self) {
-        if let (Some(own), Some(others)) = (&self.jwt, &of.jwt) {
-            own.keep_fetched(others);
+        if let (Some(own), Some(others)) = (&self.tokens, &of.tokens) {
+            for issuer in &own.issuers {
+                others.issuers.iter().for_each(|other| issuer.keep_fetched(other));
+            }
         }
     }
 
@@ -269,7 +228,7 @@ impl Authenticator {
     }
 
     async fn patiently(&self, patience: Duration, ask: impl Fn() -> Result<Grant, AuthError>) -> Result<Grant, AuthError> {
-        let Some(tokens) = &self.jwt else { return ask() };
+        let Some(tokens) = &self.tokens else { return ask() };
         let deadline = tokio::time::Instant::now() + patience;
         let mut attempts = tokens.attempts.subscribe();
         loop {
@@ -288,11 +247,9 @@ impl Authenticator {
     /// Fetches the keys behind URLs, and again from time to time and on need. Ends at once where there are none, else never;
     /// dropping it stops fetching.
     pub async fn refresh_keys(&self) {
-        let Some(tokens) = &self.jwt else { return };
-        join_all(tokens.remotes.iter().enumerate().map(|(number, remote)| {
-            remote.run(move |keys| tokens.turn(number, keys), || tokens.attempts.send_modify(|count| *count = count.wrapping_add(1)))
-        }))
-        .await;
+        let Some(tokens) = &self.tokens else { return };
+        let attempted = || tokens.attempts.send_modify(|count| *count = count.wrapping_add(1));
+        join_all(tokens.issuers.iter().map(|issuer| issuer.refresh(|| tokens.cache.clear(), attempted))).await;
     }
 
     fn at(&self, headers: &HeaderMap, query: Option<&str>, publish: bool, now: Timestamp) -> Result<Grant, AuthError> {
@@ -308,7 +265,7 @@ impl Authenticator {
         if token.len() > self.token_bytes {
             return Err(AuthError::Malformed("the token is longer than `server.limits.token_bytes`"));
         }
-        let Some(tokens) = &self.jwt else { return Err(refused(Refused::NoKeys, Some(carrier))) };
+        let Some(tokens) = &self.tokens else { return Err(refused(Refused::NoKeys, Some(carrier))) };
         tokens.grant(&token, carrier, now)
     }
 }
@@ -319,88 +276,35 @@ fn refused(why: Refused, carrier: Option<Carrier>) -> AuthError {
 }
 
 impl Tokens {
-    fn new(rules: token::Rules, keys: Vec<Credential>, subscribe: Permits, publish: Permits) -> Self {
-        let (mut fixed, mut remotes) = (Vec::new(), Vec::new());
-        for key in keys {
-            match key {
-                Credential::Secret(_, key) => fixed.push(key),
-                Credential::Public(keys) => fixed.extend(keys),
-                Credential::Remote(remote) => remotes.push(remote),
-            }
-        }
-        let ring = Ring { epoch: 0, fixed: fixed.into(), fetched: vec![None; remotes.len()] };
-        Self {
-            rules,
-            subscribe,
-            publish,
-            ring: ArcSwap::from_pointee(ring),
-            turning: Mutex::new(()),
-            remotes,
-            attempts: watch::Sender::new(0),
-            cache: Cache::default(),
-        }
-    }
-
-    fn keep_fetched(&self, of: &Self) {
-        let ring = of.ring.load();
-        for (number, remote) in self.remotes.iter().enumerate() {
-            let same = of.remotes.iter().position(|other| remote.keep_fetched(other));
-            if let Some(keys) = same.and_then(|at| ring.fetched.get(at)?.clone()) {
-                self.turn(number, keys);
-            }
-        }
-    }
-
-    /// Takes in a set that has changed.
-    fn turn(&self, number: usize, keys: Arc<[keys::Key]>) {
-        let _turning = self.turning.lock();
-        let mut ring = Ring::clone(&self.ring.load());
-        ring.epoch += 1;
-        if let Some(set) = ring.fetched.get_mut(number) {
-            *set = Some(keys);
-        }
-        let epoch = ring.epoch;
-        self.ring.store(Arc::new(ring));
-        self.cache.clear(epoch);
-    }
-
     fn grant(&self, token: &str, carrier: Carrier, now: Timestamp) -> Result<Grant, AuthError> {
         let fingerprint = self.cache.fingerprint(token);
         if let Some(grant) = self.cache.get(fingerprint, now) {
             return Ok(grant);
         }
+        // Before the keys are looked at, so that what older keys verified is not kept.
+        let epoch = self.cache.epoch();
         let refuse = |why| refused(why, Some(carrier));
         let parsed = token::Parsed::new(token).map_err(refuse)?;
-        let ring = self.ring.load_full();
-        let claims = match parsed.verify(ring.keys()) {
-            Ok(claims) => claims,
-            Err(why) => return Err(if self.may_come(&parsed, &ring) { AuthError::KeysNotLoaded } else { refuse(why) }),
-        };
-        let until = token::check(&claims, &self.rules, now).map_err(refuse)?;
-        let identity = match claims.get("sub") {
-            None | Some(Value::Null) => None,
-            Some(Value::String(text)) => Some(text.as_str().into()).filter(|text: &Arc<str>| !text.is_empty()),
-            Some(Value::Number(number)) => Some(number.to_string().into()),
-            Some(_) => return Err(refuse(Refused::ClaimType("sub"))),
-        };
-        let token_id = claims.get("jti").and_then(Value::as_str).map(Arc::from);
-        let owner = Some(Arc::new(Owner { identity, token_id }));
-        let grant = Grant { subscribe: self.subscribe.of(&claims), publish: self.publish.of(&claims), owner, expires: Some(until) };
-        Ok(self.cache.insert(fingerprint, grant, ring.epoch))
+        let issuer = self.issuer_of(parsed.claims()).map_err(refuse)?;
+        let grant = issuer.grant(&parsed, now).map_err(|denied| match denied {
+            Denied::Refused(why) => refuse(why),
+            Denied::KeyMayCome => AuthError::KeysNotLoaded,
+        })?;
+        Ok(self.cache.insert(fingerprint, grant, epoch))
     }
 
-    /// Whether the key of a token that no key has signed may be on its way: its set was never loaded, or is being fetched
-    /// again because of it.
-    fn may_come(&self, parsed: &token::Parsed<'_>, ring: &Ring) -> bool {
-        let of_this_name = |key: &keys::Key| key.id.is_some() && key.suits(parsed.algorithm, parsed.id.as_deref());
-        if parsed.id.is_some() && ring.keys().any(of_this_name) {
-            // It names its key, which is here and says no.
-            return false;
+    /// The one that a token names. One without a name takes tokens that name none, and all tokens where it is the only one.
+    fn issuer_of(&self, claims: &Map<String, Value>) -> Result<&Issuer, Refused> {
+        if let [only] = self.issuers.as_slice()
+            && only.name().is_none()
+        {
+            return Ok(only);
         }
-        let mut hope = false;
-        for remote in self.remotes.iter().filter(|remote| remote.serves(parsed.algorithm)) {
-            hope |= remote.miss() == Hope::Waiting;
+        let named = |name: Option<&str>| self.issuers.iter().find(|issuer| issuer.name() == name);
+        match claims.get("iss") {
+            None => named(None).ok_or(Refused::ClaimMissing("iss")),
+            Some(Value::String(name)) => named(Some(name)).ok_or(Refused::Issuer),
+            Some(_) => Err(Refused::Issuer),
         }
-        hope
     }
 }

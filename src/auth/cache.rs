@@ -66,10 +66,15 @@ impl Cache {
         grant
     }
 
+    /// What [`Self::insert`] is told later, so that it knows whether the keys have changed meanwhile.
+    pub(super) fn epoch(&self) -> u64 {
+        self.state.lock().epoch
+    }
+
     /// Forgets everything, because the keys have changed.
-    pub(super) fn clear(&self, epoch: u64) {
+    pub(super) fn clear(&self) {
         let mut state = self.state.lock();
-        state.epoch = epoch;
+        state.epoch += 1;
         state.young = HashMap::new();
         state.old = HashMap::new();
     }

@@ -4,10 +4,10 @@
 
 use std::borrow::Cow;
 
-use http::HeaderMap;
 use http::header::{AUTHORIZATION, COOKIE};
+use http::{HeaderMap, HeaderName};
 
-use super::settings::Carriers;
+use super::settings::{Carriers, Header};
 use super::token::Refused;
 use crate::support::form;
 
@@ -38,21 +38,26 @@ pub(super) enum Unreadable {
     Token(Refused),
 }
 
-/// Returns the first carrier that has a token, and the token. With `header_only`, carriers that a cross-site form can use are
-/// ignored.
+/// Returns the first carrier that has a token, and the token. With `bearer_only`, carriers are ignored that a browser or a
+/// proxy fills for any page.
 pub(super) fn find<'a>(
     carriers: &Carriers,
-    header_only: bool,
+    bearer_only: bool,
     headers: &'a HeaderMap,
     query: Option<&'a str>,
 ) -> Result<Option<(Carrier, Cow<'a, str>)>, Unreadable> {
-    if carriers.header
-        && let Some(token) = in_header(headers)?
+    if carriers.header == Header::Bearer
+        && let Some(token) = bearer(headers)?
     {
         return Ok(Some((Carrier::Header, token.into())));
     }
-    if header_only {
+    if bearer_only {
         return Ok(None);
+    }
+    if let Header::Named(name) = &carriers.header
+        && let Some(token) = in_header(headers, name)?
+    {
+        return Ok(Some((Carrier::Header, token.into())));
     }
     if let Some(name) = &carriers.cookie
         && let Some(token) = in_cookie(headers, name)?
@@ -68,7 +73,7 @@ pub(super) fn find<'a>(
 }
 
 /// RFC 6750 section 2.1. Another scheme, such as a proxy's Basic, is ignored.
-fn in_header(headers: &HeaderMap) -> Result<Option<&str>, Unreadable> {
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Unreadable> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
@@ -81,6 +86,18 @@ fn in_header(headers: &HeaderMap) -> Result<Option<&str>, Unreadable> {
     }
     let token = std::str::from_utf8(&bytes[scheme_ends..]).map_err(|_| Unreadable::Token(Refused::Malformed))?;
     Ok(Some(token.trim_matches(' ')))
+}
+
+/// A header that holds nothing but the token. An empty one counts as absent.
+fn in_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Unreadable> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        // One of them may be the client's own.
+        return Err(Unreadable::Request("there is more than one header with a token"));
+    }
+    let token = std::str::from_utf8(value.as_bytes()).map_err(|_| Unreadable::Token(Refused::Malformed))?.trim_matches(' ');
+    Ok(Some(token).filter(|token| !token.is_empty()))
 }
 
 /// RFC 6265 section 5.4. An empty cookie counts as cleared.

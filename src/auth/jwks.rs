@@ -8,8 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use reqwest::Url;
+use serde::Deserialize;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use url::Host;
 
 use super::keys::{self, Algorithm, Key, KeyError};
 use crate::support::backoff::{Backoff, jittered};
@@ -39,14 +42,43 @@ pub(super) enum FetchError {
     /// Not UTF-8.
     #[error("the key set is not UTF-8 text")]
     Text,
+    /// Not an OpenID provider's metadata.
+    #[error("the issuer's `/.well-known/openid-configuration` is not a JSON object with `issuer` and `jwks_uri`")]
+    Metadata,
+    /// OpenID Connect Discovery 1.0, section 4.3.
+    #[error("the `issuer` in `/.well-known/openid-configuration` is not the configured one")]
+    Issuer,
+    /// Keys that anybody on the way could replace.
+    #[error("the `jwks_uri` in `/.well-known/openid-configuration` has neither https nor a loopback address")]
+    Clear,
     /// Fetched, but not usable.
     #[error("the key set cannot be used")]
     Set(#[source] KeyError),
 }
 
-/// One `jwks_url`.
+/// Where a set is.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// At this URL.
+    Set(Url),
+    /// Where the metadata of this issuer says, which is named as in its tokens and is at this URL.
+    Issuer(String, Url),
+}
+
+/// Whether nobody on the way can replace what is fetched from there.
+pub(super) fn trusted(url: &Url) -> bool {
+    url.scheme() == "https"
+        || match url.host() {
+            Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+            Some(Host::Ipv4(address)) => address.is_loopback(),
+            Some(Host::Ipv6(address)) => address.is_loopback(),
+            None => false,
+        }
+}
+
+/// One `jwks_url` or `discover`.
 pub(super) struct Remote {
-    url: reqwest::Url,
+    place: Place,
     id: Option<String>,
     algorithms: Vec<Algorithm>,
     state: Mutex<State>,
@@ -56,7 +88,7 @@ pub(super) struct Remote {
 impl fmt::Debug for Remote {
     /// Without the URL, which may hold a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Remote").field("host", &self.url.host_str()).field("algorithms", &self.algorithms).finish_non_exhaustive()
+        f.debug_struct("Remote").field("host", &self.url().host_str()).field("algorithms", &self.algorithms).finish_non_exhaustive()
     }
 }
 
@@ -80,8 +112,19 @@ pub(super) enum Hope {
 }
 
 impl Remote {
-    pub(super) fn new(url: reqwest::Url, id: Option<String>, algorithms: Vec<Algorithm>) -> Self {
-        Self { url, id, algorithms, state: Mutex::default(), wanted: Notify::new() }
+    pub(super) fn new(place: Place, id: Option<String>, algorithms: Vec<Algorithm>) -> Self {
+        Self { place, id, algorithms, state: Mutex::default(), wanted: Notify::new() }
+    }
+
+    fn url(&self) -> &Url {
+        match &self.place {
+            Place::Set(url) | Place::Issuer(_, url) => url,
+        }
+    }
+
+    /// Whether the set crosses a network without protection.
+    pub(super) fn in_the_clear(&self) -> bool {
+        !trusted(self.url())
     }
 
     pub(super) fn serves(&self, algorithm: Algorithm) -> bool {
@@ -90,7 +133,7 @@ impl Remote {
 
     /// Goes on with the set of another one, if that is of the same URL and for the same keys. Returns whether it is.
     pub(super) fn keep_fetched(&self, of: &Self) -> bool {
-        let same = self.url == of.url && self.id == of.id && self.algorithms == of.algorithms;
+        let same = self.place == of.place && self.id == of.id && self.algorithms == of.algorithms;
         if same {
             let State { body, began, .. } = &*of.state.lock();
             *self.state.lock() = State { body: body.clone(), began: *began, fetching: false, failed: false };
@@ -124,7 +167,7 @@ impl Remote {
     }
 
     fn client(&self) -> Result<reqwest::Client, FetchError> {
-        let secure = self.url.scheme() == "https";
+        let secure = self.url().scheme() == "https";
         let builder = reqwest::Client::builder()
             .user_agent(concat!("brokercast/", env!("CARGO_PKG_VERSION")))
             .timeout(TIMEOUT)
@@ -135,21 +178,13 @@ impl Remote {
         builder.build().map_err(|e| FetchError::Http(e.without_url()))
     }
 
+    /// The set's text.
     async fn fetch(&self, client: &reqwest::Client) -> Result<String, FetchError> {
-        let http = |e: reqwest::Error| FetchError::Http(e.without_url());
-        let request = client.get(self.url.clone()).header(http::header::ACCEPT, "application/jwk-set+json, application/json");
-        let mut response = request.send().await.map_err(http)?;
-        if response.status() != http::StatusCode::OK {
-            return Err(FetchError::Status(response.status().as_u16()));
-        }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(http)? {
-            if body.len() + chunk.len() > MAX_BYTES {
-                return Err(FetchError::TooLarge);
-            }
-            body.extend_from_slice(&chunk);
-        }
-        String::from_utf8(body).map_err(|_| FetchError::Text)
+        let url = match &self.place {
+            Place::Set(url) => url.clone(),
+            Place::Issuer(name, url) => find(client, name, url).await?,
+        };
+        get(client, url, "application/jwk-set+json, application/json").await
     }
 
     /// Makes one attempt. Returns the keys if they have changed.
@@ -183,7 +218,7 @@ impl Remote {
 
     /// Fetches for ever. `changed` gets each new set before the attempt counts as done; `done` is called after each attempt.
     pub(super) async fn run(&self, mut changed: impl FnMut(Arc<[Key]>), mut done: impl FnMut()) {
-        let host = self.url.host_str().unwrap_or_default();
+        let host = self.url().host_str().unwrap_or_default();
         let mut client = None;
         let mut failures = 0_u32;
         // A set that was kept from before is fetched again when its time has come.
@@ -234,4 +269,40 @@ impl Remote {
             self.pause(jittered(pause, 0.8..1.2)).await;
         }
     }
+}
+
+/// What matters here of an OpenID provider's metadata.
+#[derive(Deserialize)]
+struct Metadata {
+    issuer: String,
+    jwks_uri: String,
+}
+
+/// Where an issuer has its keys (OpenID Connect Discovery 1.0, section 4).
+async fn find(client: &reqwest::Client, name: &str, issuer: &Url) -> Result<Url, FetchError> {
+    let mut url = issuer.clone();
+    url.set_path(&format!("{}/.well-known/openid-configuration", issuer.path().trim_end_matches('/')));
+    let metadata: Metadata = serde_json::from_str(&get(client, url, "application/json").await?).map_err(|_| FetchError::Metadata)?;
+    if metadata.issuer != name {
+        return Err(FetchError::Issuer);
+    }
+    let keys: Url = metadata.jwks_uri.parse().map_err(|_| FetchError::Metadata)?;
+    // A client of an issuer with https takes nothing else.
+    if trusted(&keys) { Ok(keys) } else { Err(FetchError::Clear) }
+}
+
+async fn get(client: &reqwest::Client, url: Url, accept: &'static str) -> Result<String, FetchError> {
+    let http = |e: reqwest::Error| FetchError::Http(e.without_url());
+    let mut response = client.get(url).header(http::header::ACCEPT, accept).send().await.map_err(http)?;
+    if response.status() != http::StatusCode::OK {
+        return Err(FetchError::Status(response.status().as_u16()));
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(http)? {
+        if body.len() + chunk.len() > MAX_BYTES {
+            return Err(FetchError::TooLarge);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    String::from_utf8(body).map_err(|_| FetchError::Text)
 }

@@ -37,6 +37,9 @@ pub enum KeyError {
     /// An HMAC secret must not be easier to guess than the hash.
     #[error("must hold at least {0} bytes, as many as the hash of its algorithm (`openssl rand -base64 {0}` makes one)")]
     ShortSecret(usize),
+    /// A public key or a certificate, which everybody may have.
+    #[error("must not be a PEM file: that holds a key or a certificate, which is no secret to share; `public_key` takes public keys")]
+    PemSecret,
     /// HMAC with a public key, RS256 with an elliptic curve.
     #[error("must be a key that fits all of its `algorithms`")]
     Algorithm,
@@ -145,6 +148,9 @@ pub(super) fn from_secret(secret: &Secret, id: Option<&str>, algorithms: &[Algor
         return Err(KeyError::Algorithm);
     }
     let bytes = secret.expose().len();
+    if secret.expose().trim_ascii_start().starts_with(b"-----BEGIN ") {
+        return Err(KeyError::PemSecret);
+    }
     if let Some(short) = algorithms.iter().find(|algorithm| hash_bytes(**algorithm) > bytes) {
         return Err(KeyError::ShortSecret(hash_bytes(*short)));
     }
@@ -153,6 +159,8 @@ pub(super) fn from_secret(secret: &Secret, id: Option<&str>, algorithms: &[Algor
 
 /// Reads a public key, or the first certificate of a file: those after it are its issuers, which sign no tokens.
 pub(super) fn from_pem(pem: &str, id: Option<&str>, algorithms: &[Algorithm]) -> Result<Key, KeyError> {
+    // A file that came through an environment variable often has its line breaks as two characters.
+    let pem = &*pem.replace("\\r", "").replace("\\n", "\n");
     if pem.contains("PRIVATE KEY-----") {
         return Err(KeyError::NoPem);
     }

@@ -4,19 +4,22 @@
 
 use std::time::Duration;
 
-use reqwest::Url;
+use http::HeaderName;
 
-use super::jwks::Remote;
-use super::keys::{self, Algorithm, Key, KeyError};
 use super::template::Template;
-use crate::settings::{self, Choice, Secret, Section, Slot};
+use crate::settings::{Section, Slot, Written};
 use crate::subject::Pattern;
+
+mod credential;
+
+pub use credential::Signer;
+pub(super) use credential::{Credential, credential, discovery};
 
 /// `auth`
 #[derive(Debug)]
 pub struct Settings {
-    /// Tokens; without it there is only anonymous access.
-    pub jwt: Option<Jwt>,
+    /// Whose tokens are taken; without any there is only anonymous access.
+    pub issuers: Vec<Issuer>,
     /// Where a token may be in a request.
     pub carriers: Carriers,
     /// What a token grants beside its own claims.
@@ -26,7 +29,7 @@ pub struct Settings {
     /// Whether anonymous access holds on a listener that is not on loopback, too.
     pub beyond_loopback: bool,
     /// All of it as it was written, files included.
-    pub written: settings::Written,
+    pub written: Written,
 }
 
 /// Something for subscribing, and the same for publishing.
@@ -51,41 +54,28 @@ impl<T> Lists<T> {
     }
 }
 
-/// `auth.jwt`
+/// `auth.jwt`, or one of `auth.issuers`
 #[derive(Debug)]
-pub struct Jwt {
-    /// The `iss` that a token must have; `None`: any or none.
-    pub issuer: Option<String>,
-    /// The `aud` that a token must have; `None`: it must have none.
-    pub audience: Option<String>,
+pub struct Issuer {
+    /// Its key path.
+    pub path: String,
+    /// The `iss` of its tokens; `None`: they have none, or any where there is no other issuer.
+    pub name: Option<String>,
+    /// One of them must be in a token's `aud`; none: `aud` is not looked at.
+    pub audiences: Vec<String>,
     /// How far clocks may differ.
     pub leeway: Duration,
+    /// A token that is good for longer is refused.
+    pub max_lifetime: Duration,
     /// At least one.
     pub(super) keys: Vec<Credential>,
     /// Where a token says what it grants: a claim's path.
     pub claims: Claims,
+    /// What its tokens grant beside their own claims.
+    pub(super) grants: Lists<Template>,
 }
 
-/// One of `auth.jwt.keys`.
-#[derive(Debug)]
-pub(super) enum Credential {
-    Secret(Signer, Key),
-    Public(Vec<Key>),
-    Remote(Remote),
-}
-
-/// A secret that tokens can be made with.
-#[derive(Debug)]
-pub struct Signer {
-    /// The key's id.
-    pub id: Option<String>,
-    /// The first of its algorithms.
-    pub algorithm: Algorithm,
-    /// The secret itself.
-    pub secret: Secret,
-}
-
-/// `auth.jwt.claims`
+/// `claims` of an issuer
 #[derive(Debug, Clone)]
 pub struct Claims {
     /// Patterns to subscribe to.
@@ -97,26 +87,50 @@ pub struct Claims {
 /// `auth.carriers`
 #[derive(Debug, Clone)]
 pub struct Carriers {
-    /// Whether `Authorization: Bearer` is read.
-    pub header: bool,
+    /// The header that is read.
+    pub header: Header,
     /// The cookie's name.
     pub cookie: Option<String>,
     /// The query parameter's name.
     pub query: Option<String>,
 }
 
+/// `auth.carriers.header`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Header {
+    /// None.
+    Off,
+    /// `Authorization: Bearer`
+    Bearer,
+    /// This one, which holds the token alone. A proxy sets it, so it never publishes.
+    Named(HeaderName),
+}
+
+/// The longest life of a token where none is set.
+const MAX_LIFETIME: Duration = Duration::from_secs(366 * 24 * 3600);
+
 impl Settings {
     /// Takes the keys of `auth`.
     #[must_use]
     pub fn read(auth: &Section<'_>) -> Self {
-        let template = |item: Slot<'_>| item.text().parse("must be a pattern such as user.{sub}.>, with claims in braces").required();
         let pattern = |item: Slot<'_>| item.text().parse("must be a pattern such as public.>").required();
-        let jwt = auth.key("jwt").optional_section().map(|jwt| Jwt::read(&jwt));
+        let mut issuers = Vec::new();
+        if let Some(jwt) = auth.key("jwt").optional_section() {
+            issuers.push(Issuer::read(&jwt, "auth.jwt".to_owned(), &[]));
+        }
+        let mut number = 0;
+        let others = auth.key("issuers").list(|item| {
+            let issuer = Issuer::read(&item.section(), format!("auth.issuers[{number}]"), &issuers);
+            issuers.push(issuer);
+            number += 1;
+            Some(())
+        });
+        others.or(Vec::new());
         let carriers = Carriers::read(&auth.key("carriers").section());
         let grants = Lists::read(&auth.key("grants").section(), template);
         let anonymous = auth.key("anonymous").section();
         Self {
-            jwt,
+            issuers,
             carriers,
             grants,
             anonymous: Lists::read(&anonymous, pattern),
@@ -132,101 +146,55 @@ pub fn token_bytes(limits: &Section<'_>) -> usize {
     limits.key("token_bytes").size().within(64, 1 << 20).or(8 << 10)
 }
 
-impl Jwt {
-    fn read(jwt: &Section<'_>) -> Self {
-        let text = |name: &str| jwt.key(name).text().check(|text| !text.trim().is_empty(), "must not be empty").optional();
+fn template(item: Slot<'_>) -> Option<Template> {
+    item.text().parse("must be a pattern such as user.{sub}.>, with claims in braces").required()
+}
+
+impl Issuer {
+    /// Each token is checked by one of them, so it must differ from `others`.
+    fn read(issuer: &Section<'_>, path: String, others: &[Self]) -> Self {
+        let text = |slot: Slot<'_>| slot.text().check(|text| !text.trim().is_empty(), "must not be empty").optional();
         let some = "must list at least one key, such as { algorithms: [HS256], secret_file: /run/secrets/jwt }";
-        let (issuer, audience) = (text("issuer"), text("audience"));
-        let leeway = jwt.key("leeway").duration().or(Duration::from_secs(30));
-        let keys = jwt.key("keys").list(credential).default(Vec::new()).check(|keys| !keys.is_empty(), some).optional();
-        let claims = jwt.key("claims").section();
+        let name = text(issuer.key("issuer"));
+        if let Some(other) = others.iter().find(|other| other.name == name) {
+            let missing = if name.is_some() { "another" } else { "set, and another" };
+            issuer
+                .problem("issuer", format!("must be {missing} than that of `{}`: a token is checked by the one that it names", other.path));
+        }
+        let audiences = issuer.key("audience").one_or_more(text);
+        let leeway = issuer.key("leeway").duration().or(Duration::from_secs(30));
+        let max_lifetime = issuer.key("max_lifetime").duration().positive().or(MAX_LIFETIME);
+        let discovered = discovery(issuer, name.as_deref());
+        let keys = issuer.key("keys").list(credential).default(Vec::new());
+        let keys = keys.check(|keys| !keys.is_empty() || issuer.has("discover"), some).optional().unwrap_or_default();
+        let claims = issuer.key("claims").section();
         // A name with dots is tried before its parts, so URLs can be names of claims too.
         let claim = |name: &str, default: &str| {
             let expected = "must be a claim's path such as mercure.subscribe, without an empty step";
             claims.key(name).text().check(|path| path.split('.').all(|step| !step.is_empty()), expected).or(default.to_owned())
         };
         let claims = Claims { subscribe: claim("subscribe", "subjects"), publish: claim("publish", "publish") };
-        Self { issuer, audience, leeway, keys: keys.unwrap_or_default(), claims }
+        let grants = Lists::read(&issuer.key("grants").section(), template);
+        let keys = keys.into_iter().chain(discovered).collect();
+        Self { path, name, audiences, leeway, max_lifetime, keys, claims, grants }
     }
 
     /// The secrets that tokens can be made with.
     pub fn signers(&self) -> impl Iterator<Item = &Signer> {
         self.keys.iter().filter_map(|key| if let Credential::Secret(signer, _) = key { Some(signer) } else { None })
     }
-}
 
-impl Choice for Algorithm {
-    const WORDS: &'static [(&'static str, Self)] = &[
-        ("HS256", Self::HS256),
-        ("HS384", Self::HS384),
-        ("HS512", Self::HS512),
-        ("RS256", Self::RS256),
-        ("RS384", Self::RS384),
-        ("RS512", Self::RS512),
-        ("PS256", Self::PS256),
-        ("PS384", Self::PS384),
-        ("PS512", Self::PS512),
-        ("ES256", Self::ES256),
-        ("ES384", Self::ES384),
-        ("EdDSA", Self::EdDSA),
-    ];
-}
-
-fn credential(slot: Slot<'_>) -> Option<Credential> {
-    let key = slot.section().terse();
-    let id = key.key("id").text().check(|id| !id.is_empty(), "must not be empty").optional();
-    let bound = "must list at least one algorithm: a key is bound to what it may verify";
-    let algorithms = key.key("algorithms").list(|item| item.choice::<Algorithm>().required());
-    let algorithms = algorithms.default(Vec::new()).check(|algorithms| !algorithms.is_empty(), bound);
-    // Both are asked for, since asking makes a key known.
-    let [secret, public_key] = ["secret", "public_key"].map(|name| key.has(name) | key.has(&format!("{name}_file")));
-    let (jwks_file, jwks_url) = (key.has("jwks_file"), key.has("jwks_url"));
-    if [secret, public_key, jwks_file, jwks_url].into_iter().filter(|given| *given).count() != 1 {
-        key.problem_here("must have exactly one of secret, secret_file, public_key, public_key_file, jwks_file, jwks_url");
-        return None;
+    /// Whether its keys are a set, which the issuer uses for other services' tokens too.
+    #[must_use]
+    pub fn has_key_set(&self) -> bool {
+        self.keys.iter().any(|key| matches!(key, Credential::Remote(_) | Credential::Set(_)))
     }
-    let algorithms = if secret { for_secret(algorithms) } else { for_public(algorithms, public_key) };
-    if secret {
-        let read = |secret: Secret| Ok((keys::from_secret(&secret, id.as_deref(), &algorithms).map_err(|e| e.to_string())?, secret));
-        let (verifying, secret) = key.secret("secret").convert(read).required()?;
-        return Some(Credential::Secret(Signer { id, algorithm: *algorithms.first()?, secret }, verifying));
+
+    /// Whether keys come in the clear, from another machine.
+    #[must_use]
+    pub fn fetches_in_the_clear(&self) -> bool {
+        self.keys.iter().any(|key| if let Credential::Remote(remote) = key { remote.in_the_clear() } else { false })
     }
-    if jwks_url {
-        let web = |url: &Url| matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none();
-        let parse = |url: Secret| url.expose_str().ok().and_then(|url| url.parse().ok()).filter(web);
-        let expected = "must be a URL without a user in it: https://id.example.com/jwks.json";
-        let url = key.key("jwks_url").address().convert(|url| parse(url).ok_or_else(|| expected.to_owned())).required();
-        return Some(Credential::Remote(Remote::new(url?, id, algorithms)));
-    }
-    let (id, algorithms) = (id.as_deref(), algorithms.as_slice());
-    let keys = if public_key {
-        let read = |pem: &str| keys::from_pem(pem, id, algorithms).map(|key| vec![key]);
-        key.text("public_key").convert(|pem| verifying(&pem, algorithms, read))
-    } else {
-        let read = |set: &str| keys::from_set(set, id, algorithms);
-        key.key("jwks_file").file().convert(|file| verifying(&file.contents, algorithms, read))
-    };
-    keys.required().map(Credential::Public)
-}
-
-fn verifying(text: &Secret, algorithms: &[Algorithm], read: impl Fn(&str) -> Result<Vec<Key>, KeyError>) -> Result<Vec<Key>, String> {
-    let text = text.expose_str().map_err(|_| "must hold UTF-8 text".to_owned())?;
-    // What a key can do is judged only beside algorithms that are right themselves.
-    if algorithms.is_empty() { Ok(Vec::new()) } else { read(text).map_err(|error| error.to_string()) }
-}
-
-fn for_secret(algorithms: settings::Key<'_, Vec<Algorithm>>) -> Vec<Algorithm> {
-    let hmac = |algorithms: &Vec<Algorithm>| algorithms.iter().copied().all(keys::is_hmac);
-    algorithms.check(hmac, "must be of HS256, HS384, HS512 for a secret").or(Vec::new())
-}
-
-fn for_public(algorithms: settings::Key<'_, Vec<Algorithm>>, one_key: bool) -> Vec<Algorithm> {
-    // A public key taken for a secret would be a secret that everybody has.
-    let secret = "must not hold HS256, HS384 or HS512: those take a secret, which a public key is not";
-    let several = "must be of one family (RS and PS, ES, or EdDSA): a public key is of one kind";
-    let public = |algorithms: &Vec<Algorithm>| !algorithms.iter().copied().any(keys::is_hmac);
-    let one_family = |algorithms: &Vec<Algorithm>| !one_key || algorithms.windows(2).all(|two| keys::same_family(two[0], two[1]));
-    algorithms.check(public, secret).check(one_family, several).or(Vec::new())
 }
 
 impl Carriers {
@@ -239,11 +207,23 @@ impl Carriers {
         let free = |name: &String| !matches!(name.as_str(), "subject" | "since" | "last_event_id" | "lastEventId" | "envelope");
         let taken = "must be another name than those of the parameters of /events";
         Self {
-            header: carriers.key("header").flag().or(true),
+            header: Header::read(carriers.key("header")),
             cookie: carriers.key("cookie").or_off(Some("brokercast".to_owned()), |key| key.text().check(cookie, "must be a cookie's name")),
             query: carriers
                 .key("query")
                 .or_off(None, |key| key.text().check(query, "must be a parameter's name such as access_token").check(free, taken)),
         }
+    }
+}
+
+impl Header {
+    fn read(slot: Slot<'_>) -> Self {
+        if !slot.is_set() || slot.is_flag() {
+            return if slot.flag().or(true) { Self::Bearer } else { Self::Off };
+        }
+        let known = |name: &HeaderName| *name != http::header::AUTHORIZATION && *name != http::header::COOKIE;
+        let expected = "must be true, false or the name of a header other than Authorization and Cookie, such as Cf-Access-Jwt-Assertion";
+        let name = slot.text().read(expected, |text| text.parse().ok().filter(known)).optional();
+        name.map_or(Self::Off, Self::Named)
     }
 }

@@ -29,15 +29,24 @@ pub(super) fn claim<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'
     path.match_indices('.').rev().find_map(|(dot, _)| claim(claims.get(&path[..dot])?.as_object()?, &path[dot + 1..]))
 }
 
-/// Returns the patterns of a claim (a list or a single one), and how many of its values are not valid patterns.
+/// Returns the patterns of a claim (a text or a list of texts, each with one pattern or several between spaces, as in a
+/// scope of OAuth), and how many of its values are not valid patterns.
 pub(super) fn patterns(value: Option<&Value>) -> (Vec<Pattern>, usize) {
     let values = match value {
         None | Some(Value::Null) => &[][..],
         Some(Value::Array(values)) => values,
         Some(value) => std::slice::from_ref(value),
     };
-    let good: Vec<Pattern> = values.iter().filter_map(|value| value.as_str()?.parse().ok()).collect();
-    let bad = values.len() - good.len();
+    let (mut good, mut bad) = (Vec::new(), 0);
+    for value in values {
+        let Some(text) = value.as_str() else {
+            bad += 1;
+            continue;
+        };
+        for word in text.split(' ').filter(|word| !word.is_empty()) {
+            word.parse().map_or_else(|_: SubjectError| bad += 1, |pattern| good.push(pattern));
+        }
+    }
     (good, bad)
 }
 

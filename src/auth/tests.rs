@@ -1,13 +1,18 @@
 use http::header::{AUTHORIZATION, COOKIE};
 use serde_json::json;
 
-use super::settings::{Claims, Lists};
+use parking_lot::Mutex;
+
+use super::jwks::{Place, Remote};
+use super::settings::{Claims, Credential, Header, Issuer, Lists};
+use super::template::Template;
 use super::*;
 use crate::settings::Secret;
 
 mod attacks;
 mod carriers;
 mod grants;
+mod issuers;
 mod jwks;
 mod signatures;
 
@@ -31,9 +36,9 @@ fn key(algorithms: &[Algorithm], id: Option<&str>, key: KeyMaterial) -> Credenti
             let verifying = keys::from_secret(&secret, id, algorithms).expect("a secret");
             Credential::Secret(Signer { id: name, algorithm: algorithms[0], secret }, verifying)
         }
-        KeyMaterial::Pem(pem) => Credential::Public(vec![keys::from_pem(&pem, id, algorithms).expect("a key")]),
-        KeyMaterial::Jwks(json) => Credential::Public(keys::from_set(&json, id, algorithms).expect("keys")),
-        KeyMaterial::JwksUrl(url) => Credential::Remote(Remote::new(url.parse().expect("a URL"), name, algorithms.to_vec())),
+        KeyMaterial::Pem(pem) => Credential::Public(keys::from_pem(&pem, id, algorithms).expect("a key")),
+        KeyMaterial::Jwks(json) => Credential::Set(keys::from_set(&json, id, algorithms).expect("keys")),
+        KeyMaterial::JwksUrl(url) => Credential::Remote(Remote::new(Place::Set(url.parse().expect("a URL")), name, algorithms.to_vec())),
     }
 }
 
@@ -43,9 +48,19 @@ fn secret() -> Credential {
 
 fn config(keys: Vec<Credential>) -> Settings {
     let claims = Claims { subscribe: "subjects".into(), publish: "publish".into() };
+    let issuer = Issuer {
+        path: "auth.jwt".into(),
+        name: None,
+        audiences: vec![],
+        leeway: Duration::from_secs(LEEWAY),
+        max_lifetime: Duration::from_secs(366 * 86_400),
+        keys,
+        claims,
+        grants: Lists { subscribe: vec![], publish: vec![] },
+    };
     Settings {
-        jwt: Some(Jwt { issuer: None, audience: None, leeway: Duration::from_secs(LEEWAY), keys, claims }),
-        carriers: Carriers { header: true, cookie: Some("brokercast".into()), query: Some("access_token".into()) },
+        issuers: vec![issuer],
+        carriers: Carriers { header: Header::Bearer, cookie: Some("brokercast".into()), query: Some("access_token".into()) },
         grants: Lists { subscribe: vec![], publish: vec![] },
         anonymous: Lists { subscribe: vec![], publish: vec![] },
         beyond_loopback: false,
@@ -78,7 +93,11 @@ fn bearer(token: &str) -> HeaderMap {
 }
 
 fn keys_loaded(authenticator: &Authenticator) -> bool {
-    authenticator.jwt.as_ref().is_none_or(|tokens| tokens.remotes.iter().all(Remote::loaded))
+    remotes(authenticator).all(Remote::loaded)
+}
+
+fn remotes(authenticator: &Authenticator) -> impl Iterator<Item = &Remote> {
+    authenticator.tokens.iter().flat_map(|tokens| &tokens.issuers).flat_map(super::issuer::Issuer::remotes)
 }
 
 fn ask(authenticator: &Authenticator, token: &str) -> Result<Grant, AuthError> {
@@ -91,11 +110,12 @@ fn patterns(list: &[Pattern]) -> Vec<&str> {
 
 #[test]
 fn a_good_token_becomes_a_grant() {
-    let grant = ask(&authenticator(vec![secret()]), &hs256(&claims(json!({ "publish": "b.*", "exp": 4_000_000_000_u64 }))));
+    let expires = now() + 1000;
+    let grant = ask(&authenticator(vec![secret()]), &hs256(&claims(json!({ "publish": "b.*", "exp": expires }))));
     let grant = grant.expect("a grant");
     assert_eq!((patterns(&grant.subscribe), patterns(&grant.publish)), (vec!["a.>"], vec!["b.*"]));
     assert_eq!(grant.identity().map(|i| &**i), Some("alice"));
-    assert_eq!(grant.expires, Some(Timestamp::from_micros((4_000_000_000 + LEEWAY) * 1_000_000)));
+    assert_eq!(grant.expires, Some(Timestamp::from_micros((expires + LEEWAY) * 1_000_000)));
     let may = |pattern: &str| grant.subscription(Wanted::These(vec![pattern.parse().expect("a pattern")])).is_ok();
     assert_eq!(
         [may("a.b"), may("a.*.c"), may("a.>"), may("a"), may("b.c"), may(">"), may("*.x")],
@@ -123,9 +143,12 @@ fn what_is_wanted_must_be_granted_as_a_whole() {
 fn the_challenge_tells_no_more_than_the_status() {
     let text = |error: AuthError| error.challenge().map(|value| value.to_str().expect("ASCII").to_owned());
     assert_eq!(text(AuthError::Missing).as_deref(), Some(r#"Bearer realm="brokercast""#));
-    let invalid = [Refused::Expired, Refused::Signature, Refused::UnknownKey].map(|why| text(AuthError::Invalid(why)));
-    assert_eq!(invalid[0].as_deref(), Some(r#"Bearer realm="brokercast", error="invalid_token""#));
-    assert!(invalid.iter().all(|one| *one == invalid[0]));
+    let invalid = |code| Some(format!(r#"Bearer realm="brokercast", error="invalid_token", error_description="{code}""#));
+    assert_eq!(text(AuthError::Invalid(Refused::Expired)), invalid("token_expired"));
+    for why in [Refused::Signature, Refused::UnknownKey, Refused::NotYet, Refused::Audience, Refused::Lifetime] {
+        assert_eq!(text(AuthError::Invalid(why)), invalid("token_invalid"));
+        assert_eq!(AuthError::Invalid(why).code(), Some("token_invalid"));
+    }
     assert_eq!(text(AuthError::Malformed("x")).as_deref(), Some(r#"Bearer realm="brokercast", error="invalid_request""#));
     assert_eq!(text(AuthError::KeysNotLoaded), None);
     assert_eq!(AuthError::Invalid(Refused::Expired).to_string(), AuthError::Invalid(Refused::Signature).to_string());
@@ -140,7 +163,7 @@ fn equal_tokens_and_equal_grants_share_their_lists() {
     let second = ask(&authenticator, &other).expect("a grant");
     assert!(Arc::ptr_eq(&first.subscribe, &again.subscribe) && Arc::ptr_eq(&first.subscribe, &second.subscribe));
     assert_eq!(first.owner.as_ref().map(Arc::as_ptr), again.owner.as_ref().map(Arc::as_ptr));
-    assert_eq!(authenticator.jwt.as_ref().expect("tokens").cache.len(), 2);
+    assert_eq!(authenticator.tokens.as_ref().expect("tokens").cache.len(), 2);
 }
 
 #[test]
@@ -174,16 +197,17 @@ fn the_memory_of_verified_tokens_is_bounded() {
     assert!(cache.len() <= 2 * 8192);
     assert!(cache.get(cache.fingerprint("1"), Timestamp::now()).is_none());
     assert!(cache.lists() <= 4 * 8192);
-    cache.clear(1);
+    let before = cache.epoch();
+    cache.clear();
     assert!(cache.get(kept, Timestamp::now()).is_none());
     // What was verified with the keys of before is not taken in.
-    cache.insert(kept, grant(0), 0);
+    cache.insert(kept, grant(0), before);
     assert!(cache.get(kept, Timestamp::now()).is_none());
 }
 
 #[test]
 fn without_keys_no_token_is_good() {
-    let open = Settings { jwt: None, anonymous: open(), ..config(vec![]) };
+    let open = Settings { issuers: vec![], anonymous: open(), ..config(vec![]) };
     let authenticator = Authenticator::new(open, TOKEN_BYTES);
     assert!(authenticator.authenticate(&HeaderMap::new(), None).is_ok());
     assert_eq!(ask(&authenticator, &hs256(&claims(json!({})))).expect_err("no keys"), AuthError::Invalid(Refused::NoKeys));

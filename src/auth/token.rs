@@ -49,16 +49,16 @@ pub enum Refused {
     /// Before `nbf` less leeway.
     #[error("it is not valid yet")]
     NotYet,
-    /// Not the configured `iss`.
-    #[error("its `iss` is not the configured one")]
+    /// Longer than `max_lifetime`.
+    #[error("its lifetime is longer than `max_lifetime`: `exp` and `iat` are seconds, not milliseconds")]
+    Lifetime,
+    /// Not a configured `iss`.
+    #[error("its `iss` is not a configured one")]
     Issuer,
-    /// Not the configured `aud`.
-    #[error("its `aud` is not the configured one")]
+    /// Not a configured `aud`.
+    #[error("its `aud` is not a configured one")]
     Audience,
-    /// RFC 7519 section 4.1.3: a recipient that is not in `aud` must refuse.
-    #[error("it has an `aud`, but `auth.jwt.audience` is not set")]
-    UnexpectedAudience,
-    /// No `auth.jwt`.
+    /// No issuer is configured.
     #[error("no keys are configured")]
     NoKeys,
     /// Two cookies of the same name: a neighbouring host may have set one of them.
@@ -70,8 +70,10 @@ pub enum Refused {
 pub(super) struct Parsed<'a> {
     pub(super) algorithm: Algorithm,
     pub(super) id: Option<String>,
+    /// What is signed, as it stands in the token: some issuers pad its parts, and sign them so.
     message: &'a str,
-    payload: &'a str,
+    payload: Vec<u8>,
+    claims: Map<String, Value>,
     signature: &'a str,
 }
 
@@ -85,7 +87,7 @@ impl<'a> Parsed<'a> {
         if payload.contains('.') {
             return Err(Refused::Malformed);
         }
-        let header = object(header)?;
+        let header = object(&decoded(header)?)?;
         let text = |name| match header.get(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.as_str())),
@@ -102,17 +104,30 @@ impl<'a> Parsed<'a> {
             }
         }
         let algorithm = text("alg")?.and_then(keys::algorithm).ok_or(Refused::Algorithm)?;
+        let id = text("kid")?.map(str::to_owned);
+        let payload = decoded(payload)?;
+        let claims = object(&payload)?;
         // `jku`, `jwk`, `x5u` and `x5c` are ignored: a token must not bring its own key.
-        Ok(Self { algorithm, id: text("kid")?.map(str::to_owned), message, payload, signature })
+        Ok(Self { algorithm, id, message, payload, claims, signature: unpadded(signature)? })
     }
 
-    /// Returns the claims if one of the keys signed the token.
-    pub(super) fn verify<'k>(&self, keys: impl Iterator<Item = &'k Key>) -> Result<Map<String, Value>, Refused> {
+    /// What it says, which only counts once it is verified.
+    pub(super) const fn claims(&self) -> &Map<String, Value> {
+        &self.claims
+    }
+
+    /// The same as JSON.
+    pub(super) fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// Whether one of the keys signed the token.
+    pub(super) fn verify<'k>(&self, keys: impl Iterator<Item = &'k Key>) -> Result<(), Refused> {
         let mut refused = Refused::UnknownKey;
         for key in keys.filter(|key| key.suits(self.algorithm, self.id.as_deref())).take(MAX_TRIES) {
             let algorithm = keys::library(self.algorithm);
             if jsonwebtoken::crypto::verify(self.signature, self.message.as_bytes(), &key.decoding, algorithm).unwrap_or(false) {
-                return object(self.payload);
+                return Ok(());
             }
             refused = Refused::Signature;
         }
@@ -120,43 +135,48 @@ impl<'a> Parsed<'a> {
     }
 }
 
-/// The required values of the registered claims.
+/// What the registered claims must be.
 #[derive(Debug)]
 pub(super) struct Rules {
-    pub(super) issuer: Option<String>,
-    pub(super) audience: Option<String>,
+    /// One of them must be in `aud`; none: `aud` is not looked at.
+    pub(super) audiences: Vec<String>,
     pub(super) leeway: Duration,
+    pub(super) max_lifetime: Duration,
 }
 
-/// Checks the registered claims. Returns the time from which the token is refused as expired: `exp` plus leeway.
-pub(super) fn check(claims: &Map<String, Value>, rules: &Rules, now: Timestamp) -> Result<Timestamp, Refused> {
-    let until = later(numeric_date(claims, "exp")?.ok_or(Refused::ClaimMissing("exp"))?, rules.leeway);
-    if now >= until {
-        return Err(Refused::Expired);
-    }
-    if numeric_date(claims, "nbf")?.is_some_and(|from| later(now, rules.leeway) < from) {
-        return Err(Refused::NotYet);
-    }
-    if let Some(issuer) = &rules.issuer {
-        match claims.get("iss") {
-            None => return Err(Refused::ClaimMissing("iss")),
-            Some(Value::String(found)) if found == issuer => {}
-            Some(_) => return Err(Refused::Issuer),
+impl Rules {
+    /// Checks the registered claims. Returns the time from which the token is refused as expired: `exp` plus leeway.
+    pub(super) fn check(&self, claims: &Map<String, Value>, now: Timestamp) -> Result<Timestamp, Refused> {
+        // First: a client is told that a token has expired only where all else that says whose it is holds.
+        self.check_audience(claims)?;
+        let expires = numeric_date(claims, "exp")?.ok_or(Refused::ClaimMissing("exp"))?;
+        let until = expires.after(self.leeway);
+        if now >= until {
+            return Err(Refused::Expired);
         }
+        let soon = now.after(self.leeway);
+        if numeric_date(claims, "nbf")?.is_some_and(|from| soon < from) {
+            return Err(Refused::NotYet);
+        }
+        // An `iat` in the future is no earlier time: in milliseconds, as `exp`, it would hide that.
+        let issued = numeric_date(claims, "iat")?.map_or(now, |issued| issued.min(soon));
+        if expires.since(issued) > self.max_lifetime {
+            return Err(Refused::Lifetime);
+        }
+        Ok(until)
     }
-    match (&rules.audience, claims.get("aud")) {
-        (None, None) => {}
-        (None, Some(_)) => return Err(Refused::UnexpectedAudience),
-        (Some(_), None) => return Err(Refused::ClaimMissing("aud")),
-        (Some(audience), Some(Value::String(found))) if found == audience => {}
-        (Some(audience), Some(Value::Array(found))) if found.iter().any(|found| found == audience.as_str()) => {}
-        (Some(_), Some(_)) => return Err(Refused::Audience),
-    }
-    Ok(until)
-}
 
-fn later(time: Timestamp, by: Duration) -> Timestamp {
-    Timestamp::from_micros(time.as_micros().saturating_add(u64::try_from(by.as_micros()).unwrap_or(u64::MAX)))
+    fn check_audience(&self, claims: &Map<String, Value>) -> Result<(), Refused> {
+        if self.audiences.is_empty() {
+            return Ok(());
+        }
+        let ours = |found: &Value| found.as_str().is_some_and(|found| self.audiences.iter().any(|audience| audience == found));
+        let good = match claims.get("aud").ok_or(Refused::ClaimMissing("aud"))? {
+            Value::Array(found) => found.iter().any(ours),
+            found => ours(found),
+        };
+        if good { Ok(()) } else { Err(Refused::Audience) }
+    }
 }
 
 /// RFC 7519 section 2: seconds since 1970, perhaps with a fraction.
@@ -176,9 +196,19 @@ fn numeric_date(claims: &Map<String, Value>, name: &'static str) -> Result<Optio
     }
 }
 
-fn object(encoded: &str) -> Result<Map<String, Value>, Refused> {
-    let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| Refused::Malformed)?;
-    let mut reader = serde_json::Deserializer::from_slice(&bytes);
+/// Without `=` at its end, which is taken where it fills four characters.
+fn unpadded(encoded: &str) -> Result<&str, Refused> {
+    let bare = encoded.trim_end_matches('=');
+    let padded = encoded.len() - bare.len();
+    if padded > 2 || (padded > 0 && !encoded.len().is_multiple_of(4)) { Err(Refused::Malformed) } else { Ok(bare) }
+}
+
+fn decoded(encoded: &str) -> Result<Vec<u8>, Refused> {
+    URL_SAFE_NO_PAD.decode(unpadded(encoded)?).map_err(|_| Refused::Malformed)
+}
+
+fn object(json: &[u8]) -> Result<Map<String, Value>, Refused> {
+    let mut reader = serde_json::Deserializer::from_slice(json);
     let value = Strict.deserialize(&mut reader).map_err(|_| Refused::Malformed)?;
     reader.end().map_err(|_| Refused::Malformed)?;
     match value {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{Error, load, print};
-use crate::auth::{self, Jwt, Signer};
+use crate::auth::{self, IssuerSettings as Issuer, Signer};
 use crate::event::Timestamp;
 use crate::settings::value::parse_duration;
 use crate::subject::Pattern;
@@ -32,6 +32,9 @@ pub(super) struct Options {
     /// The `id` of the key to sign with, where there are several
     #[arg(long, value_name = "ID")]
     key: Option<String>,
+    /// The `issuer` whose key is used, where there are several
+    #[arg(long, value_name = "ISSUER")]
+    issuer: Option<String>,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -45,29 +48,37 @@ fn claim(text: &str) -> Result<(String, Value), String> {
 
 pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error> {
     let settings = load(files)?.settings;
-    let jwt = settings.auth.jwt.ok_or_else(|| Error::new("the configuration has no `auth.jwt`, so there is no key to sign with"))?;
-    let Signer { id, algorithm, secret } = signer(&jwt, options.key.as_deref())?;
-    let claims = claims(&jwt, &options, Timestamp::now())?;
+    let (issuer, Signer { id, algorithm, secret }) = signer(&settings.auth.issuers, options.issuer.as_deref(), options.key.as_deref())?;
+    let claims = claims(issuer, &options, Timestamp::now())?;
     let token = auth::mint(secret, *algorithm, &Value::Object(claims), id.as_deref());
     print(&format!("{}\n", token.map_err(|e| Error::with("no token can be made", e))?))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// The key to sign with: the one asked for, or the only one whose secret is here.
-fn signer<'a>(jwt: &'a Jwt, id: Option<&str>) -> Result<&'a Signer, Error> {
-    let all: Vec<&Signer> = jwt.signers().collect();
-    let ids = || all.iter().filter_map(|signer| signer.id.as_deref()).collect::<Vec<_>>().join(", ");
-    let wanted: Vec<_> = all.iter().filter(|signer| id.is_none() || signer.id.as_deref() == id).collect();
-    match (wanted.as_slice(), id) {
-        ([], None) => Err(Error::new("no key of `auth.jwt.keys` has a secret: a token can only be made with an HMAC secret")),
-        ([], Some(_)) => Err(Error::new(format!("no key with a secret has this id (ids: {})", ids()))),
-        // Without ids there is nothing to choose by; each is as good.
-        ([_, _, ..], None) if !ids().is_empty() => Err(Error::new(format!("there are several keys: choose one by --key (ids: {})", ids()))),
-        ([first, ..], _) => Ok(first),
+fn signer<'a>(issuers: &'a [Issuer], issuer: Option<&str>, id: Option<&str>) -> Result<(&'a Issuer, &'a Signer), Error> {
+    let named = |of: &&Issuer| issuer.is_none() || of.name.as_deref() == issuer;
+    let all: Vec<(&Issuer, &Signer)> = issuers.iter().filter(named).flat_map(|of| of.signers().map(move |signer| (of, signer))).collect();
+    let ids = || all.iter().filter_map(|(_, signer)| signer.id.as_deref()).collect::<Vec<_>>().join(", ");
+    let wanted: Vec<_> = all.iter().filter(|(_, signer)| id.is_none() || signer.id.as_deref() == id).collect();
+    let Some(first) = wanted.first() else {
+        return Err(match id {
+            None => Error::new("no key of `auth.jwt` or `auth.issuers` has a secret: a token can only be made with an HMAC secret"),
+            Some(_) => Error::new(format!("no key with a secret has this id (ids: {})", ids())),
+        });
+    };
+    if wanted.iter().any(|(of, _)| of.path != first.0.path) {
+        let names = issuers.iter().filter_map(|of| of.name.as_deref()).collect::<Vec<_>>().join(", ");
+        return Err(Error::new(format!("there are several issuers: choose one by --issuer (issuers: {names})")));
     }
+    // Without ids there is nothing to choose by; each is as good.
+    if id.is_none() && wanted.len() > 1 && !ids().is_empty() {
+        return Err(Error::new(format!("there are several keys: choose one by --key (ids: {})", ids())));
+    }
+    Ok(**first)
 }
 
-fn claims(jwt: &Jwt, options: &Options, now: Timestamp) -> Result<Map<String, Value>, Error> {
+fn claims(issuer: &Issuer, options: &Options, now: Timestamp) -> Result<Map<String, Value>, Error> {
     let seconds = now.as_millis() / 1000;
     let mut claims = Map::new();
     let mut set = |name: &str, value: Option<Value>| {
@@ -75,15 +86,15 @@ fn claims(jwt: &Jwt, options: &Options, now: Timestamp) -> Result<Map<String, Va
             claims.insert(name.to_owned(), value);
         }
     };
-    set("iss", jwt.issuer.as_deref().map(Value::from));
-    set("aud", jwt.audience.as_deref().map(Value::from));
+    set("iss", issuer.name.as_deref().map(Value::from));
+    set("aud", issuer.audiences.first().map(|audience| audience.as_str().into()));
     set("sub", options.subject.as_deref().map(Value::from));
     set("iat", Some(seconds.into()));
     set("exp", Some((seconds + options.expires.as_secs().max(1)).into()));
     for (name, value) in &options.claim {
         claims.insert(name.clone(), value.clone());
     }
-    for (path, patterns) in [(&jwt.claims.subscribe, &options.subscribe), (&jwt.claims.publish, &options.publish)] {
+    for (path, patterns) in [(&issuer.claims.subscribe, &options.subscribe), (&issuer.claims.publish, &options.publish)] {
         if !patterns.is_empty() {
             let list = patterns.iter().map(Pattern::as_str).collect::<Vec<_>>();
             put(&mut claims, path, json!(list)).map_err(|()| Error::new(format!("a claim stands in the way of `{path}`")))?;
@@ -111,11 +122,11 @@ mod tests {
     use super::*;
     use crate::settings::tests::read_at;
 
-    fn jwt(ids: &[Option<&str>]) -> Jwt {
+    fn jwt(ids: &[Option<&str>]) -> Issuer {
         let key = |id: &Option<&str>| json!({ "algorithms": ["HS256"], "id": id, "secret": "0123456789abcdef0123456789abcdef" });
         let keys: Vec<Value> = ids.iter().map(key).collect();
         let auth = json!({ "jwt": { "issuer": "me", "keys": keys, "claims": { "subscribe": "mercure.subscribe" } } });
-        read_at(&["auth"], &auth, |auth| auth::Settings::read(auth).jwt).unwrap()
+        read_at(&["auth"], &auth, |auth| auth::Settings::read(auth).issuers.pop()).unwrap()
     }
 
     fn options(claim: &[&str]) -> Options {
@@ -126,6 +137,7 @@ mod tests {
             expires: Duration::from_secs(60),
             claim: claim.iter().map(|c| super::claim(c).unwrap()).collect(),
             key: None,
+            issuer: None,
         }
     }
 
@@ -149,11 +161,26 @@ mod tests {
 
     #[test]
     fn several_keys_need_a_choice() {
-        assert!(signer(&jwt(&[Some("a")]), None).is_ok());
-        assert!(signer(&jwt(&[None, None]), None).is_ok());
-        let several = jwt(&[Some("a"), Some("b")]);
+        let signer = |issuers: &[Issuer], id| signer(issuers, None, id).map(|(_, signer)| signer.id.clone());
+        assert!(signer(&[jwt(&[Some("a")])], None).is_ok());
+        assert!(signer(&[jwt(&[None, None])], None).is_ok());
+        let several = [jwt(&[Some("a"), Some("b")])];
         assert!(signer(&several, None).unwrap_err().to_string().contains("ids: a, b"));
-        assert_eq!(signer(&several, Some("b")).unwrap().id.as_deref(), Some("b"));
+        assert_eq!(signer(&several, Some("b")).unwrap().as_deref(), Some("b"));
         assert!(signer(&several, Some("c")).is_err());
+    }
+
+    #[test]
+    fn several_issuers_need_a_choice() {
+        let named = |name: &str| {
+            let mut issuer = jwt(&[Some("k")]);
+            (issuer.name, issuer.path) = (Some(name.to_owned()), name.to_owned());
+            issuer
+        };
+        let issuers = [named("one"), named("two")];
+        assert!(signer(&issuers, None, None).unwrap_err().to_string().contains("issuers: one, two"));
+        assert!(signer(&issuers, None, Some("k")).is_err(), "both have such a key");
+        assert_eq!(signer(&issuers, Some("two"), None).unwrap().0.path, "two");
+        assert!(signer(&issuers, Some("three"), None).is_err());
     }
 }

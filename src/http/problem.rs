@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
 
-use crate::auth::{AuthError, INSUFFICIENT_SCOPE};
+use crate::auth::{AuthError, INSUFFICIENT_SCOPE, Refused};
 use crate::settings::{self, SettingsError};
 
 /// A request that is not granted, as `application/problem+json`.
@@ -53,14 +53,17 @@ impl Problem {
         Self { extra: Extra::Close, ..Self::bad_request("a request for events has no body") }
     }
 
-    /// 401 with its challenge (RFC 6750 section 3), or 400 if no other token would help. All bodies of a 401 are alike: clients
-    /// do not learn why a token failed.
+    /// 401 with its challenge (RFC 6750 section 3) and a code, or 400 if no other token would help. Clients do not learn more
+    /// of why a token failed than the code says.
     pub(crate) fn denied(error: &AuthError) -> Self {
         let problem = match error {
             AuthError::Malformed(why) => Self::bad_request(*why),
-            _ => Self::new(StatusCode::UNAUTHORIZED, "this request needs a valid token and has none"),
+            AuthError::Missing => Self::new(StatusCode::UNAUTHORIZED, "this request needs a token and has none"),
+            AuthError::Invalid(Refused::Expired) => Self::new(StatusCode::UNAUTHORIZED, "the token of this request has expired"),
+            _ => Self::new(StatusCode::UNAUTHORIZED, "the token of this request is not valid"),
         };
-        Self { extra: error.challenge().map_or(Extra::None, Extra::Challenge), ..problem }
+        let about = error.code().map(|code| ("code", code.into()));
+        Self { about, extra: error.challenge().map_or(Extra::None, Extra::Challenge), ..problem }
     }
 
     /// 403.

@@ -189,6 +189,12 @@ impl<'t> Slot<'t> {
         }
     }
 
+    /// Whether `true` or `false` was written.
+    #[must_use]
+    pub(crate) fn is_flag(&self) -> bool {
+        self.node.is_some_and(|node| matches!(node.kind, Kind::Bool(_)))
+    }
+
     /// Notes a problem, of which all further ones with this value are consequences.
     fn unusable(&self, expected: impl Into<String>) {
         self.problem(expected);
@@ -315,6 +321,15 @@ impl<'t> Slot<'t> {
             (values.len() == nodes.len()).then_some(values)
         });
         Key { slot, value, noun, show: |_| Value::List(Vec::new()) }
+    }
+
+    /// One value that `read` reads, or a list of at least one.
+    #[must_use]
+    pub(crate) fn one_or_more<T>(self, read: impl Fn(Slot<'t>) -> Option<T>) -> Vec<T> {
+        match self.node.map(|node| &node.kind) {
+            Some(Kind::List(_)) => self.list(read).check(|list| !list.is_empty(), "must not be empty").or(Vec::new()),
+            _ => read(self).into_iter().collect(),
+        }
     }
 
     /// A list of texts.

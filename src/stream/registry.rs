@@ -196,7 +196,7 @@ mod tests {
     }
 
     fn entry(identity: &str, token: &str, connection: u32) -> Entry {
-        let owner = Owner { identity: Some(identity.into()), token_id: Some(token.into()) };
+        let owner = Owner { identity: Some(identity.into()), token_id: Some(token.into()), ..Owner::default() };
         Entry { owner: Some(Arc::new(owner)), permit: Box::new(()), expires: None, connection }
     }
 

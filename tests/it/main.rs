@@ -13,6 +13,7 @@ mod cors;
 mod default_run;
 mod durable;
 mod history;
+mod issuers;
 mod messages;
 mod nats;
 mod refusals;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::token::{forge, jwt, mint, now};
+use crate::support::token::{forge, jwt, mint, mint_with, now};
 use crate::support::{Bridge, Raw, Sse};
 
 /// Tokens only, nothing anonymous.
@@ -47,7 +47,7 @@ async fn bad_patterns_and_parameters_are_400_before_anything_else() {
 }
 
 #[tokio::test]
-async fn without_a_good_token_it_is_401_and_all_401_are_alike() {
+async fn without_a_good_token_it_is_401_with_a_code_that_says_no_more_than_the_client_may_know() {
     let bridge = Bridge::start(&closed()).await;
     let good = json!({"subjects": ["demo.>"], "exp": now() + 3600});
     let parts: Vec<String> = mint(good.clone()).split('.').map(str::to_owned).collect();
@@ -62,18 +62,39 @@ async fn without_a_good_token_it_is_401_and_all_401_are_alike() {
         format!("{}.{}", parts[0], parts[1]),
         forge(&json!({"alg": "none"}), &good, None),
         forge(&json!({"alg": "None", "typ": "JWT"}), &good, None),
-        mint(json!({"subjects": ["demo.>"], "exp": now() - 60})),
         mint(late),
         forge(&json!({"alg": "HS256", "typ": "JWT"}), &json!({"subjects": ["demo.>"]}), Some(crate::support::token::SECRET)),
+        // Expired, but of another's key.
+        mint_with(&jsonwebtoken::Header::default(), "another secret of the tests, 32 bytes and more", json!({"exp": now() - 60})),
+        mint(json!({"subjects": ["demo.>"], "exp": (now() + 60) * 1000})),
     ];
+    let challenge = |answer: &reqwest::Response| answer.headers()["www-authenticate"].to_str().unwrap().to_owned();
+    let code = async |request: reqwest::RequestBuilder, code: &str| {
+        let answer = request.send().await.unwrap();
+        let told = challenge(&answer);
+        let body = problem(answer, 401).await;
+        assert_eq!(body["code"], code, "{body}");
+        (told, body.to_string())
+    };
+    for request in [
+        bridge.events("subject=demo.%3E"),
+        bridge.events("").header("Authorization", mint(good.clone())),
+        bridge.events("").header("Authorization", "Basic YTpi"),
+        bridge.http.post(bridge.url("/publish/demo.a")).header("Cookie", format!("brokercast={}", mint(good.clone()))).body("1"),
+    ] {
+        assert_eq!(code(request, "token_missing").await.0, r#"Bearer realm="brokercast""#);
+    }
+    let expired = mint(json!({"subjects": ["demo.>"], "exp": now() - 60}));
+    let told = r#"Bearer realm="brokercast", error="invalid_token", error_description="token_expired""#;
+    assert_eq!(code(bridge.events("").bearer_auth(&expired), "token_expired").await.0, told);
+    assert_eq!(code(bridge.events("").header("Cookie", format!("brokercast={expired}")), "token_expired").await.0, told);
     let mut bodies = std::collections::BTreeSet::new();
-    let none = bridge.events("subject=demo.%3E").send().await.unwrap();
-    assert!(none.headers()["www-authenticate"].to_str().unwrap().starts_with("Bearer"));
-    bodies.insert(problem(none, 401).await.to_string());
+    let told = r#"Bearer realm="brokercast", error="invalid_token", error_description="token_invalid""#;
     for token in &bad {
-        let answer = bridge.events("").header("Authorization", format!("Bearer {token}")).send().await.unwrap();
-        assert!(answer.headers()["www-authenticate"].to_str().unwrap().starts_with("Bearer"), "{token}");
-        bodies.insert(problem(answer, 401).await.to_string());
+        let request = bridge.events("").header("Authorization", format!("Bearer {token}"));
+        let (challenge, body) = code(request, "token_invalid").await;
+        assert_eq!(challenge, told, "{token}");
+        bodies.insert(body);
         let browser = bridge.events("").header("Accept", "text/event-stream").header("Cookie", format!("brokercast={token}x"));
         problem(browser.send().await.unwrap(), 401).await;
     }

@@ -1,6 +1,7 @@
 //! What is worth saying of settings that are right: warnings of what may not be meant, and notes.
 
 use super::Settings;
+use crate::auth::Header;
 use crate::settings::value::show_size;
 
 /// Durable sources whose positions fit an id of 128 bytes, which browsers send to another origin without asking first
@@ -34,24 +35,28 @@ fn auth(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
     if auth.carriers.query.is_some() {
         warn("auth.carriers.query", "a token in a URL ends in proxies' logs and in browsers' histories: prefer the cookie");
     }
-    let Some(jwt) = &auth.jwt else {
+    if auth.issuers.is_empty() {
         if auth.anonymous.subscribe.is_empty() {
-            warn("auth", "nobody may subscribe: there is neither `auth.jwt` nor `auth.anonymous.subscribe`");
+            warn("auth", "nobody may subscribe: there is neither `auth.jwt`, nor `auth.issuers`, nor `auth.anonymous.subscribe`");
         }
         if !auth.grants.is_empty() {
-            warn("auth.grants", "grants nothing without `auth.jwt`: only a token's bearer gets it");
+            warn("auth.grants", "grants nothing without `auth.jwt` or `auth.issuers`: only a token's bearer gets it");
         }
         return;
-    };
+    }
     let carriers = &auth.carriers;
-    if !carriers.header && carriers.cookie.is_none() && carriers.query.is_none() {
+    if carriers.header == Header::Off && carriers.cookie.is_none() && carriers.query.is_none() {
         warn("auth.carriers", "all are off: no token can reach brokercast");
     }
-    if jwt.audience.is_none() {
-        warn(
-            "auth.jwt.audience",
-            "is not set: a token without an `aud` that the same key signed for another service is taken, one with an `aud` is refused",
-        );
+    for issuer in &auth.issuers {
+        if issuer.audiences.is_empty() && issuer.has_key_set() {
+            let what = "is not set: tokens that the same issuer made for other services are taken too, since it signs all with these keys";
+            warn(&format!("{}.audience", issuer.path), what);
+        }
+        if issuer.fetches_in_the_clear() {
+            let what = "has a `jwks_url` with http: who is on the way can replace the keys; use https";
+            warn(&format!("{}.keys", issuer.path), what);
+        }
     }
     if settings.token_bytes > settings.http.bounds.header_bytes {
         warn("server.limits.token_bytes", "is more than `server.limits.header_bytes`: a token so long cannot arrive");
@@ -60,7 +65,7 @@ fn auth(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
 
 fn listeners(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
     let http = &settings.http;
-    if !http.listen.ip().is_loopback() && http.tls.is_none() && settings.auth.jwt.is_some() {
+    if !http.listen.ip().is_loopback() && http.tls.is_none() && !settings.auth.issuers.is_empty() {
         warn("server.tls", "is not set: tokens cross the network in the clear, unless a proxy in front of brokercast ends TLS");
     }
     if !http.admin.ip().is_loopback() {

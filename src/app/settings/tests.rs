@@ -136,8 +136,8 @@ sources:
     assert_eq!(settings.pool.max, 12);
     assert_eq!(settings.auth.anonymous.subscribe[0].as_str(), "x.>");
     assert_eq!(settings.auth.anonymous.publish[1].as_str(), "z");
-    let jwt = settings.auth.jwt.as_ref().unwrap();
-    assert_eq!(jwt.audience.as_deref(), Some("12345"));
+    let jwt = &settings.auth.issuers[0];
+    assert_eq!(jwt.audiences, ["12345"]);
     let secret = &jwt.signers().next().unwrap().secret;
     assert_eq!(secret.expose(), b"00000000000000000000000000000001");
     assert_eq!(
@@ -162,7 +162,7 @@ fn a_secret_from_the_environment_is_its_text_whatever_it_looks_like() {
         "99999999999999999999999999999999999999999999999999",
     ] {
         let loaded = good(&[file], &[("BROKERCAST__AUTH__JWT__KEYS__0__SECRET", text)]);
-        let secret = &loaded.settings.auth.jwt.as_ref().unwrap().signers().next().unwrap().secret;
+        let secret = &loaded.settings.auth.issuers[0].signers().next().unwrap().secret;
         assert_eq!(secret.expose(), text.as_bytes());
         assert!(!loaded.yaml.contains(text.trim()), "{}", loaded.yaml);
     }
@@ -172,8 +172,8 @@ fn a_secret_from_the_environment_is_its_text_whatever_it_looks_like() {
 fn a_number_in_yaml_is_a_text_as_written_where_a_text_is_wanted() {
     let loaded =
         good(&["auth: { jwt: { audience: 007, keys: [{ algorithms: [HS256], secret: 01e10000000000000000000000000000000 }] } }"], &[]);
-    let jwt = loaded.settings.auth.jwt.as_ref().unwrap();
-    assert_eq!(jwt.audience.as_deref(), Some("007"));
+    let jwt = &loaded.settings.auth.issuers[0];
+    assert_eq!(jwt.audiences, ["007"]);
     let secret = &jwt.signers().next().unwrap().secret;
     assert_eq!(secret.expose(), b"01e10000000000000000000000000000000");
 }

@@ -30,7 +30,8 @@ fn a_token_does_not_choose_how_a_key_is_used() {
     let mixed = authenticator(vec![key(&[Algorithm::RS256], None, KeyMaterial::Pem(pem.clone())), secret()]);
     let good = claims(json!({}));
     // HMAC with the text of the public key as its secret.
-    let confused = mint(&Secret::new(pem.as_bytes()), Algorithm::HS256, &good, None).expect("a token");
+    let (header, public) = (jsonwebtoken::Header::default(), jsonwebtoken::EncodingKey::from_secret(pem.as_bytes()));
+    let confused = jsonwebtoken::encode(&header, &good, &public).expect("a token");
     assert_eq!(refusal(&mixed, &confused), Refused::Signature);
     let only_rsa = authenticator(vec![key(&[Algorithm::RS256], None, KeyMaterial::Pem(pem))]);
     assert_eq!(refusal(&only_rsa, &confused), Refused::UnknownKey);
@@ -91,9 +92,10 @@ fn times_must_be_there_and_numbers() {
         assert_eq!(refused(json!({ "exp": exp })), Refused::Expired, "{exp}");
     }
     assert!(with(json!({ "exp": now() - LEEWAY + 5 })).is_ok());
-    assert_eq!(with(json!({ "exp": 4_000_000_000.25 })), Ok(Some((4_000_000_000 + LEEWAY) * 1_000_000 + 250_000)));
-    assert_eq!(with(json!({ "exp": 1e300 })), Ok(Some(u64::MAX)));
-    assert_eq!(with(json!({ "exp": u64::MAX })), Ok(Some(u64::MAX)));
+    let soon = now() + 1000;
+    assert_eq!(with(json!({ "exp": soon as f64 + 0.25 })), Ok(Some((soon + LEEWAY) * 1_000_000 + 250_000)));
+    assert_eq!(refused(json!({ "exp": 1e300 })), Refused::Lifetime);
+    assert_eq!(refused(json!({ "exp": u64::MAX })), Refused::Lifetime);
     for nbf in [json!("1"), json!(null), json!([])] {
         assert_eq!(refused(json!({ "nbf": nbf })), Refused::ClaimType("nbf"));
     }
@@ -105,8 +107,8 @@ fn times_must_be_there_and_numbers() {
 fn issuer_and_audience_are_required_where_configured() {
     let mut config = config(vec![secret()]);
     let unset = authenticator(vec![secret()]);
-    let jwt = config.jwt.as_mut().expect("tokens");
-    (jwt.issuer, jwt.audience) = (Some("https://id.example.com".into()), Some("brokercast".into()));
+    let issuer = &mut config.issuers[0];
+    (issuer.name, issuer.audiences) = (Some("https://id.example.com".into()), vec!["brokercast".into()]);
     let set = Authenticator::new(config, TOKEN_BYTES);
     let (iss, aud) = ("https://id.example.com", "brokercast");
     for (more, expected) in [
@@ -124,7 +126,7 @@ fn issuer_and_audience_are_required_where_configured() {
     ] {
         assert_eq!(ask(&set, &hs256(&claims(more.clone()))).err(), expected.map(AuthError::Invalid), "{more}");
     }
-    assert_eq!(refusal(&unset, &hs256(&claims(json!({ "aud": aud })))), Refused::UnexpectedAudience);
+    assert!(ask(&unset, &hs256(&claims(json!({ "aud": ["account", 7], "iss": 5 })))).is_ok(), "not looked at");
     assert!(ask(&unset, &hs256(&claims(json!({ "iss": "anybody" })))).is_ok());
 }
 
@@ -199,7 +201,8 @@ fn rubbish_is_refused_and_too_much_of_it_is_not_looked_at() {
         &format!("{good}."),
         &format!(".{good}"),
         &format!("{good} {good}"),
-        &format!("{good}="),
+        &format!("{good}=="),
+        &format!("{good}==="),
         &format!("{padded}.e30.e30"),
     ] {
         let headers =

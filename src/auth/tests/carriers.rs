@@ -112,7 +112,7 @@ fn the_query_is_decoded() {
 
 #[test]
 fn carriers_that_are_off_are_not_looked_at() {
-    let off = Carriers { header: false, cookie: None, query: None };
+    let off = Carriers { header: Header::Off, cookie: None, query: None };
     let authenticator = Authenticator::new(Settings { carriers: off, ..config(vec![secret()]) }, TOKEN_BYTES);
     let good = token("a");
     let (header, cookie) = (format!("Bearer {good}"), format!("brokercast={good}"));

@@ -6,7 +6,7 @@ use crate::settings::tests::read_at;
 
 fn grant(claim: &[&str], templates: &[&str], token: Value) -> Result<Grant, AuthError> {
     let mut config = config(vec![secret()]);
-    config.jwt.as_mut().expect("tokens").claims.subscribe = claim.join(".");
+    config.issuers[0].claims.subscribe = claim.join(".");
     config.grants.subscribe = templates.iter().map(|text| text.parse().expect("a template")).collect();
     config.anonymous.subscribe = vec!["public.>".parse().expect("a pattern")];
     let authenticator = Authenticator::new(config, TOKEN_BYTES);
@@ -27,11 +27,14 @@ fn a_claim_is_a_list_of_patterns_or_one() {
         (json!(null), &[]),
         (json!(["a", "a.b", "a.>", "a.*"]), &["a", "a.>"]),
         // What is no pattern permits nothing, and the rest as much as before.
-        (json!(["a", "b..c", "", "x y", ">.x", 7, null, ["q"], { "z": 1 }]), &["a"]),
+        (json!(["a", "b..c", "", "x\ty", ">.x", 7, null, ["q"], { "z": 1 }]), &["a"]),
         (json!(7), &[]),
         (json!(true), &[]),
         (json!({ "a": "b" }), &[]),
-        (json!("a b"), &[]),
+        (json!("a b"), &["a", "b"]),
+        (json!(" c.>  a..b d "), &["c.>", "d"]),
+        (json!(["a b", "c"]), &["a", "b", "c"]),
+        (json!("a\u{a0}b"), &[]),
         (json!(""), &[]),
         (json!("a\n"), &[]),
     ] {

@@ -9,38 +9,63 @@ use tokio::task::JoinSet;
 use super::signatures::{P256, RSA, jwk, sign};
 use super::*;
 
-/// An HTTP server that answers every request with what it was told last.
-struct Server {
+/// Paths and their answers; an empty path stands for all.
+type Answers = Vec<(String, Vec<u8>)>;
+
+/// An HTTP server that answers every request with what it was told last for its path, or for all paths.
+pub(super) struct Server {
     url: String,
-    answer: Arc<Mutex<Vec<u8>>>,
+    answers: Arc<Mutex<Answers>>,
     requests: Arc<AtomicUsize>,
-    tasks: JoinSet<()>,
+    pub(super) tasks: JoinSet<()>,
 }
 
 impl Server {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://user:geheim@{}/jwks.json", listener.local_addr().expect("an address"));
-        let (answer, requests) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+        let (answers, requests) = (Arc::new(Mutex::new(Answers::new())), Arc::new(AtomicUsize::new(0)));
         let mut tasks = JoinSet::new();
-        let (said, counted) = (Arc::clone(&answer), Arc::clone(&requests));
+        let (said, counted) = (Arc::clone(&answers), Arc::clone(&requests));
         tasks.spawn(async move {
             loop {
                 let (mut socket, _) = listener.accept().await.expect("a connection");
                 let mut head = vec![0; 4096];
-                assert!(socket.read(&mut head).await.expect("a request") > 0);
+                let read = socket.read(&mut head).await.expect("a request");
                 counted.fetch_add(1, SeqCst);
-                let answer = said.lock().clone();
+                let head = String::from_utf8_lossy(&head[..read]).into_owned();
+                let path = head.split(' ').nth(1).expect("a path");
+                let answer = said
+                    .lock()
+                    .iter()
+                    .rev()
+                    .find(|(of, _)| of.is_empty() || of == path)
+                    .map(|(_, answer)| answer.clone())
+                    .unwrap_or_default();
                 // Who has heard enough hangs up.
                 socket.write_all(&answer).await.unwrap_or_default();
             }
         });
-        Self { url, answer, requests, tasks }
+        Self { url, answers, requests, tasks }
+    }
+
+    /// `http://127.0.0.1:1234`
+    pub(super) fn base(&self) -> String {
+        self.url.replace("user:geheim@", "").replace("/jwks.json", "")
     }
 
     fn say(&self, status: &str, body: &str) {
+        self.say_at("", status, body);
+    }
+
+    /// What is at one path.
+    pub(super) fn also(&self, path: &str, body: &Value) {
+        self.say_at(path, "200 OK", &body.to_string());
+    }
+
+    fn say_at(&self, path: &str, status: &str, body: &str) {
         let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
-        *self.answer.lock() = (head + body).into_bytes();
+        self.answers.lock().push((path.to_owned(), (head + body).into_bytes()));
     }
 
     fn keys(&self, keys: &[Value]) {
@@ -92,6 +117,11 @@ async fn before_the_first_set_a_token_is_asked_to_wait() {
     let authenticator = start(&mut server).await;
     let brief = authenticator.authenticate_within(&bearer(&rsa("one")), None, Duration::from_millis(200)).await;
     assert_eq!(brief.expect_err("fails"), AuthError::KeysNotLoaded);
+    let waiting = Instant::now();
+    while server.requests() == 0 {
+        assert!(waiting.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     server.keys(&[rsa_key("one")]);
     assert!(patiently(&authenticator, &rsa("one")).await.is_ok());
     assert!(keys_loaded(&authenticator));
@@ -164,19 +194,20 @@ async fn the_last_good_set_is_kept() {
 use std::time::Instant;
 
 fn settled(authenticator: &Authenticator) -> bool {
-    authenticator.jwt.as_ref().expect("tokens").remotes.iter().all(Remote::failed)
+    remotes(authenticator).all(Remote::failed)
 }
 
 #[tokio::test]
 async fn without_remote_keys_there_is_nothing_to_refresh() {
     authenticator(vec![secret()]).refresh_keys().await;
-    let none = Settings { jwt: None, ..config(vec![]) };
+    let none = Settings { issuers: vec![], ..config(vec![]) };
     Authenticator::new(none, TOKEN_BYTES).refresh_keys().await;
 }
 
 #[tokio::test]
 async fn an_error_never_shows_the_password_in_a_url() {
-    let remote = Remote::new("http://user:geheim@127.0.0.1:1/x?key=geheim".parse().expect("a URL"), None, vec![Algorithm::RS256]);
+    let remote =
+        Remote::new(Place::Set("http://user:geheim@127.0.0.1:1/x?key=geheim".parse().expect("a URL")), None, vec![Algorithm::RS256]);
     let error = remote.attempt(&mut None).await.expect_err("nobody listens");
     let shown = format!("{} {error:?}", crate::support::causes::chain(&error));
     assert!(shown.starts_with("the key set could not be fetched: "), "{shown}");

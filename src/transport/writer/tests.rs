@@ -220,7 +220,7 @@ async fn streams_end_with_their_reason_and_the_last_chunk() {
 #[tokio::test]
 async fn all_streams_of_an_identity_end_by_one_call_in_each_driver() {
     let world = world(2, Duration::from_secs(10));
-    let owner = |identity: &str| Some(Arc::new(crate::auth::Owner { identity: Some(identity.into()), token_id: None }));
+    let owner = |identity: &str| Some(Arc::new(crate::auth::Owner { identity: Some(identity.into()), ..Default::default() }));
     let mut alices = [world.client_of("a", owner("alice")).await, world.client_of("a", owner("alice")).await];
     let mut bobs = world.client_of("a", owner("bob")).await;
     let request = Request { owner: owner("alice"), ..request("a") };

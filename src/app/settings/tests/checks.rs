@@ -63,7 +63,7 @@ fn a_secret_file_loses_one_line_break() {
     let kept = files(&["0123456789abcdef0123456789abcdef\n\n"]);
     let file = format!("auth: {{ jwt: {{ keys: [{{ algorithms: [HS256], secret_file: {} }}] }} }}", kept.paths[0].display());
     let loaded = good(&[&file], &[]);
-    let secret = &loaded.settings.auth.jwt.as_ref().unwrap().signers().next().unwrap().secret;
+    let secret = &loaded.settings.auth.issuers[0].signers().next().unwrap().secret;
     assert_eq!(secret.expose(), b"0123456789abcdef0123456789abcdef\n");
 }
 

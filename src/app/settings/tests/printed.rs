@@ -49,8 +49,8 @@ fn what_is_shown_is_the_same_when_read_again() {
         let file = format!("auth: {{ jwt: {{ audience: {quoted}, keys: [{{ id: {quoted}, algorithms: [HS256], secret: {KEY} }}] }} }}");
         let loaded = good(&[&file], &[]);
         let again = good(&[&loaded.yaml.replace("(withheld)", KEY)], &[]);
-        let jwt = again.settings.auth.jwt.as_ref().unwrap();
-        assert_eq!((jwt.audience.as_deref(), jwt.signers().next().unwrap().id.as_deref()), (Some(text), Some(text)), "{}", loaded.yaml);
+        let jwt = &again.settings.auth.issuers[0];
+        assert_eq!((jwt.audiences[0].as_str(), jwt.signers().next().unwrap().id.as_deref()), (text, Some(text)), "{}", loaded.yaml);
     }
 }
 

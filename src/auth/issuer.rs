@@ -1,0 +1,201 @@
+//! One issuer of tokens: its keys, what its tokens must say, and what they grant.
+//!
+//! Knows no request and no other issuer.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use serde_json::{Map, Value};
+
+use super::jwks::{Hope, Remote};
+use super::settings::{self, Credential, Lists};
+use super::template::{self, Template};
+use super::token::{Parsed, Refused, Rules};
+use super::{Grant, Owner, keys};
+use crate::event::Timestamp;
+use crate::subject::{self, Pattern};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Issuer {
+    /// Its `iss`.
+    name: Option<Arc<str>>,
+    rules: Rules,
+    subscribe: Permits,
+    publish: Permits,
+    ring: ArcSwap<Ring>,
+    /// Held while a new ring is made, so that of two sets that arrive at once neither is lost.
+    turning: Mutex<()>,
+    remotes: Vec<Remote>,
+}
+
+/// Why a token gives no grant.
+#[derive(Debug)]
+pub(super) enum Denied {
+    Refused(Refused),
+    /// The key that signed it may be on its way.
+    KeyMayCome,
+}
+
+/// All keys of one moment.
+#[derive(Debug, Clone)]
+struct Ring {
+    fixed: Arc<[keys::Key]>,
+    /// One for each [`Remote`]; `None`: not loaded yet.
+    fetched: Vec<Option<Arc<[keys::Key]>>>,
+}
+
+impl Ring {
+    fn keys(&self) -> impl Iterator<Item = &keys::Key> {
+        self.fixed.iter().chain(self.fetched.iter().flatten().flat_map(|set| set.iter()))
+    }
+}
+
+/// Where the patterns of one kind of grant come from.
+#[derive(Debug)]
+struct Permits {
+    path: String,
+    templates: Vec<Template>,
+    anonymous: Vec<Pattern>,
+}
+
+impl Permits {
+    fn of(&self, claims: &Map<String, Value>) -> Arc<[Pattern]> {
+        let (mut patterns, bad) = template::patterns(template::claim(claims, &self.path));
+        if bad > 0 {
+            tracing::warn!(claim = self.path, values = bad, "a token's claim has values that are not valid patterns: they permit nothing");
+        }
+        patterns.extend(self.templates.iter().flat_map(|template| template.fill(claims)));
+        patterns.extend(self.anonymous.iter().cloned());
+        union(patterns)
+    }
+}
+
+/// Of more patterns than this only duplicates are removed: finding those that others cover takes quadratic time.
+const MAX_REDUCED: usize = 256;
+
+/// One order and nothing twice, so that equal grants are equal lists.
+pub(super) fn union(mut patterns: Vec<Pattern>) -> Arc<[Pattern]> {
+    if patterns.len() <= MAX_REDUCED {
+        return subject::minimal(patterns).into();
+    }
+    patterns.sort_unstable();
+    patterns.dedup();
+    patterns.into()
+}
+
+impl Issuer {
+    /// Its tokens grant what its own templates say, those `of_all` issuers, and what is open to anybody.
+    pub(super) fn new(settings: settings::Issuer, of_all: &Lists<Template>, anonymous: &Lists<Pattern>) -> Self {
+        let settings::Issuer { name, audiences, leeway, max_lifetime, keys, claims, grants, .. } = settings;
+        let permits = |path, own: Vec<Template>, of_all: &[Template], anonymous: &[Pattern]| Permits {
+            path,
+            templates: own.into_iter().chain(of_all.iter().cloned()).collect(),
+            anonymous: anonymous.to_vec(),
+        };
+        let (mut fixed, mut remotes) = (Vec::new(), Vec::new());
+        for key in keys {
+            match key {
+                Credential::Secret(_, key) | Credential::Public(key) => fixed.push(key),
+                Credential::Set(keys) => fixed.extend(keys),
+                Credential::Remote(remote) => remotes.push(remote),
+            }
+        }
+        Self {
+            name: name.map(Arc::from),
+            rules: Rules { audiences, leeway, max_lifetime },
+            subscribe: permits(claims.subscribe, grants.subscribe, &of_all.subscribe, &anonymous.subscribe),
+            publish: permits(claims.publish, grants.publish, &of_all.publish, &anonymous.publish),
+            ring: ArcSwap::from_pointee(Ring { fixed: fixed.into(), fetched: vec![None; remotes.len()] }),
+            turning: Mutex::new(()),
+            remotes,
+        }
+    }
+
+    /// The `iss` of its tokens.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Fetches its keys behind URLs for as long as it is polled. `changed` is called after each new set, `attempted` after
+    /// each attempt. Ends at once where there are none.
+    pub(super) async fn refresh(&self, changed: impl Fn(), attempted: impl Fn()) {
+        let (changed, attempted) = (&changed, &attempted);
+        join_all(self.remotes.iter().enumerate().map(|(number, remote)| {
+            let turn = move |keys| {
+                self.turn(number, keys);
+                changed();
+            };
+            remote.run(turn, attempted)
+        }))
+        .await;
+    }
+
+    /// Keeps the sets that another one has fetched, where they are of the same place and for the same keys.
+    pub(super) fn keep_fetched(&self, of: &Self) {
+        let ring = of.ring.load();
+        for (number, remote) in self.remotes.iter().enumerate() {
+            let same = of.remotes.iter().position(|other| remote.keep_fetched(other));
+            if let Some(keys) = same.and_then(|at| ring.fetched.get(at)?.clone()) {
+                self.turn(number, keys);
+            }
+        }
+    }
+
+    /// Takes in a set that has changed.
+    fn turn(&self, number: usize, keys: Arc<[keys::Key]>) {
+        let _turning = self.turning.lock();
+        let mut ring = Ring::clone(&self.ring.load());
+        if let Some(set) = ring.fetched.get_mut(number) {
+            *set = Some(keys);
+        }
+        self.ring.store(Arc::new(ring));
+    }
+
+    /// What a token grants, which names this issuer.
+    pub(super) fn grant(&self, token: &Parsed<'_>, now: Timestamp) -> Result<Grant, Denied> {
+        let ring = self.ring.load_full();
+        if let Err(why) = token.verify(ring.keys()) {
+            return Err(if self.may_come(token, &ring) { Denied::KeyMayCome } else { Denied::Refused(why) });
+        }
+        let claims = token.claims();
+        let expires = self.rules.check(claims, now).map_err(Denied::Refused)?;
+        let owner = self.owner(token).map_err(Denied::Refused)?;
+        let (subscribe, publish) = (self.subscribe.of(claims), self.publish.of(claims));
+        Ok(Grant { subscribe, publish, owner: Some(Arc::new(owner)), expires: Some(expires) })
+    }
+
+    fn owner(&self, token: &Parsed<'_>) -> Result<Owner, Refused> {
+        let claims = token.claims();
+        let identity = match claims.get("sub") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) => Some(text.as_str().into()).filter(|text: &Arc<str>| !text.is_empty()),
+            Some(Value::Number(number)) => Some(number.to_string().into()),
+            Some(_) => return Err(Refused::ClaimType("sub")),
+        };
+        let token_id = claims.get("jti").and_then(Value::as_str).map(Box::from);
+        Ok(Owner { identity, token_id, issuer: self.name.clone(), claims: token.payload().into() })
+    }
+
+    /// Whether the key of a token that no key has signed may be on its way: its set was never loaded, or is being fetched
+    /// again because of it.
+    fn may_come(&self, token: &Parsed<'_>, ring: &Ring) -> bool {
+        let of_this_name = |key: &keys::Key| key.id.is_some() && key.suits(token.algorithm, token.id.as_deref());
+        if token.id.is_some() && ring.keys().any(of_this_name) {
+            // It names its key, which is here and says no.
+            return false;
+        }
+        let mut hope = false;
+        for remote in self.remotes.iter().filter(|remote| remote.serves(token.algorithm)) {
+            hope |= remote.miss() == Hope::Waiting;
+        }
+        hope
+    }
+
+    #[cfg(test)]
+    pub(super) fn remotes(&self) -> &[Remote] {
+        &self.remotes
+    }
+}

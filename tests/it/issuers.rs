@@ -1,0 +1,144 @@
+//! Tokens as several issuers make them: keys by `iss`, discovery, a proxy's header, what `check` says of it.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use rcgen::KeyPair;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::support::bridge::run;
+use crate::support::token::{SECRET, mint, mint_with, now};
+use crate::support::{Bridge, eventually};
+
+const OTHER: &str = "another secret of the tests, 32 bytes and more";
+
+fn config() -> String {
+    format!(
+        "auth:\n  jwt: {{ issuer: one, keys: [ {{ algorithms: [HS256], secret: \"{SECRET}\" }} ] }}\n  issuers:\n\
+         \x20   - issuer: two\n      audience: [app, api]\n      keys: [ {{ algorithms: [HS256], secret_encoding: base64, secret: \"{}\" }} ]\n\
+         \x20     claims: {{ subscribe: scope }}\n      grants: {{ subscribe: [\"user.{{sub}}.>\"] }}\n      max_lifetime: 1h\n\
+         \x20   - keys: [ {{ algorithms: [HS256], secret: \"{SECRET}{SECRET}\" }} ]\n\
+         sources: {{ inbox: {{ http: {{ subjects: [\">\"] }} }} }}\n",
+        STANDARD.encode(OTHER)
+    )
+}
+
+#[tokio::test]
+async fn each_token_is_checked_by_the_issuer_that_it_names() {
+    let bridge = Bridge::start(&config()).await;
+    let status = async |subject: &str, token: &str| {
+        bridge.events_with(&[("subject", subject)]).bearer_auth(token).send().await.unwrap().status().as_u16()
+    };
+    let two = |secret: &str, claims: Value| mint_with(&Header::default(), secret, claims);
+    let good = json!({"iss": "two", "aud": ["x", "api"], "sub": "ada", "scope": "openid orders.eu.> orders.us.>", "exp": now() + 600});
+    let with = |name: &str, value: Value| {
+        let mut claims = good.clone();
+        claims[name] = value;
+        claims
+    };
+    for subject in ["orders.eu.a", "orders.us.>", "user.ada.x"] {
+        assert_eq!(status(subject, &two(OTHER, good.clone())).await, 200, "{subject}");
+    }
+    assert_eq!(status("orders.cn.a", &two(OTHER, good.clone())).await, 403);
+    assert_eq!(status("orders.eu.a", &two(SECRET, good.clone())).await, 401, "the key of another");
+    assert_eq!(status("orders.eu.a", &two(OTHER, with("iss", json!("one")))).await, 401, "the key of another");
+    assert_eq!(status("orders.eu.a", &two(OTHER, with("aud", json!("other")))).await, 401);
+    assert_eq!(status("orders.eu.a", &two(OTHER, with("exp", json!(now() + 7200)))).await, 401, "longer than its max_lifetime");
+    // `auth.jwt` is one of them, and looks at no audience.
+    assert_eq!(status("a", &mint(json!({"iss": "one", "aud": "account", "subjects": ["a"]}))).await, 200);
+    assert_eq!(status("a", &mint(json!({"subjects": ["a"]}))).await, 401);
+    assert_eq!(status("a", &two(&format!("{SECRET}{SECRET}"), json!({"subjects": ["a"]}))).await, 200, "it names no issuer");
+    assert_eq!(status("a", &two(&format!("{SECRET}{SECRET}"), json!({"iss": "three", "subjects": ["a"]}))).await, 401);
+}
+
+#[tokio::test]
+async fn a_header_that_a_proxy_sets_brings_tokens_that_never_publish() {
+    let config = format!(
+        "auth:\n{}  carriers: {{ header: Cf-Access-Jwt-Assertion }}\nsources: {{ inbox: {{ http: {{ subjects: [\">\"] }} }} }}\n",
+        crate::support::token::jwt()
+    );
+    let bridge = Bridge::start(&config).await;
+    let token = mint(json!({"subjects": [">"], "publish": [">"]}));
+    let status = async |request: reqwest::RequestBuilder| request.send().await.unwrap().status().as_u16();
+    assert_eq!(status(bridge.events("").header("cf-access-jwt-assertion", &token)).await, 200);
+    assert_eq!(status(bridge.events("").bearer_auth(&token)).await, 401);
+    assert_eq!(status(bridge.events("").header("Cf-Access-Jwt-Assertion", format!("{token}x"))).await, 401);
+    let twice = bridge.events("").header("Cf-Access-Jwt-Assertion", &token).header("Cf-Access-Jwt-Assertion", &token);
+    assert_eq!(status(twice).await, 400);
+    let post = || bridge.http.post(bridge.url("/publish/a")).body("1");
+    assert_eq!(status(post().header("Cf-Access-Jwt-Assertion", &token)).await, 401);
+    assert_eq!(status(post().bearer_auth(&token)).await, 401);
+}
+
+/// Answers requests by their path, until it is dropped with the test's runtime.
+async fn provider(answers: impl Fn(&str, &str) -> Value + Send + 'static) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let own = base.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut head = vec![0; 4096];
+            let read = socket.read(&mut head).await.unwrap();
+            let head = String::from_utf8_lossy(&head[..read]).into_owned();
+            let body = answers(&own, head.split(' ').nth(1).unwrap_or_default()).to_string();
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+            socket.write_all(answer.as_bytes()).await.unwrap_or_default();
+        }
+    });
+    base
+}
+
+#[tokio::test]
+async fn keys_are_found_by_discovery() {
+    let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let point = pair.public_key_raw().to_vec();
+    let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    let key = json!({"kty": "EC", "crv": "P-256", "kid": "k", "use": "sig", "x": text(&point[1..33]), "y": text(&point[33..])});
+    let issuer = provider(move |base, path| match path {
+        "/.well-known/openid-configuration" => json!({"issuer": base, "jwks_uri": format!("{base}/keys"), "more": []}),
+        "/keys" => json!({"keys": [key]}),
+        _ => json!({}),
+    })
+    .await;
+    let bridge = Bridge::start(&format!(
+        "auth: {{ issuers: [ {{ issuer: \"{issuer}\", discover: true }} ] }}\nsources: {{ inbox: {{ http: {{ subjects: [\">\"] }} }} }}\n"
+    ))
+    .await;
+    let signing = EncodingKey::from_ec_pem(pair.serialize_pem().as_bytes()).unwrap();
+    let header = Header { kid: Some("k".into()), ..Header::new(Algorithm::ES256) };
+    let token = jsonwebtoken::encode(&header, &json!({"iss": issuer, "subjects": ["a"], "exp": now() + 600}), &signing).unwrap();
+    eventually("the keys to be found", async || {
+        (bridge.events("").bearer_auth(&token).send().await.unwrap().status() == 200).then_some(())
+    })
+    .await;
+}
+
+#[test]
+fn check_warns_of_sets_that_others_share_and_of_keys_in_the_clear() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.yaml");
+    let check = |auth: &str| {
+        std::fs::write(&file, format!("auth: {auth}\nsources: {{ inbox: {{ http: {{ subjects: [\">\"] }} }} }}\n")).unwrap();
+        let output = run(&["check", "--config", file.to_str().unwrap()]);
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let set = |url: &str, more: &str| {
+        format!("{{ issuers: [ {{ issuer: x, keys: [ {{ algorithms: [RS256], jwks_url: \"{url}\" }} ]{more} }} ] }}")
+    };
+    let (code, said) = check(&set("https://id.example.com/keys", ""));
+    assert!(code == Some(0) && said.contains("auth.issuers[0].audience: is not set"), "{said}");
+    assert!(!check(&set("https://id.example.com/keys", ", audience: a")).1.contains("audience"));
+    let (code, said) = check(&set("http://id.example.com/keys", ", audience: a"));
+    assert!(code == Some(0) && said.contains("auth.issuers[0].keys: has a `jwks_url` with http"), "{said}");
+    assert!(!check(&set("http://127.0.0.1:1/keys", ", audience: a")).1.contains("jwks_url"));
+    let (code, said) = check(&format!("{{ jwt: {{ keys: [ {{ algorithms: [HS256], secret: \"{SECRET}\" }} ] }} }}"));
+    assert!(code == Some(0) && !said.contains("audience"), "{said}");
+}
+
+#[test]
+fn the_example_with_issuers_is_a_good_one() {
+    let output = run(&["check", "--config", concat!(env!("CARGO_MANIFEST_DIR"), "/config/tokens.yaml")]);
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]), "{output:?}");
+}
