@@ -53,6 +53,8 @@ use watch::Watched;
 const BEATS: u32 = 16;
 /// Streams end so far apart when the process drains, as long as the time allows.
 const STAGGER: Duration = Duration::from_millis(10);
+/// Streams of revoked tokens end within this time, so that their clients do not come back all at once.
+const REVOKED_WITHIN: Duration = Duration::from_millis(500);
 
 /// Why the bridge could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -294,7 +296,7 @@ impl Bridge {
 
     /// What answers on the admin port.
     fn admin(&self, ports: &Ports, rooms: &Rooms, reload: Arc<admin::Reload>) -> Arc<Server> {
-        let sources = rooms.sources.clone();
+        let (sources, streams) = (rooms.sources.clone(), rooms.streams.clone());
         let source = |source: &Arc<SourceRuntime>| admin::Source { handle: source.handle().clone(), reach: source.reach.clone() };
         let face = admin::router(admin::Rooms {
             metrics: rooms.metrics.clone(),
@@ -302,6 +304,12 @@ impl Bridge {
             readings: rooms.readings.clone(),
             draining: self.draining.clone(),
             reload,
+            revoking: admin::Revoking {
+                revocations: self.reloader.auth.borrow().revocations().clone(),
+                end: Box::new(move |criteria| {
+                    streams.end(Selection::Revoked(criteria), Closing::Revoked, Timestamp::now(), REVOKED_WITHIN)
+                }),
+            },
         });
         let stalled = rooms.metrics.stalled.clone();
         Server::new(face, None, ports.bounds, self.admin_ends.clone(), self.admin_connections.clone(), stalled, None)

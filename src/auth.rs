@@ -19,6 +19,7 @@ mod carrier;
 mod issuer;
 mod jwks;
 mod keys;
+mod revoked;
 mod settings;
 mod template;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use carrier::{Carrier, Unreadable};
 use issuer::{Denied, Issuer, union};
 #[cfg(test)]
 pub use keys::{Algorithm, KeyError};
+pub use revoked::{Criteria, Revocation, RevocationError, Revocations};
 use settings::Carriers;
 pub use settings::{Header, Issuer as IssuerSettings, Settings, Signer, token_bytes};
 pub use token::{Refused, mint};
@@ -41,8 +43,12 @@ pub struct Owner {
     pub identity: Option<Arc<str>>,
     /// Its `jti`, where that is a string.
     pub token_id: Option<Box<str>>,
-    /// The `issuer` of the configuration that it was checked by.
+    /// Its `iss`.
     pub issuer: Option<Arc<str>>,
+    /// Its `sid`, where that is a string.
+    pub session_id: Option<Box<str>>,
+    /// Its `iat`.
+    pub issued: Option<Timestamp>,
     /// Its claims, as JSON.
     pub claims: Box<[u8]>,
 }
@@ -156,6 +162,7 @@ pub struct Authenticator {
     /// `None`: no token is taken.
     tokens: Option<Tokens>,
     anonymous: Grant,
+    revocations: Arc<Revocations>,
 }
 
 /// What is needed where tokens are taken at all.
@@ -176,16 +183,40 @@ impl Authenticator {
         let issuers: Vec<Issuer> = issuers.into_iter().map(|issuer| Issuer::new(issuer, &grants, &anonymous)).collect();
         let tokens = (!issuers.is_empty()).then(|| Tokens { issuers, attempts: watch::Sender::new(0), cache: Cache::default() });
         let (subscribe, publish) = (union(anonymous.subscribe), union(anonymous.publish));
-        Self { carriers, token_bytes, tokens, anonymous: Grant { subscribe, publish, owner: None, expires: None } }
+        let anonymous = Grant { subscribe, publish, owner: None, expires: None };
+        Self { carriers, token_bytes, tokens, anonymous, revocations: Arc::default() }
     }
 
-    /// Keeps the key sets that another one has fetched, where they are of the same URL and for the same algorithms.
-    pub fn keep_fetched(&self, of: &Self) {
-        if let (Some(own), Some(others)) = (&self.tokens, &of.tokens) {
+    /// Takes another one's place: keeps the key sets that it has fetched, where they are of the same place and for the same
+    /// algorithms, and its revocations.
+    #[must_use]
+    pub fn in_place_of(mut self, other: &Self) -> Self {
+        if let (Some(own), Some(others)) = (&self.tokens, &other.tokens) {
             for issuer in &own.issuers {
                 others.issuers.iter().for_each(|other| issuer.keep_fetched(other));
             }
         }
+        self.revocations = other.revocations.clone();
+        self
+    }
+
+    /// The revocations that it goes by.
+    #[must_use]
+    pub const fn revocations(&self) -> &Arc<Revocations> {
+        &self.revocations
+    }
+
+    /// Refuses a grant whose token was revoked. A stream is checked by this once it can be found by whoever revokes: before,
+    /// a revocation could have come too late for the check of its token and too early to end it.
+    ///
+    /// # Errors
+    /// If it was revoked.
+    pub fn check_revoked(&self, owner: Option<&Owner>) -> Result<(), AuthError> {
+        self.not_revoked(owner, Timestamp::now())
+    }
+
+    fn not_revoked(&self, owner: Option<&Owner>, now: Timestamp) -> Result<(), AuthError> {
+        if owner.is_some_and(|owner| self.revocations.cover(owner, now)) { Err(refused(Refused::Revoked, None)) } else { Ok(()) }
     }
 
     /// The name of the cookie that may carry a token.
@@ -266,7 +297,9 @@ impl Authenticator {
             return Err(AuthError::Malformed("the token is longer than `server.limits.token_bytes`"));
         }
         let Some(tokens) = &self.tokens else { return Err(refused(Refused::NoKeys, Some(carrier))) };
-        tokens.grant(&token, carrier, now)
+        let grant = tokens.grant(&token, carrier, now)?;
+        self.not_revoked(grant.owner.as_deref(), now)?;
+        Ok(grant)
     }
 }
 

@@ -120,6 +120,13 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// As [`fmt::Display`] writes it.
+impl Serialize for Timestamp {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// What a source read: one message of its broker, normalised.
 #[derive(Debug, Clone)]
 pub struct Message {

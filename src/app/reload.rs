@@ -133,13 +133,7 @@ impl Reloader {
         sources.follow(wanted, &routes, window).await;
         let written = (auth.written.clone(), token_bytes);
         let before = self.auth.borrow().clone();
-        let auth = if written == self.auth_written {
-            before
-        } else {
-            let newer = Authenticator::new(auth, token_bytes);
-            newer.keep_fetched(&before);
-            Arc::new(newer)
-        };
+        let auth = if written == self.auth_written { before } else { Arc::new(Authenticator::new(auth, token_bytes).in_place_of(&before)) };
         self.auth_written = written;
         self.policy.store(Arc::new(Policy::new(http, auth.clone(), streams.retry)));
         self.auth.send_if_modified(|present| !Arc::ptr_eq(&std::mem::replace(present, auth.clone()), &auth));

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::jwks::{Hope, Remote};
 use super::settings::{self, Credential, Lists};
 use super::template::{self, Template};
-use super::token::{Parsed, Refused, Rules};
+use super::token::{Parsed, Refused, Rules, numeric_date};
 use super::{Grant, Owner, keys};
 use crate::event::Timestamp;
 use crate::subject::{self, Pattern};
@@ -175,8 +175,11 @@ impl Issuer {
             Some(Value::Number(number)) => Some(number.to_string().into()),
             Some(_) => return Err(Refused::ClaimType("sub")),
         };
-        let token_id = claims.get("jti").and_then(Value::as_str).map(Box::from);
-        Ok(Owner { identity, token_id, issuer: self.name.clone(), claims: token.payload().into() })
+        let text = |name| claims.get(name).and_then(Value::as_str);
+        let (token_id, session_id) = (text("jti").map(Box::from), text("sid").map(Box::from));
+        let issuer = self.name.clone().or_else(|| text("iss").map(Arc::from));
+        let issued = numeric_date(claims, "iat")?;
+        Ok(Owner { identity, token_id, issuer, session_id, issued, claims: token.payload().into() })
     }
 
     /// Whether the key of a token that no key has signed may be on its way: its set was never loaded, or is being fetched

@@ -58,6 +58,9 @@ pub enum Refused {
     /// Not a configured `aud`.
     #[error("its `aud` is not a configured one")]
     Audience,
+    /// An order that it meets.
+    #[error("it was revoked")]
+    Revoked,
     /// No issuer is configured.
     #[error("no keys are configured")]
     NoKeys,
@@ -180,7 +183,7 @@ impl Rules {
 }
 
 /// RFC 7519 section 2: seconds since 1970, perhaps with a fraction.
-fn numeric_date(claims: &Map<String, Value>, name: &'static str) -> Result<Option<Timestamp>, Refused> {
+pub(super) fn numeric_date(claims: &Map<String, Value>, name: &'static str) -> Result<Option<Timestamp>, Refused> {
     match claims.get(name) {
         None => Ok(None),
         Some(Value::Number(number)) => {

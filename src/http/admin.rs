@@ -1,4 +1,4 @@
-//! The admin listener: liveness, readiness, metrics, the state of the sources, and reading the configuration again.
+//! The admin listener: liveness, readiness, metrics, the state of the sources, reading the configuration again, and revocations.
 //!
 //! Knows sources by their handles only. Meant for the machine's own network: it asks for no token.
 
@@ -14,6 +14,10 @@ use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
+mod revocations;
+
+pub(crate) use revocations::Revoking;
+
 use super::problem::Problem;
 use crate::metrics::{self, Metrics, Readings};
 use crate::settings::SettingsError;
@@ -28,6 +32,7 @@ pub(crate) struct Rooms {
     pub(crate) draining: CancellationToken,
     /// Reads the configuration again.
     pub(crate) reload: Arc<Reload>,
+    pub(crate) revoking: Revoking,
 }
 
 /// Reads the configuration again: which keys need a restart, or what is wrong with it. `None`: the process is about to end.
@@ -73,6 +78,9 @@ pub(crate) fn router(rooms: Rooms) -> Router {
 }
 
 async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
+    if Revoking::rest(request.uri().path()).is_some() {
+        return rooms.revoking.answer(request).await.unwrap_or_else(Problem::into_response);
+    }
     if request.uri().path() == "/reload" {
         return rooms.reload(request.method()).await.unwrap_or_else(Problem::into_response);
     }
@@ -94,7 +102,7 @@ async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
             Ok(text) => (StatusCode::OK, metrics::CONTENT_TYPE, text),
             Err(_) => return Problem::internal().into_response(),
         },
-        _ => return Problem::not_found("there are /livez, /readyz, /metrics, /sources and /reload").into_response(),
+        _ => return Problem::not_found("there are /livez, /readyz, /metrics, /sources, /revocations and /reload").into_response(),
     };
     respond(request.method(), status, kind, text)
 }

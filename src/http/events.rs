@@ -107,13 +107,22 @@ async fn open(rooms: &Rooms, policy: &Policy, parts: &Parts, body: Body) -> Resu
         filter: Arc::new(Filter::new(patterns, form)),
         begin: query.begin,
         expires: grant.expires,
-        owner: grant.owner,
+        owner: grant.owner.clone(),
         connection,
         permit: Box::new(permit),
     });
+    policy.auth.check_revoked(grant.owner.as_deref()).map_err(denied)?;
     let mut response = stream(Body::new(handover.clone()));
     response.extensions_mut().insert(handover);
     Ok(response)
+}
+
+fn denied(error: AuthError) -> Refusal {
+    match error {
+        AuthError::KeysNotLoaded => Refusal::Later(Later::Unavailable),
+        AuthError::Malformed(_) => Refusal::Problem(Problem::denied(&error), Refused::Invalid),
+        AuthError::Missing | AuthError::Invalid(_) => Refusal::Problem(Problem::denied(&error), Refused::Unauthorized),
+    }
 }
 
 fn stream(body: Body) -> Response {
@@ -177,11 +186,7 @@ impl Later {
 impl Policy {
     /// Returns the grant of the request's token, from whichever carrier.
     async fn subscriber(&self, parts: &Parts) -> Result<Grant, Refusal> {
-        self.auth.authenticate_within(&parts.headers, parts.uri.query(), PATIENCE).await.map_err(|error| match error {
-            AuthError::KeysNotLoaded => Refusal::Later(Later::Unavailable),
-            AuthError::Malformed(_) => Refusal::Problem(Problem::denied(&error), Refused::Invalid),
-            AuthError::Missing | AuthError::Invalid(_) => Refusal::Problem(Problem::denied(&error), Refused::Unauthorized),
-        })
+        self.auth.authenticate_within(&parts.headers, parts.uri.query(), PATIENCE).await.map_err(denied)
     }
 
     /// The address that the caps count.

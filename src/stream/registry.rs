@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use slab::Slab;
 
-use crate::auth::Owner;
+use crate::auth::{Criteria, Owner};
 use crate::event::Timestamp;
 use crate::frame::Closing;
 use crate::support::backoff::jittered;
@@ -45,6 +45,8 @@ pub enum Selection<'a> {
     Identity(&'a str),
     /// Those that this token, by its `jti`, has opened.
     Token(&'a str),
+    /// Those whose tokens are meant by a revocation.
+    Revoked(&'a Criteria),
     /// Those on this connection.
     Connection(u32),
 }
@@ -71,6 +73,7 @@ impl Open {
             Selection::All => true,
             Selection::Identity(identity) => owner.is_some_and(|owner| owner.identity.as_deref() == Some(identity)),
             Selection::Token(id) => owner.is_some_and(|owner| owner.token_id.as_deref() == Some(id)),
+            Selection::Revoked(criteria) => owner.is_some_and(|owner| criteria.cover(owner)),
             Selection::Connection(connection) => self.connection == connection,
         }
     }

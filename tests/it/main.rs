@@ -19,6 +19,7 @@ mod nats;
 mod refusals;
 mod reload;
 mod resume;
+mod revocation;
 mod routes;
 mod shutdown;
 mod slow;

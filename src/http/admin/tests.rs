@@ -116,6 +116,7 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
         readings: Arc::new(move || readings.clone()),
         draining: draining.clone(),
         reload: Arc::new(|| Box::pin(async { None })),
+        revoking: Revoking { revocations: Arc::default(), end: Box::new(|_| 0) },
     };
     let both = async {
         let ((), ()) = tokio::join!(first.1, second.1);
