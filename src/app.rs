@@ -319,7 +319,7 @@ impl Bridge {
     fn spawn(&mut self, ports: Ports, rooms: Rooms, reload: Arc<admin::Reload>, shown: &Shown) {
         let (public, admin) = (self.public(&ports, &rooms), self.admin(&ports, &rooms, reload.clone()));
         self.own("watcher", watch::follow(self.reloader.watched.clone(), reload));
-        self.own("keys", reload::refresh_keys(self.reloader.auth.subscribe()));
+        self.own("keys", reload::refresh_keys(self.reloader.auth.subscribe(), self.streams.clone()));
         if let Some(tls) = ports.tls {
             self.own("certificate", async move { match tls.follow().await {} });
         }

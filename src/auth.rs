@@ -49,6 +49,8 @@ pub struct Owner {
     pub session_id: Option<Box<str>>,
     /// Its `iat`.
     pub issued: Option<Timestamp>,
+    /// A hash of the key that signed it.
+    pub key: u64,
     /// Its claims, as JSON.
     pub claims: Box<[u8]>,
 }
@@ -283,6 +285,19 @@ impl Authenticator {
         join_all(tokens.issuers.iter().map(|issuer| issuer.refresh(|| tokens.cache.clear(), attempted))).await;
     }
 
+    /// Whether the key that signed an owner's token counts no more.
+    #[must_use]
+    pub fn lost_key(&self, owner: &Owner) -> bool {
+        let issuer = self.tokens.as_ref().and_then(|tokens| tokens.issuer_named(owner.issuer.as_deref()));
+        !issuer.is_some_and(|issuer| issuer.holds(owner.key))
+    }
+
+    /// Counts the attempts to fetch keys. `None`: no token is taken.
+    #[must_use]
+    pub fn attempts(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.tokens.as_ref()?.attempts.subscribe())
+    }
+
     fn at(&self, headers: &HeaderMap, query: Option<&str>, publish: bool, now: Timestamp) -> Result<Grant, AuthError> {
         let (carrier, token) = match carrier::find(&self.carriers, publish, headers, query) {
             Ok(Some(found)) => found,
@@ -326,18 +341,22 @@ impl Tokens {
         Ok(self.cache.insert(fingerprint, grant, epoch))
     }
 
-    /// The one that a token names. One without a name takes tokens that name none, and all tokens where it is the only one.
+    /// The one that a token names.
     fn issuer_of(&self, claims: &Map<String, Value>) -> Result<&Issuer, Refused> {
-        if let [only] = self.issuers.as_slice()
-            && only.name().is_none()
-        {
-            return Ok(only);
-        }
-        let named = |name: Option<&str>| self.issuers.iter().find(|issuer| issuer.name() == name);
         match claims.get("iss") {
-            None => named(None).ok_or(Refused::ClaimMissing("iss")),
-            Some(Value::String(name)) => named(Some(name)).ok_or(Refused::Issuer),
-            Some(_) => Err(Refused::Issuer),
+            None => self.issuer_named(None).ok_or(Refused::ClaimMissing("iss")),
+            Some(Value::String(name)) => self.issuer_named(Some(name)).ok_or(Refused::Issuer),
+            // Not looked at where there is only one, which has no name.
+            Some(_) => self.only().ok_or(Refused::Issuer),
         }
+    }
+
+    /// One without a name takes tokens that name none, and all tokens where it is the only one.
+    fn issuer_named(&self, name: Option<&str>) -> Option<&Issuer> {
+        self.only().or_else(|| self.issuers.iter().find(|issuer| issuer.name() == name))
+    }
+
+    fn only(&self) -> Option<&Issuer> {
+        if let [only] = self.issuers.as_slice() { Some(only).filter(|only| only.name().is_none()) } else { None }
     }
 }

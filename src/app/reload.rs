@@ -11,10 +11,13 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
+use super::REVOKED_WITHIN;
 use super::settings::{Fixed, Loaded, Settings, load_again};
 use super::sources::Sources;
 use super::watch::Watched;
 use crate::auth::Authenticator;
+use crate::event::Timestamp;
+use crate::frame::Closing;
 use crate::http::Policy;
 use crate::http::admin::Reload;
 use crate::http::connection::Bounds;
@@ -22,7 +25,7 @@ use crate::http::tls::Tls;
 use crate::metrics::{Metrics, Reloaded};
 use crate::pool::Pool;
 use crate::settings::{SettingsError, Written};
-use crate::stream::Streams;
+use crate::stream::{Selection, Streams};
 use crate::telemetry::Log;
 
 /// Which keys need a restart, or what is wrong with the configuration.
@@ -146,8 +149,8 @@ impl Reloader {
     }
 }
 
-/// Fetches the keys of whatever tokens are checked by at the moment.
-pub(super) async fn refresh_keys(mut auth: watch::Receiver<Arc<Authenticator>>) {
+/// Fetches the keys of whatever tokens are checked by at the moment, and ends the streams of those that are taken out.
+pub(super) async fn refresh_keys(mut auth: watch::Receiver<Arc<Authenticator>>, streams: Arc<Streams>) {
     loop {
         let present = auth.borrow_and_update().clone();
         let refresh = async {
@@ -155,8 +158,22 @@ pub(super) async fn refresh_keys(mut auth: watch::Receiver<Arc<Authenticator>>) 
             present.refresh_keys().await;
             std::future::pending::<()>().await;
         };
+        let follow = async {
+            let mut attempts = present.attempts();
+            loop {
+                let ended = streams.end(Selection::LostKey(&present), Closing::Revoked, Timestamp::now(), REVOKED_WITHIN);
+                if ended > 0 {
+                    info!(ended, "streams end whose signing keys were taken out");
+                }
+                let attempted = async { attempts.as_mut()?.changed().await.ok() };
+                if attempted.await.is_none() {
+                    return std::future::pending().await;
+                }
+            }
+        };
         tokio::select! {
             () = refresh => {}
+            () = follow => {}
             changed = auth.changed() => if changed.is_err() { return std::future::pending().await },
         }
     }

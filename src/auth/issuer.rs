@@ -45,6 +45,8 @@ struct Ring {
     fixed: Arc<[keys::Key]>,
     /// One for each [`Remote`]; `None`: not loaded yet.
     fetched: Vec<Option<Arc<[keys::Key]>>>,
+    /// What was fetched there the time before: a key must be missing twice before the streams end that it let in.
+    earlier: Vec<Arc<[keys::Key]>>,
 }
 
 impl Ring {
@@ -108,7 +110,11 @@ impl Issuer {
             rules: Rules { audiences, leeway, max_lifetime },
             subscribe: permits(claims.subscribe, grants.subscribe, &of_all.subscribe, &anonymous.subscribe),
             publish: permits(claims.publish, grants.publish, &of_all.publish, &anonymous.publish),
-            ring: ArcSwap::from_pointee(Ring { fixed: fixed.into(), fetched: vec![None; remotes.len()] }),
+            ring: ArcSwap::from_pointee(Ring {
+                fixed: fixed.into(),
+                fetched: vec![None; remotes.len()],
+                earlier: vec![Arc::default(); remotes.len()],
+            }),
             turning: Mutex::new(()),
             remotes,
         }
@@ -124,9 +130,12 @@ impl Issuer {
     pub(super) async fn refresh(&self, changed: impl Fn(), attempted: impl Fn()) {
         let (changed, attempted) = (&changed, &attempted);
         join_all(self.remotes.iter().enumerate().map(|(number, remote)| {
-            let turn = move |keys| {
+            let turn = move |keys: Option<_>| {
+                let is_new = keys.is_some();
                 self.turn(number, keys);
-                changed();
+                if is_new {
+                    changed();
+                }
             };
             remote.run(turn, attempted)
         }))
@@ -138,36 +147,47 @@ impl Issuer {
         let ring = of.ring.load();
         for (number, remote) in self.remotes.iter().enumerate() {
             let same = of.remotes.iter().position(|other| remote.keep_fetched(other));
-            if let Some(keys) = same.and_then(|at| ring.fetched.get(at)?.clone()) {
-                self.turn(number, keys);
+            let fetched = same.and_then(|at| Some((ring.earlier.get(at)?.clone(), ring.fetched.get(at)?.clone()?)));
+            if let Some((earlier, keys)) = fetched {
+                self.turn(number, Some(earlier));
+                self.turn(number, Some(keys));
             }
         }
     }
 
-    /// Takes in a set that has changed.
-    fn turn(&self, number: usize, keys: Arc<[keys::Key]>) {
+    /// Takes in a set that was fetched. `None`: it is the same as before.
+    fn turn(&self, number: usize, keys: Option<Arc<[keys::Key]>>) {
         let _turning = self.turning.lock();
         let mut ring = Ring::clone(&self.ring.load());
-        if let Some(set) = ring.fetched.get_mut(number) {
-            *set = Some(keys);
+        if let (Some(set), Some(earlier)) = (ring.fetched.get_mut(number), ring.earlier.get_mut(number)) {
+            *earlier = set.clone().unwrap_or_default();
+            *set = keys.or(set.take());
         }
         self.ring.store(Arc::new(ring));
+    }
+
+    /// Whether the key that signed a token still counts, or is on its way. A fetched one counts until it was missing twice.
+    pub(super) fn holds(&self, key: u64) -> bool {
+        let ring = self.ring.load();
+        let earlier = ring.earlier.iter().flat_map(|set| set.iter());
+        ring.fetched.iter().any(Option::is_none) || ring.keys().chain(earlier).any(|held| held.print == key)
     }
 
     /// What a token grants, which names this issuer.
     pub(super) fn grant(&self, token: &Parsed<'_>, now: Timestamp) -> Result<Grant, Denied> {
         let ring = self.ring.load_full();
-        if let Err(why) = token.verify(ring.keys()) {
-            return Err(if self.may_come(token, &ring) { Denied::KeyMayCome } else { Denied::Refused(why) });
-        }
+        let key = match token.verify(ring.keys()) {
+            Ok(key) => key.print,
+            Err(why) => return Err(if self.may_come(token, &ring) { Denied::KeyMayCome } else { Denied::Refused(why) }),
+        };
         let claims = token.claims();
         let expires = self.rules.check(claims, now).map_err(Denied::Refused)?;
-        let owner = self.owner(token).map_err(Denied::Refused)?;
+        let owner = self.owner(token, key).map_err(Denied::Refused)?;
         let (subscribe, publish) = (self.subscribe.of(claims), self.publish.of(claims));
         Ok(Grant { subscribe, publish, owner: Some(Arc::new(owner)), expires: Some(expires) })
     }
 
-    fn owner(&self, token: &Parsed<'_>) -> Result<Owner, Refused> {
+    fn owner(&self, token: &Parsed<'_>, key: u64) -> Result<Owner, Refused> {
         let claims = token.claims();
         let identity = match claims.get("sub") {
             None | Some(Value::Null) => None,
@@ -179,7 +199,7 @@ impl Issuer {
         let (token_id, session_id) = (text("jti").map(Box::from), text("sid").map(Box::from));
         let issuer = self.name.clone().or_else(|| text("iss").map(Arc::from));
         let issued = numeric_date(claims, "iat")?;
-        Ok(Owner { identity, token_id, issuer, session_id, issued, claims: token.payload().into() })
+        Ok(Owner { identity, token_id, issuer, session_id, issued, key, claims: token.payload().into() })
     }
 
     /// Whether the key of a token that no key has signed may be on its way: its set was never loaded, or is being fetched

@@ -216,8 +216,9 @@ impl Remote {
         }
     }
 
-    /// Fetches for ever. `changed` gets each new set before the attempt counts as done; `done` is called after each attempt.
-    pub(super) async fn run(&self, mut changed: impl FnMut(Arc<[Key]>), mut done: impl FnMut()) {
+    /// Fetches for ever. `fetched` gets each set before the attempt counts as done, `None` where it is the same as before; `done`
+    /// is called after each attempt.
+    pub(super) async fn run(&self, mut fetched: impl FnMut(Option<Arc<[Key]>>), mut done: impl FnMut()) {
         let host = self.url().host_str().unwrap_or_default();
         let mut client = None;
         let mut failures = 0_u32;
@@ -240,10 +241,13 @@ impl Remote {
             let body = match attempt {
                 Ok(Some((body, keys))) => {
                     tracing::info!(host, keys = keys.len(), "signing keys loaded");
-                    changed(keys);
+                    fetched(Some(keys));
                     Some(body)
                 }
-                Ok(None) => None,
+                Ok(None) => {
+                    fetched(None);
+                    None
+                }
                 Err(error) => {
                     // Logged once for each series of failures, not for each attempt.
                     if failures == 0 {

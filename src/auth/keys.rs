@@ -2,6 +2,8 @@
 //!
 //! Owns secrets, PEM files and JWK sets as text. Knows nothing of requests, claims or fetching.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jsonwebtoken::DecodingKey;
@@ -68,9 +70,16 @@ pub(super) struct Key {
     /// All of the key's own kind.
     pub(super) algorithms: Box<[Algorithm]>,
     pub(super) decoding: DecodingKey,
+    /// Tells its value from other keys' values.
+    pub(super) print: u64,
 }
 
 impl Key {
+    fn new(id: Option<Box<str>>, algorithms: Box<[Algorithm]>, decoding: DecodingKey) -> Self {
+        let print = print(&decoding);
+        Self { id, algorithms, decoding, print }
+    }
+
     /// Whether this key may verify a token with this algorithm and, if the token has one, this `kid`.
     pub(super) fn suits(&self, algorithm: Algorithm, id: Option<&str>) -> bool {
         self.algorithms.contains(&algorithm) && (id.is_none() || self.id.is_none() || self.id.as_deref() == id)
@@ -154,7 +163,7 @@ pub(super) fn from_secret(secret: &Secret, id: Option<&str>, algorithms: &[Algor
     if let Some(short) = algorithms.iter().find(|algorithm| hash_bytes(**algorithm) > bytes) {
         return Err(KeyError::ShortSecret(hash_bytes(*short)));
     }
-    Ok(Key { id: id.map(Into::into), algorithms: algorithms.into(), decoding: DecodingKey::from_secret(secret.expose()) })
+    Ok(Key::new(id.map(Into::into), algorithms.into(), DecodingKey::from_secret(secret.expose())))
 }
 
 /// Reads a public key, or the first certificate of a file: those after it are its issuers, which sign no tokens.
@@ -181,7 +190,7 @@ pub(super) fn from_pem(pem: &str, id: Option<&str>, algorithms: &[Algorithm]) ->
     if !algorithms.iter().all(|algorithm| kind.verifies(*algorithm)) {
         return Err(KeyError::Algorithm);
     }
-    Ok(Key { id: id.map(Into::into), algorithms: algorithms.into(), decoding })
+    Ok(Key::new(id.map(Into::into), algorithms.into(), decoding))
 }
 
 fn from_public_key_info(info: &SubjectPublicKeyInfoDer<'_>) -> Result<DecodingKey, KeyError> {
@@ -193,6 +202,16 @@ fn from_public_key_info(info: &SubjectPublicKeyInfoDer<'_>) -> Result<DecodingKe
         .or_else(|_| DecodingKey::from_ec_pem(pem))
         .or_else(|_| DecodingKey::from_rsa_pem(pem))
         .map_err(|_| KeyError::Unsupported)
+}
+
+/// A hash of a key's value, whatever its name and wherever it was read.
+fn print(key: &DecodingKey) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    match Jwk::from_decoding_key(key, None).map(|jwk| jwk.algorithm) {
+        Ok(AlgorithmParameters::RSA(numbers)) => (numbers.n, numbers.e).hash(&mut hasher),
+        _ => key.try_get_as_bytes().unwrap_or_default().hash(&mut hasher),
+    }
+    hasher.finish()
 }
 
 /// Looks at the key itself, so that a key that cannot verify anything is refused at start.
@@ -276,5 +295,5 @@ fn from_member(member: serde_json::Value, wanted: Option<&str>, algorithms: &[Al
     };
     let fitting: Box<[Algorithm]> =
         algorithms.iter().copied().filter(|algorithm| kind.verifies(*algorithm) && only.is_none_or(|only| only == *algorithm)).collect();
-    (!fitting.is_empty()).then_some(Key { id: member.kid.map(Into::into), algorithms: fitting, decoding })
+    (!fitting.is_empty()).then(|| Key::new(member.kid.map(Into::into), fitting, decoding))
 }

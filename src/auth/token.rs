@@ -124,13 +124,13 @@ impl<'a> Parsed<'a> {
         &self.payload
     }
 
-    /// Whether one of the keys signed the token.
-    pub(super) fn verify<'k>(&self, keys: impl Iterator<Item = &'k Key>) -> Result<(), Refused> {
+    /// The key that signed the token.
+    pub(super) fn verify<'k>(&self, keys: impl Iterator<Item = &'k Key>) -> Result<&'k Key, Refused> {
         let mut refused = Refused::UnknownKey;
         for key in keys.filter(|key| key.suits(self.algorithm, self.id.as_deref())).take(MAX_TRIES) {
             let algorithm = keys::library(self.algorithm);
             if jsonwebtoken::crypto::verify(self.signature, self.message.as_bytes(), &key.decoding, algorithm).unwrap_or(false) {
-                return Ok(());
+                return Ok(key);
             }
             refused = Refused::Signature;
         }

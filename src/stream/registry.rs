@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use slab::Slab;
 
-use crate::auth::{Criteria, Owner};
+use crate::auth::{Authenticator, Criteria, Owner};
 use crate::event::Timestamp;
 use crate::frame::Closing;
 use crate::support::backoff::jittered;
@@ -47,6 +47,8 @@ pub enum Selection<'a> {
     Token(&'a str),
     /// Those whose tokens are meant by a revocation.
     Revoked(&'a Criteria),
+    /// Those whose tokens were signed by keys that count no more.
+    LostKey(&'a Authenticator),
     /// Those on this connection.
     Connection(u32),
 }
@@ -74,6 +76,7 @@ impl Open {
             Selection::Identity(identity) => owner.is_some_and(|owner| owner.identity.as_deref() == Some(identity)),
             Selection::Token(id) => owner.is_some_and(|owner| owner.token_id.as_deref() == Some(id)),
             Selection::Revoked(criteria) => owner.is_some_and(|owner| criteria.cover(owner)),
+            Selection::LostKey(authenticator) => owner.is_some_and(|owner| authenticator.lost_key(owner)),
             Selection::Connection(connection) => self.connection == connection,
         }
     }

@@ -1,10 +1,15 @@
 //! Tokens that are revoked while their streams are open.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use rcgen::KeyPair;
 use serde_json::{Value, json};
 
-use crate::support::token::{jwt, mint, now};
+use crate::support::token::{jwt, mint, mint_with, now};
 use crate::support::{Bridge, Item, Sse};
 
 async fn start() -> Bridge {
@@ -69,6 +74,55 @@ async fn a_revoked_tokens_streams_end_within_a_second_over_both_transports_and_i
     let undated = mint(json!({"sub": "ada", "subjects": [">"]}));
     assert_eq!(bridge.events("").bearer_auth(&undated).send().await.unwrap().status(), 401);
 }
+
+#[tokio::test]
+async fn a_key_that_is_taken_out_ends_the_streams_that_it_let_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.json");
+    let secrets = ["the first secret of the tests, 32 bytes and more", "the second secret of the tests, 32 bytes and more"];
+    let keep = |kept: &[(usize, &str)]| {
+        let key = |(n, id): &(usize, &str)| {
+            let pair = &PAIRS[*n];
+            let point = pair.public_key_raw();
+            let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+            json!({"kty": "EC", "crv": "P-256", "kid": id, "x": text(&point[1..33]), "y": text(&point[33..])})
+        };
+        std::fs::write(&file, json!({"keys": kept.iter().map(key).collect::<Vec<_>>()}).to_string()).unwrap();
+    };
+    let config = |secret: &str| {
+        format!(
+            "auth:\n  jwt:\n    keys:\n      - {{ algorithms: [ES256], jwks_file: \"{}\" }}\n      - {{ algorithms: [HS256], secret: \"{secret}\" }}\n\
+             sources: {{ inbox: {{ http: {{ subjects: [\">\"] }} }} }}\n",
+            file.display()
+        )
+    };
+    keep(&[(0, "a"), (1, "b")]);
+    let bridge = Bridge::start(&config(secrets[0])).await;
+    let open = async |token: String| {
+        let mut sse = Sse::open(bridge.events("").bearer_auth(token)).await;
+        sse.id().await;
+        sse
+    };
+    let signed = |n: usize, id: &str| {
+        let header = Header { kid: Some(id.into()), ..Header::new(Algorithm::ES256) };
+        let key = EncodingKey::from_ec_pem(PAIRS[n].serialize_pem().as_bytes()).unwrap();
+        jsonwebtoken::encode(&header, &json!({"subjects": [">"], "exp": now() + 600}), &key).unwrap()
+    };
+    let by_secret = |secret| mint_with(&Header::default(), secret, json!({"subjects": [">"]}));
+    let (gone, mut kept, mut shared) = (open(signed(0, "a")).await, open(signed(1, "b")).await, open(by_secret(secrets[0])).await);
+    // The other key stays, by another name.
+    keep(&[(1, "c")]);
+    is_ended_as_revoked(gone).await;
+    kept.stays_quiet(Duration::from_millis(700)).await;
+    shared.stays_quiet(Duration::from_millis(10)).await;
+    bridge.configure(&config(secrets[1]));
+    assert_eq!(ask(bridge.http.post(bridge.admin_url("/reload"))).await.0, 200);
+    is_ended_as_revoked(shared).await;
+    kept.stays_quiet(Duration::from_millis(700)).await;
+}
+
+static PAIRS: LazyLock<[KeyPair; 2]> =
+    LazyLock::new(|| std::array::from_fn(|_| KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap()));
 
 fn jiff_text(seconds: u64) -> String {
     jiff::Timestamp::from_second(i64::try_from(seconds).unwrap()).unwrap().to_string()

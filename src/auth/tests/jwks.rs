@@ -191,6 +191,31 @@ async fn the_last_good_set_is_kept() {
     }
 }
 
+#[tokio::test]
+async fn a_key_is_lost_when_it_was_missing_twice() {
+    let mut server = Server::start().await;
+    server.keys(&[rsa_key("one"), jwk(&P256, Algorithm::ES256, json!({ "kid": "two" }))]);
+    let authenticator = start(&mut server).await;
+    let owner = |grant: Grant| grant.owner.expect("an owner");
+    let first = owner(patiently(&authenticator, &rsa("one")).await.expect("a grant"));
+    let second = sign(&P256, Algorithm::ES256, Some("two"), &claims(json!({})));
+    let second = owner(patiently(&authenticator, &second).await.expect("a grant"));
+    let third = owner(ask(&authenticator, &hs256(&claims(json!({})))).expect("a grant"));
+    let lost = || [&first, &second, &third].map(|owner| authenticator.lost_key(owner));
+    assert_eq!(lost(), [false; 3]);
+    // By another name it is the same key.
+    let without_two = |name| server.keys(&[rsa_key(name)]);
+    for (set, expected) in [("one", [false; 3]), ("other", [false, true, false]), ("other", [false, true, false])] {
+        without_two(set);
+        let mut attempts = authenticator.attempts().expect("tokens");
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(400)).await;
+        tokio::time::resume();
+        tokio::time::timeout(PATIENCE, attempts.changed()).await.expect("in time").expect("an attempt");
+        assert_eq!(lost(), expected, "{set}");
+    }
+}
+
 use std::time::Instant;
 
 fn settled(authenticator: &Authenticator) -> bool {
