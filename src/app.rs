@@ -160,14 +160,16 @@ struct Ports {
     tls: Option<Arc<Tls>>,
     public: TcpListener,
     admin: TcpListener,
+    admin_tls: Option<Arc<Tls>>,
 }
 
 impl Ports {
     fn bind(settings: &http::Settings) -> Result<Self, Error> {
         let user_timeout = (settings.bounds.stall * 4).max(Duration::from_secs(60));
         let public = listen::bind("server.listen", settings.listen, user_timeout)?;
-        let admin = listen::bind("admin.listen", settings.admin, user_timeout)?;
-        Ok(Self { bounds: settings.bounds, tls: settings.tls.clone(), public, admin })
+        let admin = listen::bind("admin.listen", settings.admin.listen, user_timeout)?;
+        let (tls, admin_tls) = (settings.tls.clone(), settings.admin.tls.clone());
+        Ok(Self { bounds: settings.bounds, tls, public, admin, admin_tls })
     }
 }
 
@@ -231,7 +233,7 @@ impl Bridge {
             log: origin.log,
             fixed,
             bounds: ports.bounds,
-            tls: ports.tls.clone(),
+            tls: [ports.tls.clone(), ports.admin_tls.clone()],
             policy: rooms.policy.clone(),
             auth: tokio::sync::watch::Sender::new(auth),
             auth_written,
@@ -298,7 +300,9 @@ impl Bridge {
     fn admin(&self, ports: &Ports, rooms: &Rooms, reload: Arc<admin::Reload>) -> Arc<Server> {
         let (sources, streams) = (rooms.sources.clone(), rooms.streams.clone());
         let source = |source: &Arc<SourceRuntime>| admin::Source { handle: source.handle().clone(), reach: source.reach.clone() };
+        let policy = rooms.policy.clone();
         let face = admin::router(admin::Rooms {
+            access: Box::new(move || policy.load().admin().clone()),
             metrics: rooms.metrics.clone(),
             sources: Box::new(move || sources.load().iter().map(source).collect()),
             readings: rooms.readings.clone(),
@@ -312,7 +316,7 @@ impl Bridge {
             },
         });
         let stalled = rooms.metrics.stalled.clone();
-        Server::new(face, None, ports.bounds, self.admin_ends.clone(), self.admin_connections.clone(), stalled, None)
+        Server::new(face, ports.admin_tls.clone(), ports.bounds, self.admin_ends.clone(), self.admin_connections.clone(), stalled, None)
     }
 
     /// Starts everything.
@@ -320,7 +324,7 @@ impl Bridge {
         let (public, admin) = (self.public(&ports, &rooms), self.admin(&ports, &rooms, reload.clone()));
         self.own("watcher", watch::follow(self.reloader.watched.clone(), reload));
         self.own("keys", reload::refresh_keys(self.reloader.auth.subscribe(), self.streams.clone()));
-        if let Some(tls) = ports.tls {
+        for tls in [ports.tls, ports.admin_tls].into_iter().flatten() {
             self.own("certificate", async move { match tls.follow().await {} });
         }
         for ended in rooms.writing.ended {
@@ -433,7 +437,7 @@ struct Shown {
 impl Shown {
     fn of(settings: &http::Settings, ports: &Ports) -> Self {
         let public = ports.public.local_addr().unwrap_or(settings.listen);
-        let admin = ports.admin.local_addr().unwrap_or(settings.admin);
+        let admin = ports.admin.local_addr().unwrap_or(settings.admin.listen);
         Self { public, admin, dashboard: settings.dashboard.then_some(if ports.tls.is_some() { "https" } else { "http" }) }
     }
 

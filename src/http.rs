@@ -90,11 +90,14 @@ pub(crate) struct Policy {
     dashboards: Option<Files>,
     /// The reconnection time told to clients, before jitter.
     retry: Duration,
+    /// Who may ask what of the admin listener.
+    admin: Arc<admin::Access>,
 }
 
 impl Policy {
     /// `retry`: the reconnection time told to clients, before jitter.
     pub(crate) fn new(settings: Settings, auth: Arc<Authenticator>, retry: Duration) -> Self {
+        let admin = Arc::new(settings.admin.access());
         let Settings { origins, limits, trusted_proxies, bounds, dashboard, dashboards, .. } = settings;
         Self {
             origins,
@@ -105,7 +108,13 @@ impl Policy {
             dashboards: dashboards.map(Files::new),
             auth,
             retry,
+            admin,
         }
+    }
+
+    /// Who may ask what of the admin listener.
+    pub(crate) fn admin(&self) -> &Arc<admin::Access> {
+        &self.admin
     }
 
     /// The names that are answered; `None`: all.

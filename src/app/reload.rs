@@ -72,7 +72,8 @@ pub(super) struct Reloader {
     /// What cannot change.
     pub(super) fixed: Fixed,
     pub(super) bounds: Bounds,
-    pub(super) tls: Option<Arc<Tls>>,
+    /// Of the public listener and the admin listener.
+    pub(super) tls: [Option<Arc<Tls>>; 2],
     pub(super) policy: Arc<ArcSwap<Policy>>,
     /// What tokens are checked by, for whoever fetches its keys.
     pub(super) auth: watch::Sender<Arc<Authenticator>>,
@@ -125,8 +126,10 @@ impl Reloader {
             // Which names are answered depends on the address that is listened on.
             http.origins.hosts = self.policy.load().hosts().cloned();
         }
-        if let (Some(served), Some(newer)) = (&self.tls, &http.tls) {
-            served.configure(newer);
+        for (served, newer) in self.tls.iter().zip([&http.tls, &http.admin.tls]) {
+            if let (Some(served), Some(newer)) = (served, newer) {
+                served.configure(newer);
+            }
         }
         self.drain = drain;
         self.pool.configure(pool);

@@ -97,7 +97,7 @@ fn load_with(
 
 /// What cannot change while the process runs: keys, and their values as text.
 #[derive(Debug)]
-pub(super) struct Fixed([(&'static str, String); 9]);
+pub(super) struct Fixed([(&'static str, String); 10]);
 
 impl Fixed {
     /// The keys whose values differ.
@@ -117,7 +117,8 @@ impl Settings {
             ("server.limits.handshake_timeout", format!("{handshake:?}")),
             ("server.limits.header_timeout", format!("{header:?}")),
             ("server.limits.header_bytes", header_bytes.to_string()),
-            ("admin.listen", self.http.admin.to_string()),
+            ("admin.listen", self.http.admin.listen.to_string()),
+            ("admin.tls", self.http.admin.tls.is_some().to_string()),
             ("subscribers.max_stall", format!("{stall:?}")),
             ("log.format", format!("{format:?}")),
         ])
@@ -136,7 +137,7 @@ fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
     let open = !auth_settings.anonymous.is_empty();
     let http = http::Settings::read(&server, &admin, &subscribers, open);
     if let Some(http) = &http {
-        if clash(http.listen, http.admin) {
+        if clash(http.listen, http.admin.listen) {
             admin.problem("listen", "must be another address than `server.listen`");
         }
         if open && !http.listen.ip().is_loopback() && !auth_settings.beyond_loopback {

@@ -1,6 +1,7 @@
 //! The admin listener: liveness, readiness, metrics, the state of the sources, reading the configuration again, and revocations.
 //!
-//! Knows sources by their handles only. Meant for the machine's own network: it asks for no token.
+//! Knows sources by their handles only. Meant for the machine's own network: what names clients or changes something is
+//! answered beyond it only with a token or a client's certificate.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,18 +15,23 @@ use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
-mod revocations;
-
-pub(crate) use revocations::Revoking;
-
 use super::problem::Problem;
 use crate::metrics::{self, Metrics, Readings};
 use crate::settings::SettingsError;
 use crate::source;
 use crate::subject::Pattern;
 
+mod access;
+mod revocations;
+
+pub(crate) use access::Access;
+use access::Matter;
+pub(crate) use revocations::Revoking;
+
 /// What the admin listener needs of other rooms.
 pub(crate) struct Rooms {
+    /// Who may ask what, at this moment.
+    pub(crate) access: Box<dyn Fn() -> Arc<Access> + Send + Sync>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) sources: Box<dyn Fn() -> Vec<Source> + Send + Sync>,
     pub(crate) readings: Arc<dyn Fn() -> Readings + Send + Sync>,
@@ -78,17 +84,21 @@ pub(crate) fn router(rooms: Rooms) -> Router {
 }
 
 async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
-    if Revoking::rest(request.uri().path()).is_some() {
-        return rooms.revoking.answer(request).await.unwrap_or_else(Problem::into_response);
+    let (request, body) = request.into_parts();
+    if let Err(problem) = (rooms.access)().allow(Matter::of(request.uri.path()), &request) {
+        return problem.into_response();
     }
-    if request.uri().path() == "/reload" {
-        return rooms.reload(request.method()).await.unwrap_or_else(Problem::into_response);
+    if Revoking::rest(request.uri.path()).is_some() {
+        return rooms.revoking.answer(Request::from_parts(request, body)).await.unwrap_or_else(Problem::into_response);
     }
-    let known = ["/livez", "/readyz", "/metrics", "/sources"].contains(&request.uri().path());
-    if known && request.method() != Method::GET && request.method() != Method::HEAD {
+    if request.uri.path() == "/reload" {
+        return rooms.reload(&request.method).await.unwrap_or_else(Problem::into_response);
+    }
+    let known = ["/livez", "/readyz", "/metrics", "/sources"].contains(&request.uri.path());
+    if known && request.method != Method::GET && request.method != Method::HEAD {
         return Problem::method("GET, HEAD").into_response();
     }
-    let (status, kind, text) = match request.uri().path() {
+    let (status, kind, text) = match request.uri.path() {
         "/livez" => (StatusCode::OK, "application/json", json!({ "status": "live" }).to_string() + "\n"),
         "/readyz" => {
             let sources = (rooms.sources)();
@@ -104,7 +114,7 @@ async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
         },
         _ => return Problem::not_found("there are /livez, /readyz, /metrics, /sources, /revocations and /reload").into_response(),
     };
-    respond(request.method(), status, kind, text)
+    respond(&request.method, status, kind, text)
 }
 
 fn respond(method: &Method, status: StatusCode, kind: &'static str, text: String) -> Response {

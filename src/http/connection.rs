@@ -49,6 +49,8 @@ pub(crate) struct Peer {
     pub(crate) tls: bool,
     /// The connection's number; it comes again after four billion others.
     pub(crate) connection: u32,
+    /// Whether it showed a certificate that the listener's client CA has issued.
+    pub(crate) verified: bool,
 }
 
 /// Limits of time and size for a connection.
@@ -142,7 +144,7 @@ impl Server {
 
     async fn serve(self: Arc<Self>, mut socket: TcpStream, address: SocketAddr) {
         let connection = self.numbers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let peer = Peer { address, tls: self.tls.is_some(), connection };
+        let peer = Peer { address, tls: self.tls.is_some(), connection, verified: false };
         match &self.tls {
             None => {
                 let look = timeout(self.bounds.header, speaks_http2(&mut socket));
@@ -159,9 +161,10 @@ impl Server {
         }
     }
 
-    async fn serve_tls(&self, socket: TcpStream, peer: Peer, tls: &Tls) {
+    async fn serve_tls(&self, socket: TcpStream, mut peer: Peer, tls: &Tls) {
         let handshake = tls.acceptor().accept(Stall::new(socket, self.bounds.stall));
         let Some(Ok(Ok(io))) = self.unless_closed(timeout(self.bounds.handshake, handshake)).await else { return };
+        peer.verified = io.get_ref().1.peer_certificates().is_some();
         if io.get_ref().1.alpn_protocol() == Some(b"h2") {
             Box::pin(self.serve_http2(io, peer)).await;
         } else {

@@ -129,7 +129,7 @@ impl Origins {
 }
 
 /// `host[:port]` as the request has it: `:authority` or the absolute form before `Host`.
-fn authority(request: &Parts) -> Option<&str> {
+pub(super) fn authority(request: &Parts) -> Option<&str> {
     match request.uri.authority() {
         Some(authority) => Some(authority.as_str()),
         None => request.headers.get(header::HOST)?.to_str().ok(),
@@ -139,7 +139,7 @@ fn authority(request: &Parts) -> Option<&str> {
 }
 
 /// Without the port and the root's dot; an IPv6 address keeps its brackets.
-fn name(authority: &str) -> &str {
+pub(super) fn name(authority: &str) -> &str {
     let host = match authority.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
         _ => authority,

@@ -66,6 +66,15 @@ impl Problem {
         Self { about, extra: error.challenge().map_or(Extra::None, Extra::Challenge), ..problem }
     }
 
+    /// 401 of the admin listener, which has a token of its own (RFC 6750 section 3).
+    pub(crate) fn admin_token() -> Self {
+        let challenge = Extra::Challenge(HeaderValue::from_static("Bearer realm=\"admin\""));
+        Self {
+            extra: challenge,
+            ..Self::new(StatusCode::UNAUTHORIZED, "the admin listener asks for its token here; see `admin.token_file`")
+        }
+    }
+
     /// 403.
     pub(crate) fn forbidden(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::FORBIDDEN, detail)

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::admin::Access;
 use super::connection::Bounds;
 use super::origin::{Origins, host_name, parse_origin};
 use super::tls::Tls;
-use crate::settings::{Section, Slot};
+use crate::settings::{Secret, Section, Slot};
 use crate::support::network;
 
 /// What the listeners need.
@@ -20,8 +21,8 @@ use crate::support::network;
 pub(crate) struct Settings {
     /// The public listener's address.
     pub(crate) listen: SocketAddr,
-    /// The admin listener's.
-    pub(crate) admin: SocketAddr,
+    /// The admin listener.
+    pub(crate) admin: Admin,
     /// HTTPS on the public listener.
     pub(crate) tls: Option<Arc<Tls>>,
     /// Whose pages may ask, and under which names.
@@ -36,6 +37,41 @@ pub(crate) struct Settings {
     pub(crate) bounds: Bounds,
     /// Networks whose `X-Forwarded-For` is believed.
     pub(crate) trusted_proxies: Vec<IpNet>,
+}
+
+/// The admin listener.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    /// Its address.
+    pub(crate) listen: SocketAddr,
+    /// HTTPS there.
+    pub(crate) tls: Option<Arc<Tls>>,
+    /// What requests bring as a bearer token.
+    pub(crate) token: Option<Secret>,
+}
+
+impl Admin {
+    fn read(admin: &Section<'_>) -> Option<Self> {
+        let listen = listen(admin.key("listen"), 8081);
+        let tls = admin.key("tls").optional_section().map(|tls| Tls::read_admin(&tls).map(Arc::new));
+        let sendable = |token: &Secret| !token.expose().is_empty() && token.expose().iter().all(u8::is_ascii_graphic);
+        let token = admin.secret("token").check(sendable, "must be printable ASCII without white space, at least one character").optional();
+        // One that cannot be used must not leave the listener open.
+        let tls = match tls {
+            Some(tls) => Some(tls?),
+            None => None,
+        };
+        Some(Self { listen: listen?, tls, token })
+    }
+
+    /// Who may ask what of it.
+    pub(super) fn access(&self) -> Access {
+        Access {
+            token: self.token.clone(),
+            certificates: self.tls.as_ref().is_some_and(|tls| tls.verifies_clients()),
+            loopback: self.listen.ip().is_loopback(),
+        }
+    }
 }
 
 /// `server.limits`, as far as it is about the parameters of a request.
@@ -74,7 +110,7 @@ impl Settings {
         let dashboard = server.key("dashboard").flag().or(true);
         let dashboards = server.key("dashboards").path().optional();
         let trusted_proxies = subscribers.key("trusted_proxies").list(proxy).or(Vec::new());
-        let admin = self::listen(admin.key("listen"), 8081);
+        let admin = Admin::read(admin);
         let tls = match tls {
             Some(tls) => Some(Arc::new(tls?)),
             None => None,

@@ -79,7 +79,7 @@ impl Face {
             request = request.header(*name, *value);
         }
         let mut request = request.body(if body.is_empty() { Body::empty() } else { Body::from(body) }).unwrap();
-        request.extensions_mut().insert(Peer { address: "127.0.0.1:4711".parse().unwrap(), tls: false, connection: 0 });
+        request.extensions_mut().insert(Peer { address: "127.0.0.1:4711".parse().unwrap(), tls: false, connection: 0, verified: false });
         self.router.clone().oneshot(request).await.unwrap()
     }
 

@@ -1,4 +1,4 @@
-//! TLS for the public listener: certificate and key from PEM files, HTTP/2 and HTTP/1.1 by ALPN.
+//! TLS for a listener: certificate and key from PEM files, HTTP/2 and HTTP/1.1 by ALPN, and clients' certificates.
 //!
 //! Knows rustls and files. A new certificate is swapped in without a restart.
 
@@ -9,9 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
 use crate::settings::{File, Section};
@@ -24,8 +27,10 @@ const LOOK: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 enum TlsError {
     /// A file that cannot be read, or does not hold what it should.
-    #[error("`server.tls.{key}`: cannot read a {what} from {}", path.display())]
+    #[error("`{section}.{key}`: cannot read a {what} from {}", path.display())]
     Pem {
+        /// The section of the configuration.
+        section: &'static str,
         /// The key to change.
         key: &'static str,
         what: &'static str,
@@ -34,8 +39,19 @@ enum TlsError {
         cause: pem::Error,
     },
     /// They do not go together.
-    #[error("`server.tls`: certificate and private key make no server")]
-    Config(#[source] rustls::Error),
+    #[error("`{section}`: certificate and private key make no server")]
+    Config {
+        section: &'static str,
+        #[source]
+        cause: rustls::Error,
+    },
+    /// No client could be verified by it.
+    #[error("`{section}.client_ca`: no client can be verified by it")]
+    ClientCa {
+        section: &'static str,
+        #[source]
+        cause: VerifierBuilderError,
+    },
 }
 
 /// The server's side of TLS, as the files were when they last were good.
@@ -49,11 +65,14 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// Where certificate chain and private key are.
+/// Where certificate chain, private key and the clients' CA are.
 #[derive(Debug, Clone)]
 struct Files {
+    /// The section of the configuration that names them.
+    section: &'static str,
     certificate: PathBuf,
     private_key: PathBuf,
+    client_ca: Option<PathBuf>,
 }
 
 struct Served {
@@ -67,24 +86,44 @@ struct Served {
 struct Pem {
     certificate: Vec<u8>,
     private_key: Vec<u8>,
+    client_ca: Option<Vec<u8>>,
 }
 
 impl Tls {
     /// Takes the keys of `server.tls`, and reads the files that they name.
     pub(crate) fn read(tls: &Section<'_>) -> Option<Self> {
+        Self::read_with(tls, "server.tls", None)
+    }
+
+    /// Takes the keys of `admin.tls`: clients may have to show a certificate.
+    pub(crate) fn read_admin(tls: &Section<'_>) -> Option<Self> {
+        let client_ca = tls.key("client_ca").file().optional();
+        Self::read_with(tls, "admin.tls", client_ca)
+    }
+
+    fn read_with(tls: &Section<'_>, section: &'static str, client_ca: Option<File>) -> Option<Self> {
         let (certificate, private_key) = (tls.key("certificate").file().required(), tls.key("private_key").file().required());
         let (certificate, private_key) = (certificate?, private_key?);
         let bytes = |file: &File| file.contents.expose().to_vec();
-        let pem = Pem { certificate: bytes(&certificate), private_key: bytes(&private_key) };
-        let files = Files { certificate: certificate.path, private_key: private_key.path };
+        let pem = Pem { certificate: bytes(&certificate), private_key: bytes(&private_key), client_ca: client_ca.as_ref().map(bytes) };
+        let client_ca = client_ca.map(|file| file.path);
+        let files = Files { section, certificate: certificate.path, private_key: private_key.path, client_ca };
         match pem.server(&files) {
             Ok(config) => return Some(Self { served: ArcSwap::from_pointee(Served { files, pem, config }) }),
             Err(TlsError::Pem { key, what, cause, .. }) => tls.problem(key, format!("must name a PEM file with a {what}: {cause}")),
-            Err(TlsError::Config(cause)) => {
+            Err(TlsError::Config { cause, .. }) => {
                 tls.problem_here(format!("must be a certificate and the private key that belongs to it: {cause}"));
+            }
+            Err(TlsError::ClientCa { cause, .. }) => {
+                tls.problem("client_ca", format!("must be a CA's certificate that clients can be verified by: {cause}"));
             }
         }
         None
+    }
+
+    /// Whether clients are asked for a certificate. One without is let in all the same: a probe has none.
+    pub(crate) fn verifies_clients(&self) -> bool {
+        self.served.load().pem.client_ca.is_some()
     }
 
     /// For the next handshake.
@@ -139,16 +178,29 @@ impl Tls {
     }
 }
 
-fn unreadable(key: &'static str, what: &'static str, path: &Path) -> impl Fn(pem::Error) -> TlsError {
+fn unreadable(section: &'static str, key: &'static str, what: &'static str, path: &Path) -> impl Fn(pem::Error) -> TlsError {
     let path = path.to_owned();
-    move |cause| TlsError::Pem { key, what, path: path.clone(), cause }
+    move |cause| TlsError::Pem { section, key, what, path: path.clone(), cause }
+}
+
+/// Lets clients in without a certificate, and with one that these CAs have issued.
+fn verifier(pem: &[u8], provider: Arc<CryptoProvider>, files: &Files) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(no_client_ca(files))?;
+        roots.add(certificate).map_err(|cause| TlsError::Config { section: files.section, cause })?;
+    }
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated();
+    Ok(builder.build().map_err(|cause| TlsError::ClientCa { section: files.section, cause })?)
 }
 
 impl Pem {
     fn read(files: &Files) -> Result<Self, TlsError> {
         let certificate = std::fs::read(&files.certificate).map_err(pem::Error::Io).map_err(no_certificate(files))?;
         let private_key = std::fs::read(&files.private_key).map_err(pem::Error::Io).map_err(no_key(files))?;
-        Ok(Self { certificate, private_key })
+        let read_ca = |path: &PathBuf| std::fs::read(path).map_err(pem::Error::Io).map_err(no_client_ca(files));
+        let client_ca = files.client_ca.as_ref().map(read_ca).transpose()?;
+        Ok(Self { certificate, private_key, client_ca })
     }
 
     fn server(&self, files: &Files) -> Result<Arc<ServerConfig>, TlsError> {
@@ -158,21 +210,27 @@ impl Pem {
         let key = PrivateKeyDer::from_pem_slice(&self.private_key).map_err(no_key(files))?;
         // The provider is named, so that it does not hang on who installed one for the process.
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(TlsError::Config)?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .map_err(TlsError::Config)?;
+        let section = files.section;
+        let wrong = |cause| TlsError::Config { section, cause };
+        let config = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(wrong)?;
+        let config = match &self.client_ca {
+            None => config.with_no_client_auth(),
+            Some(pem) => config.with_client_cert_verifier(verifier(pem, provider, files)?),
+        };
+        let mut config = config.with_single_cert(chain, key).map_err(wrong)?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }
 }
 
 fn no_certificate(files: &Files) -> impl Fn(pem::Error) -> TlsError {
-    unreadable("certificate", "certificate", &files.certificate)
+    unreadable(files.section, "certificate", "certificate", &files.certificate)
 }
 
 fn no_key(files: &Files) -> impl Fn(pem::Error) -> TlsError {
-    unreadable("private_key", "private key", &files.private_key)
+    unreadable(files.section, "private_key", "private key", &files.private_key)
+}
+
+fn no_client_ca(files: &Files) -> impl Fn(pem::Error) -> TlsError {
+    unreadable(files.section, "client_ca", "certificate", files.client_ca.as_deref().unwrap_or(Path::new("")))
 }

@@ -50,6 +50,45 @@ sources:
 }
 
 #[tokio::test]
+async fn with_a_token_all_but_the_probes_ask_for_it_and_a_reload_exchanges_it() {
+    let config = |token: &str| {
+        format!(
+            "reload: {{ watch: false }}\nadmin: {{ token: {token} }}\nauth: {{ anonymous: {{ subscribe: ['>'] }} }}\nsources: {{ a: {{ http: {{ subjects: [a] }} }} }}\n"
+        )
+    };
+    let bridge = Bridge::start(&config("first")).await;
+    let ask = async |method: reqwest::Method, path: &str, token: Option<&str>| {
+        let request = bridge.http.request(method, bridge.admin_url(path));
+        let request = token.into_iter().fold(request, |request, token| request.bearer_auth(token));
+        request.send().await.unwrap().status().as_u16()
+    };
+    use reqwest::Method;
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(ask(Method::GET, path, None).await, 200, "{path}");
+    }
+    for path in ["/metrics", "/sources", "/nonsense"] {
+        assert_eq!(ask(Method::GET, path, None).await, 401, "{path}");
+    }
+    assert_eq!(ask(Method::POST, "/reload", Some("second")).await, 401);
+    assert_eq!(ask(Method::GET, "/metrics", Some("first")).await, 200);
+    bridge.configure(&config("second"));
+    assert_eq!(ask(Method::POST, "/reload", Some("first")).await, 200);
+    assert_eq!([ask(Method::GET, "/metrics", Some("first")).await, ask(Method::GET, "/metrics", Some("second")).await], [401, 200]);
+    assert!(!bridge.process().output().contains("second"), "the log holds a token");
+}
+
+#[tokio::test]
+async fn no_web_page_reaches_the_admin_listener() {
+    let bridge = Bridge::start(OPEN).await;
+    let page = bridge.http.get(bridge.admin_url("/metrics")).header("Origin", "http://localhost:8081");
+    assert_eq!(page.send().await.unwrap().status(), 403);
+    let rebound = bridge.http.post(bridge.admin_url("/reload")).header("Host", "evil.example");
+    let answer = rebound.send().await.unwrap();
+    assert_eq!(answer.status(), 403);
+    assert!(answer.text().await.unwrap().contains("admin.token_file"));
+}
+
+#[tokio::test]
 async fn source_that_is_not_required_is_not_waited_for() {
     let nats = Nats::absent("");
     let config = format!(

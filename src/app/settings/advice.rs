@@ -68,8 +68,12 @@ fn listeners(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
     if !http.listen.ip().is_loopback() && http.tls.is_none() && !settings.auth.issuers.is_empty() {
         warn("server.tls", "is not set: tokens cross the network in the clear, unless a proxy in front of brokercast ends TLS");
     }
-    if !http.admin.ip().is_loopback() {
-        warn("admin.listen", "is no loopback address: metrics and sources' states are open to who can reach it");
+    let admin = &http.admin;
+    if !admin.listen.ip().is_loopback() && admin.token.is_none() && !admin.tls.as_ref().is_some_and(|tls| tls.verifies_clients()) {
+        warn("admin.listen", "is no loopback address: metrics and sources' states are open to who can reach it; see `admin.token_file`");
+    }
+    if !admin.listen.ip().is_loopback() && admin.token.is_some() && admin.tls.is_none() {
+        warn("admin.tls", "is not set: the admin listener's token crosses the network in the clear");
     }
     if http.dashboards.as_ref().is_some_and(|folder| !folder.is_dir()) {
         warn("server.dashboards", "names no folder that is there now");

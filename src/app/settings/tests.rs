@@ -74,7 +74,7 @@ fn with_a_file_nothing_of_the_demo_counts_and_defaults_are_the_documented_ones()
     assert_eq!(settings.auth.carriers.cookie.as_deref(), Some("brokercast"));
     assert_eq!((settings.pool.max, settings.pool.max_per_identity), (10_000, Some(20)));
     assert_eq!((settings.pool.max_per_address, settings.pool.waiting), (None, 100));
-    assert_eq!(settings.http.admin.to_string(), "127.0.0.1:8081");
+    assert_eq!(settings.http.admin.listen.to_string(), "127.0.0.1:8081");
     assert!(loaded.yaml.contains("format: auto"), "{}", loaded.yaml);
 }
 

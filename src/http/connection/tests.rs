@@ -57,7 +57,12 @@ impl Served {
             });
             async { Body::from_stream(futures_util::StreamExt::chain(first, rest)) }
         };
-        let router = Router::new().route("/hello", get(|| async { "hello" })).route("/torrent", get(torrent)).route("/quiet", get(quiet));
+        let verified = |request: Request| async move { request.extensions().get::<Peer>().unwrap().verified.to_string() };
+        let router = Router::new()
+            .route("/verified", get(verified))
+            .route("/hello", get(|| async { "hello" }))
+            .route("/torrent", get(torrent))
+            .route("/quiet", get(quiet));
         let stalled = Counter::default();
         let ends = Ends::default();
         let tasks = TaskTracker::new();
@@ -268,14 +273,25 @@ mod tls {
         made: &rcgen::CertifiedKey<rcgen::KeyPair>,
         alpn: &[&str],
     ) -> tokio_rustls::client::TlsStream<TcpStream> {
+        client_with(served, made, alpn, None).await
+    }
+
+    /// `own`: the client's certificate and key.
+    async fn client_with(
+        served: &Served,
+        made: &rcgen::CertifiedKey<rcgen::KeyPair>,
+        alpn: &[&str],
+        own: Option<(Vec<rustls::pki_types::CertificateDer<'static>>, rustls::pki_types::PrivateKeyDer<'static>)>,
+    ) -> tokio_rustls::client::TlsStream<TcpStream> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(made.cert.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = config.with_root_certificates(roots);
+        let mut config = match own {
+            Some((chain, key)) => config.with_client_auth_cert(chain, key).unwrap(),
+            None => config.with_no_client_auth(),
+        };
         config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
         let name = ServerName::try_from("localhost").unwrap();
         tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, served.connect().await).await.unwrap()
@@ -309,6 +325,43 @@ mod tls {
         served.talk(&[], "").await;
         assert!((BOUNDS.handshake..BOUNDS.handshake * 8).contains(&began.elapsed()));
         served.talk(&["GET / HTTP/1.1\r\nHost: a\r\n\r\n"], "").await;
+    }
+
+    #[tokio::test]
+    async fn a_client_may_show_a_certificate_of_the_client_ca_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let (files, made) = files(folder.path());
+        let ca = |name: &str| {
+            let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            let key = rcgen::KeyPair::generate().unwrap();
+            (params.self_signed(&key).unwrap().pem(), rcgen::Issuer::new(params, key))
+        };
+        let ((pem, ours), (_, other)) = (ca("ours"), ca("other"));
+        let client_ca = folder.path().join("clients.crt");
+        std::fs::write(&client_ca, pem).unwrap();
+        let text = serde_json::json!({ "admin": { "tls": {
+            "certificate": files.certificate, "private_key": files.private_key, "client_ca": client_ca,
+        } } });
+        let tls =
+            crate::settings::tests::read(&text.to_string(), |root| Tls::read_admin(&root.key("admin").section().key("tls").section()));
+        let tls: Tls = tls.unwrap();
+        assert!(tls.verifies_clients());
+        let served = Served::start(Some(tls)).await;
+        let asked = async |issuer: Option<&rcgen::Issuer<'static, rcgen::KeyPair>>| {
+            let own = issuer.map(|issuer| {
+                let key = rcgen::KeyPair::generate().unwrap();
+                let certificate = rcgen::CertificateParams::new(vec!["client".to_owned()]).unwrap().signed_by(&key, issuer).unwrap();
+                let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+                (vec![certificate.der().clone()], key)
+            });
+            let mut io = client_with(&served, &made, &[], own).await;
+            drop(io.write_all(b"GET /verified HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await);
+            read_until(&mut io, "").await.rsplit("\r\n").next().unwrap_or_default().to_owned()
+        };
+        assert_eq!(asked(None).await, "false");
+        assert_eq!(asked(Some(&ours)).await, "true");
+        assert_eq!(asked(Some(&other)).await, "", "the handshake ends");
     }
 
     #[test]
