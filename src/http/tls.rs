@@ -191,7 +191,7 @@ fn verifier(pem: &[u8], provider: Arc<CryptoProvider>, files: &Files) -> Result<
         roots.add(certificate).map_err(|cause| TlsError::Config { section: files.section, cause })?;
     }
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated();
-    Ok(builder.build().map_err(|cause| TlsError::ClientCa { section: files.section, cause })?)
+    builder.build().map_err(|cause| TlsError::ClientCa { section: files.section, cause })
 }
 
 impl Pem {
