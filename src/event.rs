@@ -261,6 +261,16 @@ pub struct Gap {
     pub position: Option<Position>,
 }
 
+impl Gap {
+    /// In place of a message that was too large.
+    #[must_use]
+    pub fn oversized(position: Option<Position>) -> Self {
+        let seq = position.map(|position| position.seq);
+        let (from, to) = (seq.and_then(|seq| seq.checked_sub(1)), seq.and_then(|seq| seq.checked_add(1)));
+        Self { reason: GapReason::Oversized, from, to, position }
+    }
+}
+
 /// The name of a source: a letter or digit, then letters, digits, `-` and `_`; at most 64 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct SourceName(Arc<str>);

@@ -20,7 +20,7 @@ mod encoded;
 mod tests;
 
 use cloud::Cloud;
-pub use encoded::{Encoded, Encoder, encode_heartbeat};
+pub use encoded::{Encoded, Encoder, Kind, encode_heartbeat};
 
 /// Names of control events.
 pub const GAP: &str = "brokercast.gap";

@@ -16,8 +16,8 @@ use tokio::sync::Notify;
 use crate::cursor::{Cursor, Point, Position};
 use crate::event::{Event, Gap, SourceKey, SourceName, Timestamp};
 use crate::frame::{Encoded, Encoder, encode_heartbeat};
-use crate::subject::Pattern;
 use crate::subject::index::Index;
+use crate::subject::{Pattern, Subject};
 
 pub mod channel;
 #[cfg(test)]
@@ -81,6 +81,8 @@ pub enum Input {
     Skip(Position),
     /// Events may be missing here.
     Gap(Gap),
+    /// An event with this subject is missing here.
+    Oversized(Subject, Gap),
     /// What was there at the start has been read: from here on it is live.
     Tail(Option<Position>),
 }

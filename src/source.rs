@@ -39,6 +39,8 @@ pub enum Item {
     Message(Message),
     /// Messages may be missing here.
     Gap(Gap),
+    /// A message whose payload was larger than the settings allow, and is not here any more: a gap for those whom it concerns.
+    Oversized(Message),
     /// All that the log held when the connection was opened has been handed out, up to this position (`None`: the log is
     /// empty and has no position yet). From durable sources only. It may come again, when the reader has passed
     /// messages that are not of this source.

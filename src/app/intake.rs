@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::future::BoxFuture;
 
-use crate::event::{SourceKey, Timestamp};
+use crate::event::{Gap, SourceKey, Timestamp};
 use crate::hub::{Hub, Input};
 use crate::route::Router;
 use crate::source::{self, Item};
@@ -64,6 +64,14 @@ impl source::Intake for Intake {
                             }
                         }
                     }
+                    Item::Oversized(message) => {
+                        let position = message.position;
+                        match (self.router.route(message), position) {
+                            (Some(event), _) => Input::Oversized(event.subject, Gap::oversized(position)),
+                            (None, Some(position)) => Input::Skip(position),
+                            (None, None) => continue,
+                        }
+                    }
                     Item::Gap(gap) => Input::Gap(gap),
                     Item::Tail(position) => Input::Tail(position),
                 });
@@ -83,7 +91,7 @@ mod tests {
 
     use super::*;
     use crate::cursor::{Cursor, Point, Position, Tag};
-    use crate::event::{Gap, GapReason, Message};
+    use crate::event::{GapReason, Message};
     use crate::hub::{Concerns, Limits, SourceSpec};
     use crate::source::Intake as _;
     use crate::subject::Pattern;

@@ -62,11 +62,11 @@ impl Encoded {
         self.kind
     }
 
-    /// An event's subject, as routing gave it.
+    /// The subject, as routing gave it: of an event, or of the one that is missing here. `None`: a gap in all of a source.
     #[must_use]
     pub fn subject(&self) -> Option<&str> {
-        // Made of a `Subject`, which is UTF-8.
-        matches!(self.kind, Kind::Event(_)).then(|| std::str::from_utf8(&self.bytes[..usize::from(self.subject)]).unwrap_or_default())
+        // Made of a `Subject`, which is UTF-8 and never empty.
+        (self.subject > 0).then(|| std::str::from_utf8(&self.bytes[..usize::from(self.subject)]).unwrap_or_default())
     }
 
     /// The id that is true for a client that is live; a heartbeat may have none.
@@ -168,12 +168,12 @@ impl Encoder {
         encoded
     }
 
-    /// Encodes a gap of a source with this id, for both forms.
-    pub fn gap(&mut self, block: &mut BytesMut, id: &[u8], source: &str, lost: &Gap) -> Encoded {
+    /// Encodes a gap of a source with this id, for both forms. It is of this subject only, or of all.
+    pub fn gap(&mut self, block: &mut BytesMut, id: &[u8], source: &str, subject: Option<&str>, lost: &Gap) -> Encoded {
         let [text, _] = &mut self.bodies;
         text.clear();
         gap(text, source, lost);
-        lay_out(block, "", id, &self.bodies[..1], Kind::Gap)
+        lay_out(block, subject.unwrap_or_default(), id, &self.bodies[..1], Kind::Gap)
     }
 }
 

@@ -213,8 +213,10 @@ proptest! {
 #[test]
 fn gaps_and_heartbeats_know_what_they_are() {
     let lost = Gap { reason: GapReason::Retention, from: Some(3), to: None, position: None };
-    let gap = Encoder::default().gap(&mut bytes::BytesMut::new(), b"x", "orders", &lost);
-    assert_eq!((gap.kind(), gap.subject(), gap.id(), gap.payload()), (encoded::Kind::Gap, None, Some(&b"x"[..]), None));
+    for subject in [None, Some("a.b")] {
+        let gap = Encoder::default().gap(&mut bytes::BytesMut::new(), b"x", "orders", subject, &lost);
+        assert_eq!((gap.kind(), gap.subject(), gap.id(), gap.payload()), (encoded::Kind::Gap, subject, Some(&b"x"[..]), None));
+    }
     for id in [None, Some(&b"abc"[..])] {
         let beat = encode_heartbeat(id);
         assert_eq!((beat.kind(), beat.subject(), beat.id()), (encoded::Kind::Heartbeat, None, id));

@@ -71,7 +71,7 @@ impl Segment {
                     *position
                 }
                 _ if self.newest => None,
-                Item::Message(message) => message.position,
+                Item::Message(message) | Item::Oversized(message) => message.position,
                 Item::Gap(gap) => gap.position,
             };
             let before = self.items.back().and_then(|kept| kept.reached);
@@ -127,7 +127,7 @@ impl Segment {
 
 /// What an item counts for, in bytes, about.
 pub(super) fn weight(item: &Item) -> usize {
-    let Item::Message(message) = item else { return OVERHEAD };
+    let (Item::Message(message) | Item::Oversized(message)) = item else { return OVERHEAD };
     OVERHEAD + message.subject.as_str().len() + message.payload.len() + message.headers.bytes()
 }
 

@@ -4,8 +4,9 @@ use std::task::Waker;
 
 use super::{Entry, Input, Publisher, Pushed};
 use crate::cursor::{Point, Position};
-use crate::event::{GapReason, SourceKey, Timestamp};
+use crate::event::{Gap, GapReason, SourceKey, Timestamp};
 use crate::frame::Origin;
+use crate::subject::Subject;
 
 impl Publisher {
     /// Gives an input its sequence, moves the cursor and encodes it.
@@ -23,17 +24,8 @@ impl Publisher {
                 self.stand(source, position);
                 self.entries.push(Pushed::Warm(self.seq, position));
             }
-            Input::Gap(gap) => {
-                self.stand(source, gap.position);
-                self.encode_id();
-                let feed = &mut self.feeds[source];
-                let encoded = self.encoder.gap(&mut feed.block, &self.id, feed.info.name.as_str(), &gap);
-                let entry = Entry { seq: self.seq, position: gap.position, time: now, came: now, encoded };
-                let live = feed.warm;
-                // What stood before has positions of another log.
-                let anew = gap.reason == GapReason::Reset && feed.info.tag.is_some();
-                self.entries.push(if anew { Pushed::Clear(entry, live) } else { Pushed::Entry(entry, live) });
-            }
+            Input::Gap(gap) => self.gap(source, None, &gap, now),
+            Input::Oversized(subject, gap) => self.gap(source, Some(&subject), &gap, now),
             Input::Event(event) => {
                 if event.position.is_some() {
                     self.stand(source, event.position);
@@ -46,6 +38,19 @@ impl Publisher {
                 self.entries.push(Pushed::Entry(entry, feed.warm));
             }
         }
+    }
+
+    /// A gap for all whom the source concerns, or for those who would have got this subject.
+    fn gap(&mut self, source: usize, subject: Option<&Subject>, gap: &Gap, now: Timestamp) {
+        self.stand(source, gap.position);
+        self.encode_id();
+        let feed = &mut self.feeds[source];
+        let encoded = self.encoder.gap(&mut feed.block, &self.id, feed.info.name.as_str(), subject.map(Subject::as_str), gap);
+        let entry = Entry { seq: self.seq, position: gap.position, time: now, came: now, encoded };
+        let live = feed.warm;
+        // What stood before has positions of another log.
+        let anew = gap.reason == GapReason::Reset && feed.info.tag.is_some();
+        self.entries.push(if anew { Pushed::Clear(entry, live) } else { Pushed::Entry(entry, live) });
     }
 
     /// Moves the cursor of a durable source that is live.

@@ -194,15 +194,20 @@ impl source::Intake for Witness {
                 let mut state = self.broker.state.lock();
                 let s = &mut *state;
                 for item in &*items {
-                    let what = match item {
-                        Item::Gap(gap) => Handed::Gap(gap.reason),
-                        Item::Message(message) => Handed::Message(index(&message.payload)),
-                        Item::Tail(_) => continue,
-                    };
+                    if matches!(item, Item::Tail(_)) {
+                        continue;
+                    }
                     let handed = s.handed.entry((self.epoch, self.source)).or_default().pop_front();
-                    let same = match (handed, what) {
-                        (Some(Handed::Message(index)), Handed::Gap(GapReason::Oversized)) => s.written[self.source][index].oversized(),
-                        (handed, what) => handed == Some(what),
+                    let (what, same) = match (item, handed) {
+                        (Item::Oversized(_), Some(Handed::Message(index))) => {
+                            (Handed::Oversized(index), s.written[self.source][index].oversized())
+                        }
+                        (Item::Message(message), _) => {
+                            let what = Handed::Message(index(&message.payload));
+                            (what, handed == Some(what))
+                        }
+                        (Item::Gap(gap), _) => (Handed::Gap(gap.reason), handed == Some(Handed::Gap(gap.reason))),
+                        _ => (Handed::Gap(GapReason::Oversized), false),
                     };
                     if !same {
                         s.alarms.push(format!("{} handed out {handed:?}, and {what:?} was taken in", SOURCES[self.source]));
@@ -224,7 +229,8 @@ impl source::Intake for Witness {
                 if let Some(index) = job {
                     s.kept[index] = true;
                 }
-                let dropped = matches!(what, Handed::Message(index) if routed(s.written[self.source][index].subject).is_none());
+                let dropped = matches!(what, Handed::Message(index) | Handed::Oversized(index)
+                    if routed(s.written[self.source][index].subject).is_none());
                 if !dropped {
                     noted.push(Taken { seq, source: self.source, what });
                     seq -= 1;

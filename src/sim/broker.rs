@@ -116,7 +116,16 @@ pub(super) struct Log {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Handed {
     Message(usize),
+    /// A message that a bridge found to be too large.
+    Oversized(usize),
     Gap(GapReason),
+}
+
+impl Handed {
+    /// What a client sees of it.
+    pub(super) fn shown(self) -> Self {
+        if let Self::Oversized(_) = self { Self::Gap(GapReason::Oversized) } else { self }
+    }
 }
 
 /// What a bridge has taken in of a source without a log.

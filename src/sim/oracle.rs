@@ -188,8 +188,8 @@ impl Judge {
     }
 
     /// Something that the client must have been told of.
-    fn must_know(&self, source: usize, written: &Written) -> bool {
-        self.wants(written) || (written.oversized() && self.is_concerned(source))
+    fn must_know(&self, written: &Written) -> bool {
+        self.matches(written.subject)
     }
 
     /// The client opens a stream.
@@ -326,7 +326,7 @@ impl Judge {
             let crossed = state.logs[source].borders.iter().any(|border| (log.next..to).contains(border));
             for (index, written) in state.written[source].iter().enumerate().take(to).skip(log.next) {
                 removed |= written.removed;
-                if written.cut || !self.must_know(source, written) {
+                if written.cut || !self.must_know(written) {
                     continue;
                 }
                 let excused = match &log.mode {
@@ -430,20 +430,34 @@ impl Judge {
         Ok(())
     }
 
+    /// A gap in place of a message that was too large, with this place as its id.
+    fn oversized(&mut self, state: &State, source: usize, gap: (&str, Option<u64>, Option<u64>), now: Option<Point>) -> Result<(), String> {
+        let (_, from, to) = gap;
+        if now == Some(Point::Last) {
+            let same = |w: &Written| self.must_know(w) && w.oversized() && from == w.seq.checked_sub(1) && to == Some(w.seq + 1);
+            return if state.written[source].iter().any(same) { Ok(()) } else { Err(format!("{gap:?} is of no message")) };
+        }
+        let Some(Point::At(position)) = now else { return Err(format!("an oversized gap has an id of {now:?}")) };
+        let index = self.find(state, source, position)?;
+        if !state.written[source][index].oversized() || from != position.seq.checked_sub(1) || to != Some(position.seq + 1) {
+            return Err(format!("{gap:?} is not that of {index} at {position:?}"));
+        }
+        if !self.must_know(&state.written[source][index]) {
+            return Err(format!("{gap:?} is of a subject that the client may not have"));
+        }
+        self.reach(state, source, index)
+    }
+
     fn gap(&mut self, state: &State, source: usize, gap: (&str, Option<u64>, Option<u64>), block: &Block) -> Result<(), String> {
         let (reason, from, to) = gap;
         let now = block.id.as_ref().and_then(|id| point(id, source));
         if reason == "oversized" {
-            if now == Some(Point::Last) {
-                let same = |w: &Written| w.oversized() && from == w.seq.checked_sub(1) && to == Some(w.seq + 1);
-                return if state.written[source].iter().any(same) { Ok(()) } else { Err(format!("{gap:?} is of no message")) };
-            }
-            let Some(Point::At(position)) = now else { return Err(format!("an oversized gap has an id of {now:?}")) };
-            let index = self.find(state, source, position)?;
-            if !state.written[source][index].oversized() || from != position.seq.checked_sub(1) || to != Some(position.seq + 1) {
-                return Err(format!("{gap:?} is not that of {index} at {position:?}"));
-            }
-            return self.reach(state, source, index);
+            return self.oversized(state, source, gap, now);
+        }
+        if reason == "unknown_cursor" {
+            // It came from a bridge that did not know this log yet.
+            let (point, unknown) = (self.logs[source].point, self.logs[source].mode == Mode::Unknown);
+            return if point.is_none() && unknown { Ok(()) } else { Err(format!("{gap:?} was told to one who stood at {point:?}")) };
         }
         let log = &mut self.logs[source];
         let stood = match log.point {
@@ -605,7 +619,7 @@ impl Judge {
         let from = taken.partition_point(|t| t.seq <= after);
         let mut found = told.is_none();
         for t in taken[from..].iter().take_while(|t| t.seq <= seq) {
-            if t.seq == seq && told == Some((t.source, t.what)) && !self.told_lost(t.source, t.seq) {
+            if t.seq == seq && told == Some((t.source, t.what.shown())) && !self.told_lost(t.source, t.seq) {
                 found = true;
                 continue;
             }
@@ -614,6 +628,7 @@ impl Judge {
                     let written = &state.written[t.source][index];
                     (self.wants(written), written.time)
                 }
+                Handed::Oversized(index) => (self.matches(state.written[t.source][index].subject), Timestamp::default()),
                 Handed::Gap(_) => (self.is_concerned(t.source), Timestamp::default()),
             };
             let dropped = t.seq <= floors(epoch, t.source);
@@ -641,7 +656,7 @@ impl Judge {
             let source = 2 + usize::from(SUBJECTS[3].contains(&subject));
             let of_it = |t: &&super::broker::Taken| match t.what {
                 Handed::Message(index) => t.source == source && state.written[source][index].subject == subject && t.seq <= seq,
-                Handed::Gap(_) => false,
+                Handed::Oversized(_) | Handed::Gap(_) => false,
             };
             let newest = state.taken.get(&epoch).and_then(|taken| taken.iter().rev().find(of_it));
             if newest.is_some_and(|t| t.seq > floors(epoch, source)) && !seen.contains_key(&(source, subject)) {
@@ -655,7 +670,7 @@ impl Judge {
     pub(super) fn missing(&self, state: &State) -> Option<String> {
         for (source, log) in self.logs.iter().enumerate() {
             let since = if let Mode::Since(time) = log.mode { time } else { Timestamp::default() };
-            let missing = |w: &&Written| !w.removed && w.time >= since && self.must_know(source, w);
+            let missing = |w: &&Written| !w.removed && w.time >= since && self.must_know(w);
             if !matches!(log.mode, Mode::Unknown | Mode::Last(_))
                 && let Some(written) = state.written[source].iter().skip(log.next).find(missing)
             {
@@ -674,6 +689,7 @@ impl Judge {
             t.seq > seq
                 && match t.what {
                     Handed::Message(index) => self.wants(&state.written[t.source][index]),
+                    Handed::Oversized(index) => self.matches(state.written[t.source][index].subject),
                     Handed::Gap(_) => self.is_concerned(t.source),
                 }
         };

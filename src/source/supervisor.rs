@@ -226,9 +226,11 @@ impl Run {
                     // A log that was made anew and has no position yet is read from its very beginning.
                     let anew = gap.reason == GapReason::Reset && gap.position.is_none();
                     last = if anew { None } else { gap.position.or(last) };
-                    if gap.reason != GapReason::Oversized {
-                        warn!(source = %handle.name, reason = gap.reason.as_str(), from = gap.from, to = gap.to, "messages may be missing");
-                    }
+                    warn!(source = %handle.name, reason = gap.reason.as_str(), from = gap.from, to = gap.to, "messages may be missing");
+                }
+                Item::Oversized(message) => {
+                    handle.counters.count_gap(GapReason::Oversized);
+                    last = message.position.or(last);
                 }
                 Item::Tail(position) => {
                     last = position.or(last);

@@ -6,33 +6,29 @@
 
 use std::io::Read as _;
 
+use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
 use super::Item;
-use crate::event::{Gap, GapReason, Message};
+use crate::event::Message;
 
 /// Names of the header.
 const ENCODING: [&str; 2] = ["content-encoding", "content_encoding"];
 /// Frames of one zstd payload. Each costs time, even an empty one.
 const FRAMES: usize = 64;
 
-/// Unpacks compressed payloads, replaces each message whose payload has more than `max` bytes, before or after that, by an
-/// `oversized` gap, and returns how many those were. The supervisor calls it for live batches, a reader of history for its own.
+/// Unpacks compressed payloads, replaces each message whose payload has more than `max` bytes, before or after that, by
+/// [`Item::Oversized`], and returns how many those were. The supervisor calls it for live batches, a reader of history for its own.
 pub fn fit(items: &mut [Item], max: usize) -> usize {
     let mut dropped = 0;
     for item in items {
         if let Item::Message(message) = item
             && !fits(message, max)
         {
-            let seq = message.position.map(|p| p.seq);
-            *item = Item::Gap(Gap {
-                reason: GapReason::Oversized,
-                from: seq.and_then(|s| s.checked_sub(1)),
-                to: seq.and_then(|s| s.checked_add(1)),
-                position: message.position,
-            });
+            message.payload = Bytes::new();
+            *item = Item::Oversized(message.clone());
             dropped += 1;
         }
     }
@@ -119,7 +115,6 @@ fn zstd(payload: &[u8], max: usize) -> Unpacked {
 mod tests {
     use std::io::Write as _;
 
-    use bytes::Bytes;
     use flate2::Compression;
     use flate2::write::GzEncoder;
     use proptest::prelude::*;

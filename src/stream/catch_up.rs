@@ -172,7 +172,15 @@ impl CatchUp {
         let sources: Vec<_> = state.sources().map(|source| source.info().clone()).collect();
         let version = state.version();
         let mut tracks = Vec::with_capacity(sources.len());
+        let early = is_early(&at, &streams, &state);
         for source in state.sources() {
+            if let Some(tag) = source.tag().filter(|tag| !fresh && point(&at, *tag).is_none()) {
+                if !early && source.concerns(&filter) {
+                    gaps.push((Some(tracks.len()), Gap { reason: GapReason::UnknownCursor, from: None, to: None, position: None }));
+                } else if let Some(began) = source.began().filter(|_| early && source.warm()) {
+                    at.durable.push((tag, began.position.map_or(Point::Earliest, Point::At)));
+                }
+            }
             tracks.push(match source.tag() {
                 None => Track::Volatile,
                 Some(tag) if !fresh && point(&at, tag).is_some() => Track::Pending,
@@ -444,7 +452,7 @@ impl CatchUp {
         for (n, (source, gap)) in gaps.into_iter().enumerate() {
             if n == last {
                 self.client.write_id(&mut self.out);
-            } else if gap.reason != GapReason::UnknownCursor {
+            } else if source.is_some() {
                 frame::id_line(&mut self.out, before.to_id().as_bytes());
             }
             let name = source.map_or("*", |source| self.sources[source].name.as_str());
@@ -456,6 +464,13 @@ impl CatchUp {
 /// Of the sources of a client, by their places there, those that there still are.
 fn followed<'a>(sources: &[Arc<SourceInfo>], state: &'a State) -> impl Iterator<Item = (usize, &'a Source)> {
     sources.iter().enumerate().filter_map(|(place, info)| Some((place, state.source(info.key)?)))
+}
+
+/// Whether a source that this cursor lacks was not live yet when it was made. A cursor of another process may have been made while
+/// the source had another name, or was of another kind.
+fn is_early(at: &Cursor, streams: &Streams, state: &State) -> bool {
+    let known = |tag: &Tag| state.sources().any(|source| source.tag() == Some(*tag));
+    at.epoch == streams.hub.epoch() && at.durable.iter().all(|(tag, _)| known(tag))
 }
 
 /// The cursor of a client that is at the same point of every source.

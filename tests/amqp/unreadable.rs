@@ -69,7 +69,7 @@ async fn a_message_that_cannot_be_delivered_is_a_gap_and_all_others_arrive() {
         .filter_map(|item| match item {
             Item::Message(message) => message.position,
             Item::Gap(gap) => gap.position,
-            Item::Tail(_) => None,
+            Item::Tail(_) | Item::Oversized(_) => None,
         })
         .collect();
     for place in places.into_iter().skip(3).step_by(3) {

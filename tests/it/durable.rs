@@ -575,3 +575,62 @@ async fn narrow_filter_resumes_at_its_heartbeat_and_not_at_its_last_event() {
     log.publish_numbers("rare", 50..51).await;
     assert_eq!(read_to(&mut wide, 50).await, [50]);
 }
+
+#[tokio::test]
+async fn an_id_from_before_a_source_was_renamed_added_or_made_durable_is_told_so() {
+    let log = Log { name: "log".into(), broker: Broker::Jet(Nats::start().await) };
+    let core = format!("  log: {{ nats: {{ servers: [\"nats://127.0.0.1:{}\"], subjects: [\"log.>\"] }} }}\n", log.port());
+    let inbox = "  log2: { http: { subjects: [\"demo.>\"] } }\n".to_owned();
+    let renamed = log.source().replace("  log:", "  log2:");
+    let mut bridge = Bridge::start(&config("1MiB", &[log.source()])).await;
+    let mut published = 0;
+    for (before, after, named) in [
+        (log.source(), vec![renamed.clone()], "log2"),
+        (core, vec![log.source()], "log"),
+        (inbox, vec![renamed.replace("  log2:", "  log3:")], "log3"),
+    ] {
+        bridge.configure(&config("1MiB", std::slice::from_ref(&before)));
+        bridge.restart().await;
+        let mut sse = bridge.subscribe("").await;
+        let id = if before.contains("http") { sse.last_id().to_owned() } else { String::new() };
+        log.publish_numbers("a", published..published + 2).await;
+        let id = if id.is_empty() { sse.events(2).await.remove(1).id } else { id };
+        bridge.kill();
+        log.publish_numbers("a", published + 2..published + 5).await;
+        published += 5;
+        bridge.configure(&config("1MiB", &after));
+        bridge.restart().await;
+        let mut again = bridge.resume("", &id).await;
+        let gap = again.event_where(|event| event.reason() == "unknown_cursor").await;
+        assert_eq!(gap.json()["source"], named);
+        // From now on; and the gap is told once.
+        log.publish_numbers("a", published..published + 1).await;
+        let event = again.event().await;
+        assert_eq!(numbers(&[event]), [published]);
+        let mut behind = bridge.resume("", &gap.id).await;
+        assert_eq!(read_to(&mut behind, published).await, [published]);
+        published += 1;
+        // Whom the source does not concern is told nothing.
+        let mut other = bridge.resume("subject=other.>", &id).await;
+        other.stays_quiet(Duration::from_millis(200)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_came_before_a_source_was_live_gets_all_that_came_since() {
+    let log = Log { name: "log".into(), broker: Broker::Jet(Nats::start().await) };
+    let proxy = Proxy::start(log.port());
+    proxy.set_open(false);
+    let source = log.source_at(proxy.port()).replace("log: {", "log: { required: false,");
+    let bridge = Bridge::start(&config("1MiB", &[source])).await;
+    let Broker::Jet(nats) = &log.broker else { unreachable!() };
+    let stream = Config { name: "log".into(), subjects: vec!["log.>".into()], ..Default::default() };
+    nats.jetstream().await.create_stream(stream).await.unwrap();
+    let early = bridge.subscribe("").await.last_id().to_owned();
+    log.publish_numbers("a", 0..3).await;
+    proxy.set_open(true);
+    eventually("the source to be up", async || (bridge.readyz().await.1["sources"]["log"]["state"] == "up").then_some(())).await;
+    log.publish_numbers("a", 3..5).await;
+    let mut sse = bridge.resume("", &early).await;
+    assert_eq!(read_to(&mut sse, 4).await, range(3..5));
+}

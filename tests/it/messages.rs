@@ -259,3 +259,44 @@ async fn what_an_amqp_message_carries_reaches_the_client() {
         json!({ "specversion": "1.0", "id": "1", "type": "t", "source": "/s", "datacontenttype": "application/json", "data": {} });
     assert_eq!(next(&mut all).await.1, expected);
 }
+
+#[tokio::test]
+async fn a_message_that_is_too_large_is_told_to_those_whom_it_concerns() {
+    let nats = Nats::start().await;
+    let context = nats.jetstream().await;
+    let subjects = vec!["x.>".into(), "st.>".into(), "dropped".into()];
+    context.create_stream(stream::Config { name: "S".into(), subjects, ..Default::default() }).await.unwrap();
+    let config = format!(
+        "auth: {{ anonymous: {{ subscribe: [\">\"] }} }}\nwindow: {{ bytes: 1KiB }}\nsources:\n  \
+         s: {{ max_payload: 1KiB, nats: {{ servers: [\"{}\"], subjects: [x.>, st.>, dropped], jetstream: {{ stream: S }} }} }}\n\
+         routes: [{{ match: {{ subject: x.> }}, subject: \"y.{{>}}\" }}, {{ match: {{ subject: dropped }}, drop: true }}]\n",
+        nats.url()
+    );
+    let bridge = Bridge::start(&config).await;
+    let mut lives = [bridge.subscribe("subject=st.>").await, bridge.subscribe("subject=y.>").await];
+    let publish = async |subject: &str, payload: String| {
+        context.publish(subject.to_owned(), payload.into()).await.unwrap().await.unwrap();
+    };
+    let large = || "l".repeat(2000);
+    publish("st.a", "1".into()).await;
+    publish("x.big", large()).await;
+    publish("dropped", large()).await;
+    publish("x.a", "2".into()).await;
+    publish("st.a", "3".into()).await;
+    let [other, concerned] = &mut lives;
+    let first = other.event().await;
+    assert_eq!((first.payload(), other.event().await.payload()), (json!(1), json!(3)));
+    let gap = concerned.event().await;
+    assert_eq!((gap.reason(), gap.json()["from"].clone(), gap.json()["to"].clone()), ("oversized".into(), json!("1"), json!("3")));
+    assert_eq!(concerned.event().await.payload(), 2);
+    // The window does not hold the beginning: the log is read.
+    for _ in 0..20 {
+        publish("st.a", "f".repeat(500)).await;
+    }
+    other.events(20).await;
+    let mut resumed = bridge.resume("subject=st.>", &first.id).await;
+    assert_eq!(resumed.event().await.payload(), 3);
+    let mut resumed = bridge.resume("subject=y.>", &first.id).await;
+    assert_eq!(resumed.event().await.reason(), "oversized");
+    assert_eq!(resumed.event().await.payload(), 2);
+}

@@ -45,7 +45,7 @@ impl Next {
         match (item, self) {
             (Item::Message(message), Self::Sequence(next)) => message.position.is_some_and(|at| at.seq >= next),
             (Item::Tail(_), _) => true,
-            (Item::Message(_), Self::Newest) | (Item::Gap(_), _) => false,
+            (Item::Message(_), Self::Newest) | (Item::Gap(_) | Item::Oversized(_), _) => false,
         }
     }
 }

@@ -102,7 +102,12 @@ impl CatchUp {
         for item in items.drain(..) {
             match item {
                 Item::Message(message) => self.read_message(source, &router, message),
-                Item::Gap(gap) => self.read_gap(source, &gap),
+                Item::Gap(gap) => self.read_gap(source, self.sources[source].concerns(&self.filter), &gap),
+                Item::Oversized(message) => {
+                    let gap = Gap::oversized(message.position);
+                    let wanted = router.route(message).is_some_and(|event| self.filter.matches(event.subject.as_str()));
+                    self.read_gap(source, wanted, &gap);
+                }
                 Item::Tail(position) => self.read_tail(source, position),
             }
         }
@@ -138,7 +143,7 @@ impl CatchUp {
         before < *reached
     }
 
-    fn read_gap(&mut self, source: usize, gap: &Gap) {
+    fn read_gap(&mut self, source: usize, wanted: bool, gap: &Gap) {
         if self.point(source) == Some(Point::Last) && gap.position.is_some() && !self.reach(gap.position) {
             return;
         }
@@ -150,7 +155,7 @@ impl CatchUp {
             None if gap.reason == GapReason::Reset => self.move_to(source, Point::Earliest),
             None => {}
         }
-        if self.sources[source].concerns(&self.filter) {
+        if wanted {
             self.client.write_id(&mut self.out);
             frame::gap(&mut self.out, self.sources[source].name.as_str(), gap);
         }

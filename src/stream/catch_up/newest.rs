@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::broker::Reading;
 use super::{CatchUp, Task, Track};
 use crate::cursor::{Point, Position};
-use crate::frame::{self, Encoded};
+use crate::frame::{self, Encoded, Kind};
 use crate::hub::{Filter, SourceInfo, State};
 
 /// Looking for the newest event of each subject in the windows, newest first.
@@ -46,7 +46,8 @@ impl Newest {
                 return;
             };
             self.below = entry.seq;
-            if let Some(subject) = entry.encoded.subject()
+            if matches!(entry.encoded.kind(), Kind::Event(_))
+                && let Some(subject) = entry.encoded.subject()
                 && !self.seen.contains(subject)
                 && filter.matches(subject)
             {
