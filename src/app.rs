@@ -10,7 +10,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -27,7 +26,7 @@ use crate::http;
 use crate::http::connection::{Bounds, Ends, Server};
 use crate::http::handoff::{Adopt, Handover};
 use crate::http::tls::Tls;
-use crate::http::{ListenError, Policy, admin, listen};
+use crate::http::{Current, ListenError, Policy, admin, listen};
 use crate::hub::Hub;
 use crate::metrics::{self, Metrics, Readings};
 use crate::pool::Pool;
@@ -176,7 +175,7 @@ impl Ports {
 /// What is behind the ports.
 struct Rooms {
     sources: All,
-    policy: Arc<ArcSwap<Policy>>,
+    policy: tokio::sync::watch::Sender<Current>,
     pool: Pool,
     timing: stream::Settings,
     streams: Arc<Streams>,
@@ -206,7 +205,7 @@ impl Rooms {
         let asked = readings.clone();
         let metrics = Arc::new(Metrics::new(move || asked()));
         let sources = sources.all().clone();
-        let policy = Arc::new(ArcSwap::from_pointee(policy));
+        let policy = tokio::sync::watch::Sender::new(Current { policy: Arc::new(policy), settled: true });
         Ok(Self { sources, policy, pool, timing, streams, writer, writing, adopt, connections, metrics, readings })
     }
 }
@@ -284,7 +283,7 @@ impl Bridge {
         let sources = rooms.sources.clone();
         let streams = rooms.streams.clone();
         let face = crate::http::router(crate::http::Rooms {
-            policy: rooms.policy.clone(),
+            policy: rooms.policy.subscribe(),
             pool: rooms.pool.clone(),
             metrics: rooms.metrics.clone(),
             inbox: Box::new(move |subject| sources::inbox(&sources, subject)),
@@ -302,7 +301,7 @@ impl Bridge {
         let source = |source: &Arc<SourceRuntime>| admin::Source { handle: source.handle().clone(), reach: source.reach.clone() };
         let policy = rooms.policy.clone();
         let face = admin::router(admin::Rooms {
-            access: Box::new(move || policy.load().admin().clone()),
+            access: Box::new(move || policy.borrow().policy.admin().clone()),
             metrics: rooms.metrics.clone(),
             sources: Box::new(move || sources.load().iter().map(source).collect()),
             readings: rooms.readings.clone(),

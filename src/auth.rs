@@ -298,6 +298,16 @@ impl Authenticator {
         Some(self.tokens.as_ref()?.attempts.subscribe())
     }
 
+    /// What the owner of a stream may subscribe to: by its token's claims, whose key is not looked at again; `None`: what is open
+    /// to anybody. Nothing, where the claims would be refused.
+    #[must_use]
+    pub fn subscribes(&self, owner: Option<&Owner>, now: Timestamp) -> Arc<[Pattern]> {
+        let Some(owner) = owner else { return self.anonymous.subscribe.clone() };
+        let claims = serde_json::from_slice(&owner.claims).ok();
+        let granted = |claims| self.tokens.as_ref()?.issuer_of(&claims).ok()?.subscribes(&claims, now);
+        claims.and_then(granted).unwrap_or_default()
+    }
+
     fn at(&self, headers: &HeaderMap, query: Option<&str>, publish: bool, now: Timestamp) -> Result<Grant, AuthError> {
         let (carrier, token) = match carrier::find(&self.carriers, publish, headers, query) {
             Ok(Some(found)) => found,

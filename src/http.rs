@@ -6,13 +6,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
 use axum::{Extension, Router};
 use http::{HeaderValue, header};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Authenticator;
@@ -67,7 +67,7 @@ pub(crate) type FindInbox = dyn Fn(&Subject) -> Option<Inbox> + Send + Sync;
 /// What the handlers need of the others.
 pub(crate) struct Rooms {
     /// What requests are answered by, at this moment.
-    pub(crate) policy: Arc<ArcSwap<Policy>>,
+    pub(crate) policy: watch::Receiver<Current>,
     pub(crate) pool: Pool,
     pub(crate) metrics: Arc<Metrics>,
     /// The source that takes a subject.
@@ -92,6 +92,15 @@ pub(crate) struct Policy {
     retry: Duration,
     /// Who may ask what of the admin listener.
     admin: Arc<admin::Access>,
+}
+
+/// The policy of the moment.
+#[derive(Clone)]
+pub(crate) struct Current {
+    pub(crate) policy: Arc<Policy>,
+    /// False while grants, routes and sources change: a stream that began now might be sent by some of the old and some of the
+    /// new.
+    pub(crate) settled: bool,
 }
 
 impl Policy {
@@ -141,7 +150,7 @@ async fn guard(State(rooms): State<Arc<Rooms>>, request: Request, next: Next) ->
     let (mut parts, body) = request.into_parts();
     let route = route_of(parts.uri.path());
     let tls = parts.extensions.get::<Peer>().is_some_and(|peer| peer.tls);
-    let policy = rooms.policy.load_full();
+    let policy = rooms.policy.borrow().policy.clone();
     let origin = policy.origins.classify(&parts, tls);
     let mut response = match policy.origins.host(&parts) {
         Err(problem) => problem.into_response(),

@@ -5,6 +5,7 @@
 //! and is held only to hand finished entries over; nobody is woken under it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
 
 use bytes::BytesMut;
@@ -187,7 +188,20 @@ pub struct Hub {
     state: Mutex<State>,
     changed: Notify,
     backpressure: Backpressure,
+    /// Who wants that nothing is published.
+    holds: AtomicUsize,
     room: Notify,
+}
+
+/// While there is one, publishing has to wait for [`Hub::room`].
+#[derive(Debug)]
+pub struct Hold(Arc<Hub>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.holds.fetch_sub(1, Ordering::Relaxed);
+        self.0.room.notify_waiters();
+    }
 }
 
 impl Hub {
@@ -236,6 +250,7 @@ impl Hub {
             state: Mutex::new(state),
             changed: Notify::new(),
             backpressure: Backpressure::new(),
+            holds: AtomicUsize::new(0),
             room: Notify::new(),
         })
     }
@@ -262,10 +277,26 @@ impl Hub {
         &self.changed
     }
 
-    /// Whether the logs are full of what listeners have not taken yet: then publishing has to wait for [`Self::room`].
+    /// Whether the logs are full of what listeners have not taken yet, or somebody holds publishing up: then publishing has to
+    /// wait for [`Self::room`].
     #[must_use]
     pub fn crowded(&self) -> bool {
-        self.backpressure.crowded()
+        self.backpressure.crowded() || self.holds.load(Ordering::Relaxed) > 0
+    }
+
+    /// Holds publishing up, so that all who are not slow have read everything after a moment: see [`Self::settled`].
+    pub fn hold(self: &Arc<Self>) -> Hold {
+        self.holds.fetch_add(1, Ordering::Relaxed);
+        Hold(self.clone())
+    }
+
+    /// Whether everything that was published was read, but by sockets that are full.
+    #[must_use]
+    pub fn settled(&self) -> bool {
+        // Under both locks: no batch is between being appended and being delivered.
+        let publisher = self.publisher.lock();
+        let state = self.state.lock();
+        publisher.listeners.pending().is_none() && state.channels.iter().all(|(_, slot)| slot.channel.lock().is_read())
     }
 
     /// Notified when it is no longer crowded.

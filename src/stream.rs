@@ -22,6 +22,7 @@ use crate::history::{self, Histories};
 use crate::hub::{Channel, Concerns, Filter, Hub, Seat, SourceSpec};
 use crate::route::Router;
 use crate::source::Item;
+use crate::subject::Pattern;
 use crate::support::backoff::jittered;
 
 mod catch_up;
@@ -32,7 +33,7 @@ pub(crate) mod tests;
 
 use catch_up::{CatchUp, Moved};
 pub use registry::{Driver, End, Selection, StreamId};
-use registry::{Entry, Registry};
+use registry::{Entry, Granted, Registry};
 pub use settings::Settings;
 
 /// The reconnection time of clients whose history could not be read, before jitter.
@@ -55,6 +56,8 @@ pub enum Begin {
 pub struct Request {
     /// What it wants, within its grant.
     pub filter: Arc<Filter>,
+    /// Whether it named its patterns. One that did not wants all that its grant covers.
+    pub named: bool,
     /// Where it begins.
     pub begin: Begin,
     /// When its token would be refused.
@@ -132,9 +135,9 @@ impl Streams {
     }
 
     /// Puts a source in another's place: see [`Hub::replace`].
-    pub fn replace(&self, old: SourceKey, source: Source, now: Timestamp) -> (SourceKey, Option<Point>) {
+    pub fn replace(&self, old: SourceKey, source: Source, rerouted: bool, now: Timestamp) -> (SourceKey, Option<Point>) {
         let (spec, router, log) = source.split();
-        let replaced = self.hub.replace(old, spec, now, |key| self.register(key, router, log));
+        let replaced = self.hub.replace(old, spec, rerouted, now, |key| self.register(key, router, log));
         self.forget(old);
         replaced
     }
@@ -169,8 +172,8 @@ impl Streams {
     /// Opens a stream. Whatever the client asks for, the answer is in the stream.
     #[must_use]
     pub fn open(self: &Arc<Self>, request: Request, now: Timestamp) -> Stream {
-        let Request { filter, begin, expires, owner, connection, permit } = request;
-        let id = self.registry.insert(Entry { owner, permit, expires, connection }, now);
+        let Request { filter, named, begin, expires, owner, connection, permit } = request;
+        let id = self.registry.insert(Entry { owner, filter: filter.clone(), named, permit, expires, connection }, now);
         let lease = Lease { streams: self.clone(), id };
         Stream { lease, state: State::CatchingUp(Box::new(CatchUp::open(self.clone(), filter, begin, now))) }
     }
@@ -179,6 +182,43 @@ impl Streams {
     /// are ended because the process drains, so are those that are opened later. Returns how many are open and meant.
     pub fn end(&self, selection: Selection<'_>, reason: Closing, now: Timestamp, within: Duration) -> usize {
         self.registry.end(selection, reason, now, within)
+    }
+
+    /// Ends the streams whose patterns what is `granted` to their owners covers no more. Returns how many.
+    pub fn narrow(&self, granted: impl Fn(Option<&Arc<Owner>>) -> Arc<[Pattern]>, now: Timestamp) -> usize {
+        let mut ended = 0;
+        self.for_granted(granted, |Granted { stream, filter, .. }, granted| {
+            if !filter.patterns().iter().all(|pattern| pattern.covered_by(granted)) {
+                ended += self.end(Selection::One(stream), Closing::Revoked, now, Duration::ZERO);
+            }
+        });
+        ended
+    }
+
+    /// Streams whose clients named no patterns get all that is `granted` to their owners from now on. Returns how many get more.
+    pub fn widen(&self, granted: impl Fn(Option<&Arc<Owner>>) -> Arc<[Pattern]>) -> usize {
+        let mut widened = 0;
+        self.for_granted(granted, |Granted { stream, filter, named, .. }, granted| {
+            if named || !filter.patterns().iter().all(|pattern| pattern.covered_by(granted)) {
+                return;
+            }
+            let wider = Filter::new(granted.to_vec(), filter.form());
+            if wider != *filter {
+                self.registry.refilter(stream, Arc::new(wider));
+                widened += 1;
+            }
+        });
+        widened
+    }
+
+    /// Calls `each` for all streams, with what is granted to their owners: asked once for each owner.
+    fn for_granted(&self, granted: impl Fn(Option<&Arc<Owner>>) -> Arc<[Pattern]>, mut each: impl FnMut(Granted, &[Pattern])) {
+        let mut known: HashMap<Option<*const Owner>, Arc<[Pattern]>> = HashMap::new();
+        for one in self.registry.granted() {
+            let owner = one.owner.as_ref().map(Arc::as_ptr);
+            let granted = known.entry(owner).or_insert_with(|| granted(one.owner.as_ref())).clone();
+            each(one, &granted);
+        }
     }
 
     /// Streams that are open.
@@ -282,6 +322,15 @@ impl Stream {
         self.lease.streams.registry.drive(self.lease.id, driver, member)
     }
 
+    /// While it catches up, it is sent from now on what it is to be sent by now. One that is live has to resume.
+    pub fn follow(&mut self) {
+        if let State::CatchingUp(catch_up) = &mut self.state
+            && let Some(filter) = self.lease.streams.registry.filter_of(self.lease.id)
+        {
+            catch_up.follow(filter);
+        }
+    }
+
     /// What to do next.
     pub fn step(&mut self, now: Timestamp) -> Step {
         let State::CatchingUp(catch_up) = &mut self.state else { return Step::Live };
@@ -380,15 +429,21 @@ impl Live {
         self.lease.streams.registry.end_of(self.lease.id)
     }
 
+    /// Whether it is to be sent something else by now than its channel has: then it has to [`resume`](Self::resume).
+    #[must_use]
+    pub fn is_moved(&self) -> bool {
+        self.lease.streams.registry.filter_of(self.lease.id).is_some_and(|filter| filter != *self.channel().filter())
+    }
+
     /// The id of what stands before its offset, as far as that can still be said.
     #[must_use]
     pub fn last_id(&self) -> Option<Bytes> {
-        if let Some(id) = self.channel().id_before(self.offset) {
-            // Copied: whoever keeps it does not keep the block that it lies in.
-            return Some(Bytes::copy_from_slice(&id));
+        // Its channel may have been silent for long.
+        if let Some(id) = self.id_at_end() {
+            return Some(Bytes::copy_from_slice(id.as_bytes()));
         }
-        // Its channel was silent for long.
-        self.id_at_end().map(|id| Bytes::copy_from_slice(id.as_bytes()))
+        // Copied: whoever keeps it does not keep the block that it lies in.
+        self.channel().id_before(self.offset).map(|id| Bytes::copy_from_slice(&id))
     }
 
     /// The hub's id, if the stream has all of its channel: then it has all there is.
@@ -425,13 +480,17 @@ impl Live {
         out.into()
     }
 
-    /// Carries a stream on that has fallen out of its channel's log: a slow reader resumes like one that reconnects.
+    /// Carries a stream on that has fallen out of its channel's log, or is to be sent something else: it resumes like one that
+    /// reconnects.
     #[must_use]
     pub fn resume(self, last_id: &[u8], now: Timestamp) -> Stream {
+        let at_end = self.id_at_end();
+        let last_id = at_end.as_deref().map_or(last_id, str::as_bytes);
         let Self { seat, lease, .. } = self;
+        let filter = lease.streams.registry.filter_of(lease.id).unwrap_or_else(|| seat.channel().filter().clone());
         let id = std::str::from_utf8(last_id).ok();
         let begin = id.and_then(|id| Cursor::from_id(id).ok()).map_or(Begin::Unreadable, Begin::After);
-        let catch_up = CatchUp::resume(lease.streams.clone(), seat.channel().filter().clone(), begin, now);
+        let catch_up = CatchUp::resume(lease.streams.clone(), filter, begin, now);
         Stream { lease, state: State::CatchingUp(Box::new(catch_up)) }
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 
 use crate::event::{Gap, SourceKey, Timestamp};
 use crate::hub::{Hub, Input};
@@ -12,10 +13,16 @@ use crate::source::{self, Item};
 
 /// Routes each message of a source and publishes what goes on.
 pub(crate) struct Intake {
-    pub(crate) source: SourceKey,
-    pub(crate) router: Arc<Router>,
-    pub(crate) hub: Arc<Hub>,
-    pub(crate) counts: Arc<Counts>,
+    /// Locked for each batch, so that no batch is between two ways.
+    way: Mutex<Way>,
+    hub: Arc<Hub>,
+    counts: Arc<Counts>,
+}
+
+/// Where messages go.
+struct Way {
+    source: SourceKey,
+    router: Arc<Router>,
 }
 
 /// What became of a source's messages.
@@ -28,6 +35,21 @@ pub(crate) struct Counts {
 }
 
 impl Intake {
+    pub(crate) fn new(source: SourceKey, router: Arc<Router>, hub: Arc<Hub>, counts: Arc<Counts>) -> Self {
+        Self { way: Mutex::new(Way { source, router }), hub, counts }
+    }
+
+    /// Messages go by another router from now on, to the source that `replace` puts in the place of the one before. Between
+    /// two batches, and only if `is_ready` says so then. Returns whether it did.
+    pub(crate) fn reroute(&self, router: &Arc<Router>, is_ready: impl FnOnce() -> bool, replace: impl FnOnce() -> SourceKey) -> bool {
+        let mut way = self.way.lock();
+        let ready = is_ready();
+        if ready {
+            *way = Way { source: replace(), router: router.clone() };
+        }
+        ready
+    }
+
     /// Waits while the writers' loops are behind: sockets never hold publishing up, but what nobody has written yet must
     /// be kept, and that is bounded.
     async fn room(&self) {
@@ -46,13 +68,15 @@ impl Intake {
 impl source::Intake for Intake {
     fn take<'a>(&'a self, items: &'a mut Vec<Item>) -> BoxFuture<'a, String> {
         Box::pin(async move {
+            self.room().await;
+            let way = self.way.lock();
             let (mut events, mut dropped) = (0, 0);
             let mut inputs = Vec::with_capacity(items.len());
             for item in items.drain(..) {
                 inputs.push(match item {
                     Item::Message(message) => {
                         let position = message.position;
-                        match self.router.route(message) {
+                        match way.router.route(message) {
                             Some(event) => {
                                 events += 1;
                                 Input::Event(event)
@@ -66,7 +90,7 @@ impl source::Intake for Intake {
                     }
                     Item::Oversized(message) => {
                         let position = message.position;
-                        match (self.router.route(message), position) {
+                        match (way.router.route(message), position) {
                             (Some(event), _) => Input::Oversized(event.subject, Gap::oversized(position)),
                             (None, Some(position)) => Input::Skip(position),
                             (None, None) => continue,
@@ -76,8 +100,7 @@ impl source::Intake for Intake {
                     Item::Tail(position) => Input::Tail(position),
                 });
             }
-            self.room().await;
-            let id = self.hub.publish(self.source, &mut inputs, Timestamp::now());
+            let id = self.hub.publish(way.source, &mut inputs, Timestamp::now());
             self.counts.events.fetch_add(events, Ordering::Relaxed);
             self.counts.dropped.fetch_add(dropped, Ordering::Relaxed);
             id.as_ref().to_owned()
@@ -107,7 +130,7 @@ mod tests {
         let hub = Hub::new(Limits { bytes: 1 << 20, age: std::time::Duration::from_secs(60) }, 1);
         let source = hub.add(spec, Timestamp::now(), |_| {});
         let counts = Arc::<Counts>::default();
-        let intake = Intake { source, router, hub: hub.clone(), counts: counts.clone() };
+        let intake = Intake::new(source, router, hub.clone(), counts.clone());
         let message = |subject: &str, seq| {
             let position = Some(Position::unverified(seq));
             Item::Message(Message::new(subject.parse().unwrap(), Bytes::new(), Timestamp::now(), position))

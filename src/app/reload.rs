@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
@@ -15,13 +14,13 @@ use super::REVOKED_WITHIN;
 use super::settings::{Fixed, Loaded, Settings, load_again};
 use super::sources::Sources;
 use super::watch::Watched;
-use crate::auth::Authenticator;
+use crate::auth::{self, Authenticator, Owner};
 use crate::event::Timestamp;
 use crate::frame::Closing;
-use crate::http::Policy;
 use crate::http::admin::Reload;
 use crate::http::connection::Bounds;
 use crate::http::tls::Tls;
+use crate::http::{Current, Policy};
 use crate::metrics::{Metrics, Reloaded};
 use crate::pool::Pool;
 use crate::settings::{SettingsError, Written};
@@ -74,7 +73,7 @@ pub(super) struct Reloader {
     pub(super) bounds: Bounds,
     /// Of the public listener and the admin listener.
     pub(super) tls: [Option<Arc<Tls>>; 2],
-    pub(super) policy: Arc<ArcSwap<Policy>>,
+    pub(super) policy: watch::Sender<Current>,
     /// What tokens are checked by, for whoever fetches its keys.
     pub(super) auth: watch::Sender<Arc<Authenticator>>,
     /// What it was made of.
@@ -124,7 +123,7 @@ impl Reloader {
         http.bounds = self.bounds;
         if needs_restart.contains(&"server.listen") {
             // Which names are answered depends on the address that is listened on.
-            http.origins.hosts = self.policy.load().hosts().cloned();
+            http.origins.hosts = self.policy.borrow().policy.hosts().cloned();
         }
         for (served, newer) in self.tls.iter().zip([&http.tls, &http.admin.tls]) {
             if let (Some(served), Some(newer)) = (served, newer) {
@@ -136,19 +135,40 @@ impl Reloader {
         self.streams.hub().configure(window);
         self.streams.histories().configure(histories);
         self.streams.set_retry(streams.retry);
-        sources.follow(wanted, &routes, window).await;
-        let written = (auth.written.clone(), token_bytes);
         let before = self.auth.borrow().clone();
-        let auth = if written == self.auth_written { before } else { Arc::new(Authenticator::new(auth, token_bytes).in_place_of(&before)) };
-        self.auth_written = written;
-        self.policy.store(Arc::new(Policy::new(http, auth.clone(), streams.retry)));
-        self.auth.send_if_modified(|present| !Arc::ptr_eq(&std::mem::replace(present, auth.clone()), &auth));
+        let auth = self.authenticator(auth, token_bytes);
+        let same_grants = Arc::ptr_eq(&auth, &before);
+        let policy = Arc::new(Policy::new(http, auth.clone(), streams.retry));
+        // Nobody is to see by an old grant what new routes and sources bring, nor by a new grant what old routes let through:
+        // first grants narrow, then routes and sources change, then grants widen. Streams that begin meanwhile wait.
+        self.policy.send_replace(Current { policy: policy.clone(), settled: same_grants });
+        let granted = |owner: Option<&Arc<Owner>>| auth.subscribes(owner.map(Arc::as_ref), Timestamp::now());
+        let ended = if same_grants { 0 } else { self.streams.narrow(granted, Timestamp::now()) };
+        sources.follow(wanted, &routes, window).await;
+        let widened = if same_grants { 0 } else { self.streams.widen(granted) };
+        if ended + widened > 0 {
+            info!(ended, widened, "streams follow their grants");
+        }
+        self.policy.send_replace(Current { policy, settled: true });
         if needs_restart.is_empty() {
             info!("configuration applied");
         } else {
             warn!(keys = needs_restart.join(", "), "configuration applied, but for keys that need a restart");
         }
         needs_restart
+    }
+
+    /// What tokens are checked by from now on: the one before where nothing of it has changed.
+    fn authenticator(&mut self, auth: auth::Settings, token_bytes: usize) -> Arc<Authenticator> {
+        let before = self.auth.borrow().clone();
+        let written = (auth.written.clone(), token_bytes);
+        if written == self.auth_written {
+            return before;
+        }
+        self.auth_written = written;
+        let newer = Arc::new(Authenticator::new(auth, token_bytes).in_place_of(&before));
+        self.auth.send_replace(newer.clone());
+        newer
     }
 }
 

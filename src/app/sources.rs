@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -21,7 +21,7 @@ use crate::cursor::Point;
 use crate::event::{Gap, GapReason, SourceKey, SourceName, Timestamp};
 use crate::history;
 use crate::http::Inbox;
-use crate::hub::{Limits, Window};
+use crate::hub::{Hold, Limits, Window};
 use crate::metrics::SourceReading;
 use crate::route::{self, Router, Rule};
 use crate::settings::Written;
@@ -33,6 +33,11 @@ use crate::subject::{Pattern, Subject};
 
 /// Before a supervisor that panicked is started again.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// How long those that read what was published are waited for, before the routes of a source change.
+const SETTLE: Duration = Duration::from_millis(100);
+/// How often is looked whether they have.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// All sources, by their names: added, changed and removed while the process runs.
 pub(super) struct Sources {
@@ -53,6 +58,8 @@ pub(super) struct SourceRuntime {
     key: SourceKey,
     /// With its adapter and its handle, which has its name.
     supervisor: Supervisor,
+    /// Where its supervisor hands in.
+    intake: Arc<Intake>,
     counts: Arc<Counts>,
     /// What its events are called after routing.
     pub(super) reach: Vec<Pattern>,
@@ -112,14 +119,60 @@ impl Sources {
     pub(super) async fn change(&mut self, source: Source, rules: &[Rule]) {
         let Some(old) = self.stop(&source.name).await else { return self.add(source, rules) };
         let handle = Handle::in_place_of(old.handle(), &*source.adapter, source.required);
-        let replace = |streams: &Streams, source| streams.replace(old.key, source, Timestamp::now());
+        let rerouted = !old.routes_like(&source, rules);
+        let hold = if rerouted { Some(self.settle().await) } else { None };
+        let replace = |streams: &Streams, source| streams.replace(old.key, source, rerouted, Timestamp::now());
         let runtime = self.enter(source, rules, handle, old.counts.clone(), replace);
+        drop(hold);
         if runtime.supervisor.adapter.loses_while_away() {
             runtime.handle().counters.count_gap(GapReason::Reconnect);
             let gap = Gap { reason: GapReason::Reconnect, from: None, to: None, position: None };
             runtime.supervisor.intake.take(&mut vec![Item::Gap(gap)]).await;
         }
         self.start(runtime);
+    }
+
+    /// Gives a source other routes. Its connection goes on, so nothing is lost; its window is a new one. False: not now, as a
+    /// source that still warms up has to be read again from where it began.
+    async fn reroute(&mut self, name: &SourceName, rules: &[Rule]) -> bool {
+        let Some(at) = self.running.iter().position(|(runtime, _)| runtime.handle().name == *name) else { return false };
+        let old = self.running[at].0.clone();
+        let hub = self.streams.hub().clone();
+        if !hub.state().source(old.key).is_some_and(crate::hub::Source::warm) {
+            return false;
+        }
+        let Supervisor { adapter, handle, max_payload, .. } = &old.supervisor;
+        let router = Arc::new(Router::new(rules, name, &adapter.reach(), self.routed.clone()));
+        let _hold = self.settle().await;
+        let deadline = Instant::now() + SETTLE;
+        let mut key = old.key;
+        let is_ready = || hub.settled() || Instant::now() >= deadline;
+        let mut replace = || {
+            let log = history::Log::of(handle, adapter.clone(), *max_payload);
+            let source = stream::Source { name: name.clone(), router: router.clone(), log };
+            key = self.streams.replace(old.key, source, true, Timestamp::now()).0;
+            key
+        };
+        while !old.intake.reroute(&router, is_ready, &mut replace) {
+            sleep(LOOK).await;
+        }
+        let (supervisor, counts, intake) = (old.supervisor.clone(), old.counts.clone(), old.intake.clone());
+        let (reach, inbox, written) = (router.reach(), old.inbox.clone(), old.written.clone());
+        self.running[at].0 = Arc::new(SourceRuntime { key, supervisor, intake, counts, reach, inbox, written, router });
+        self.show();
+        true
+    }
+
+    /// Holds publishing up, and waits until all who are not slow have read what was published: then nobody has to resume from
+    /// windows that are about to be others. Only for a moment.
+    async fn settle(&self) -> Hold {
+        let hub = self.streams.hub();
+        let hold = hub.hold();
+        let deadline = Instant::now() + SETTLE;
+        while !hub.settled() && Instant::now() < deadline {
+            sleep(LOOK).await;
+        }
+        hold
     }
 
     /// Ends a source and forgets it. Returns whether there was one of this name.
@@ -146,10 +199,15 @@ impl Sources {
                     info!(source = %name, "source added");
                     self.add(source, rules);
                 }
-                Some((present, _)) if present.is_like(&source, rules) => {}
-                Some(_) => {
-                    info!(source = %name, "source changed");
-                    self.change(source, rules).await;
+                Some((present, _)) => {
+                    let (same, routes) = (present.written == source.written, present.routes_like(&source, rules));
+                    if same && routes {
+                        continue;
+                    }
+                    info!(source = %name, routes = !routes, settings = !same, "source changed");
+                    if !(same && self.reroute(&name, rules).await) {
+                        self.change(source, rules).await;
+                    }
                 }
             }
         }
@@ -187,9 +245,9 @@ impl Sources {
         };
         let reach = router.reach();
         let inbox = adapter.inbox().map(|handle| (adapter.reach(), Inbox { max_payload, handle }));
-        let intake = Arc::new(Intake { source: key, router: router.clone(), hub: self.streams.hub().clone(), counts: counts.clone() });
-        let supervisor = Supervisor { adapter, intake, handle, warm_up, max_payload };
-        SourceRuntime { key, supervisor, counts, reach, inbox, written, router }
+        let intake = Arc::new(Intake::new(key, router.clone(), self.streams.hub().clone(), counts.clone()));
+        let supervisor = Supervisor { adapter, intake: intake.clone(), handle, warm_up, max_payload };
+        SourceRuntime { key, supervisor, intake, counts, reach, inbox, written, router }
     }
 
     fn start(&mut self, runtime: SourceRuntime) {
@@ -238,10 +296,9 @@ impl SourceRuntime {
         &self.supervisor.handle
     }
 
-    /// Whether this is what is wanted.
-    fn is_like(&self, source: &Source, rules: &[Rule]) -> bool {
-        let router = || Router::new(rules, &source.name, &source.adapter.reach(), Arc::default());
-        self.written == source.written && self.router.is_like(&router())
+    /// Whether its messages are routed like those of a source with these routes.
+    fn routes_like(&self, source: &Source, rules: &[Rule]) -> bool {
+        self.router.is_like(&Router::new(rules, &source.name, &source.adapter.reach(), Arc::default()))
     }
 
     fn reading(&self, window: (u64, u64), history: history::Counted) -> SourceReading {

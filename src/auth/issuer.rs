@@ -187,6 +187,12 @@ impl Issuer {
         Ok(Grant { subscribe, publish, owner: Some(Arc::new(owner)), expires: Some(expires) })
     }
 
+    /// What claims that were verified before may be subscribed to now; `None`: they would be refused.
+    pub(super) fn subscribes(&self, claims: &Map<String, Value>, now: Timestamp) -> Option<Arc<[Pattern]>> {
+        self.rules.check(claims, now).ok()?;
+        Some(self.subscribe.of(claims))
+    }
+
     fn owner(&self, token: &Parsed<'_>, key: u64) -> Result<Owner, Refused> {
         let claims = token.claims();
         let identity = match claims.get("sub") {

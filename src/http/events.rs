@@ -20,7 +20,7 @@ use super::forwarded::client_address;
 use super::problem::Problem;
 use super::query::{Query, takes_only_streams};
 use super::{Peer, Policy, Rooms, origin_of};
-use crate::auth::{AuthError, Grant, NotGranted};
+use crate::auth::{AuthError, Grant, NotGranted, Wanted};
 use crate::event::Timestamp;
 use crate::frame::{self, Closing, Form};
 use crate::hub::Filter;
@@ -63,7 +63,7 @@ pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): E
         _ => return Problem::method(ALLOW).into_response(),
     }
     let metrics = &rooms.metrics;
-    match open(&rooms, &policy, &parts, body).await {
+    match open(&rooms, &parts, body).await {
         Ok(response) => response,
         Err(Refusal::Problem(problem, reason)) => {
             metrics.refused.refused(reason);
@@ -76,14 +76,31 @@ pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): E
     }
 }
 
-async fn open(rooms: &Rooms, policy: &Policy, parts: &Parts, body: Body) -> Result<Response, Refusal> {
-    let invalid = |problem| Refusal::Problem(problem, Refused::Invalid);
-    let forbidden = |problem| Refusal::Problem(problem, Refused::Forbidden);
+async fn open(rooms: &Rooms, parts: &Parts, body: Body) -> Result<Response, Refusal> {
     if !http_body::Body::is_end_stream(&body) {
         // hyper notices no disconnect while a body is unread, and an endless stream leaves no moment to read it.
-        return Err(invalid(Problem::unexpected_body()));
+        return Err(Refusal::Problem(Problem::unexpected_body(), Refused::Invalid));
     }
+    let mut present = rooms.policy.clone();
+    loop {
+        // What is being exchanged is waited for.
+        let settled = tokio::time::timeout(PATIENCE, present.wait_for(|current| current.settled)).await;
+        let Ok(Ok(policy)) = settled.map(|current| current.map(|current| current.policy.clone())) else {
+            return Err(Refusal::Later(Later::Unavailable));
+        };
+        let response = open_by(rooms, &policy, parts).await?;
+        // A grant of a policy that was exchanged meanwhile counts no more, and whoever exchanged it may not have seen the stream.
+        if Arc::ptr_eq(&policy, &present.borrow().policy) {
+            return Ok(response);
+        }
+    }
+}
+
+async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Response, Refusal> {
+    let invalid = |problem| Refusal::Problem(problem, Refused::Invalid);
+    let forbidden = |problem| Refusal::Problem(problem, Refused::Forbidden);
     let query = Query::read(parts.uri.query(), &parts.headers, &policy.limits, Timestamp::now()).map_err(invalid)?;
+    let named = query.wanted != Wanted::All;
     let grant = policy.subscriber(parts).await?;
     policy.origins.allow(&origin_of(parts), &parts.headers).map_err(forbidden)?;
     let patterns = grant.subscription(query.wanted).map_err(|NotGranted(pattern)| {
@@ -105,6 +122,7 @@ async fn open(rooms: &Rooms, policy: &Policy, parts: &Parts, body: Body) -> Resu
     let connection = parts.extensions.get::<Peer>().map_or(0, |peer| peer.connection);
     let handover = (rooms.open)(crate::stream::Request {
         filter: Arc::new(Filter::new(patterns, form)),
+        named,
         begin: query.begin,
         expires: grant.expires,
         owner: grant.owner.clone(),

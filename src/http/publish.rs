@@ -3,6 +3,7 @@
 //! The token counts in the header only: with a cookie any page could publish in its visitor's name.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::body::Body;
@@ -15,7 +16,7 @@ use percent_encoding::percent_decode_str;
 
 use super::events::{LATER, Later, PATIENCE, preflight};
 use super::problem::Problem;
-use super::{Policy, Rooms, origin_of};
+use super::{Inbox, Policy, Rooms, origin_of};
 use crate::auth::{AuthError, Grant};
 use crate::metrics::Published;
 use crate::source::http::PublishError;
@@ -23,6 +24,10 @@ use crate::subject::Subject;
 use crate::support::backoff::jittered;
 
 const ALLOW: &str = "POST, OPTIONS";
+
+/// How often, and at which interval, is looked for the source that takes the place of one that has ended.
+const EXCHANGING: usize = 100;
+const LOOK: Duration = Duration::from_millis(20);
 
 type Refusal = (Problem, Published);
 
@@ -54,7 +59,7 @@ async fn publish(rooms: &Rooms, policy: &Policy, parts: &http::request::Parts, b
         return Err((Problem::not_found(detail), Published::Unknown));
     };
     let payload = read(policy, inbox.max_payload, &parts.headers, body).await?;
-    let id = inbox.handle.publish(subject, payload).await.map_err(|error| {
+    let id = hand_in(rooms, inbox, subject, payload).await.map_err(|error| {
         let wait = jittered(policy.retry, LATER);
         let problem = match error {
             PublishError::Overloaded => Problem::unavailable("more messages come in than can be taken", wait),
@@ -67,6 +72,18 @@ async fn publish(rooms: &Rooms, policy: &Policy, parts: &http::request::Parts, b
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
+}
+
+/// Hands a message in. A source that is just being exchanged for another is waited for.
+async fn hand_in(rooms: &Rooms, mut inbox: Inbox, subject: Subject, payload: Bytes) -> Result<Arc<str>, PublishError> {
+    for _ in 0..EXCHANGING {
+        match inbox.handle.publish(subject.clone(), payload.clone()).await {
+            Err(PublishError::Closed) if !rooms.draining.is_cancelled() => tokio::time::sleep(LOOK).await,
+            done => return done,
+        }
+        inbox = (rooms.inbox)(&subject).ok_or(PublishError::Closed)?;
+    }
+    Err(PublishError::Closed)
 }
 
 impl Policy {

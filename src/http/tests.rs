@@ -57,7 +57,7 @@ impl Face {
         let open = opened.clone();
         let policy = Policy::new(settings, Arc::new(auth), Duration::from_secs(3));
         let rooms = Rooms {
-            policy: Arc::new(ArcSwap::from_pointee(policy)),
+            policy: watch::Sender::new(Current { policy: Arc::new(policy), settled: true }).subscribe(),
             pool: pool.clone(),
             metrics: metrics.clone(),
             inbox: {

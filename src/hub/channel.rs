@@ -187,6 +187,8 @@ pub(super) struct Log {
     form: Form,
     /// The offset of the first entry.
     start: u64,
+    /// What is before this offset is not to be read any more. It still says which ids there were.
+    cut: u64,
     entries: VecDeque<Encoded>,
     /// For each framing the piece that was joined last: all members at the same offset share it.
     joined: [Option<Piece>; FRAMINGS],
@@ -196,7 +198,7 @@ pub(super) struct Log {
 
 impl Log {
     fn new(form: Form) -> Self {
-        Self { form, start: 0, entries: VecDeque::new(), joined: Default::default(), wakers: Slab::new(), waiting: 0 }
+        Self { form, start: 0, cut: 0, entries: VecDeque::new(), joined: Default::default(), wakers: Slab::new(), waiting: 0 }
     }
 
     /// Appends an entry, and moves the waiting wakers out: they are to be called when no lock is held.
@@ -214,6 +216,17 @@ impl Log {
         }
     }
 
+    /// Who has not read all of it yet resumes from the windows.
+    pub(super) fn cut(&mut self) {
+        self.cut = self.end();
+        self.forget();
+    }
+
+    /// Whether all that read it by wakers have read all of it.
+    pub(super) fn is_read(&self) -> bool {
+        self.waiting == self.wakers.len()
+    }
+
     pub(super) fn end(&self) -> u64 {
         self.start + self.entries.len() as u64
     }
@@ -223,8 +236,10 @@ impl Log {
         if offset >= end {
             return Read::AtEnd;
         }
-        let Some(at) = offset.checked_sub(self.start) else { return Read::Lagged };
-        let at = at as usize;
+        if offset < self.start.max(self.cut) {
+            return Read::Lagged;
+        }
+        let at = (offset - self.start) as usize;
         if let Some(joined) = &mut self.joined[F::SLOT]
             && joined.from == offset
             && (joined.to == end || joined.bytes.len() >= ENOUGH)
@@ -253,6 +268,9 @@ impl Log {
 
     /// Everything from `offset` on; `None` if some of it was dropped.
     fn range(&self, offset: u64) -> Option<impl Iterator<Item = &Encoded>> {
+        if offset < self.cut && offset < self.end() {
+            return None;
+        }
         let at = usize::try_from(offset.checked_sub(self.start)?).ok()?;
         Some(self.entries.range(at.min(self.entries.len())..))
     }

@@ -121,6 +121,13 @@ impl State {
         self.sources.get_mut(key.slot()).filter(|source| source.info.key == key)
     }
 
+    /// Cuts the logs that may hold events of a source.
+    fn cut(&mut self, source: SourceKey) {
+        let Some(of) = self.source(source) else { return };
+        let concerned = self.channels.iter().filter(|(_, slot)| of.concerns(slot.channel.filter()));
+        concerned.for_each(|(_, slot)| slot.channel.lock().cut());
+    }
+
     /// How often sources were added or removed.
     #[must_use]
     pub fn version(&self) -> u64 {
@@ -208,17 +215,24 @@ impl Hub {
 
     /// Puts a source in another's place, whose supervisor has ended, with a window of its own. Where both are durable and the
     /// other was live, live streams go on where that one stood: from the point that is returned the new one has to be read.
-    /// `None`: there is nothing to go on from.
+    /// `None`: there is nothing to go on from. `rerouted`: no event of the other is read any more, not even by streams that
+    /// are a moment behind.
     pub fn replace(
         &self,
         old: SourceKey,
         spec: SourceSpec,
+        rerouted: bool,
         now: Timestamp,
         register: impl FnOnce(SourceKey),
     ) -> (SourceKey, Option<Point>) {
         let mut publisher = self.publisher.lock();
         let p = &mut *publisher;
         let mut state = self.state.lock();
+        // Whoever has got the last event of a volatile source has lost nothing.
+        let last = state.source(old).map_or(0, |of| of.window().last());
+        if rerouted {
+            state.cut(old);
+        }
         let gone = p.remove(&mut state, old);
         let mut window = Window::default();
         let mut point = None;
@@ -231,7 +245,9 @@ impl Hub {
                 p.cursor.durable.retain(|(of, _)| *of != tag);
             }
         }
-        if !spec.durable || point.is_some() {
+        if !spec.durable {
+            window.clear(last, now);
+        } else if point.is_some() {
             window.clear(p.seq, now);
         }
         if let Some(Point::At(position)) = point {

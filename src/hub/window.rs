@@ -155,6 +155,12 @@ impl Window {
         self.floor_time
     }
 
+    /// The sequence of the last entry that there was; 0 if there was none.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.entries.back().map_or(self.floor, |entry| entry.seq)
+    }
+
     /// Where the source's log stands at the end.
     #[must_use]
     pub fn head(&self) -> Option<Position> {

@@ -204,3 +204,22 @@ async fn under_a_race_no_cap_is_ever_exceeded() {
         assert!(state.identities.counts.is_empty() && state.addresses.counts.is_empty());
     }
 }
+
+#[tokio::test]
+async fn other_caps_hold_at_once_and_let_those_in_who_wait() {
+    let pool = Pool::new(Settings { wait: Duration::from_secs(60), ..config(1) });
+    let first = here(&pool, None).await.expect("a slot");
+    let (waiting, ()) = tokio::join!(here(&pool, None), async {
+        while queued(&pool) == 0 {
+            tokio::task::yield_now().await;
+        }
+        pool.configure(config(2));
+    });
+    let second = waiting.expect("a slot");
+    pool.configure(config(1));
+    assert_eq!((pool.taken(), pool.max()), (2, 1));
+    drop(first);
+    assert_eq!(here(&pool, None).await.expect_err("still full"), Refusal::Full);
+    drop(second);
+    assert!(here(&pool, None).await.is_ok());
+}

@@ -90,7 +90,7 @@ impl Bridge {
             let log = history::Log::of(&handle, adapter.clone(), MAX_PAYLOAD);
             let key = streams.add(stream::Source { name: name(source), router: router.clone(), log }, Timestamp::now());
             keys.push(key);
-            let inner = Intake { source: key, router, hub: hub.clone(), counts: Arc::<Counts>::default() };
+            let inner = Intake::new(key, router, hub.clone(), Arc::<Counts>::default());
             let intake = Arc::new(Witness { inner, broker: broker.clone(), slot, source, epoch });
             let warm_up = source::Start::Recent { age: bounds.age, bytes: bounds.window as u64 };
             let supervisor = Supervisor { adapter, intake, handle, warm_up, max_payload: MAX_PAYLOAD };
@@ -131,7 +131,7 @@ impl Bridge {
         let patterns = opening.patterns.iter().map(|pattern| pattern.parse().expect("a pattern")).collect();
         let filter = Arc::new(Filter::new(patterns, if opening.json { Form::Json } else { Form::Routed }));
         let permit = Box::new(());
-        let request = Request { filter, begin, expires: opening.expires, owner: None, connection: 0, permit };
+        let request = Request { filter, named: true, begin, expires: opening.expires, owner: None, connection: 0, permit };
         self.streams.open(request, Timestamp::now())
     }
 

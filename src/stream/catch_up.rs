@@ -221,6 +221,20 @@ impl CatchUp {
         }
     }
 
+    /// It is sent something else from now on.
+    pub(super) fn follow(&mut self, filter: Arc<Filter>) {
+        if *self.filter == *filter {
+            return;
+        }
+        self.filter = filter;
+        // What is read of a log may have been chosen by the filter. The newest of each subject are not read twice.
+        if let Task::History(Reading { source, .. }) = self.task
+            && self.point(source) != Some(Point::Last)
+        {
+            self.end_history(source);
+        }
+    }
+
     /// The last id that was written.
     pub(super) fn last_id(&self) -> &[u8] {
         &self.client.last_id

@@ -11,6 +11,7 @@ use slab::Slab;
 use crate::auth::{Authenticator, Criteria, Owner};
 use crate::event::Timestamp;
 use crate::frame::Closing;
+use crate::hub::Filter;
 use crate::support::backoff::jittered;
 
 /// When a stream ends at the latest, and why.
@@ -33,6 +34,10 @@ pub struct StreamId {
 pub trait Driver: Send + Sync {
     /// The stream, which the driver calls `member`, ends then. Must not block.
     fn end(&self, member: u32, stream: StreamId, end: End);
+
+    /// The stream has another filter from now on: see [`Stream::follow`](super::Stream::follow) and
+    /// [`Live::is_moved`](super::Live::is_moved). Must not block.
+    fn moved(&self, member: u32, stream: StreamId);
 }
 
 /// Which streams are meant.
@@ -51,11 +56,15 @@ pub enum Selection<'a> {
     LostKey(&'a Authenticator),
     /// Those on this connection.
     Connection(u32),
+    /// This one.
+    One(StreamId),
 }
 
 /// A stream that is open. Kept small: there is one for every subscriber.
 struct Open {
     owner: Option<Arc<Owner>>,
+    /// What it is to be sent.
+    filter: Arc<Filter>,
     driver: Option<Arc<dyn Driver>>,
     /// Its place in the pool, given back when the stream ends.
     _permit: Box<dyn Send + Sync>,
@@ -66,10 +75,12 @@ struct Open {
     member: u32,
     connection: u32,
     serial: u32,
+    /// Whether its client named its patterns.
+    named: bool,
 }
 
 impl Open {
-    fn is_of(&self, selection: Selection<'_>) -> bool {
+    fn is_of(&self, key: usize, selection: Selection<'_>) -> bool {
         let owner = self.owner.as_deref();
         match selection {
             Selection::All => true,
@@ -78,6 +89,7 @@ impl Open {
             Selection::Revoked(criteria) => owner.is_some_and(|owner| criteria.cover(owner)),
             Selection::LostKey(authenticator) => owner.is_some_and(|owner| authenticator.lost_key(owner)),
             Selection::Connection(connection) => self.connection == connection,
+            Selection::One(stream) => key == stream.key as usize && self.serial == stream.serial,
         }
     }
 
@@ -112,19 +124,29 @@ struct State {
 /// What is said of a stream when it is opened.
 pub(super) struct Entry {
     pub(super) owner: Option<Arc<Owner>>,
+    pub(super) filter: Arc<Filter>,
+    pub(super) named: bool,
     pub(super) permit: Box<dyn Send + Sync>,
     pub(super) expires: Option<Timestamp>,
     pub(super) connection: u32,
 }
 
+/// Whose a stream is, and what it is sent.
+pub(super) struct Granted {
+    pub(super) stream: StreamId,
+    pub(super) owner: Option<Arc<Owner>>,
+    pub(super) filter: Arc<Filter>,
+    pub(super) named: bool,
+}
+
 impl Registry {
     pub(super) fn insert(&self, entry: Entry, now: Timestamp) -> StreamId {
-        let Entry { owner, permit, expires, connection } = entry;
+        let Entry { owner, filter, named, permit, expires, connection } = entry;
         let mut state = self.state.lock();
         state.serial = state.serial.wrapping_add(1);
         let serial = state.serial;
         let (end_at, end_reason) = (expires.unwrap_or_default(), expires.map(|_| Closing::Expired));
-        let mut open = Open { owner, driver: None, _permit: permit, end_at, end_reason, member: 0, connection, serial };
+        let mut open = Open { owner, filter, driver: None, _permit: permit, end_at, end_reason, member: 0, connection, serial, named };
         if let Some(within) = state.draining {
             open.end_by(sometime(Closing::Draining, now, within));
         }
@@ -146,6 +168,32 @@ impl Registry {
     /// When a stream ends, as far as that is known.
     pub(super) fn end_of(&self, stream: StreamId) -> Option<End> {
         self.state.lock().streams.get(stream.key as usize)?.end()
+    }
+
+    /// What a stream is to be sent.
+    pub(super) fn filter_of(&self, stream: StreamId) -> Option<Arc<Filter>> {
+        Some(self.state.lock().streams.get(stream.key as usize)?.filter.clone())
+    }
+
+    /// All that is needed to see whether streams may go on.
+    pub(super) fn granted(&self) -> Vec<Granted> {
+        let granted = |(key, open): (usize, &Open)| Granted {
+            stream: StreamId { key: key as u32, serial: open.serial },
+            owner: open.owner.clone(),
+            filter: open.filter.clone(),
+            named: open.named,
+        };
+        self.state.lock().streams.iter().map(granted).collect()
+    }
+
+    /// A stream, if it is still there, is to be sent something else.
+    pub(super) fn refilter(&self, stream: StreamId, filter: Arc<Filter>) {
+        let mut state = self.state.lock();
+        let Some(open) = state.streams.get_mut(stream.key as usize).filter(|open| open.serial == stream.serial) else { return };
+        open.filter = filter;
+        if let Some(driver) = &open.driver {
+            driver.moved(open.member, stream);
+        }
     }
 
     /// Says who moves a stream from now on, and returns when it ends: an order that was given meanwhile is not lost.
@@ -171,7 +219,7 @@ impl Registry {
             state.draining = Some(within);
         }
         let mut count = 0;
-        for (key, open) in state.streams.iter_mut().filter(|(_, open)| open.is_of(selection)) {
+        for (key, open) in state.streams.iter_mut().filter(|(key, open)| open.is_of(*key, selection)) {
             count += 1;
             let end = sometime(reason, now, within);
             if open.end_by(end)
@@ -191,6 +239,7 @@ fn sometime(reason: Closing, now: Timestamp, within: Duration) -> End {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::Form;
 
     #[derive(Default)]
     struct Told(Mutex<Vec<(u32, Closing)>>);
@@ -199,11 +248,14 @@ mod tests {
         fn end(&self, member: u32, _: StreamId, end: End) {
             self.0.lock().push((member, end.reason));
         }
+
+        fn moved(&self, _: u32, _: StreamId) {}
     }
 
     fn entry(identity: &str, token: &str, connection: u32) -> Entry {
         let owner = Owner { identity: Some(identity.into()), token_id: Some(token.into()), ..Owner::default() };
-        Entry { owner: Some(Arc::new(owner)), permit: Box::new(()), expires: None, connection }
+        let filter = Arc::new(Filter::new(Vec::new(), Form::Routed));
+        Entry { owner: Some(Arc::new(owner)), filter, named: true, permit: Box::new(()), expires: None, connection }
     }
 
     #[test]
@@ -244,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_stream_takes_no_more_than_64_bytes() {
-        assert_eq!(size_of::<Open>(), 64);
+    fn an_open_stream_takes_no_more_than_72_bytes() {
+        assert_eq!(size_of::<Open>(), 72);
     }
 }

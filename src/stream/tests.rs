@@ -60,7 +60,7 @@ fn histories(readers: usize) -> Histories {
 /// A client that wants this pattern from now on.
 pub(crate) fn request(pattern: &str) -> Request {
     let filter = Arc::new(Filter::new(vec![pattern.parse().unwrap()], Form::Routed));
-    Request { filter, begin: Begin::Now, expires: None, owner: None, connection: 0, permit: Box::new(()) }
+    Request { filter, named: true, begin: Begin::Now, expires: None, owner: None, connection: 0, permit: Box::new(()) }
 }
 
 /// One message: its number in its generation of the log, and its subject.
@@ -549,7 +549,7 @@ fn a_changed_volatile_source_is_a_gap_for_whom_lost_its_window_and_none_for_live
     let mut stream = streams.open(request(">"), now);
     sent(&mut stream, now);
     let (live, _) = stream.into_live().unwrap();
-    let (new, point) = streams.replace(old, source("core", volatile(">")), now);
+    let (new, point) = streams.replace(old, source("core", volatile(">")), false, now);
     assert_eq!(point, None);
     hub.publish(new, &mut vec![named("core.3", None)], now);
     let (text, after) = rest(&live);
@@ -589,7 +589,7 @@ fn a_changed_durable_source_goes_on_where_it_stood_and_its_readers_behind_it_too
     let mut behind = streams.open(Request { begin: begin(1), ..request(">") }, now);
     sent(&mut behind, now);
     let Step::Wait { history: Some(first), .. } = behind.step(now) else { panic!("it reads the log") };
-    let (new, point) = streams.replace(old, source("log", Arc::new(KeepsLast)), now);
+    let (new, point) = streams.replace(old, source("log", Arc::new(KeepsLast)), false, now);
     assert_eq!(point, Some(Point::At(Position::unverified(5))));
     assert!(streams.histories().reader(first, history::Asker::default()).is_none(), "the old log is read on");
     // What was read through the old routes is not sent.
@@ -817,4 +817,63 @@ async fn whatever_happens_every_ledger_comes_out_right() {
     for seed in 0..seeds {
         simulate(seed).await;
     }
+}
+
+#[test]
+fn nobody_who_is_a_moment_behind_gets_events_of_routes_that_were_changed() {
+    let (hub, streams, now) = bare();
+    let old = streams.add(source("core", volatile(">")), now);
+    let stay = streams.add(source("stay", volatile(">")), now);
+    hub.publish(old, &mut vec![named("core.1", None)], now);
+    let opened = || {
+        let mut stream = streams.open(request(">"), now);
+        sent(&mut stream, now);
+        stream.into_live().unwrap()
+    };
+    // One is behind by an event of the source, and one has it all, but for another source's.
+    let behind = opened();
+    hub.publish(old, &mut vec![named("core.2", None)], now);
+    let ahead = opened();
+    hub.publish(stay, &mut vec![named("stay.1", None)], now);
+    streams.replace(old, source("core", volatile(">")), true, now);
+    for ((live, id), gaps) in [(behind, 1), (ahead, 0)] {
+        assert!(matches!(live.channel().read_from::<crate::transport::framing::Plain>(live.offset), crate::hub::Read::Lagged));
+        assert!(live.channel().entries_from(live.offset).is_none());
+        let mut stream = live.resume(id.as_bytes(), now);
+        let text = sent(&mut stream, now);
+        assert!(text.contains("stay.1") && !text.contains("core.2") && text.matches("\"restart\"").count() == gaps, "{text}");
+        assert!(stream.into_live().is_ok());
+    }
+}
+
+#[test]
+fn streams_that_named_no_patterns_follow_their_grant_and_others_only_end() {
+    let (hub, streams, now) = bare();
+    let core = streams.add(source("core", volatile(">")), now);
+    let opened = |pattern: &str, named: bool| {
+        let mut stream = streams.open(Request { named, ..request(pattern) }, now);
+        sent(&mut stream, now);
+        stream.into_live().unwrap().0
+    };
+    let (all, picky, other) = (opened("a.>", false), opened("a.>", true), opened("b.>", true));
+    let mut behind = streams.open(Request { named: false, begin: Begin::At(Point::Earliest), ..request("a.>") }, now);
+    let granted = |patterns: &[&str]| -> Arc<[Pattern]> { patterns.iter().map(|pattern| pattern.parse().unwrap()).collect() };
+    let wide = granted(&["a.>", "b.>"]);
+    assert_eq!((streams.narrow(|_| wide.clone(), now), streams.widen(|_| wide.clone())), (0, 2));
+    assert!(all.is_moved() && !picky.is_moved() && !other.is_moved());
+    // Where it stood, it goes on with more.
+    let id = all.last_id().unwrap();
+    hub.publish(core, &mut vec![named("a.1", None), named("b.1", None)], now);
+    let mut stream = all.resume(&id, now);
+    let text = sent(&mut stream, now);
+    assert!(text.contains("a.1") && text.contains("b.1") && !text.contains("gap"), "{text}");
+    behind.follow();
+    let text = sent(&mut behind, now);
+    assert!(text.contains("a.1") && text.contains("b.1"), "{text}");
+    let all = stream.into_live().unwrap().0;
+    assert!(!all.is_moved());
+    let narrow = granted(&["b.>"]);
+    assert_eq!((streams.narrow(|_| narrow.clone(), now), streams.widen(|_| narrow.clone())), (3, 0));
+    let ended = |live: &Live| live.end().map(|end| end.reason);
+    assert_eq!((ended(&all), ended(&picky), ended(&other)), (Some(Closing::Revoked), Some(Closing::Revoked), None));
 }

@@ -4,6 +4,7 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -42,7 +43,10 @@ pub(super) enum Next {
 impl Behind {
     pub(super) fn new(stream: Stream) -> Self {
         let ends = Ends::of(&stream);
-        Self { stream, reader: None, items: Vec::new(), ends }
+        let mut this = Self { stream, reader: None, items: Vec::new(), ends };
+        // What was ordered before there was a driver.
+        this.stream.follow();
+        this
     }
 
     /// Ends a stream that nothing can be sent any more.
@@ -52,12 +56,15 @@ impl Behind {
 
     /// Waits for what comes next.
     pub(super) async fn next(mut self) -> Next {
-        let moved = {
+        let moved = loop {
             let Self { stream, reader, items, ends } = &mut self;
             tokio::select! {
                 biased;
-                reason = ends.wait() => Err(reason),
-                moved = advance(stream, reader, items) => moved.map_err(|Unavailable| Closing::Unavailable),
+                order = ends.wait() => match order {
+                    Order::End(reason) => break Err(reason),
+                    Order::Follow => stream.follow(),
+                },
+                moved = advance(stream, reader, items) => break moved.map_err(|Unavailable| Closing::Unavailable),
             }
         };
         match moved {
@@ -116,6 +123,14 @@ async fn read(reader: &mut Option<Reader>, items: &mut Vec<Item>, request: Optio
     }
 }
 
+/// What a task is told of the stream that it moves.
+pub(super) enum Order {
+    /// It ends now.
+    End(Closing),
+    /// It is to be sent something else.
+    Follow,
+}
+
 /// When a stream ends that a task moves.
 pub(super) struct Ends {
     news: Arc<News>,
@@ -127,12 +142,18 @@ pub(super) struct Ends {
 #[derive(Default)]
 struct News {
     end: Mutex<Option<End>>,
+    moved: AtomicBool,
     waker: AtomicWaker,
 }
 
 impl Driver for News {
     fn end(&self, _: u32, _: StreamId, end: End) {
         *self.end.lock() = Some(end);
+        self.waker.wake();
+    }
+
+    fn moved(&self, _: u32, _: StreamId) {
+        self.moved.store(true, Ordering::Release);
         self.waker.wake();
     }
 }
@@ -144,13 +165,16 @@ impl Ends {
         Self { news, end, sleep: None }
     }
 
-    async fn wait(&mut self) -> Closing {
+    async fn wait(&mut self) -> Order {
         poll_fn(|cx| self.poll(cx)).await
     }
 
-    /// Whether the stream ends now, and why.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Closing> {
+    /// Whether there is an order for the stream.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Order> {
         self.news.waker.register(cx.waker());
+        if self.news.moved.load(Ordering::Acquire) && self.news.moved.swap(false, Ordering::AcqRel) {
+            return Poll::Ready(Order::Follow);
+        }
         if let Some(end) = self.news.end.lock().take() {
             self.end = Some(end);
             self.sleep = None;
@@ -159,7 +183,7 @@ impl Ends {
         loop {
             let left = at.since(Timestamp::now());
             if left.is_zero() {
-                return Poll::Ready(reason);
+                return Poll::Ready(Order::End(reason));
             }
             let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep(left.min(LONGEST))));
             std::task::ready!(sleep.as_mut().poll(cx));

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::Frame;
 
-use super::behind::{Behind, Ends, Next};
+use super::behind::{Behind, Ends, Next, Order};
 use super::framing::Plain;
 use crate::event::Timestamp;
 use crate::hub::{Read, WakerSeat};
@@ -39,8 +39,8 @@ enum Turn {
     Send(Bytes),
     /// Nothing follows.
     Last(Bytes),
-    /// It has fallen out of its channel's log.
-    Lagged,
+    /// It has fallen out of its channel's log, or is to be sent something else.
+    Resume,
 }
 
 impl Body {
@@ -70,7 +70,7 @@ impl Body {
                 State::Live(seated) => match ready!(seated.poll(cx, &mut self.last_id)) {
                     Turn::Send(bytes) => return Poll::Ready(Some(bytes)),
                     Turn::Last(bytes) => return self.last(bytes),
-                    Turn::Lagged => self.resume(),
+                    Turn::Resume => self.resume(),
                 },
             }
         }
@@ -102,12 +102,15 @@ impl State {
 
 impl Seated {
     fn poll(&mut self, cx: &mut Context<'_>, last_id: &mut Vec<u8>) -> Poll<Turn> {
-        if let Poll::Ready(reason) = self.ends.poll(cx) {
-            return Poll::Ready(Turn::Last(self.live.close(reason, Some(last_id))));
+        match self.ends.poll(cx) {
+            Poll::Ready(Order::End(reason)) => return Poll::Ready(Turn::Last(self.live.close(reason, Some(last_id)))),
+            Poll::Ready(Order::Follow) if self.live.is_moved() => return Poll::Ready(Turn::Resume),
+            Poll::Ready(Order::Follow) => cx.waker().wake_by_ref(),
+            Poll::Pending => {}
         }
         Poll::Ready(match self.waker.poll_read::<Plain>(self.live.offset, cx.waker()) {
             Read::AtEnd => return Poll::Pending,
-            Read::Lagged => Turn::Lagged,
+            Read::Lagged => Turn::Resume,
             Read::Piece(piece) => {
                 self.live.offset = piece.to;
                 if let Some(id) = piece.last_id() {

@@ -3,7 +3,8 @@
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Bridge, eventually};
+use crate::support::sse::Parser;
+use crate::support::{Bridge, Item, Nats, Raw, Sse, eventually};
 
 /// Without the watcher, so that only what the test asks for happens.
 fn still(rest: &str) -> String {
@@ -34,7 +35,8 @@ async fn post_reload_applies_what_has_changed_and_names_what_needs_a_restart() {
 sources: { a: { http: { subjects: [a.>] } }, c: { http: { subjects: [c.>], } } }
 subscribers: { max: 2 }
 server: { cors: { origins: ['https://app.example.com'] }, heartbeat: 14s }
-log: { format: json }
+log: { format: json, filter: debug }
+window: { bytes: 2MiB }
 ";
     bridge.configure(&still(more));
     let (status, body) = reload(&bridge).await;
@@ -48,6 +50,7 @@ log: { format: json }
     assert_eq!(bridge.metric("brokercast_subscribers_max", &[]).await, 2.0);
     let answer = bridge.get("/").header("Origin", "https://app.example.com").send().await.unwrap();
     assert_eq!(answer.headers()["access-control-allow-origin"], "https://app.example.com");
+    assert!(bridge.log().contains("\"level\":\"DEBUG\""), "{}", bridge.log());
     let _second = bridge.subscribe("").await;
     assert_eq!(bridge.events("").send().await.unwrap().status(), 503);
 
@@ -139,4 +142,245 @@ async fn changed_files_and_exchanged_links_are_noticed() {
     std::fs::rename(at("v2/other"), at("v2/bridge.yaml")).unwrap();
     bridge.source_is("c", "up").await;
     assert_eq!(bridge.metric("brokercast_reloads_total", &["applied"]).await, 2.0);
+}
+
+#[tokio::test]
+async fn changed_routes_lose_nothing_and_leak_nothing() {
+    let config = |routes: &str| {
+        still(&format!("sources: {{ a: {{ http: {{ subjects: [a.>] }} }}, b: {{ http: {{ subjects: [b.>] }} }} }}\nroutes: [{routes}]"))
+    };
+    let bridge = Bridge::start(&config("")).await;
+    let mut sse = Sse::open(bridge.events("")).await;
+    let start = sse.id().await;
+    bridge.publish("a.secret", "1").await;
+    bridge.publish("b.1", "1").await;
+    let id = sse.events(2).await.pop().unwrap().id;
+    apply(&bridge, &config("{ match: { subject: a.secret }, drop: true }, { match: { subject: 'a.*' }, subject: 'n.{1}' }")).await;
+    bridge.publish("a.secret", "2").await;
+    bridge.publish("a.1", "3").await;
+    assert_eq!(sse.event().await.subject(), "n.1");
+    // Who had all of the old window has lost nothing. Who had not gets a gap in its place. The other source is as it was.
+    assert_eq!(bridge.resume("", &id).await.event().await.subject(), "n.1");
+    let mut resumed = bridge.resume("", &start).await;
+    let gap = resumed.event().await;
+    assert_eq!((gap.reason().as_str(), &gap.json()["source"]), ("restart", &json!("a")));
+    let mut all = Sse::open(bridge.events("since=all")).await;
+    for sse in [&mut resumed, &mut all] {
+        assert_eq!([sse.event().await.subject(), sse.event().await.subject()], ["b.1", "n.1"]);
+    }
+}
+
+#[tokio::test]
+async fn streams_follow_their_grants_and_end_with_them() {
+    let config = |grants: &str, anonymous: &str| {
+        let jwt = crate::support::token::jwt();
+        format!(
+            "reload: {{ watch: false }}\nauth:\n  anonymous: {{ subscribe: [{anonymous}], publish: ['>'] }}\n  grants: {{ subscribe: [{grants}] }}\n{jwt}\
+             sources: {{ a: {{ http: {{ subjects: ['>'] }} }} }}"
+        )
+    };
+    let bridge = Bridge::start(&config("'user.{sub}.>'", "'open.>'")).await;
+    let token = crate::support::token::mint(json!({ "sub": "alice" }));
+    let open = async |query: &str, token: Option<&str>| {
+        let request = bridge.events(query);
+        let mut sse = Sse::open(if let Some(token) = token { request.bearer_auth(token) } else { request }).await;
+        sse.id().await;
+        sse
+    };
+    let (mut anonymous, mut own) = (open("", None).await, open("", Some(&token)).await);
+    let (mut named, mut other) = (open("subject=user.alice.>", Some(&token)).await, open("subject=open.1", Some(&token)).await);
+    // Wider: those that named nothing get more, without a gap, and publishing goes on all the while.
+    apply(&bridge, &config("'user.{sub}.>', 'team.>'", "'open.>', 'news.>'")).await;
+    for subject in ["team.1", "news.1", "user.alice.1", "open.1"] {
+        bridge.publish(subject, "1").await;
+    }
+    let subjects =
+        async |sse: &mut Sse, count: usize| sse.events(count).await.iter().map(crate::support::sse::Event::subject).collect::<Vec<_>>();
+    assert_eq!(subjects(&mut anonymous, 2).await, ["news.1", "open.1"]);
+    assert_eq!(subjects(&mut own, 4).await, ["team.1", "news.1", "user.alice.1", "open.1"]);
+    assert_eq!((subjects(&mut named, 1).await, subjects(&mut other, 1).await), (vec!["user.alice.1".into()], vec!["open.1".into()]));
+    // Narrower: what is no longer covered ends, and nothing else.
+    apply(&bridge, &config("'team.>'", "'open.>'")).await;
+    for sse in [&mut anonymous, &mut own, &mut named] {
+        let end = sse.event().await;
+        assert_eq!((end.name.as_str(), end.reason().as_str()), ("brokercast.closing", "revoked"));
+        assert_eq!(sse.next().await, None);
+    }
+    bridge.publish("open.1", "2").await;
+    assert_eq!(subjects(&mut other, 1).await, ["open.1"]);
+    assert_eq!(bridge.events("subject=user.alice.>").bearer_auth(&token).send().await.unwrap().status(), 403);
+}
+
+/// A configuration that differs from round to round: routes, a source's settings, a source that comes and goes, grants.
+fn round(n: usize) -> String {
+    let route = if n.is_multiple_of(2) { "" } else { "{ match: { source: a, subject: never }, drop: true }" };
+    let payload = if n % 4 < 2 { "1MiB" } else { "2MiB" };
+    let third = if n.is_multiple_of(3) { ", c: { http: { subjects: [c.>] } }" } else { "" };
+    still(&format!(
+        "sources: {{ a: {{ http: {{ subjects: [a.>, never] }} }}, b: {{ max_payload: {payload}, http: {{ subjects: [b.>] }} }}{third} }}\n\
+         routes: [{route}]\nsubscribers: {{ max: {} }}",
+        20_000 + n
+    ))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_streams_lose_nothing_over_twenty_reloads() {
+    let bridge = std::sync::Arc::new(Bridge::start(&round(0)).await);
+    let mut streams = tokio::task::JoinSet::new();
+    for _ in 0..1000 {
+        let mut sse = bridge.subscribe("subject=a.>&subject=b.>").await;
+        streams.spawn(async move {
+            // The numbers of each of the two sources, up to its last.
+            let mut seen: [Vec<u64>; 2] = Default::default();
+            while seen.iter().any(|numbers| numbers.last() != Some(&u64::MAX)) {
+                let event = sse.event().await;
+                assert!(!event.is_control(), "{event:?}");
+                seen[usize::from(event.subject().starts_with('b'))].push(event.payload().as_u64().unwrap());
+            }
+            seen
+        });
+    }
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writers = ["a.x", "b.x"].map(|subject| {
+        let (bridge, stop) = (bridge.clone(), stop.clone());
+        tokio::spawn(async move {
+            let mut count = 0_u64;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                bridge.publish(subject, count.to_string()).await;
+                count += 1;
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            bridge.publish(subject, u64::MAX.to_string()).await;
+            count
+        })
+    });
+    for n in 1..=20 {
+        apply(&bridge, &round(n)).await;
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    for (at, writer) in writers.into_iter().enumerate() {
+        let count = writer.await.unwrap();
+        assert!(count > 0);
+        let expected: Vec<u64> = (0..count).chain([u64::MAX]).collect();
+        // Each stream is looked at once for both writers.
+        if at == 0 {
+            continue;
+        }
+        while let Some(seen) = streams.join_next().await {
+            let [a, b] = seen.unwrap();
+            assert_eq!(b, expected);
+            assert!(a.windows(2).all(|two| two[1] == two[0] + 1 || two[1] == u64::MAX) && a[0] == 0, "{a:?}");
+        }
+    }
+    assert_eq!(bridge.metric("brokercast_source_gaps_total", &[]).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_storm_of_reloads_leaves_nothing_behind() {
+    let bridge = Bridge::start(&round(0)).await;
+    let mut sse = bridge.subscribe("subject=a.>&subject=b.>").await;
+    let descriptors = || bridge.process().descriptors();
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", bridge.process().pid().as_raw_nonzero())).unwrap().count();
+    for n in 1..20 {
+        apply(&bridge, &round(n)).await;
+    }
+    let (open, memory) = (descriptors(), bridge.process().memory());
+    for n in 20..=219 {
+        apply(&bridge, &round(n)).await;
+        if n.is_multiple_of(20) {
+            bridge.publish("a.1", n.to_string()).await;
+            bridge.publish("b.1", n.to_string()).await;
+            assert_eq!(sse.payloads(2).await, [json!(n), json!(n)]);
+        }
+    }
+    assert!(descriptors() <= open + 4, "{open} descriptors became {}", descriptors());
+    assert!(threads() < 64, "{} threads", threads());
+    let grown = bridge.process().memory().saturating_sub(memory);
+    assert!(grown < 16 << 20, "memory grew by {grown} bytes");
+    let sources: Value = bridge.http.get(bridge.admin_url("/sources")).send().await.unwrap().json().await.unwrap();
+    assert_eq!(sources["sources"].as_object().unwrap().keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert_eq!(bridge.metric("brokercast_channels", &[]).await, 1.0);
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_of_old_routes_only_what_its_socket_holds() {
+    let config = |routes: &str| still(&format!("sources: {{ a: {{ http: {{ subjects: [a.>] }} }} }}\nroutes: [{routes}]"));
+    let bridge = Bridge::start(&config("")).await;
+    let mut slow = Raw::connect_narrow(&bridge.address()).await;
+    slow.send(format!("GET /events HTTP/1.1\r\nHost: {}\r\n\r\n", bridge.address())).await;
+    slow.head().await;
+    // Less than what a channel's log keeps.
+    let count = 100;
+    for _ in 0..count {
+        bridge.publish("a.secret", format!("\"{}\"", "x".repeat(60_000))).await;
+    }
+    apply(&bridge, &config("{ match: { subject: a.secret }, drop: true }")).await;
+    bridge.publish("a.end", "1").await;
+    let (mut parser, mut seen, mut gaps) = (Parser::default(), 0, Vec::new());
+    'reading: loop {
+        let chunk = slow.chunk().await;
+        assert!(!chunk.is_empty(), "the stream ended");
+        parser.feed(&chunk);
+        while let Some(item) = parser.items.pop_front() {
+            match item {
+                Item::Event(event) if event.is_control() => gaps.push(event.reason()),
+                Item::Event(event) if event.subject() == "a.end" => break 'reading,
+                Item::Event(_) => seen += 1,
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(gaps, ["restart"]);
+    assert!(seen < count / 2, "{seen} events of {count}");
+}
+
+#[tokio::test]
+async fn a_durable_source_is_read_again_through_the_new_routes() {
+    let nats = Nats::start().await;
+    let context = nats.jetstream().await;
+    let stream = async_nats::jetstream::stream::Config { name: "LOG".into(), subjects: vec!["log.>".into()], ..Default::default() };
+    context.create_stream(stream).await.unwrap();
+    let publish = async |subject: &str| drop(context.publish(subject.to_owned(), "1".into()).await.unwrap().await.unwrap());
+    let config = |routes: &str| {
+        let jetstream = format!("{{ servers: ['{}'], subjects: [log.>], jetstream: {{ stream: LOG }} }}", nats.url());
+        still(&format!("sources: {{ log: {{ nats: {jetstream} }} }}\nroutes: [{routes}]"))
+    };
+    let bridge = Bridge::start(&config("")).await;
+    let mut sse = Sse::open(bridge.events("")).await;
+    let start = sse.id().await;
+    publish("log.secret").await;
+    publish("log.1").await;
+    assert_eq!([sse.event().await.subject(), sse.event().await.subject()], ["log.secret", "log.1"]);
+    apply(&bridge, &config("{ match: { subject: log.secret }, drop: true }, { match: { subject: 'log.*' }, subject: 'n.{1}' }")).await;
+    publish("log.2").await;
+    // Who is live goes on, and who comes back reads the log anew: nobody gets a gap.
+    assert_eq!(sse.event().await.subject(), "n.2");
+    let mut resumed = bridge.resume("", &start).await;
+    assert_eq!([resumed.event().await.subject(), resumed.event().await.subject()], ["n.1", "n.2"]);
+    assert_eq!(bridge.metric("brokercast_source_reconnects_total", &[]).await, 0.0, "its connection stays");
+}
+
+#[tokio::test]
+async fn a_file_that_the_configuration_names_is_read_again_when_it_changes() {
+    let config = |more: &str| {
+        format!(
+            "auth: {{ anonymous: {{ publish: ['>'] }}, jwt: {{ keys: [{{ algorithms: [HS256], secret_file: secret }}] }} }}\n\
+             sources: {{ a: {{ http: {{ subjects: [a.>] }} }} }}\n{more}"
+        )
+    };
+    let builder = Bridge::builder(&config(""));
+    let secret = builder.folder().join("secret");
+    std::fs::write(&secret, crate::support::token::SECRET).unwrap();
+    let bridge = builder.start().await;
+    let other = "another secret of the tests, which has 32 bytes too";
+    let header = jsonwebtoken::Header::new(jsonwebtoken::Algorithm::HS256);
+    let token = crate::support::token::mint_with(&header, other, json!({ "subjects": ["a.>"] }));
+    let status = async || bridge.events("").bearer_auth(&token).send().await.unwrap().status().as_u16();
+    assert_eq!(status().await, 401);
+    std::fs::write(&secret, other).unwrap();
+    eventually("the new key to be used", async || (status().await == 200).then_some(())).await;
+    // What cannot be a key is refused, and the one before it stays.
+    std::fs::write(&secret, "short").unwrap();
+    eventually("the bad key to be refused", async || bridge.log().contains("configuration refused").then_some(())).await;
+    assert_eq!(status().await, 200);
 }

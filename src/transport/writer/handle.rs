@@ -23,12 +23,14 @@ pub(super) struct Orders<S> {
     pub(super) new: Vec<New<S>>,
     /// Members whose streams end earlier than they were to.
     pub(super) ends: Vec<(u32, StreamId, End)>,
+    /// Members that are to be sent something else.
+    pub(super) moved: Vec<(u32, StreamId)>,
     pub(super) stop: bool,
 }
 
 impl<S> Default for Orders<S> {
     fn default() -> Self {
-        Self { new: Vec::new(), ends: Vec::new(), stop: false }
+        Self { new: Vec::new(), ends: Vec::new(), moved: Vec::new(), stop: false }
     }
 }
 
@@ -45,6 +47,11 @@ pub(crate) struct New<S> {
 impl<S: Send> Driver for Handle<S> {
     fn end(&self, member: u32, stream: StreamId, end: End) {
         self.orders.lock().ends.push((member, stream, end));
+        self.listener.order();
+    }
+
+    fn moved(&self, member: u32, stream: StreamId) {
+        self.orders.lock().moved.push((member, stream));
         self.listener.order();
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct Member<S> {
     /// When its stream ends, in microseconds since 1970; `u64::MAX`: not known yet.
     pub(super) ends: u64,
     pub(super) blocked: Option<Box<Blocked>>,
+    /// It is given back as soon as its socket has taken what it waits with.
+    pub(super) moved: bool,
 }
 
 /// What a full socket waits with.
@@ -82,7 +84,7 @@ impl<S> Members<S> {
         let index = group.members.len() as u32;
         let entry = self.members.vacant_entry();
         group.members.push(entry.key() as u32);
-        entry.insert(Member { socket, live, index, ignored: ignored as u32, ends, blocked: None })
+        entry.insert(Member { socket, live, index, ignored: ignored as u32, ends, blocked: None, moved: false })
     }
 
     /// Removes a member. The last of its group takes its index; a round under way does not leave that one out.

@@ -108,6 +108,9 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
             for (key, stream, end) in orders.ends {
                 self.end_at(key, stream, end);
             }
+            for (key, stream) in orders.moved {
+                self.follow(key, stream, now);
+            }
         }
         self.write_round(now);
         if self.deadline.is_some_and(|deadline| deadline <= now.system) {
@@ -132,7 +135,8 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
         let member = self.members.add(socket, live, read_ahead, ends);
         // Only now: what is published from here on is kept for the loop. What was published since the stream became live may be
         // gone from the log: then its id says where to resume.
-        if !member.live.channel().is_end(member.live.offset) {
+        member.moved = member.live.is_moved();
+        if member.moved || !member.live.channel().is_end(member.live.offset) {
             let id = Bytes::copy_from_slice(id.as_bytes());
             member.blocked = Some(Box::new(Blocked { rest: Bytes::new(), since: now.monotonic, then: Then::Live { id } }));
         }
@@ -144,6 +148,19 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
         if let Some(member) = self.members.get_mut(key).filter(|member| member.live.id() == stream) {
             member.ends = end.at.as_micros();
             self.remind(end.at.as_micros());
+        }
+    }
+
+    /// A member is to be sent something else: it resumes with that behind all that it is sent here.
+    fn follow(&mut self, key: u32, stream: StreamId, now: Now) {
+        let is_it = |this: &mut Self| this.members.get_mut(key).is_some_and(|member| member.live.id() == stream);
+        if is_it(self) && self.members.get_mut(key).is_some_and(|member| member.blocked.is_none()) {
+            self.write_on(key, now);
+        }
+        let Some(member) = self.members.get_mut(key).filter(|member| member.live.id() == stream) else { return };
+        member.moved = true;
+        if member.blocked.is_none() {
+            self.give_back(key);
         }
     }
 
@@ -173,6 +190,9 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
     fn write_on(&mut self, key: u32, now: Now) {
         if !self.write_rest(key, now) {
             return;
+        }
+        if self.members.get_mut(key).is_some_and(|member| member.moved) {
+            return self.give_back(key);
         }
         loop {
             let Some(member) = self.members.get_mut(key) else { return };
@@ -250,10 +270,10 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
     /// A slow reader goes on like a client that reconnects.
     fn give_back(&mut self, key: u32) {
         let Some(member) = self.remove(key) else { return };
-        // Without an id nothing was ever sent to it: the window decides.
         let last_id = match member.blocked.map(|blocked| blocked.then) {
             Some(Then::Live { id }) => id.to_vec(),
-            _ => Vec::new(),
+            // Its log was cut, which still says the ids. Without an id nothing was ever sent to it: the window decides.
+            _ => member.live.last_id().unwrap_or_default().to_vec(),
         };
         self.io.give_back(Returned { socket: member.socket, live: member.live, last_id });
     }

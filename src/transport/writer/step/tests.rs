@@ -237,3 +237,41 @@ fn a_loop_that_is_stopped_ends() {
     world.handle.stop();
     assert_eq!(world.writer.turn(world.now), Next::Stop);
 }
+
+#[test]
+fn a_stream_that_is_to_be_sent_something_else_is_given_back_behind_what_its_socket_waits_with() {
+    let mut world = World::new(512, 0);
+    let wide: Arc<[_]> = [">".parse().unwrap()].into();
+    for blocked in [false, true] {
+        let wire = Arc::<Mutex<Wire>>::default();
+        let request = Request { named: false, ..request("a") };
+        let mut stream = world.streams.open(request, world.now.system);
+        while !matches!(stream.step(world.now.system), crate::stream::Step::Live) {}
+        let (live, id) = stream.into_live().unwrap();
+        world.handle.adopt(New { socket: FakeSocket(wire.clone()), live, id, read_ahead: 0 }).now_or_never();
+        world.writer.turn(world.now);
+        let key = *world.writer.io().watched.last().unwrap();
+        world.clients.insert(key, wire);
+        world.make_room(key, if blocked { 3 } else { 1 << 20 });
+        world.publish();
+        world.writer.turn(world.now);
+        assert_eq!(world.streams.widen(|_| wide.clone()), 1);
+        world.writer.turn(world.now);
+        if blocked {
+            assert!(world.writer.io().returned.is_empty());
+            // What follows is not written here any more.
+            world.publish();
+            world.make_room(key, 1 << 20);
+        }
+        let Returned { live, last_id, .. } = world.writer.io().returned.pop().expect("it was given back");
+        let expected = world.published - 1 - usize::from(blocked);
+        assert_eq!(world.data(key), [expected]);
+        let mut stream = live.resume(&last_id, world.now.system);
+        let text = match stream.step(world.now.system) {
+            crate::stream::Step::Send(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
+            _ => String::new(),
+        };
+        assert_eq!(text.matches("data: ").count(), usize::from(blocked), "{text}");
+        assert!(!text.contains("gap"), "{text}");
+    }
+}
