@@ -32,7 +32,7 @@ use issuer::{Denied, Issuer, union};
 #[cfg(test)]
 pub use keys::{Algorithm, KeyError};
 pub use revoked::{Criteria, Revocation, RevocationError, Revocations};
-use settings::Carriers;
+use settings::{Carriers, Lists};
 pub use settings::{Header, Issuer as IssuerSettings, Settings, Signer, token_bytes};
 pub use token::{Refused, mint};
 
@@ -95,6 +95,15 @@ impl Grant {
     pub fn permits_publish(&self, subject: &Subject) -> bool {
         self.publish.iter().any(|pattern| pattern.matches(subject.as_str()))
     }
+}
+
+/// A pattern of a grant, and the rule that gives it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ruled {
+    /// The pattern.
+    pub pattern: Pattern,
+    /// The rule's key path, or the claim.
+    pub rule: String,
 }
 
 /// What a client asks to see.
@@ -164,6 +173,8 @@ pub struct Authenticator {
     /// `None`: no token is taken.
     tokens: Option<Tokens>,
     anonymous: Grant,
+    /// The same as it was written.
+    open: Lists<Pattern>,
     revocations: Arc<Revocations>,
 }
 
@@ -184,9 +195,9 @@ impl Authenticator {
         let Settings { issuers, carriers, grants, anonymous, .. } = settings;
         let issuers: Vec<Issuer> = issuers.into_iter().map(|issuer| Issuer::new(issuer, &grants, &anonymous)).collect();
         let tokens = (!issuers.is_empty()).then(|| Tokens { issuers, attempts: watch::Sender::new(0), cache: Cache::default() });
-        let (subscribe, publish) = (union(anonymous.subscribe), union(anonymous.publish));
-        let anonymous = Grant { subscribe, publish, owner: None, expires: None };
-        Self { carriers, token_bytes, tokens, anonymous, revocations: Arc::default() }
+        let (subscribe, publish) = (union(anonymous.subscribe.clone()), union(anonymous.publish.clone()));
+        let grant = Grant { subscribe, publish, owner: None, expires: None };
+        Self { carriers, token_bytes, tokens, anonymous: grant, open: anonymous, revocations: Arc::default() }
     }
 
     /// Takes another one's place: keeps the key sets that it has fetched, where they are of the same place and for the same
@@ -283,6 +294,30 @@ impl Authenticator {
         let Some(tokens) = &self.tokens else { return };
         let attempted = || tokens.attempts.send_modify(|count| *count = count.wrapping_add(1));
         join_all(tokens.issuers.iter().map(|issuer| issuer.refresh(|| tokens.cache.clear(), attempted))).await;
+    }
+
+    /// What an owner's token grants, each pattern with the rule that gives it: for subscribing, and for publishing.
+    #[must_use]
+    pub fn explain(&self, owner: Option<&Owner>) -> (Vec<Ruled>, Vec<Ruled>) {
+        let of_token = |owner: &Owner| {
+            let claims = serde_json::from_slice(&owner.claims).ok()?;
+            Some(self.tokens.as_ref()?.issuer_of(&claims).ok()?.explain(&claims))
+        };
+        let (mut subscribe, mut publish) = owner.and_then(of_token).unwrap_or_default();
+        for (kind, ruled, open) in [("subscribe", &mut subscribe, &self.open.subscribe), ("publish", &mut publish, &self.open.publish)] {
+            let rule = |n| format!("auth.anonymous.{kind}[{n}]");
+            ruled.extend(open.iter().enumerate().map(|(n, pattern)| Ruled { pattern: pattern.clone(), rule: rule(n) }));
+        }
+        (subscribe, publish)
+    }
+
+    /// What a token grants, wherever it was found. Keys that are on their way are waited for, up to `patience`.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub async fn inspect(&self, token: &str, patience: Duration) -> Result<Grant, AuthError> {
+        let grant = || self.tokens.as_ref().ok_or(AuthError::Invalid(Refused::NoKeys))?.grant(token, Carrier::Header, Timestamp::now());
+        self.patiently(patience, grant).await
     }
 
     /// Whether the key that signed an owner's token counts no more.

@@ -36,6 +36,7 @@ mod origin;
 mod problem;
 mod publish;
 mod query;
+mod session;
 pub(crate) mod settings;
 mod stall;
 #[cfg(test)]
@@ -137,6 +138,7 @@ pub(crate) fn router(rooms: Rooms) -> Router {
     let shared = Arc::new(rooms);
     Router::new()
         .route("/events", any(events::answer))
+        .route("/session", any(session::answer))
         // What follows is read from the path itself: a subject may hold an escaped slash.
         .route("/publish/", any(publish::answer))
         .route("/publish/{*subject}", any(publish::answer))

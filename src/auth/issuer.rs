@@ -13,7 +13,7 @@ use super::jwks::{Hope, Remote};
 use super::settings::{self, Credential, Lists};
 use super::template::{self, Template};
 use super::token::{Parsed, Refused, Rules, numeric_date};
-use super::{Grant, Owner, keys};
+use super::{Grant, Owner, Ruled, keys};
 use crate::event::Timestamp;
 use crate::subject::{self, Pattern};
 
@@ -59,7 +59,8 @@ impl Ring {
 #[derive(Debug)]
 struct Permits {
     path: String,
-    templates: Vec<Template>,
+    /// Each with its key path.
+    templates: Vec<(String, Template)>,
     anonymous: Vec<Pattern>,
 }
 
@@ -69,9 +70,18 @@ impl Permits {
         if bad > 0 {
             tracing::warn!(claim = self.path, values = bad, "a token's claim has values that are not valid patterns: they permit nothing");
         }
-        patterns.extend(self.templates.iter().flat_map(|template| template.fill(claims)));
+        patterns.extend(self.templates.iter().flat_map(|(_, template)| template.fill(claims)));
         patterns.extend(self.anonymous.iter().cloned());
         union(patterns)
+    }
+
+    /// Each pattern with the rule that gives it, without those of anonymous access. A pattern may come more than once.
+    fn explain(&self, claims: &Map<String, Value>) -> Vec<Ruled> {
+        let ruled = |rule: &str, pattern: Pattern| Ruled { pattern, rule: rule.to_owned() };
+        let (claimed, _) = template::patterns(template::claim(claims, &self.path));
+        let rule = format!("claim `{}`", self.path);
+        let templates = self.templates.iter().flat_map(|(path, template)| template.fill(claims).into_iter().map(move |p| ruled(path, p)));
+        claimed.into_iter().map(|pattern| ruled(&rule, pattern)).chain(templates).collect()
     }
 }
 
@@ -91,11 +101,12 @@ pub(super) fn union(mut patterns: Vec<Pattern>) -> Arc<[Pattern]> {
 impl Issuer {
     /// Its tokens grant what its own templates say, those `of_all` issuers, and what is open to anybody.
     pub(super) fn new(settings: settings::Issuer, of_all: &Lists<Template>, anonymous: &Lists<Pattern>) -> Self {
-        let settings::Issuer { name, audiences, leeway, max_lifetime, keys, claims, grants, .. } = settings;
-        let permits = |path, own: Vec<Template>, of_all: &[Template], anonymous: &[Pattern]| Permits {
-            path,
-            templates: own.into_iter().chain(of_all.iter().cloned()).collect(),
-            anonymous: anonymous.to_vec(),
+        let settings::Issuer { path, name, audiences, leeway, max_lifetime, keys, claims, grants } = settings;
+        let permits = |claim, kind, own: &[Template], of_all: &[Template], anonymous: &[Pattern]| {
+            let placed = |path: &str, templates: &[Template]| -> Vec<(String, Template)> {
+                templates.iter().enumerate().map(|(n, template)| (format!("{path}.grants.{kind}[{n}]"), template.clone())).collect()
+            };
+            Permits { path: claim, templates: [placed(&path, own), placed("auth", of_all)].concat(), anonymous: anonymous.to_vec() }
         };
         let (mut fixed, mut remotes) = (Vec::new(), Vec::new());
         for key in keys {
@@ -108,8 +119,8 @@ impl Issuer {
         Self {
             name: name.map(Arc::from),
             rules: Rules { audiences, leeway, max_lifetime },
-            subscribe: permits(claims.subscribe, grants.subscribe, &of_all.subscribe, &anonymous.subscribe),
-            publish: permits(claims.publish, grants.publish, &of_all.publish, &anonymous.publish),
+            subscribe: permits(claims.subscribe, "subscribe", &grants.subscribe, &of_all.subscribe, &anonymous.subscribe),
+            publish: permits(claims.publish, "publish", &grants.publish, &of_all.publish, &anonymous.publish),
             ring: ArcSwap::from_pointee(Ring {
                 fixed: fixed.into(),
                 fetched: vec![None; remotes.len()],
@@ -206,6 +217,11 @@ impl Issuer {
         let issuer = self.name.clone().or_else(|| text("iss").map(Arc::from));
         let issued = numeric_date(claims, "iat")?;
         Ok(Owner { identity, token_id, issuer, session_id, issued, key, claims: token.payload().into() })
+    }
+
+    /// What claims grant, for subscribing and for publishing.
+    pub(super) fn explain(&self, claims: &Map<String, Value>) -> (Vec<Ruled>, Vec<Ruled>) {
+        (self.subscribe.explain(claims), self.publish.explain(claims))
     }
 
     /// Whether the key of a token that no key has signed may be on its way: its set was never loaded, or is being fetched

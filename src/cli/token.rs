@@ -7,10 +7,12 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{Error, load, print};
-use crate::auth::{self, IssuerSettings as Issuer, Signer};
+use crate::auth::{self, Authenticator, IssuerSettings as Issuer, Signer};
 use crate::event::Timestamp;
 use crate::settings::value::parse_duration;
 use crate::subject::Pattern;
+
+mod inspect;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -35,6 +37,9 @@ pub(super) struct Options {
     /// The `issuer` whose key is used, where there are several
     #[arg(long, value_name = "ISSUER")]
     issuer: Option<String>,
+    /// Say instead what this token grants, or why it is refused; `-` reads it from standard input
+    #[arg(long, value_name = "TOKEN", conflicts_with_all = ["subject", "subscribe", "publish", "claim", "key", "issuer"])]
+    inspect: Option<String>,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -48,6 +53,9 @@ fn claim(text: &str) -> Result<(String, Value), String> {
 
 pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error> {
     let settings = load(files)?.settings;
+    if let Some(token) = &options.inspect {
+        return inspect::run(Authenticator::new(settings.auth, settings.token_bytes), token);
+    }
     let (issuer, Signer { id, algorithm, secret }) = signer(&settings.auth.issuers, options.issuer.as_deref(), options.key.as_deref())?;
     let claims = claims(issuer, &options, Timestamp::now())?;
     let token = auth::mint(secret, *algorithm, &Value::Object(claims), id.as_deref());
@@ -138,6 +146,7 @@ mod tests {
             claim: claim.iter().map(|c| super::claim(c).unwrap()).collect(),
             key: None,
             issuer: None,
+            inspect: None,
         }
     }
 

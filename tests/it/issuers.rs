@@ -71,6 +71,61 @@ async fn a_header_that_a_proxy_sets_brings_tokens_that_never_publish() {
     assert_eq!(status(post().bearer_auth(&token)).await, 401);
 }
 
+#[tokio::test]
+async fn a_session_says_who_a_page_is_and_by_which_rule_it_sees_what() {
+    let bridge = Bridge::start(&config()).await;
+    let claims = json!({"iss": "two", "aud": "api", "sub": "ada", "scope": "orders.>", "publish": "in.x", "exp": now() + 600});
+    let token = mint_with(&Header::default(), OTHER, claims);
+    let get = |path: &str| bridge.get(path);
+    let answer = get("/session").header("Cookie", format!("brokercast={token}")).send().await.unwrap();
+    assert_eq!((answer.status().as_u16(), answer.headers()["cache-control"].to_str().unwrap()), (200, "no-store"));
+    let text = answer.text().await.unwrap();
+    assert!(!text.contains(token.rsplit('.').next().unwrap()));
+    let body: Value = serde_json::from_str(&text).unwrap();
+    let rules =
+        json!([{"pattern": "orders.>", "rule": "claim `scope`"}, {"pattern": "user.ada.>", "rule": "auth.issuers[0].grants.subscribe[0]"}]);
+    assert_eq!((&body["identity"], &body["subscribe"], &body["publish"]), (&json!("ada"), &rules, &json!([])), "{body}");
+    assert!(body["expires"].is_string());
+    let by_header: Value = get("/session").bearer_auth(&token).send().await.unwrap().json().await.unwrap();
+    assert_eq!(by_header["publish"], json!([{"pattern": "in.x", "rule": "claim `publish`"}]));
+    assert_eq!(get("/session").send().await.unwrap().status(), 401);
+    let foreign = get("/session").bearer_auth(&token).header("Origin", "https://evil.example");
+    assert_eq!(foreign.send().await.unwrap().status(), 403);
+    let open = Bridge::open().await;
+    let body: Value = open.get("/session").send().await.unwrap().json().await.unwrap();
+    assert_eq!((&body["identity"], &body["subscribe"][0]["rule"]), (&Value::Null, &json!("auth.anonymous.subscribe[0]")));
+}
+
+#[test]
+fn a_token_is_inspected_without_a_bridge() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.yaml");
+    std::fs::write(&file, config()).unwrap();
+    let inspect = |token: &str| {
+        let output = run(&["token", "--config", file.to_str().unwrap(), "--inspect", token]);
+        (output.status.code(), serde_json::from_slice::<Value>(&output.stdout).unwrap())
+    };
+    let claims = json!({"iss": "two", "aud": "api", "sub": "ada", "scope": "orders.>"});
+    let good = |exp| {
+        let mut claims = claims.clone();
+        claims["exp"] = json!(exp);
+        mint_with(&Header::default(), OTHER, claims)
+    };
+    let (code, said) = inspect(&good(now() + 600));
+    assert_eq!((code, &said["valid"], &said["claims"]["aud"]), (Some(0), &json!(true), &json!("api")), "{said}");
+    assert_eq!(said["subscribe"][1], json!({"pattern": "user.ada.>", "rule": "auth.issuers[0].grants.subscribe[0]"}));
+    for (token, reason) in [
+        (good(now() - 600), "it has expired"),
+        (good(now() + 7200), "its lifetime is longer"),
+        (mint_with(&Header::default(), SECRET, claims.clone()), "its signature is wrong"),
+        (mint(json!({"iss": "three"})), "its `iss` is not"),
+        ("x".to_owned(), "it is not a signed JWT"),
+    ] {
+        let (code, said) = inspect(&token);
+        assert!(code == Some(1) && said["reason"].as_str().unwrap().starts_with(reason), "{said}");
+    }
+}
+
 /// Answers requests by their path, until it is dropped with the test's runtime.
 async fn provider(answers: impl Fn(&str, &str) -> Value + Send + 'static) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,0 +1,54 @@
+//! `/session`: who a page is here, until when, and why it may see what it sees.
+//!
+//! Tells a token's bearer about this token: never the token itself, and nothing of the configuration but key paths.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::Request;
+use axum::response::{IntoResponse as _, Response};
+use http::request::Parts;
+use http::{Method, header};
+use serde_json::{Value, json};
+
+use super::events::{LATER, Later, PATIENCE, preflight};
+use super::problem::Problem;
+use super::{Policy, origin_of};
+use crate::auth::{AuthError, Ruled};
+use crate::support::backoff::jittered;
+
+const ALLOW: &str = "GET, HEAD, OPTIONS";
+
+pub(super) async fn answer(Extension(policy): Extension<Arc<Policy>>, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    match parts.method {
+        Method::GET | Method::HEAD => tell(&policy, &parts).await.unwrap_or_else(Problem::into_response),
+        Method::OPTIONS => preflight(&policy, &parts, ALLOW),
+        _ => Problem::method(ALLOW).into_response(),
+    }
+}
+
+async fn tell(policy: &Policy, parts: &Parts) -> Result<Response, Problem> {
+    let denied = |error: AuthError| match error {
+        AuthError::KeysNotLoaded => Later::Unavailable.problem(jittered(policy.retry, LATER)),
+        _ => Problem::denied(&error),
+    };
+    let grant = policy.auth.authenticate_within(&parts.headers, parts.uri.query(), PATIENCE).await.map_err(denied)?;
+    policy.origins.allow(&origin_of(parts), &parts.headers)?;
+    let (subscribe, publish) = policy.auth.explain(grant.owner.as_deref());
+    // Only the `Authorization` header publishes.
+    let publishes = policy.auth.authenticate_publisher(&parts.headers).is_ok();
+    let body = json!({
+        "identity": grant.identity(),
+        "expires": grant.expires,
+        "subscribe": listed(&subscribe),
+        "publish": listed(if publishes { &publish } else { &[] }),
+    });
+    let headers =
+        [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store"), (header::VARY, "Authorization, Cookie")];
+    Ok((headers, format!("{body}\n")).into_response())
+}
+
+fn listed(ruled: &[Ruled]) -> Value {
+    ruled.iter().map(|Ruled { pattern, rule }| json!({ "pattern": pattern.as_str(), "rule": rule })).collect()
+}
