@@ -289,6 +289,7 @@ impl Bridge {
             inbox: Box::new(move |subject| sources::inbox(&sources, subject)),
             draining: self.draining.clone(),
             open: Box::new(move |request| Handover::new(streams.open(request, Timestamp::now()))),
+            agents: http::Agents::default(),
         });
         let stalled = rooms.metrics.stalled.clone();
         let (tls, adopt) = (ports.tls.clone(), Some(rooms.adopt.clone()));
@@ -307,6 +308,7 @@ impl Bridge {
             readings: rooms.readings.clone(),
             draining: self.draining.clone(),
             reload,
+            streams: rooms.streams.clone(),
             revoking: admin::Revoking {
                 revocations: self.reloader.auth.borrow().revocations().clone(),
                 end: Box::new(move |criteria| {

@@ -44,6 +44,8 @@ pub enum Closing {
     Busy,
     /// The server is going down.
     Draining,
+    /// Somebody who runs the server has ended it.
+    Ended,
     /// The token has run out.
     Expired,
     /// The token was taken back.
@@ -56,7 +58,7 @@ pub enum Closing {
 
 impl Closing {
     /// All of them, for metrics.
-    pub const ALL: [Self; 6] = [Self::Busy, Self::Draining, Self::Expired, Self::Revoked, Self::Slow, Self::Unavailable];
+    pub const ALL: [Self; 7] = [Self::Busy, Self::Draining, Self::Ended, Self::Expired, Self::Revoked, Self::Slow, Self::Unavailable];
 
     /// The word in the control event.
     #[must_use]
@@ -64,6 +66,7 @@ impl Closing {
         match self {
             Self::Busy => "busy",
             Self::Draining => "draining",
+            Self::Ended => "ended",
             Self::Expired => "expired",
             Self::Revoked => "revoked",
             Self::Slow => "slow",

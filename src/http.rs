@@ -23,6 +23,7 @@ use crate::stream;
 use crate::subject::Subject;
 
 pub(crate) mod admin;
+mod agents;
 mod body;
 pub(crate) mod connection;
 mod dashboard;
@@ -46,6 +47,7 @@ pub(crate) mod tls;
 pub use listen::ListenError;
 pub(crate) use settings::{Limits, Settings};
 
+pub(crate) use agents::Agents;
 use connection::Peer;
 use dashboard::Dashboard;
 use files::Files;
@@ -77,6 +79,8 @@ pub(crate) struct Rooms {
     pub(crate) draining: CancellationToken,
     /// Opens a stream. Never waits.
     pub(crate) open: Box<dyn Fn(stream::Request) -> Handover + Send + Sync>,
+    /// What clients call themselves.
+    pub(crate) agents: Agents,
 }
 
 /// What the configuration says of requests. It is exchanged as a whole, and a request is answered by the one of its start.

@@ -205,6 +205,23 @@ impl Drop for Hold {
 }
 
 impl Hub {
+    /// Where whoever is at an offset of a filter's channel is: the last id, empty where it is not known any more, and the number
+    /// of entries that follow.
+    #[must_use]
+    pub fn place_in_channel(&self, filter: &Arc<Filter>, offset: u64) -> (Box<[u8]>, u64) {
+        let state = self.state.lock();
+        let channel = state.filters.get(filter).and_then(|key| state.channels.get(*key as usize)).map(|slot| &slot.channel);
+        let Some(log) = channel.map(|channel| channel.lock()) else { return Default::default() };
+        let behind = log.end().saturating_sub(offset);
+        let id = match log.id_before(offset) {
+            Some(id) => id[..].into(),
+            // Its channel was silent for long: it has all there is.
+            None if behind == 0 => state.id().as_bytes().into(),
+            None => Box::default(),
+        };
+        (id, behind)
+    }
+
     /// Without a source; `epoch` tells this process's sequence from another's.
     #[must_use]
     pub fn new(limits: Limits, epoch: u32) -> Arc<Self> {

@@ -30,11 +30,14 @@ mod registry;
 mod settings;
 #[cfg(test)]
 pub(crate) mod tests;
+mod visit;
 
 use catch_up::{CatchUp, Moved};
-pub use registry::{Driver, End, Selection, StreamId};
+pub use registry::{Driver, End, Selection, StreamId, Wanted};
 use registry::{Entry, Granted, Registry};
 pub use settings::Settings;
+pub use visit::Visitor;
+use visit::{Place, Visit};
 
 /// The reconnection time of clients whose history could not be read, before jitter.
 const UNAVAILABLE: Duration = Duration::from_secs(15);
@@ -64,6 +67,8 @@ pub struct Request {
     pub expires: Option<Timestamp>,
     /// Whose token it is.
     pub owner: Option<Arc<Owner>>,
+    /// Who asks, and how.
+    pub visitor: Visitor,
     /// The number of its connection.
     pub connection: u32,
     /// Its place in the pool, given back when the stream ends.
@@ -172,9 +177,9 @@ impl Streams {
     /// Opens a stream. Whatever the client asks for, the answer is in the stream.
     #[must_use]
     pub fn open(self: &Arc<Self>, request: Request, now: Timestamp) -> Stream {
-        let Request { filter, named, begin, expires, owner, connection, permit } = request;
-        let id = self.registry.insert(Entry { owner, filter: filter.clone(), named, permit, expires, connection }, now);
-        let lease = Lease { streams: self.clone(), id };
+        let Request { filter, named, begin, expires, owner, visitor, connection, permit } = request;
+        let entry = Entry { owner, visitor, filter: filter.clone(), named, permit, expires, connection };
+        let lease = Lease { streams: self.clone(), visit: self.registry.insert(entry, now) };
         Stream { lease, state: State::CatchingUp(Box::new(CatchUp::open(self.clone(), filter, begin, now))) }
     }
 
@@ -221,6 +226,32 @@ impl Streams {
         }
     }
 
+    /// Streams that are open, at most `limit` of them behind `after`, and the last of these if there are more.
+    #[must_use]
+    pub fn list(&self, wanted: &Wanted, after: Option<StreamId>, limit: usize) -> (Vec<Listed>, Option<StreamId>) {
+        let (found, more) = self.registry.list(wanted, after, limit);
+        let next = found.last().filter(|_| more).map(|found| found.stream);
+        let listed = found.into_iter().map(|found| {
+            let (position, behind) = match found.visit.place() {
+                Place::Behind(id) => (id, None),
+                Place::Live(offset) => {
+                    let (id, behind) = self.hub.place_in_channel(&found.filter, offset);
+                    (id, Some(behind))
+                }
+            };
+            let (events, bytes) = found.visit.sent();
+            let (owner, visitor, since) = (found.visit.owner.clone(), found.visit.visitor.clone(), found.visit.since);
+            let position = String::from_utf8_lossy(&position).into_owned();
+            Listed { id: found.stream, owner, visitor, filter: found.filter, since, position, behind, events, bytes, end: found.end }
+        });
+        (listed.collect(), next)
+    }
+
+    /// Ends streams that are open. Returns how many.
+    pub fn end_listed(&self, wanted: &Wanted, now: Timestamp) -> usize {
+        self.registry.end(Selection::Listed(wanted), Closing::Ended, now, Duration::ZERO)
+    }
+
     /// Streams that are open.
     #[must_use]
     pub fn opened(&self) -> usize {
@@ -261,15 +292,40 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// An open stream, as it is listed.
+#[derive(Debug)]
+pub struct Listed {
+    /// What tells it from all others.
+    pub id: StreamId,
+    /// Whose token it is.
+    pub owner: Option<Arc<Owner>>,
+    /// Who reads it.
+    pub visitor: Visitor,
+    /// What it is sent.
+    pub filter: Arc<Filter>,
+    /// When it was opened.
+    pub since: Timestamp,
+    /// The last id that it was sent; empty where it was sent none.
+    pub position: String,
+    /// Events, gaps and heartbeats that it is still to be sent; `None`: it catches up.
+    pub behind: Option<u64>,
+    /// Events that it was sent.
+    pub events: u64,
+    /// Bytes that it was sent, as they are framed.
+    pub bytes: u64,
+    /// When it ends, as far as that is known.
+    pub end: Option<End>,
+}
+
 /// A stream's place in the registry: dropping it is the only way out.
 struct Lease {
     streams: Arc<Streams>,
-    id: StreamId,
+    visit: Arc<Visit>,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.streams.registry.remove(self.id);
+        self.streams.registry.remove(self.visit.id);
     }
 }
 
@@ -306,7 +362,7 @@ enum State {
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = if matches!(self.state, State::Live(..)) { "live" } else { "catching up" };
-        f.debug_struct("Stream").field("id", &self.lease.id).field("state", &state).finish()
+        f.debug_struct("Stream").field("id", &self.lease.visit.id).field("state", &state).finish()
     }
 }
 
@@ -319,13 +375,13 @@ impl Stream {
 
     /// Says who moves it from now on; returns when it ends, as far as that is known by now.
     pub fn drive(&self, driver: Arc<dyn Driver>, member: u32) -> Option<End> {
-        self.lease.streams.registry.drive(self.lease.id, driver, member)
+        self.lease.streams.registry.drive(self.lease.visit.id, driver, member)
     }
 
     /// While it catches up, it is sent from now on what it is to be sent by now. One that is live has to resume.
     pub fn follow(&mut self) {
         if let State::CatchingUp(catch_up) = &mut self.state
-            && let Some(filter) = self.lease.streams.registry.filter_of(self.lease.id)
+            && let Some(filter) = self.lease.streams.registry.filter_of(self.lease.visit.id)
         {
             catch_up.follow(filter);
         }
@@ -334,9 +390,18 @@ impl Stream {
     /// What to do next.
     pub fn step(&mut self, now: Timestamp) -> Step {
         let State::CatchingUp(catch_up) = &mut self.state else { return Step::Live };
+        let before = catch_up.events();
         match catch_up.step(now) {
-            Moved::Step(step) => step,
+            Moved::Step(step) => {
+                if let Step::Send(bytes) = &step {
+                    let visit = &self.lease.visit;
+                    visit.sent_behind(catch_up.events() - before, bytes.len() as u64, catch_up.last_id());
+                }
+                step
+            }
             Moved::Live(seat, offset, id, bytes) => {
+                self.lease.visit.sent_behind(catch_up.events() - before, bytes.len() as u64, id.as_bytes());
+                self.lease.visit.live(offset);
                 self.state = State::Live(seat, offset, id);
                 if bytes.is_empty() { Step::Live } else { Step::Send(bytes) }
             }
@@ -347,9 +412,9 @@ impl Stream {
     #[must_use]
     pub fn reader(&self, request: history::Request) -> Option<history::Reader> {
         let wanted = if let State::CatchingUp(catch_up) = &self.state { catch_up.wanted(request.source) } else { None };
-        let owner = self.lease.streams.registry.owner_of(self.lease.id);
+        let owner = self.lease.visit.owner.as_ref();
         let mut hasher = DefaultHasher::new();
-        owner.and_then(|owner| owner.identity.clone()).hash(&mut hasher);
+        owner.and_then(|owner| owner.identity.as_ref()).hash(&mut hasher);
         let asker = history::Asker { identity: hasher.finish(), wanted: wanted.map(Into::into) };
         self.lease.streams.histories.reader(request, asker)
     }
@@ -401,7 +466,7 @@ pub struct Live {
 
 impl fmt::Debug for Live {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Live").field("id", &self.lease.id).field("offset", &self.offset).finish_non_exhaustive()
+        f.debug_struct("Live").field("id", &self.lease.visit.id).field("offset", &self.offset).finish_non_exhaustive()
     }
 }
 
@@ -415,24 +480,30 @@ impl Live {
     /// What tells it from all others.
     #[must_use]
     pub fn id(&self) -> StreamId {
-        self.lease.id
+        self.lease.visit.id
+    }
+
+    /// It was sent so much of its channel's log, and is at this offset now.
+    pub fn advance(&mut self, offset: u64, events: u64, bytes: u64) {
+        self.offset = offset;
+        self.lease.visit.sent_live(events, bytes, offset);
     }
 
     /// See [`Stream::drive`].
     pub fn drive(&self, driver: Arc<dyn Driver>, member: u32) -> Option<End> {
-        self.lease.streams.registry.drive(self.lease.id, driver, member)
+        self.lease.streams.registry.drive(self.lease.visit.id, driver, member)
     }
 
     /// When it ends and why, as far as that is known by now.
     #[must_use]
     pub fn end(&self) -> Option<End> {
-        self.lease.streams.registry.end_of(self.lease.id)
+        self.lease.streams.registry.end_of(self.lease.visit.id)
     }
 
     /// Whether it is to be sent something else by now than its channel has: then it has to [`resume`](Self::resume).
     #[must_use]
     pub fn is_moved(&self) -> bool {
-        self.lease.streams.registry.filter_of(self.lease.id).is_some_and(|filter| filter != *self.channel().filter())
+        self.lease.streams.registry.filter_of(self.lease.visit.id).is_some_and(|filter| filter != *self.channel().filter())
     }
 
     /// The id of what stands before its offset, as far as that can still be said.
@@ -456,11 +527,12 @@ impl Live {
     /// Appends the text of what its channel's log still holds for it. Returns the last id in that.
     fn write_rest(&mut self, out: &mut Vec<u8>) -> Option<Bytes> {
         let rest = self.channel().entries_from(self.offset)?;
-        self.offset += rest.len() as u64;
-        let form = self.channel().filter().form();
+        let (form, before) = (self.channel().filter().form(), out.len());
         for entry in &rest {
             out.extend_from_slice(&entry.bytes()[entry.text(form)]);
         }
+        let events = rest.iter().filter(|entry| entry.subject().is_some()).count() as u64;
+        self.advance(self.offset + rest.len() as u64, events, (out.len() - before) as u64);
         rest.iter().rev().find_map(|entry| Some(entry.bytes().slice(entry.id_range(form)?)))
     }
 
@@ -487,7 +559,7 @@ impl Live {
         let at_end = self.id_at_end();
         let last_id = at_end.as_deref().map_or(last_id, str::as_bytes);
         let Self { seat, lease, .. } = self;
-        let filter = lease.streams.registry.filter_of(lease.id).unwrap_or_else(|| seat.channel().filter().clone());
+        let filter = lease.streams.registry.filter_of(lease.visit.id).unwrap_or_else(|| seat.channel().filter().clone());
         let id = std::str::from_utf8(last_id).ok();
         let begin = id.and_then(|id| Cursor::from_id(id).ok()).map_or(Begin::Unreadable, Begin::After);
         let catch_up = CatchUp::resume(lease.streams.clone(), filter, begin, now);

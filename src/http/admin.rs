@@ -1,4 +1,5 @@
-//! The admin listener: liveness, readiness, metrics, the state of the sources, reading the configuration again, and revocations.
+//! The admin listener: liveness, readiness, metrics, the state of the sources, who is there, reading the configuration again,
+//! and revocations.
 //!
 //! Knows sources by their handles only. Meant for the machine's own network: what names clients or changes something is
 //! answered beyond it only with a token or a client's certificate.
@@ -19,10 +20,12 @@ use super::problem::Problem;
 use crate::metrics::{self, Metrics, Readings};
 use crate::settings::SettingsError;
 use crate::source;
+use crate::stream::Streams;
 use crate::subject::Pattern;
 
 mod access;
 mod revocations;
+mod streams;
 
 pub(crate) use access::Access;
 use access::Matter;
@@ -39,6 +42,7 @@ pub(crate) struct Rooms {
     /// Reads the configuration again.
     pub(crate) reload: Arc<Reload>,
     pub(crate) revoking: Revoking,
+    pub(crate) streams: Arc<Streams>,
 }
 
 /// Reads the configuration again: which keys need a restart, or what is wrong with it. `None`: the process is about to end.
@@ -91,6 +95,9 @@ async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
     if Revoking::rest(request.uri.path()).is_some() {
         return rooms.revoking.answer(Request::from_parts(request, body)).await.unwrap_or_else(Problem::into_response);
     }
+    if request.uri.path() == "/streams" {
+        return streams::answer(&rooms.streams, &request).unwrap_or_else(Problem::into_response);
+    }
     if request.uri.path() == "/reload" {
         return rooms.reload(&request.method).await.unwrap_or_else(Problem::into_response);
     }
@@ -112,7 +119,9 @@ async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
             Ok(text) => (StatusCode::OK, metrics::CONTENT_TYPE, text),
             Err(_) => return Problem::internal().into_response(),
         },
-        _ => return Problem::not_found("there are /livez, /readyz, /metrics, /sources, /revocations and /reload").into_response(),
+        _ => {
+            return Problem::not_found("there are /livez, /readyz, /metrics, /sources, /streams, /revocations and /reload").into_response();
+        }
     };
     respond(&request.method, status, kind, text)
 }

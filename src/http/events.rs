@@ -14,7 +14,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 
 use super::forwarded::client_address;
 use super::problem::Problem;
@@ -26,6 +26,7 @@ use crate::frame::{self, Closing, Form};
 use crate::hub::Filter;
 use crate::metrics::Refused;
 use crate::pool;
+use crate::stream::Visitor;
 use crate::support::backoff::jittered;
 
 /// Without a charset: a widely used proxy breaks on one, and the standard has only UTF-8.
@@ -126,6 +127,7 @@ async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Respon
         begin: query.begin,
         expires: grant.expires,
         owner: grant.owner.clone(),
+        visitor: Visitor { address, user_agent: rooms.agents.of(&parts.headers), transport: transport(parts.version) },
         connection,
         permit: Box::new(permit),
     });
@@ -140,6 +142,15 @@ fn denied(error: AuthError) -> Refusal {
         AuthError::KeysNotLoaded => Refusal::Later(Later::Unavailable),
         AuthError::Malformed(_) => Refusal::Problem(Problem::denied(&error), Refused::Invalid),
         AuthError::Missing | AuthError::Invalid(_) => Refusal::Problem(Problem::denied(&error), Refused::Unauthorized),
+    }
+}
+
+/// The version of HTTP, as it is listed.
+fn transport(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "http/2",
+        Version::HTTP_11 => "http/1.1",
+        _ => "http/1.0",
     }
 }
 

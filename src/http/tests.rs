@@ -69,6 +69,7 @@ impl Face {
                 open.lock().push(opening);
                 Handover::gone()
             }),
+            agents: Agents::default(),
         };
         Self { router: router(rooms), opened, draining, pool, metrics, inbox, _folder: folder }
     }

@@ -275,7 +275,7 @@ impl Log {
         Some(self.entries.range(at.min(self.entries.len())..))
     }
 
-    fn id_before(&self, offset: u64) -> Option<Bytes> {
+    pub(super) fn id_before(&self, offset: u64) -> Option<Bytes> {
         let count = usize::try_from(offset.checked_sub(self.start)?).ok()?.min(self.entries.len());
         self.entries.range(..count).rev().find_map(|entry| Some(entry.bytes().slice(entry.id_range(self.form)?)))
     }

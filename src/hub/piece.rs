@@ -32,6 +32,8 @@ pub struct Piece {
     pub to: u64,
     /// The log holds more behind it.
     pub more: bool,
+    /// Events among its entries: neither gaps nor heartbeats.
+    pub events: u64,
     entries: Entries,
 }
 
@@ -49,6 +51,8 @@ struct Part {
     /// Where its id begins. The length is 0 where it has no id.
     id: u32,
     id_length: u16,
+    /// It is an event.
+    event: bool,
 }
 
 /// Where a socket stopped in a piece.
@@ -56,6 +60,8 @@ struct Part {
 pub struct Stop {
     /// Entries that the socket took bytes of; at least one.
     pub entries: u64,
+    /// Events among them.
+    pub events: u64,
     /// What it has not taken of the last of them.
     pub rest: Range<usize>,
     /// The last id in these entries.
@@ -66,9 +72,10 @@ impl Part {
     fn new<F: Framing>(entry: &Encoded, form: Form, begin: usize) -> Self {
         let range = F::range(entry, form);
         let end = (begin + range.len()) as u32;
+        let event = entry.subject().is_some();
         match entry.id_range(form) {
-            Some(id) => Self { end, id: (begin + id.start - range.start) as u32, id_length: id.len() as u16 },
-            None => Self { end, id: 0, id_length: 0 },
+            Some(id) => Self { end, id: (begin + id.start - range.start) as u32, id_length: id.len() as u16, event },
+            None => Self { end, id: 0, id_length: 0, event },
         }
     }
 
@@ -78,11 +85,16 @@ impl Part {
     }
 }
 
+fn events_in(parts: &[Part]) -> u64 {
+    parts.iter().filter(|part| part.event).count() as u64
+}
+
 impl Piece {
     pub(super) fn single<F: Framing>(entry: &Encoded, form: Form, from: u64, end: u64) -> Self {
         let bytes = entry.bytes().slice(F::range(entry, form));
-        let entries = Entries::One(Part::new::<F>(entry, form, 0));
-        Self { bytes, from, to: from + 1, more: from + 1 < end, entries }
+        let part = Part::new::<F>(entry, form, 0);
+        let (events, entries) = (u64::from(part.event), Entries::One(part));
+        Self { bytes, from, to: from + 1, more: from + 1 < end, events, entries }
     }
 
     pub(super) fn join<'a, F: Framing>(
@@ -99,8 +111,9 @@ impl Piece {
             bytes.extend_from_slice(&entry.bytes()[F::range(entry, form)]);
             part
         });
-        let entries = Entries::Several(parts.collect());
-        Self { bytes: bytes.freeze(), from, to, more: to < end, entries }
+        let parts: Arc<[Part]> = parts.collect();
+        let (events, entries) = (events_in(&parts), Entries::Several(parts));
+        Self { bytes: bytes.freeze(), from, to, more: to < end, events, entries }
     }
 
     /// The last id in it.
@@ -117,7 +130,7 @@ impl Piece {
         let count = parts.partition_point(|part| (part.end as usize) < taken).min(parts.len() - 1) + 1;
         let touched = &parts[..count];
         let rest = taken..touched[count - 1].end as usize;
-        Stop { entries: count as u64, rest, id: touched.iter().rev().find_map(Part::id) }
+        Stop { entries: count as u64, events: events_in(touched), rest, id: touched.iter().rev().find_map(Part::id) }
     }
 
     fn parts(&self) -> &[Part] {

@@ -27,7 +27,7 @@ use crate::hub::{Filter, Hub, Limits};
 use crate::route::{Router, Rule};
 use crate::source::supervisor::Supervisor;
 use crate::source::{self, Adapter, Handle, Item};
-use crate::stream::{self, Begin, Request, Selection, Stream, Streams};
+use crate::stream::{self, Begin, Request, Selection, Stream, Streams, Visitor};
 use crate::transport::body::Body;
 use crate::{route, settings};
 
@@ -131,7 +131,16 @@ impl Bridge {
         let patterns = opening.patterns.iter().map(|pattern| pattern.parse().expect("a pattern")).collect();
         let filter = Arc::new(Filter::new(patterns, if opening.json { Form::Json } else { Form::Routed }));
         let permit = Box::new(());
-        let request = Request { filter, named: true, begin, expires: opening.expires, owner: None, connection: 0, permit };
+        let request = Request {
+            filter,
+            named: true,
+            begin,
+            expires: opening.expires,
+            owner: None,
+            visitor: Visitor::unknown(),
+            connection: 0,
+            permit,
+        };
         self.streams.open(request, Timestamp::now())
     }
 

@@ -88,6 +88,8 @@ struct Client {
     /// The id that was written last.
     last_id: Vec<u8>,
     scratch: Vec<u8>,
+    /// Events that were written for it.
+    events: u64,
 }
 
 /// An entry of a window that the client has come to.
@@ -196,7 +198,7 @@ impl CatchUp {
         }
         let volatile = fresh.then(|| state.seq());
         drop(state);
-        let client = Client { at, last_id: Vec::new(), scratch: Vec::new() };
+        let client = Client { at, last_id: Vec::new(), scratch: Vec::new(), events: 0 };
         let next_beat = now.after(streams.settings.heartbeat);
         let (covered, at_tail, from_log, task) =
             (vec![0; tracks.len()], vec![false; tracks.len()], vec![false; tracks.len()], Task::Nothing);
@@ -238,6 +240,11 @@ impl CatchUp {
     /// The last id that was written.
     pub(super) fn last_id(&self) -> &[u8] {
         &self.client.last_id
+    }
+
+    /// Events that were written for the client.
+    pub(super) fn events(&self) -> u64 {
+        self.client.events
     }
 
     /// What comes next.
@@ -449,6 +456,7 @@ impl CatchUp {
                 self.client.move_to(tag, position.map_or(Point::Earliest, Point::At));
             }
             if let Some(encoded) = encoded {
+                self.client.events += u64::from(encoded.subject().is_some());
                 self.client.write_id(&mut self.out);
                 self.out.extend_from_slice(encoded.body(self.filter.form()));
             }

@@ -2,16 +2,19 @@
 //!
 //! Knows neither what a stream sends nor how a transport moves it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use slab::Slab;
 
+use super::visit::{Visit, Visitor};
 use crate::auth::{Authenticator, Criteria, Owner};
 use crate::event::Timestamp;
 use crate::frame::Closing;
 use crate::hub::Filter;
+use crate::subject::Pattern;
 use crate::support::backoff::jittered;
 
 /// When a stream ends at the latest, and why.
@@ -58,11 +61,40 @@ pub enum Selection<'a> {
     Connection(u32),
     /// This one.
     One(StreamId),
+    /// Those of a list.
+    Listed(&'a Wanted),
+}
+
+/// Which open streams are listed: those that meet all that is set.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// This one.
+    pub id: Option<StreamId>,
+    /// Of this `sub`.
+    pub identity: Option<String>,
+    /// From this address.
+    pub address: Option<IpAddr>,
+    /// With this pattern among theirs.
+    pub pattern: Option<Pattern>,
+}
+
+impl std::fmt::Display for StreamId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.key, self.serial)
+    }
+}
+
+impl std::str::FromStr for StreamId {
+    type Err = std::num::ParseIntError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (key, serial) = text.split_once('-').unwrap_or((text, ""));
+        Ok(Self { key: key.parse()?, serial: serial.parse()? })
+    }
 }
 
 /// A stream that is open. Kept small: there is one for every subscriber.
 struct Open {
-    owner: Option<Arc<Owner>>,
+    visit: Arc<Visit>,
     /// What it is to be sent.
     filter: Arc<Filter>,
     driver: Option<Arc<dyn Driver>>,
@@ -81,7 +113,7 @@ struct Open {
 
 impl Open {
     fn is_of(&self, key: usize, selection: Selection<'_>) -> bool {
-        let owner = self.owner.as_deref();
+        let owner = self.visit.owner.as_deref();
         match selection {
             Selection::All => true,
             Selection::Identity(identity) => owner.is_some_and(|owner| owner.identity.as_deref() == Some(identity)),
@@ -90,7 +122,17 @@ impl Open {
             Selection::LostKey(authenticator) => owner.is_some_and(|owner| authenticator.lost_key(owner)),
             Selection::Connection(connection) => self.connection == connection,
             Selection::One(stream) => key == stream.key as usize && self.serial == stream.serial,
+            Selection::Listed(wanted) => self.is_listed(key, wanted),
         }
+    }
+
+    fn is_listed(&self, key: usize, wanted: &Wanted) -> bool {
+        let Wanted { id, identity, address, pattern } = wanted;
+        let owner = self.visit.owner.as_deref();
+        id.is_none_or(|id| key == id.key as usize && self.serial == id.serial)
+            && identity.as_deref().is_none_or(|identity| owner.is_some_and(|owner| owner.identity.as_deref() == Some(identity)))
+            && address.is_none_or(|address| self.visit.visitor.address == address)
+            && pattern.as_ref().is_none_or(|pattern| self.filter.patterns().contains(pattern))
     }
 
     /// Ends it at `end`, unless it ends earlier. Returns whether that is news.
@@ -124,11 +166,20 @@ struct State {
 /// What is said of a stream when it is opened.
 pub(super) struct Entry {
     pub(super) owner: Option<Arc<Owner>>,
+    pub(super) visitor: Visitor,
     pub(super) filter: Arc<Filter>,
     pub(super) named: bool,
     pub(super) permit: Box<dyn Send + Sync>,
     pub(super) expires: Option<Timestamp>,
     pub(super) connection: u32,
+}
+
+/// A stream that is listed.
+pub(super) struct Found {
+    pub(super) stream: StreamId,
+    pub(super) visit: Arc<Visit>,
+    pub(super) filter: Arc<Filter>,
+    pub(super) end: Option<End>,
 }
 
 /// Whose a stream is, and what it is sent.
@@ -140,17 +191,22 @@ pub(super) struct Granted {
 }
 
 impl Registry {
-    pub(super) fn insert(&self, entry: Entry, now: Timestamp) -> StreamId {
-        let Entry { owner, filter, named, permit, expires, connection } = entry;
+    pub(super) fn insert(&self, entry: Entry, now: Timestamp) -> Arc<Visit> {
+        let Entry { owner, visitor, filter, named, permit, expires, connection } = entry;
         let mut state = self.state.lock();
         state.serial = state.serial.wrapping_add(1);
         let serial = state.serial;
+        let draining = state.draining;
+        let vacant = state.streams.vacant_entry();
+        let visit = Arc::new(Visit::new(StreamId { key: vacant.key() as u32, serial }, owner, visitor, now));
         let (end_at, end_reason) = (expires.unwrap_or_default(), expires.map(|_| Closing::Expired));
-        let mut open = Open { owner, filter, driver: None, _permit: permit, end_at, end_reason, member: 0, connection, serial, named };
-        if let Some(within) = state.draining {
+        let (visit, known) = (visit.clone(), visit);
+        let mut open = Open { visit, filter, driver: None, _permit: permit, end_at, end_reason, member: 0, connection, serial, named };
+        if let Some(within) = draining {
             open.end_by(sometime(Closing::Draining, now, within));
         }
-        StreamId { key: state.streams.insert(open) as u32, serial }
+        vacant.insert(open);
+        known
     }
 
     /// Removes a stream, which must be there.
@@ -160,9 +216,19 @@ impl Registry {
         drop(open);
     }
 
-    /// Whose stream it is.
-    pub(super) fn owner_of(&self, stream: StreamId) -> Option<Arc<Owner>> {
-        self.state.lock().streams.get(stream.key as usize)?.owner.clone()
+    /// At most `limit` streams behind `after`, and whether there are more.
+    pub(super) fn list(&self, wanted: &Wanted, after: Option<StreamId>, limit: usize) -> (Vec<Found>, bool) {
+        let state = self.state.lock();
+        let behind = after.map_or(0, |after| after.key as usize + 1);
+        let mut streams = state.streams.iter().filter(|(key, open)| *key >= behind && open.is_listed(*key, wanted));
+        let found = |(key, open): (usize, &Open)| Found {
+            stream: StreamId { key: key as u32, serial: open.serial },
+            visit: open.visit.clone(),
+            filter: open.filter.clone(),
+            end: open.end(),
+        };
+        let found = streams.by_ref().take(limit).map(found).collect();
+        (found, streams.next().is_some())
     }
 
     /// When a stream ends, as far as that is known.
@@ -179,7 +245,7 @@ impl Registry {
     pub(super) fn granted(&self) -> Vec<Granted> {
         let granted = |(key, open): (usize, &Open)| Granted {
             stream: StreamId { key: key as u32, serial: open.serial },
-            owner: open.owner.clone(),
+            owner: open.visit.owner.clone(),
             filter: open.filter.clone(),
             named: open.named,
         };
@@ -255,7 +321,15 @@ mod tests {
     fn entry(identity: &str, token: &str, connection: u32) -> Entry {
         let owner = Owner { identity: Some(identity.into()), token_id: Some(token.into()), ..Owner::default() };
         let filter = Arc::new(Filter::new(Vec::new(), Form::Routed));
-        Entry { owner: Some(Arc::new(owner)), filter, named: true, permit: Box::new(()), expires: None, connection }
+        Entry {
+            owner: Some(Arc::new(owner)),
+            visitor: Visitor::unknown(),
+            filter,
+            named: true,
+            permit: Box::new(()),
+            expires: None,
+            connection,
+        }
     }
 
     #[test]
@@ -266,7 +340,7 @@ mod tests {
             .into_iter()
             .enumerate()
             .map(|(n, (identity, token, connection))| {
-                let stream = registry.insert(entry(identity, token, connection), now);
+                let stream = registry.insert(entry(identity, token, connection), now).id;
                 assert_eq!(registry.drive(stream, told.clone(), n as u32), None);
                 stream
             })
@@ -286,12 +360,12 @@ mod tests {
     fn what_ends_a_stream_first_is_why_it_ends() {
         let registry = Registry::default();
         let at = Timestamp::from_micros;
-        let stream = registry.insert(Entry { expires: Some(at(50)), ..entry("a", "1", 0) }, at(0));
+        let stream = registry.insert(Entry { expires: Some(at(50)), ..entry("a", "1", 0) }, at(0)).id;
         assert_eq!(registry.end(Selection::All, Closing::Revoked, at(90), Duration::ZERO), 1);
         assert_eq!(registry.end_of(stream), Some(End { at: at(50), reason: Closing::Expired }));
         registry.end(Selection::All, Closing::Draining, at(20), Duration::ZERO);
         assert_eq!(registry.end_of(stream), Some(End { at: at(20), reason: Closing::Draining }));
-        let late = registry.insert(entry("b", "2", 0), at(60));
+        let late = registry.insert(entry("b", "2", 0), at(60)).id;
         assert_eq!(registry.end_of(late), Some(End { at: at(60), reason: Closing::Draining }), "opened while it drains");
     }
 

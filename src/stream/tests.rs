@@ -60,7 +60,16 @@ fn histories(readers: usize) -> Histories {
 /// A client that wants this pattern from now on.
 pub(crate) fn request(pattern: &str) -> Request {
     let filter = Arc::new(Filter::new(vec![pattern.parse().unwrap()], Form::Routed));
-    Request { filter, named: true, begin: Begin::Now, expires: None, owner: None, connection: 0, permit: Box::new(()) }
+    Request {
+        filter,
+        named: true,
+        begin: Begin::Now,
+        expires: None,
+        owner: None,
+        visitor: Visitor::unknown(),
+        connection: 0,
+        permit: Box::new(()),
+    }
 }
 
 /// One message: its number in its generation of the log, and its subject.

@@ -112,7 +112,7 @@ impl Seated {
             Read::AtEnd => return Poll::Pending,
             Read::Lagged => Turn::Resume,
             Read::Piece(piece) => {
-                self.live.offset = piece.to;
+                self.live.advance(piece.to, piece.events, piece.bytes.len() as u64);
                 if let Some(id) = piece.last_id() {
                     id.clone_into(last_id);
                 }

@@ -24,6 +24,7 @@ mod routes;
 mod shutdown;
 mod slow;
 mod sse_bytes;
+mod streams;
 mod support;
 mod tokens;
 mod transports;

@@ -118,6 +118,7 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
         readings: Arc::new(move || readings.clone()),
         draining: draining.clone(),
         reload: Arc::new(|| Box::pin(async { None })),
+        streams: crate::stream::tests::demo(1 << 20),
         revoking: Revoking { revocations: Arc::default(), end: Box::new(|_| 0) },
     };
     let both = async {

@@ -129,6 +129,7 @@ impl CatchUp {
             self.move_to(source, Point::At(position));
         }
         if let Some(event) = event {
+            self.client.events += 1;
             self.client.write_id(&mut self.out);
             let body = self.body(source, &event);
             self.out.extend_from_slice(&body);
@@ -192,6 +193,7 @@ impl CatchUp {
         let body = self.body(source, event);
         if router.keeps_apart() {
             // Until all have come, all are wanted again: the cursor stays where it is.
+            self.client.events += 1;
             self.client.write_id(&mut self.out);
             self.out.extend_from_slice(&body);
             return;
@@ -209,6 +211,7 @@ impl CatchUp {
         let mut events: Vec<_> = std::mem::take(&mut reading.last).into_values().collect();
         reading.last_bytes = 0;
         events.sort_unstable_by_key(|(seq, _)| *seq);
+        self.client.events += events.len() as u64;
         for (_, body) in events {
             self.client.write_id(&mut self.out);
             self.out.extend_from_slice(&body);

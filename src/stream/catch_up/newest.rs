@@ -78,6 +78,7 @@ impl CatchUp {
             return;
         }
         while let Some(encoded) = newest.found.pop() {
+            self.client.events += 1;
             self.client.note_id();
             frame::id_line(&mut self.out, &self.client.last_id);
             self.out.extend_from_slice(encoded.body(self.filter.form()));

@@ -236,7 +236,7 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
         let Some(member) = self.members.get_mut(key) else { return Sent::Left };
         match write_until_full(&mut member.socket, &piece.bytes) {
             Written::All => {
-                member.live.offset = piece.to;
+                member.live.advance(piece.to, piece.events, piece.bytes.len() as u64);
                 Sent::All
             }
             Written::Part(taken) => {
@@ -254,7 +254,8 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
     fn stop_in(&mut self, key: u32, piece: &Piece, taken: usize, now: Now) {
         let Some(member) = self.members.get_mut(key) else { return };
         let stop = piece.stop(taken);
-        member.live.offset = piece.from + stop.entries;
+        // What it has not taken yet of the last entry is sent next.
+        member.live.advance(piece.from + stop.entries, stop.events, stop.rest.end as u64);
         // A heartbeat may have no id: then the id of what came before it still holds.
         let id = stop.id.map_or_else(|| member.live.last_id().unwrap_or_default(), |id| Bytes::copy_from_slice(&piece.bytes[id]));
         let rest = keep(&piece.bytes, stop.rest, self.settings.copied);

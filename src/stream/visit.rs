@@ -1,0 +1,112 @@
+//! What is known of an open stream beside what moves it: who reads it from where, and how much it was sent.
+//!
+//! Whoever moves the stream counts here; whoever lists streams reads. No lock on the way of an event.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::StreamId;
+use crate::auth::Owner;
+use crate::event::Timestamp;
+
+/// Who asked for a stream, and how.
+#[derive(Debug, Clone)]
+pub struct Visitor {
+    /// The client's address.
+    pub address: IpAddr,
+    /// What the client calls itself, as far as it is text. Shared by streams of the same.
+    pub user_agent: Option<Arc<str>>,
+    /// `http/1.1` and so on.
+    pub transport: &'static str,
+}
+
+impl Visitor {
+    /// Nobody knows who.
+    #[cfg(test)]
+    pub(crate) fn unknown() -> Self {
+        Self { address: IpAddr::from([127, 0, 0, 1]), user_agent: None, transport: "http/1.1" }
+    }
+}
+
+/// See the module. Kept small: there is one for every subscriber.
+#[derive(Debug)]
+pub(super) struct Visit {
+    /// What tells the stream from all others.
+    pub(super) id: StreamId,
+    /// Whose token it is.
+    pub(super) owner: Option<Arc<Owner>>,
+    pub(super) visitor: Visitor,
+    /// When it was opened.
+    pub(super) since: Timestamp,
+    events: AtomicU64,
+    bytes: AtomicU64,
+    /// While it is live: where it is in its channel's log.
+    offset: AtomicU64,
+    /// While it catches up: the last id that it was sent.
+    behind: Mutex<Option<Box<[u8]>>>,
+}
+
+/// Where a stream is.
+pub(super) enum Place {
+    /// Behind this id; empty where it has been sent none.
+    Behind(Box<[u8]>),
+    /// At this offset of its channel's log.
+    Live(u64),
+}
+
+impl Visit {
+    pub(super) fn new(id: StreamId, owner: Option<Arc<Owner>>, visitor: Visitor, since: Timestamp) -> Self {
+        let (events, bytes, offset) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        Self { id, owner, visitor, since, events, bytes, offset, behind: Mutex::new(Some(Box::default())) }
+    }
+
+    /// Counts what was sent. Only whoever moves the stream calls this: a sum needs no locked instruction.
+    fn count(&self, events: u64, bytes: u64) {
+        let add = |to: &AtomicU64, more: u64| to.store(to.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+        add(&self.events, events);
+        add(&self.bytes, bytes);
+    }
+
+    /// It catches up, and has been sent so much more, up to this id.
+    pub(super) fn sent_behind(&self, events: u64, bytes: u64, id: &[u8]) {
+        self.count(events, bytes);
+        *self.behind.lock() = Some(id.into());
+    }
+
+    /// It is live from this offset on.
+    pub(super) fn live(&self, offset: u64) {
+        self.offset.store(offset, Ordering::Relaxed);
+        *self.behind.lock() = None;
+    }
+
+    /// It is live, and has been sent so much more, up to this offset.
+    pub(super) fn sent_live(&self, events: u64, bytes: u64, offset: u64) {
+        self.count(events, bytes);
+        self.offset.store(offset, Ordering::Relaxed);
+    }
+
+    /// Events and bytes that it was sent.
+    pub(super) fn sent(&self) -> (u64, u64) {
+        (self.events.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn place(&self) -> Place {
+        match &*self.behind.lock() {
+            Some(id) => Place::Behind(id.clone()),
+            None => Place::Live(self.offset.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_visit_is_small() {
+        assert!(size_of::<Visit>() + 16 <= 144, "{}", size_of::<Visit>());
+    }
+}
