@@ -36,8 +36,8 @@ use catch_up::{CatchUp, Moved};
 pub use registry::{Driver, End, Selection, StreamId, Wanted};
 use registry::{Entry, Granted, Registry};
 pub use settings::Settings;
-pub use visit::Visitor;
 use visit::{Place, Visit};
+pub use visit::{Transport, Visitor};
 
 /// The reconnection time of clients whose history could not be read, before jitter.
 const UNAVAILABLE: Duration = Duration::from_secs(15);
@@ -69,8 +69,6 @@ pub struct Request {
     pub owner: Option<Arc<Owner>>,
     /// Who asks, and how.
     pub visitor: Visitor,
-    /// The number of its connection.
-    pub connection: u32,
     /// Its place in the pool, given back when the stream ends.
     pub permit: Box<dyn Send + Sync>,
 }
@@ -177,8 +175,8 @@ impl Streams {
     /// Opens a stream. Whatever the client asks for, the answer is in the stream.
     #[must_use]
     pub fn open(self: &Arc<Self>, request: Request, now: Timestamp) -> Stream {
-        let Request { filter, named, begin, expires, owner, visitor, connection, permit } = request;
-        let entry = Entry { owner, visitor, filter: filter.clone(), named, permit, expires, connection };
+        let Request { filter, named, begin, expires, owner, visitor, permit } = request;
+        let entry = Entry { owner, visitor, filter: filter.clone(), named, permit, expires };
         let lease = Lease { streams: self.clone(), visit: self.registry.insert(entry, now) };
         Stream { lease, state: State::CatchingUp(Box::new(CatchUp::open(self.clone(), filter, begin, now))) }
     }
@@ -203,13 +201,14 @@ impl Streams {
     /// Streams whose clients named no patterns get all that is `granted` to their owners from now on. Returns how many get more.
     pub fn widen(&self, granted: impl Fn(Option<&Arc<Owner>>) -> Arc<[Pattern]>) -> usize {
         let mut widened = 0;
+        let since = self.hub.state().id().clone();
         self.for_granted(granted, |Granted { stream, filter, named, .. }, granted| {
             if named || !filter.patterns().iter().all(|pattern| pattern.covered_by(granted)) {
                 return;
             }
             let wider = Filter::new(granted.to_vec(), filter.form());
             if wider != *filter {
-                self.registry.refilter(stream, Arc::new(wider));
+                self.registry.refilter(stream, Arc::new(wider), &since);
                 widened += 1;
             }
         });
@@ -230,7 +229,7 @@ impl Streams {
     #[must_use]
     pub fn list(&self, wanted: &Wanted, after: Option<StreamId>, limit: usize) -> (Vec<Listed>, Option<StreamId>) {
         let (found, more) = self.registry.list(wanted, after, limit);
-        let next = found.last().filter(|_| more).map(|found| found.stream);
+        let next = found.last().filter(|_| more).map(|found| found.visit.id);
         let listed = found.into_iter().map(|found| {
             let (position, behind) = match found.visit.place() {
                 Place::Behind(id) => (id, None),
@@ -240,9 +239,9 @@ impl Streams {
                 }
             };
             let (events, bytes) = found.visit.sent();
-            let (owner, visitor, since) = (found.visit.owner.clone(), found.visit.visitor.clone(), found.visit.since);
+            let (owner, visitor, since) = (found.visit.owner.clone(), found.visit.visitor(), found.visit.since);
             let position = String::from_utf8_lossy(&position).into_owned();
-            Listed { id: found.stream, owner, visitor, filter: found.filter, since, position, behind, events, bytes, end: found.end }
+            Listed { id: found.visit.id, owner, visitor, filter: found.filter, since, position, behind, events, bytes, end: found.end }
         });
         (listed.collect(), next)
     }
@@ -286,6 +285,12 @@ impl Streams {
         }
         frame::closing(out, reason);
     }
+}
+
+/// The hub's sequence in one of its own ids.
+fn seq(id: &[u8]) -> Option<u64> {
+    let cursor = Cursor::from_id(std::str::from_utf8(id).ok()?).ok()?;
+    if let Point::At(position) = cursor.volatile { Some(position.seq) } else { None }
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -384,6 +389,7 @@ impl Stream {
             && let Some(filter) = self.lease.streams.registry.filter_of(self.lease.visit.id)
         {
             catch_up.follow(filter);
+            drop(self.lease.streams.registry.take_moved(self.lease.visit.id));
         }
     }
 
@@ -509,10 +515,16 @@ impl Live {
     /// The id of what stands before its offset, as far as that can still be said.
     #[must_use]
     pub fn last_id(&self) -> Option<Bytes> {
-        // Its channel may have been silent for long.
-        if let Some(id) = self.id_at_end() {
-            return Some(Bytes::copy_from_slice(id.as_bytes()));
+        if let Some(id) = self.received_id() {
+            return Some(id);
         }
+        // Its channel was silent for long.
+        self.id_at_end().map(|id| Bytes::copy_from_slice(id.as_bytes()))
+    }
+
+    /// The last id that it was sent, if its channel's log still has it.
+    #[must_use]
+    pub fn received_id(&self) -> Option<Bytes> {
         // Copied: whoever keeps it does not keep the block that it lies in.
         self.channel().id_before(self.offset).map(|id| Bytes::copy_from_slice(&id))
     }
@@ -556,10 +568,12 @@ impl Live {
     /// reconnects.
     #[must_use]
     pub fn resume(self, last_id: &[u8], now: Timestamp) -> Stream {
-        let at_end = self.id_at_end();
-        let last_id = at_end.as_deref().map_or(last_id, str::as_bytes);
         let Self { seat, lease, .. } = self;
+        // Its channel may have been silent for long before it was to be sent something else: what came until then is not new to it.
+        let moved = lease.streams.registry.take_moved(lease.visit.id);
+        let last_id = moved.as_deref().filter(|since| seq(since.as_bytes()) > seq(last_id)).map_or(last_id, str::as_bytes);
         let filter = lease.streams.registry.filter_of(lease.visit.id).unwrap_or_else(|| seat.channel().filter().clone());
+        lease.visit.sent_behind(0, 0, last_id);
         let id = std::str::from_utf8(last_id).ok();
         let begin = id.and_then(|id| Cursor::from_id(id).ok()).map_or(Begin::Unreadable, Begin::After);
         let catch_up = CatchUp::resume(lease.streams.clone(), filter, begin, now);

@@ -26,7 +26,7 @@ use crate::frame::{self, Closing, Form};
 use crate::hub::Filter;
 use crate::metrics::Refused;
 use crate::pool;
-use crate::stream::Visitor;
+use crate::stream::{Transport, Visitor};
 use crate::support::backoff::jittered;
 
 /// Without a charset: a widely used proxy breaks on one, and the standard has only UTF-8.
@@ -127,8 +127,7 @@ async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Respon
         begin: query.begin,
         expires: grant.expires,
         owner: grant.owner.clone(),
-        visitor: Visitor { address, user_agent: rooms.agents.of(&parts.headers), transport: transport(parts.version) },
-        connection,
+        visitor: Visitor { address, user_agent: rooms.agents.of(&parts.headers), transport: transport(parts.version), connection },
         permit: Box::new(permit),
     });
     policy.auth.check_revoked(grant.owner.as_deref()).map_err(denied)?;
@@ -146,11 +145,11 @@ fn denied(error: AuthError) -> Refusal {
 }
 
 /// The version of HTTP, as it is listed.
-fn transport(version: Version) -> &'static str {
+fn transport(version: Version) -> Transport {
     match version {
-        Version::HTTP_2 => "http/2",
-        Version::HTTP_11 => "http/1.1",
-        _ => "http/1.0",
+        Version::HTTP_2 => Transport::Http2,
+        Version::HTTP_11 => Transport::Http11,
+        _ => Transport::Http10,
     }
 }
 

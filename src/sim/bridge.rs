@@ -131,16 +131,7 @@ impl Bridge {
         let patterns = opening.patterns.iter().map(|pattern| pattern.parse().expect("a pattern")).collect();
         let filter = Arc::new(Filter::new(patterns, if opening.json { Form::Json } else { Form::Routed }));
         let permit = Box::new(());
-        let request = Request {
-            filter,
-            named: true,
-            begin,
-            expires: opening.expires,
-            owner: None,
-            visitor: Visitor::unknown(),
-            connection: 0,
-            permit,
-        };
+        let request = Request { filter, named: true, begin, expires: opening.expires, owner: None, visitor: Visitor::unknown(), permit };
         self.streams.open(request, Timestamp::now())
     }
 

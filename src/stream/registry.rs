@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hashbrown::HashMap;
 use parking_lot::Mutex;
 use slab::Slab;
 
@@ -105,14 +106,12 @@ struct Open {
     end_reason: Option<Closing>,
     /// What the driver calls it.
     member: u32,
-    connection: u32,
-    serial: u32,
     /// Whether its client named its patterns.
     named: bool,
 }
 
 impl Open {
-    fn is_of(&self, key: usize, selection: Selection<'_>) -> bool {
+    fn is_of(&self, selection: Selection<'_>) -> bool {
         let owner = self.visit.owner.as_deref();
         match selection {
             Selection::All => true,
@@ -120,18 +119,18 @@ impl Open {
             Selection::Token(id) => owner.is_some_and(|owner| owner.token_id.as_deref() == Some(id)),
             Selection::Revoked(criteria) => owner.is_some_and(|owner| criteria.cover(owner)),
             Selection::LostKey(authenticator) => owner.is_some_and(|owner| authenticator.lost_key(owner)),
-            Selection::Connection(connection) => self.connection == connection,
-            Selection::One(stream) => key == stream.key as usize && self.serial == stream.serial,
-            Selection::Listed(wanted) => self.is_listed(key, wanted),
+            Selection::Connection(connection) => self.visit.connection == connection,
+            Selection::One(stream) => self.visit.id == stream,
+            Selection::Listed(wanted) => self.is_listed(wanted),
         }
     }
 
-    fn is_listed(&self, key: usize, wanted: &Wanted) -> bool {
+    fn is_listed(&self, wanted: &Wanted) -> bool {
         let Wanted { id, identity, address, pattern } = wanted;
         let owner = self.visit.owner.as_deref();
-        id.is_none_or(|id| key == id.key as usize && self.serial == id.serial)
+        id.is_none_or(|id| self.visit.id == id)
             && identity.as_deref().is_none_or(|identity| owner.is_some_and(|owner| owner.identity.as_deref() == Some(identity)))
-            && address.is_none_or(|address| self.visit.visitor.address == address)
+            && address.is_none_or(|address| self.visit.address == address)
             && pattern.as_ref().is_none_or(|pattern| self.filter.patterns().contains(pattern))
     }
 
@@ -159,6 +158,8 @@ pub(super) struct Registry {
 struct State {
     streams: Slab<Open>,
     serial: u32,
+    /// By key: the hub's id at the moment from which on a stream is to be sent something else, until it is.
+    moved: HashMap<u32, Arc<str>>,
     /// All streams end within this span after they were opened: the process drains.
     draining: Option<Duration>,
 }
@@ -171,12 +172,10 @@ pub(super) struct Entry {
     pub(super) named: bool,
     pub(super) permit: Box<dyn Send + Sync>,
     pub(super) expires: Option<Timestamp>,
-    pub(super) connection: u32,
 }
 
 /// A stream that is listed.
 pub(super) struct Found {
-    pub(super) stream: StreamId,
     pub(super) visit: Arc<Visit>,
     pub(super) filter: Arc<Filter>,
     pub(super) end: Option<End>,
@@ -192,7 +191,7 @@ pub(super) struct Granted {
 
 impl Registry {
     pub(super) fn insert(&self, entry: Entry, now: Timestamp) -> Arc<Visit> {
-        let Entry { owner, visitor, filter, named, permit, expires, connection } = entry;
+        let Entry { owner, visitor, filter, named, permit, expires } = entry;
         let mut state = self.state.lock();
         state.serial = state.serial.wrapping_add(1);
         let serial = state.serial;
@@ -201,7 +200,7 @@ impl Registry {
         let visit = Arc::new(Visit::new(StreamId { key: vacant.key() as u32, serial }, owner, visitor, now));
         let (end_at, end_reason) = (expires.unwrap_or_default(), expires.map(|_| Closing::Expired));
         let (visit, known) = (visit.clone(), visit);
-        let mut open = Open { visit, filter, driver: None, _permit: permit, end_at, end_reason, member: 0, connection, serial, named };
+        let mut open = Open { visit, filter, driver: None, _permit: permit, end_at, end_reason, member: 0, named };
         if let Some(within) = draining {
             open.end_by(sometime(Closing::Draining, now, within));
         }
@@ -211,7 +210,10 @@ impl Registry {
 
     /// Removes a stream, which must be there.
     pub(super) fn remove(&self, stream: StreamId) {
-        let open = self.state.lock().streams.try_remove(stream.key as usize);
+        let mut state = self.state.lock();
+        state.moved.remove(&stream.key);
+        let open = state.streams.try_remove(stream.key as usize);
+        drop(state);
         // Outside the lock: the pool has a lock of its own, and a driver may have much to drop.
         drop(open);
     }
@@ -220,13 +222,8 @@ impl Registry {
     pub(super) fn list(&self, wanted: &Wanted, after: Option<StreamId>, limit: usize) -> (Vec<Found>, bool) {
         let state = self.state.lock();
         let behind = after.map_or(0, |after| after.key as usize + 1);
-        let mut streams = state.streams.iter().filter(|(key, open)| *key >= behind && open.is_listed(*key, wanted));
-        let found = |(key, open): (usize, &Open)| Found {
-            stream: StreamId { key: key as u32, serial: open.serial },
-            visit: open.visit.clone(),
-            filter: open.filter.clone(),
-            end: open.end(),
-        };
+        let mut streams = state.streams.iter().filter(|(key, open)| *key >= behind && open.is_listed(wanted));
+        let found = |(_, open): (usize, &Open)| Found { visit: open.visit.clone(), filter: open.filter.clone(), end: open.end() };
         let found = streams.by_ref().take(limit).map(found).collect();
         (found, streams.next().is_some())
     }
@@ -243,8 +240,8 @@ impl Registry {
 
     /// All that is needed to see whether streams may go on.
     pub(super) fn granted(&self) -> Vec<Granted> {
-        let granted = |(key, open): (usize, &Open)| Granted {
-            stream: StreamId { key: key as u32, serial: open.serial },
+        let granted = |(_, open): (usize, &Open)| Granted {
+            stream: open.visit.id,
             owner: open.visit.owner.clone(),
             filter: open.filter.clone(),
             named: open.named,
@@ -252,14 +249,21 @@ impl Registry {
         self.state.lock().streams.iter().map(granted).collect()
     }
 
-    /// A stream, if it is still there, is to be sent something else.
-    pub(super) fn refilter(&self, stream: StreamId, filter: Arc<Filter>) {
+    /// From when on a stream is to be sent something else. Asked once, when it is.
+    pub(super) fn take_moved(&self, stream: StreamId) -> Option<Arc<str>> {
+        self.state.lock().moved.remove(&stream.key)
+    }
+
+    /// A stream, if it is still there, is to be sent something else behind the hub's id `since`.
+    pub(super) fn refilter(&self, stream: StreamId, filter: Arc<Filter>, since: &Arc<str>) {
         let mut state = self.state.lock();
-        let Some(open) = state.streams.get_mut(stream.key as usize).filter(|open| open.serial == stream.serial) else { return };
+        let Some(open) = state.streams.get_mut(stream.key as usize).filter(|open| open.visit.id == stream) else { return };
         open.filter = filter;
         if let Some(driver) = &open.driver {
             driver.moved(open.member, stream);
         }
+        // Of two such moments the first counts: it has been sent neither yet.
+        state.moved.entry(stream.key).or_insert_with(|| since.clone());
     }
 
     /// Says who moves a stream from now on, and returns when it ends: an order that was given meanwhile is not lost.
@@ -285,13 +289,13 @@ impl Registry {
             state.draining = Some(within);
         }
         let mut count = 0;
-        for (key, open) in state.streams.iter_mut().filter(|(key, open)| open.is_of(*key, selection)) {
+        for (_, open) in state.streams.iter_mut().filter(|(_, open)| open.is_of(selection)) {
             count += 1;
             let end = sometime(reason, now, within);
             if open.end_by(end)
                 && let Some(driver) = &open.driver
             {
-                driver.end(open.member, StreamId { key: key as u32, serial: open.serial }, end);
+                driver.end(open.member, open.visit.id, end);
             }
         }
         count
@@ -323,12 +327,11 @@ mod tests {
         let filter = Arc::new(Filter::new(Vec::new(), Form::Routed));
         Entry {
             owner: Some(Arc::new(owner)),
-            visitor: Visitor::unknown(),
+            visitor: Visitor { connection, ..Visitor::unknown() },
             filter,
             named: true,
             permit: Box::new(()),
             expires: None,
-            connection,
         }
     }
 
@@ -370,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_stream_takes_no_more_than_72_bytes() {
-        assert_eq!(size_of::<Open>(), 72);
+    fn an_open_stream_takes_no_more_than_64_bytes() {
+        assert_eq!(size_of::<Open>(), 64);
     }
 }

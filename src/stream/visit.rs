@@ -19,15 +19,40 @@ pub struct Visitor {
     pub address: IpAddr,
     /// What the client calls itself, as far as it is text. Shared by streams of the same.
     pub user_agent: Option<Arc<str>>,
-    /// `http/1.1` and so on.
-    pub transport: &'static str,
+    /// What carries it.
+    pub transport: Transport,
+    /// The number of its connection.
+    pub connection: u32,
+}
+
+/// The version of HTTP that a stream came by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// HTTP/1.0.
+    Http10,
+    /// HTTP/1.1.
+    Http11,
+    /// HTTP/2.
+    Http2,
+}
+
+impl Transport {
+    /// As it is listed.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http10 => "http/1.0",
+            Self::Http11 => "http/1.1",
+            Self::Http2 => "http/2",
+        }
+    }
 }
 
 impl Visitor {
     /// Nobody knows who.
     #[cfg(test)]
     pub(crate) fn unknown() -> Self {
-        Self { address: IpAddr::from([127, 0, 0, 1]), user_agent: None, transport: "http/1.1" }
+        Self { address: IpAddr::from([127, 0, 0, 1]), user_agent: None, transport: Transport::Http11, connection: 0 }
     }
 }
 
@@ -38,7 +63,10 @@ pub(super) struct Visit {
     pub(super) id: StreamId,
     /// Whose token it is.
     pub(super) owner: Option<Arc<Owner>>,
-    pub(super) visitor: Visitor,
+    pub(super) address: IpAddr,
+    pub(super) transport: Transport,
+    pub(super) connection: u32,
+    user_agent: Option<Arc<str>>,
     /// When it was opened.
     pub(super) since: Timestamp,
     events: AtomicU64,
@@ -60,7 +88,26 @@ pub(super) enum Place {
 impl Visit {
     pub(super) fn new(id: StreamId, owner: Option<Arc<Owner>>, visitor: Visitor, since: Timestamp) -> Self {
         let (events, bytes, offset) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-        Self { id, owner, visitor, since, events, bytes, offset, behind: Mutex::new(Some(Box::default())) }
+        let Visitor { address, user_agent, transport, connection } = visitor;
+        Self {
+            id,
+            owner,
+            address,
+            transport,
+            connection,
+            user_agent,
+            since,
+            events,
+            bytes,
+            offset,
+            behind: Mutex::new(Some(Box::default())),
+        }
+    }
+
+    /// Who asked for the stream, and how.
+    pub(super) fn visitor(&self) -> Visitor {
+        let Self { address, transport, connection, .. } = *self;
+        Visitor { address, user_agent: self.user_agent.clone(), transport, connection }
     }
 
     /// Counts what was sent. Only whoever moves the stream calls this: a sum needs no locked instruction.
@@ -107,6 +154,7 @@ mod tests {
 
     #[test]
     fn a_visit_is_small() {
-        assert!(size_of::<Visit>() + 16 <= 144, "{}", size_of::<Visit>());
+        // With the counts of its `Arc` it fits 128 bytes, which is what an allocator gives for it.
+        assert!(size_of::<Visit>() + 16 <= 128, "{}", size_of::<Visit>());
     }
 }

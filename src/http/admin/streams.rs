@@ -73,7 +73,7 @@ fn entry(listed: &Listed) -> Value {
         "address": listed.visitor.address.to_string(),
         "user_agent": listed.visitor.user_agent.as_deref(),
         "patterns": listed.filter.patterns().iter().map(Pattern::as_str).collect::<Vec<_>>(),
-        "transport": listed.visitor.transport,
+        "transport": listed.visitor.transport.as_str(),
         "since": listed.since.to_string(),
         "position": Some(&listed.position).filter(|position| !position.is_empty()),
         "behind": listed.behind,

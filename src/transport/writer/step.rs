@@ -273,6 +273,8 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
         let Some(member) = self.remove(key) else { return };
         let last_id = match member.blocked.map(|blocked| blocked.then) {
             Some(Then::Live { id }) => id.to_vec(),
+            // Without an id nothing was sent to it here: it goes on from where it was to be sent something else.
+            _ if member.moved => member.live.received_id().unwrap_or_default().to_vec(),
             // Its log was cut, which still says the ids. Without an id nothing was ever sent to it: the window decides.
             _ => member.live.last_id().unwrap_or_default().to_vec(),
         };
