@@ -83,6 +83,25 @@ fn seeds_that_found_something_find_nothing_now() {
     }
 }
 
+/// They are only applied by `scripts/mutants`, which takes long: what they would change must still be there.
+#[test]
+fn every_mutant_fits_the_code() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let patches = std::fs::read_dir(root.join("src/sim/mutants")).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let mut count = 0;
+    for path in patches {
+        let patch = std::fs::read_to_string(&path).expect("a patch");
+        let (head, hunk) = patch.split_once("\n@@").expect("a hunk");
+        let file = head.lines().next().and_then(|line| line.strip_prefix("--- a/")).expect("a file's name");
+        let before = hunk.lines().skip(1).filter_map(|line| line.strip_prefix([' ', '-']));
+        let before: String = before.flat_map(|line| [line, "\n"]).collect();
+        let code = std::fs::read_to_string(root.join(file)).expect("the file");
+        assert_eq!(code.matches(&before).count(), 1, "{} does not fit {file}", path.display());
+        count += 1;
+    }
+    assert!(count >= 13, "{count}");
+}
+
 #[test]
 fn a_seed_replays_exactly_in_another_process() {
     let report = run(4711);
