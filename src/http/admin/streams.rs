@@ -3,12 +3,14 @@
 //! Knows what a list says and what may be asked for; of streams only that they are listed and ended.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::response::Response;
 use http::request::Parts;
 use http::{Method, StatusCode};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 
 use super::respond;
 use crate::event::Timestamp;
@@ -37,9 +39,9 @@ pub(super) fn answer(streams: &Arc<Streams>, request: &Parts) -> Result<Response
     match &request.method {
         method @ (&Method::GET | &Method::HEAD) => {
             let (listed, next) = streams.list(wanted, *after, limit.unwrap_or(LIMIT));
-            let listed: Vec<Value> = listed.iter().map(entry).collect();
-            let body = json!({ "streams": listed, "next": next.map(|next| next.to_string()) });
-            Ok(respond(method, StatusCode::OK, "application/json", body.to_string() + "\n"))
+            let answer = Answer { streams: listed.iter().map(Entry::of).collect(), next: next.map(|next| next.to_string()) };
+            let body = serde_json::to_string(&answer).map_err(|_| Problem::internal())?;
+            Ok(respond(method, StatusCode::OK, "application/json", body + "\n"))
         }
         &Method::DELETE => {
             if after.is_some() || limit.is_some() || *wanted == Wanted::default() {
@@ -64,23 +66,50 @@ pub(super) fn answer(streams: &Arc<Streams>, request: &Parts) -> Result<Response
     }
 }
 
-fn entry(listed: &Listed) -> Value {
-    let owner = listed.owner.as_deref();
-    json!({
-        "id": listed.id.to_string(),
-        "identity": owner.and_then(|owner| owner.identity.as_deref()),
-        "token_id": owner.and_then(|owner| owner.token_id.as_deref()),
-        "address": listed.visitor.address.to_string(),
-        "user_agent": listed.visitor.user_agent.as_deref(),
-        "patterns": listed.filter.patterns().iter().map(Pattern::as_str).collect::<Vec<_>>(),
-        "transport": listed.visitor.transport.as_str(),
-        "since": listed.since.to_string(),
-        "position": Some(&listed.position).filter(|position| !position.is_empty()),
-        "behind": listed.behind,
-        "events": listed.events,
-        "bytes": listed.bytes,
-        "expires": listed.end.map(|end| end.at.to_string()),
-    })
+/// An answer. Written without a tree of values in between: there may be many thousand streams.
+#[derive(Serialize)]
+struct Answer<'a> {
+    streams: Vec<Entry<'a>>,
+    next: Option<String>,
+}
+
+/// An open stream, as it is listed.
+#[derive(Serialize)]
+struct Entry<'a> {
+    id: String,
+    identity: Option<&'a str>,
+    token_id: Option<&'a str>,
+    address: IpAddr,
+    user_agent: Option<&'a str>,
+    patterns: Vec<&'a str>,
+    transport: &'static str,
+    since: String,
+    position: Option<&'a str>,
+    behind: Option<u64>,
+    events: u64,
+    bytes: u64,
+    expires: Option<String>,
+}
+
+impl<'a> Entry<'a> {
+    fn of(listed: &'a Listed) -> Self {
+        let owner = listed.owner.as_deref();
+        Self {
+            id: listed.id.to_string(),
+            identity: owner.and_then(|owner| owner.identity.as_deref()),
+            token_id: owner.and_then(|owner| owner.token_id.as_deref()),
+            address: listed.visitor.address,
+            user_agent: listed.visitor.user_agent.as_deref(),
+            patterns: listed.filter.patterns().iter().map(Pattern::as_str).collect(),
+            transport: listed.visitor.transport.as_str(),
+            since: listed.since.to_string(),
+            position: Some(&*listed.position).filter(|position| !position.is_empty()),
+            behind: listed.behind,
+            events: listed.events,
+            bytes: listed.bytes,
+            expires: listed.end.map(|end| end.at.to_string()),
+        }
+    }
 }
 
 impl Asked {
