@@ -192,7 +192,7 @@ impl Streams {
         let mut ended = 0;
         self.for_granted(granted, |Granted { stream, filter, .. }, granted| {
             if !filter.patterns().iter().all(|pattern| pattern.covered_by(granted)) {
-                ended += self.end(Selection::One(stream), Closing::Revoked, now, Duration::ZERO);
+                ended += usize::from(self.registry.end_one(stream, End { at: now, reason: Closing::Revoked }));
             }
         });
         ended

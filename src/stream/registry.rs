@@ -45,7 +45,7 @@ pub trait Driver: Send + Sync {
 }
 
 /// Which streams are meant.
-#[cfg_attr(not(test), expect(dead_code, reason = "the program itself ends only all of them so far"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "the program ends none by identity, token or connection alone so far"))]
 #[derive(Debug, Clone, Copy)]
 pub enum Selection<'a> {
     /// All of them.
@@ -60,8 +60,6 @@ pub enum Selection<'a> {
     LostKey(&'a Authenticator),
     /// Those on this connection.
     Connection(u32),
-    /// This one.
-    One(StreamId),
     /// Those of a list.
     Listed(&'a Wanted),
 }
@@ -115,23 +113,34 @@ impl Open {
         let owner = self.visit.owner.as_deref();
         match selection {
             Selection::All => true,
-            Selection::Identity(identity) => owner.is_some_and(|owner| owner.identity.as_deref() == Some(identity)),
+            Selection::Identity(identity) => self.has_identity(identity),
             Selection::Token(id) => owner.is_some_and(|owner| owner.token_id.as_deref() == Some(id)),
             Selection::Revoked(criteria) => owner.is_some_and(|owner| criteria.cover(owner)),
             Selection::LostKey(authenticator) => owner.is_some_and(|owner| authenticator.lost_key(owner)),
             Selection::Connection(connection) => self.visit.connection == connection,
-            Selection::One(stream) => self.visit.id == stream,
             Selection::Listed(wanted) => self.is_listed(wanted),
         }
     }
 
     fn is_listed(&self, wanted: &Wanted) -> bool {
         let Wanted { id, identity, address, pattern } = wanted;
-        let owner = self.visit.owner.as_deref();
         id.is_none_or(|id| self.visit.id == id)
-            && identity.as_deref().is_none_or(|identity| owner.is_some_and(|owner| owner.identity.as_deref() == Some(identity)))
+            && identity.as_deref().is_none_or(|identity| self.has_identity(identity))
             && address.is_none_or(|address| self.visit.address == address)
             && pattern.as_ref().is_none_or(|pattern| self.filter.patterns().contains(pattern))
+    }
+
+    fn has_identity(&self, identity: &str) -> bool {
+        self.visit.owner.as_ref().is_some_and(|owner| owner.identity.as_deref() == Some(identity))
+    }
+
+    /// Ends it at `end`, unless it ends earlier. Whoever moves it is told.
+    fn order(&mut self, end: End) {
+        if self.end_by(end)
+            && let Some(driver) = &self.driver
+        {
+            driver.end(self.member, self.visit.id, end);
+        }
     }
 
     /// Ends it at `end`, unless it ends earlier. Returns whether that is news.
@@ -291,14 +300,17 @@ impl Registry {
         let mut count = 0;
         for (_, open) in state.streams.iter_mut().filter(|(_, open)| open.is_of(selection)) {
             count += 1;
-            let end = sometime(reason, now, within);
-            if open.end_by(end)
-                && let Some(driver) = &open.driver
-            {
-                driver.end(open.member, open.visit.id, end);
-            }
+            open.order(sometime(reason, now, within));
         }
         count
+    }
+
+    /// Ends one stream. Returns whether it was still there. Looks at no other: many may be ended one by one.
+    pub(super) fn end_one(&self, stream: StreamId, end: End) -> bool {
+        let mut state = self.state.lock();
+        let Some(open) = state.streams.get_mut(stream.key as usize).filter(|open| open.visit.id == stream) else { return false };
+        open.order(end);
+        true
     }
 }
 
