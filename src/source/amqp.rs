@@ -16,6 +16,7 @@ use crate::subject::{Pattern, Subject};
 
 pub(in crate::source) mod acks;
 mod broker;
+mod check;
 mod config;
 pub(in crate::source) mod error;
 pub(in crate::source) mod feed;
@@ -80,19 +81,6 @@ impl Config {
             let amqp = Amqp { config: self, name: name.clone(), names, memory: Arc::default() };
             if stream { Arc::new(Stream::new(amqp)) } else { Arc::new(amqp) }
         })
-    }
-}
-
-impl Amqp {
-    /// Whether the broker can be reached and lets us in.
-    pub(in crate::source) async fn faults(&self) -> Vec<SourceError> {
-        match link::Link::open(&self.config.broker, &self.name).await {
-            Ok(link) => {
-                link.close().await;
-                Vec::new()
-            }
-            Err(error) => vec![error],
-        }
     }
 }
 

@@ -78,6 +78,17 @@ impl SourceError {
         Self::new(ErrorKind::Protocol, what)
     }
 
+    /// Of several addresses that were tried, each with an error that names it. As long as one of them may come back, there is hope.
+    pub fn of_all(mut failures: Vec<Self>) -> Self {
+        if failures.len() == 1 {
+            return failures.remove(0);
+        }
+        let common = |a, b| if a == b { a } else { ErrorKind::Lost };
+        let kind = failures.iter().map(Self::kind).reduce(common).unwrap_or(ErrorKind::Lost);
+        let each: Vec<_> = failures.iter().map(|e| crate::support::causes::chain(e)).collect();
+        Self::new(kind, format!("could not connect to any server ({})", each.join("; ")))
+    }
+
     /// The same, with the error that caused it.
     #[must_use]
     pub fn because(self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {

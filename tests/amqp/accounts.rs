@@ -11,13 +11,113 @@ use crate::support::port::Port;
 use crate::support::rabbit::Rabbit;
 use crate::support::wait::within;
 
-/// A source of the user `few`, who gets these rights: configure, write, read.
-fn with_rights(rabbit: &Rabbit, rights: [&str; 3], mut config: serde_json::Value) -> std::sync::Arc<dyn brokercast::internals::Adapter> {
+/// The user `few` gets these rights: configure, write, read.
+fn grant(rabbit: &Rabbit, rights: [&str; 3]) {
     rabbit.ctl(&[&["set_permissions", "few"][..], &rights].concat());
-    config["url"] = rabbit.url().into();
+}
+
+/// A source of the user `few`.
+fn of_few(rabbit: &Rabbit, mut config: serde_json::Value) -> std::sync::Arc<dyn brokercast::internals::Adapter> {
+    if config.get("url").or(config.get("urls")).is_none() {
+        config["url"] = rabbit.url().into();
+    }
     config["user"] = "few".into();
-    config["password"] = "hush".into();
+    if config.get("password").is_none() {
+        config["password"] = "hush".into();
+    }
     source("s", config)
+}
+
+fn with_rights(rabbit: &Rabbit, rights: [&str; 3], config: serde_json::Value) -> std::sync::Arc<dyn brokercast::internals::Adapter> {
+    grant(rabbit, rights);
+    of_few(rabbit, config)
+}
+
+/// All that there is at the broker.
+fn made(rabbit: &Rabbit) -> String {
+    [&["list_queues", "name"][..], &["list_exchanges"], &["list_bindings"]].map(|list| rabbit.ctl(list)).concat()
+}
+
+/// What `check --connect` says of a source.
+async fn faults(source: &std::sync::Arc<dyn brokercast::internals::Adapter>) -> Vec<String> {
+    source.check().await.iter().map(|error| chain(error)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::too_many_lines, reason = "a table of what can be wrong")]
+async fn all_that_is_wrong_is_found_at_once_with_its_key_and_nothing_is_made() {
+    let rabbit = Rabbit::start().await;
+    rabbit.ctl(&["add_user", "few", "hush"]);
+    rabbit.ctl(&["add_vhost", "other"]);
+    let client = rabbit.client().await;
+    for kind in ["stream", "classic"] {
+        let mut table = lapin::types::FieldTable::default();
+        table.insert("x-queue-type".into(), lapin::types::AMQPValue::LongString(kind.into()));
+        let options = lapin::options::QueueDeclareOptions { durable: true, ..Default::default() };
+        client.channel.queue_declare(kind.into(), options, table).await.unwrap();
+    }
+    let before = made(&rabbit);
+    let (nobody, all) = (Port::take(), [".*", ".*", ".*"]);
+    let (url, dead) = (rabbit.url(), format!("amqp://{}", nobody.address()));
+    let cases = [
+        (all, json!({ "queue": "none" }), vec!["queue `none` is not there yet (`queue`; `declare: true`"]),
+        (all, json!({ "queue": "stream" }), vec!["`queue_type: stream` reads it as one"]),
+        (all, json!({ "queue": "classic", "queue_type": "stream" }), vec!["`queue_type: stream` is wrong"]),
+        (all, json!({ "exchange": "amq.fanout", "binding_keys": ["a.b"] }), vec!["`exchange_type` must be its type"]),
+        (all, json!({ "exchange": "x", "exchange_type": "x-never" }), vec!["(`exchange_type`; is its plugin"]),
+        (all, json!({ "exchange": "amq.mine" }), vec!["exchange `amq.mine` is not there, and this user may not make it (`exchange`)"]),
+        (
+            all,
+            json!({ "exchange": "x", "exchange_type": "x-never", "queue": "amq.mine", "declare": true }),
+            vec!["(`exchange_type`; is its plugin", "queue `amq.mine` is not there, and this user may not make it (`queue`)"],
+        ),
+        (all, json!({ "password": "wrong", "queue": "none" }), vec!["(`user`, `password`)"]),
+        (
+            all,
+            json!({ "url": url.replace("%2f", "other"), "queue": "none" }),
+            vec!["(`url` names the vhost, which `user`, `password` must"],
+        ),
+        (all, json!({ "url": url.replace("%2f", "nowhere"), "queue": "none" }), vec!["(`url` names the vhost)"]),
+        (all, json!({ "url": dead, "queue": "none" }), vec!["(`url`)"]),
+        (all, json!({ "urls": [dead, format!("{dead}/other")], "queue": "none" }), vec!["(`urls`)"]),
+        (all, json!({ "exchange": "new" }), vec![]),
+        (all, json!({ "exchange": "new", "queue_type": "stream" }), vec![]),
+        (all, json!({ "queue": "new", "declare": true, "queue_type": "quorum" }), vec![]),
+        (
+            ["^$", "^$", "^$"],
+            json!({ "exchange": "X" }),
+            vec![
+                "exchange `X` is not there",
+                "a queue of this process is not there",
+                "cannot bind a queue to exchange `X`",
+                "cannot consume from queue `amq.gen-",
+            ],
+        ),
+        (
+            ["^$", "^$", "^$"],
+            json!({ "exchange": "X", "queue": "Q", "declare": true, "queue_type": "quorum" }),
+            vec![
+                "exchange `X` is not there",
+                "queue `Q` is not there",
+                "cannot bind a queue to exchange `X`",
+                "cannot consume from queue `Q`",
+            ],
+        ),
+        (["^$", "^$", "^$"], json!({ "queue": "stream", "queue_type": "stream" }), vec!["cannot consume from queue `stream`"]),
+        (["^$", "^$", "^$"], json!({ "queue": "classic" }), vec!["queue `classic`"]),
+    ];
+    let mut given = None;
+    for (rights, config, expected) in cases {
+        if given.replace(rights) != Some(rights) {
+            grant(&rabbit, rights);
+        }
+        let source = of_few(&rabbit, config.clone());
+        let faults = faults(&source).await;
+        assert_eq!(faults.len(), expected.len(), "{config}: {faults:#?}");
+        assert!(faults.iter().zip(expected).all(|(fault, words)| fault.contains(words)), "{config}: {faults:#?}");
+        assert!(faults.iter().all(|fault| !fault.contains("hush")), "{faults:?}");
+    }
+    assert_eq!(made(&rabbit), before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -39,6 +139,7 @@ async fn the_least_rights_are_enough_and_a_missing_one_is_named() {
         (["^amq\\.gen", "^amq\\.gen", "^(amq\\.gen.*|X)$"], &json!({ "exchange": "X" })),
     ] {
         let few = with_rights(&rabbit, rights, config.clone());
+        assert_eq!(faults(&few).await, Vec::<String>::new(), "{rights:?} {config}");
         let mut reading = Reading::open(&few, Start::Now).await.unwrap_or_else(|e| panic!("{rights:?} {config}: {}", chain(&e)));
         let text = format!("{rights:?} {config}");
         client.publish("X", "a", text.as_bytes()).await;
@@ -52,6 +153,8 @@ async fn the_least_rights_are_enough_and_a_missing_one_is_named() {
         (["^$", "^$", ".*"], json!({ "exchange": "none" }), "exchange 'none'"),
     ] {
         let few = with_rights(&rabbit, rights, config);
+        let faults = faults(&few).await;
+        assert!(faults.iter().any(|fault| fault.contains(named)), "{rights:?}: {faults:?}");
         let error = Reading::open(&few, Start::Now).await.err().unwrap();
         assert!(error.kind() == Denied && chain(&error).contains(named), "{rights:?}: {}", chain(&error));
     }

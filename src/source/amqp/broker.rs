@@ -22,6 +22,8 @@ use crate::support::host;
 pub struct Broker {
     /// At least one, tried in turn.
     uris: Vec<AMQPUri>,
+    /// The setting that they come from.
+    key: &'static str,
     /// Instead of these, once it was read when the settings were.
     url_file: Option<PathBuf>,
     user: Option<String>,
@@ -43,6 +45,10 @@ pub(in crate::source) struct Address {
     pub(in crate::source) uri: AMQPUri,
     /// For `amqps`.
     pub(in crate::source) tls: Tls,
+    /// The setting that it comes from.
+    pub(in crate::source) key: &'static str,
+    /// The settings that say who we are.
+    pub(in crate::source) login: &'static str,
 }
 
 impl Broker {
@@ -75,7 +81,8 @@ impl Broker {
         let file = |key: &str| if amqp.has(key) { amqp.key(key).path().optional() } else { None };
         let (url_file, password_file) = (file("url_file"), file("password_file"));
         let heartbeat = heartbeat.and_then(|beat| u16::try_from(beat.as_secs()).ok());
-        Some(Self { uris: uris?, url_file, user, password, password_file, heartbeat, tls, name, turn: Arc::default() })
+        let key = ["urls", "url_file", "url"].into_iter().find(|key| amqp.has(key)).unwrap_or("url");
+        Some(Self { uris: uris?, key, url_file, user, password, password_file, heartbeat, tls, name, turn: Arc::default() })
     }
 
     /// All addresses, as the files are now. Each time another one is the first.
@@ -103,7 +110,12 @@ impl Broker {
         }
         let first = self.turn.fetch_add(1, Ordering::Relaxed) % uris.len();
         uris.rotate_left(first);
-        Ok(uris.into_iter().map(|uri| Address { uri, tls: self.tls.clone() }).collect())
+        let login = match (&self.user, &self.password_file) {
+            (_, Some(_)) => "`user`, `password_file`",
+            (Some(_), None) => "`user`, `password`",
+            (None, None) => "its user and password",
+        };
+        Ok(uris.into_iter().map(|uri| Address { uri, tls: self.tls.clone(), key: self.key, login }).collect())
     }
 }
 

@@ -9,18 +9,19 @@ use std::time::Duration;
 
 use async_rs::util::RuntimeParts;
 use async_rs::{Runtime, Tokio};
+use lapin::protocol::AMQPSoftError::ACCESSREFUSED;
 use lapin::types::ShortString;
-use lapin::{AsyncTcpStream, Channel, ConnectionProperties, ErrorKind};
+use lapin::{AsyncTcpStream, Channel, ConnectionProperties};
 use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::broker::{Address, Broker, secret};
-use super::error::failed;
+use super::error::{failed, is, kind};
 use super::flow::Flow;
 use super::scrub::OddKeys;
 use super::wire::{Ours, Shared, Wire};
 use crate::event::SourceName;
-use crate::source::SourceError;
+use crate::source::{ErrorKind, SourceError};
 
 /// For the protocol's handshake, and for each question to the broker.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -47,17 +48,17 @@ impl Link {
     /// Connects to one of the broker's addresses, and logs in.
     pub(in crate::source) async fn open(broker: &Broker, source: &SourceName) -> Result<Self, SourceError> {
         let addresses = broker.addresses()?;
-        let (count, mut failure) = (addresses.len(), None);
+        let (count, mut failures) = (addresses.len(), Vec::new());
         for address in addresses {
             let connecting = Self::connect(&address, broker, source);
             // Several addresses share the time that connecting has.
             let opened = if count == 1 { connecting.await } else { within(EACH, &address, connecting).await };
             match opened {
                 Ok(link) => return Ok(link),
-                Err(e) => failure = Some(e),
+                Err(e) => failures.push(e),
             }
         }
-        Err(failure.unwrap_or_else(|| SourceError::configuration("there is no address")))
+        Err(SourceError::of_all(failures))
     }
 
     async fn connect(address: &Address, broker: &Broker, source: &SourceName) -> Result<Self, SourceError> {
@@ -78,10 +79,10 @@ impl Link {
                 let (file, name) = (broker.password_file.clone(), format!("{}.{source}", broker.name));
                 Ok(Self { connection, shared, password, file, name, consumers: AtomicU64::new(0), end: guard })
             }
-            Ok(Err(e)) if matches!(e.kind(), ErrorKind::ParsingError(_)) => Err(SourceError::protocol(format!(
+            Ok(Err(e)) if matches!(e.kind(), lapin::ErrorKind::ParsingError(_)) => Err(SourceError::protocol(format!(
                 "{address} does not speak AMQP 0-9-1 (where it wants TLS, the address begins with amqps://)"
             ))),
-            Ok(Err(e)) => Err(failed(format!("{address} refused the connection"), e)),
+            Ok(Err(e)) => Err(refused(address, e)),
             Err(_) => Err(SourceError::lost(format!("{address} does not answer"))),
         }
     }
@@ -140,6 +141,18 @@ impl Link {
         }
         drop(end);
     }
+}
+
+/// Why the broker did not let us in, and which setting it looked at.
+fn refused(address: &Address, error: lapin::Error) -> SourceError {
+    let (key, login) = (address.key, address.login);
+    let looked = match kind(&error) {
+        ErrorKind::Missing => format!(" (`{key}` names the vhost)"),
+        ErrorKind::Denied if is(&error, ACCESSREFUSED) => format!(" ({login})"),
+        ErrorKind::Denied => format!(" (`{key}` names the vhost, which {login} must be let into)"),
+        _ => String::new(),
+    };
+    failed(format!("{address} refused the connection{looked}"), error)
 }
 
 async fn within<T>(limit: Duration, address: &Address, connecting: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {

@@ -103,40 +103,61 @@ pub(in crate::source) async fn set_up(link: &Link, source: &Amqp) -> Result<Plac
 /// Finds the exchange, or makes it. Returns how one that is there differs from the settings, which give messages of `reach`.
 pub(in crate::source) async fn exchange(link: &Link, binding: &Binding, reach: &[Pattern]) -> Result<Option<String>, SourceError> {
     let name = &binding.exchange;
-    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-    let found = match declare_exchange(link, binding, passive).await? {
-        Ok(()) => true,
-        Err(e) if is(&e, NOTFOUND) => false,
-        Err(e) => return Err(failed(format!("cannot use exchange `{name}`"), e)),
-    };
+    let found = find_exchange(link, binding).await?;
     let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    let declared = declare_exchange(link, binding, durable).await?;
-    let kind = binding.kind.as_str();
-    if let Err(e) = &declared
-        && said(e).contains("unknown exchange type")
-    {
-        let what = format!("the broker knows no exchange type `{kind}` (`exchange_type`; is its plugin enabled?)");
-        return Err(SourceError::configuration(what).because(e.clone()));
-    }
+    let declared = declare_exchange(link, binding, durable, FieldTable::default()).await?;
     if !found {
-        return declared.map(|()| None).map_err(|e| failed(format!("cannot declare exchange `{name}`"), e));
+        return declared.map(|()| None).map_err(|e| not_made(binding, e));
     }
-    let difference = difference(declared)?;
+    let difference = match declared {
+        Err(e) if is_unknown_type(&e) => return Err(not_made(binding, e)),
+        declared => difference(declared)?,
+    };
     // The settings promise what subjects there are: by the words of a topic exchange, a direct one gives no others.
     let other = |said: &String| said.contains("arg 'type'") && !(binding.kind == ExchangeType::Topic && said.ends_with("'direct'"));
     if reach != [Pattern::all()]
         && let Some(said) = difference.as_ref().filter(|said| other(said))
     {
+        let kind = binding.kind.as_str();
         let what = format!("exchange `{name}` does not read `binding_keys` as a {kind} exchange does: `exchange_type` must be its type");
         return Err(SourceError::configuration(format!("{what} ({said})")));
     }
     Ok(difference)
 }
 
-async fn declare_exchange(link: &Link, binding: &Binding, options: ExchangeDeclareOptions) -> Result<lapin::Result<()>, SourceError> {
+/// Whether the exchange is there.
+pub(super) async fn find_exchange(link: &Link, binding: &Binding) -> Result<bool, SourceError> {
+    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    match declare_exchange(link, binding, passive, FieldTable::default()).await? {
+        Ok(()) => Ok(true),
+        Err(e) if is(&e, NOTFOUND) => Ok(false),
+        Err(e) => Err(failed(format!("cannot use exchange `{}` (`exchange`)", binding.exchange), e)),
+    }
+}
+
+fn is_unknown_type(error: &lapin::Error) -> bool {
+    said(error).contains("unknown exchange type")
+}
+
+/// Why an exchange cannot be made.
+pub(super) fn not_made(binding: &Binding, error: lapin::Error) -> SourceError {
+    if !is_unknown_type(&error) {
+        return failed(format!("cannot declare exchange `{}` (`exchange`)", binding.exchange), error);
+    }
+    let kind = binding.kind.as_str();
+    let what = format!("the broker knows no exchange type `{kind}` (`exchange_type`; is its plugin enabled?)");
+    SourceError::configuration(what).because(error)
+}
+
+pub(super) async fn declare_exchange(
+    link: &Link,
+    binding: &Binding,
+    options: ExchangeDeclareOptions,
+    arguments: FieldTable,
+) -> Result<lapin::Result<()>, SourceError> {
     let kind = ExchangeKind::Custom(binding.kind.as_str().to_owned());
     let channel = link.channel().await?;
-    answer("declaring an exchange", channel.exchange_declare(short(&binding.exchange), kind, options, FieldTable::default())).await
+    answer("declaring an exchange", channel.exchange_declare(short(&binding.exchange), kind, options, arguments)).await
 }
 
 /// The broker's words about what is there, when it was asked for it with other properties. Who may not make things gets
@@ -153,7 +174,7 @@ fn difference<T>(declared: lapin::Result<T>) -> Result<Option<String>, SourceErr
     }
 }
 
-async fn declare_queue(
+pub(super) async fn declare_queue(
     link: &Link,
     name: &str,
     options: QueueDeclareOptions,
@@ -164,7 +185,7 @@ async fn declare_queue(
 }
 
 /// Whether the queue is there. One that is missing and not to be made is an error.
-async fn find_queue(link: &Link, name: &str, memory: &Memory, make: bool) -> Result<bool, SourceError> {
+pub(super) async fn find_queue(link: &Link, name: &str, memory: &Memory, make: bool) -> Result<bool, SourceError> {
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let error = match declare_queue(link, name, passive, FieldTable::default()).await? {
         Ok(_) => return Ok(true),
@@ -177,15 +198,15 @@ async fn find_queue(link: &Link, name: &str, memory: &Memory, make: bool) -> Res
     }
     match (missing, make) {
         (true, true) => Ok(false),
-        (true, false) => Err(SourceError::missing(format!("queue `{name}` is not there yet (`declare: true` would make it)"))),
-        (false, _) => Err(failed(format!("cannot use queue `{name}`"), error)),
+        (true, false) => Err(SourceError::missing(format!("queue `{name}` is not there yet (`queue`; `declare: true` would make it)"))),
+        (false, _) => Err(failed(format!("cannot use queue `{name}` (`queue`)"), error)),
     }
 }
 
 async fn make_queue(link: &Link, name: &str, declare: &Declare) -> Result<(), SourceError> {
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     let made = declare_queue(link, name, options, arguments(declare).into()).await?;
-    made.map(drop).map_err(|e| failed(format!("cannot declare queue `{name}`"), e))
+    made.map(drop).map_err(|e| failed(format!("cannot declare queue `{name}` (`queue`)"), e))
 }
 
 /// How a queue that is there differs from the one that would be made. The broker names one difference at a time, so the next
@@ -232,7 +253,7 @@ const SEGMENT: &str = "x-stream-max-segment-size-bytes";
 /// So many differences of a queue are named.
 const MOST: usize = 8;
 
-fn arguments(declare: &Declare) -> BTreeMap<ShortString, AMQPValue> {
+pub(super) fn arguments(declare: &Declare) -> BTreeMap<ShortString, AMQPValue> {
     let mut table = BTreeMap::new();
     let mut text = |key: &str, value: &str| {
         table.insert(short(key), AMQPValue::LongString(value.into()));
@@ -252,7 +273,7 @@ fn arguments(declare: &Declare) -> BTreeMap<ShortString, AMQPValue> {
 }
 
 /// Asks to begin at an offset, which only a stream allows: read as a queue, a stream would lose what comes while nobody reads.
-async fn refuse_stream(link: &Link, queue: &ShortString) -> Result<(), SourceError> {
+pub(super) async fn refuse_stream(link: &Link, queue: &ShortString) -> Result<(), SourceError> {
     let channel = link.channel().await?;
     let mut table = FieldTable::default();
     table.insert(ShortString::from(OFFSET), AMQPValue::LongString("next".into()));
@@ -292,7 +313,7 @@ async fn bind(
     Err(failed(format!("cannot bind a queue to exchange `{}` (`binding_keys`)", binding.exchange), error))
 }
 
-async fn bind_keys(link: &Link, queue: &ShortString, binding: &Binding) -> Result<lapin::Result<()>, SourceError> {
+pub(super) async fn bind_keys(link: &Link, queue: &ShortString, binding: &Binding) -> Result<lapin::Result<()>, SourceError> {
     let channel = link.channel().await?;
     for key in &binding.keys {
         let (exchange, options) = (short(&binding.exchange), QueueBindOptions::default());

@@ -70,7 +70,7 @@ impl Wire {
     /// Connects. The wire fails once `end` is cancelled, after a moment.
     pub(super) async fn connect(broker: &Address, end: CancellationToken, shared: Arc<Shared>) -> Result<Self, SourceError> {
         let authority = &broker.uri.authority;
-        let failed = |e: io::Error| SourceError::lost(format!("cannot connect to {broker}")).because(e);
+        let failed = |e: io::Error| SourceError::lost(format!("cannot connect to {broker} (`{}`)", broker.key)).because(e);
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         let mut connected = None;
         for address in tokio::net::lookup_host((authority.host.as_str(), authority.port)).await.map_err(failed)? {
@@ -95,7 +95,7 @@ impl Wire {
                     .map_err(|e| SourceError::configuration(format!("the host of {broker} cannot be in a certificate")).because(e))?;
                 let config = tls::client(broker.tls.ca.as_deref(), broker.tls.identity.as_ref())?;
                 let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-                Io::Tls(Box::new(stream.map_err(|e| tls::failed(format!("no TLS connection to {broker}"), e))?))
+                Io::Tls(Box::new(stream.map_err(|e| tls::failed(format!("no TLS connection to {broker} (`{}`, `tls`)", broker.key), e))?))
             }
         };
         let over = async move {

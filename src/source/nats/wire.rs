@@ -122,18 +122,9 @@ pub(in crate::source) async fn connect(config: &Config, known: &Servers, capacit
             Ok(Err(error)) => error,
             Err(_) => SourceError::lost("no answer in time"),
         };
-        failures.push((server, failure));
+        failures.push(SourceError::new(failure.kind(), format!("could not connect to {server}")).because(failure));
     }
-    if failures.len() == 1
-        && let Some((server, failure)) = failures.pop()
-    {
-        return Err(SourceError::new(failure.kind(), format!("could not connect to {server}")).because(failure));
-    }
-    // As long as one of them may come back, there is hope.
-    let common = |a, b| if a == b { a } else { ErrorKind::Lost };
-    let kind = failures.iter().map(|(_, failure)| failure.kind()).reduce(common).unwrap_or(ErrorKind::Lost);
-    let each: Vec<_> = failures.iter().map(|(server, e)| format!("{server}: {}", crate::support::causes::chain(e))).collect();
-    Err(SourceError::new(kind, format!("could not connect to any server ({})", each.join("; "))))
+    Err(SourceError::of_all(failures))
 }
 
 async fn greet(config: &Config, server: &Server, capacity: usize, patience: Duration) -> Result<Wire, SourceError> {
