@@ -43,6 +43,10 @@ pub(super) async fn run(world: Rc<World>, number: usize, patterns: Vec<&'static 
                 _ => first.clone(),
             },
         };
+        if start == first {
+            // A new EventSource knows no id, even where its stream ends before anything came.
+            reader.last_id = None;
+        }
         world.note(Some(number), || format!("opens {start:?} at {}", bridge.epoch));
         world.judge(number, |judge, state, _| {
             judge.open(state, bridge.epoch, &start);

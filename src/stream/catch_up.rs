@@ -44,6 +44,18 @@ enum Track {
     Gone,
 }
 
+/// How a client came to where it is in a source. A place in the broker's log of now may not be in a window: that may still
+/// hold a log that was there before.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Origin {
+    /// By its id, or by a window.
+    Id,
+    /// This stream has read up to there in the log.
+    Log,
+    /// This stream has read that the log was made anew, and nothing of the new one yet.
+    NewLog,
+}
+
 /// What is done beside following the windows. One thing at a time.
 enum Task {
     Nothing,
@@ -75,8 +87,8 @@ pub(super) struct CatchUp {
     read_last: usize,
     /// The sources whose logs were read to their ends, while their windows are not there yet.
     at_tail: Vec<bool>,
-    /// The sources where the client stands at a place that this stream has read in their logs.
-    from_log: Vec<bool>,
+    /// How the client came to where it is in each source.
+    origins: Vec<Origin>,
     next_beat: Timestamp,
     /// Bytes to be sent next.
     out: Vec<u8>,
@@ -200,8 +212,8 @@ impl CatchUp {
         drop(state);
         let client = Client { at, last_id: Vec::new(), scratch: Vec::new(), events: 0 };
         let next_beat = now.after(streams.settings.heartbeat);
-        let (covered, at_tail, from_log, task) =
-            (vec![0; tracks.len()], vec![false; tracks.len()], vec![false; tracks.len()], Task::Nothing);
+        let (covered, at_tail, origins, task) =
+            (vec![0; tracks.len()], vec![false; tracks.len()], vec![Origin::Id; tracks.len()], Task::Nothing);
         let (readings, read_last, out) = (0, usize::MAX, Vec::new());
         Self {
             streams,
@@ -217,7 +229,7 @@ impl CatchUp {
             readings,
             read_last,
             at_tail,
-            from_log,
+            origins,
             next_beat,
             out,
         }
@@ -326,12 +338,12 @@ impl CatchUp {
                 self.tracks.push(track);
                 self.covered.push(0);
                 self.at_tail.push(false);
-                self.from_log.push(false);
+                self.origins.push(Origin::Id);
             } else {
                 self.sources[place] = of.info().clone();
                 self.tracks[place] = track;
                 self.covered[place] = 0;
-                (self.at_tail[place], self.from_log[place]) = (false, false);
+                (self.at_tail[place], self.origins[place]) = (false, Origin::Id);
             }
         }
     }

@@ -633,6 +633,47 @@ fn what_was_read_of_a_new_log_is_no_reset_either_while_another_log_is_read() {
     assert!(matches!(stream.step(now), Step::Wait { history: Some(request), .. } if request.source == far));
 }
 
+#[test]
+fn whoever_has_read_that_a_log_is_new_does_not_go_back_into_a_window_of_the_old_one() {
+    let (hub, streams, now) = bare();
+    let log = streams.add(source("log", Arc::new(KeepsLast)), now);
+    let at = |seq| Position { seq, check: Some(Check::of(&[b"old"])) };
+    let old = |seq| event(Message::new("a".parse().unwrap(), Bytes::from("old"), now, Some(at(seq))));
+    let reset = |to| Gap { reason: GapReason::Reset, from: Some(1), to: Some(to), position: Some(Position::unverified(to - 1)) };
+    hub.publish(log, &mut vec![Input::Tail(Some(at(2))), old(3), old(9)], now);
+    // The first message of the new log is its fifth; that is not written yet.
+    let mut stream = streams.open(Request { begin: behind(&hub, &[("log", Point::At(at(1)))]), ..request(">") }, now);
+    sent(&mut stream, now);
+    assert!(matches!(stream.step(now), Step::Wait { history: Some(_), .. }));
+    stream.read(&mut vec![Item::Gap(reset(5)), Item::Tail(Some(Position::unverified(4)))]);
+    let text = sent(&mut stream, now);
+    assert!(text.contains("\"reset\"") && !text.contains("data: old"), "{text}");
+    assert!(matches!(stream.step(now), Step::Wait { history: Some(_), .. }));
+    // The bridge's own reader finds out.
+    hub.publish(log, &mut vec![Input::Gap(reset(5))], now);
+    let text = sent(&mut stream, now);
+    assert!(!text.contains("data:"), "{text}");
+    assert!(stream.into_live().is_ok());
+}
+
+#[test]
+fn whoever_has_read_that_a_log_is_new_and_empty_waits_until_the_window_is_new_too() {
+    let (hub, streams, now) = bare();
+    let log = streams.add(source("log", Arc::new(KeepsLast)), now);
+    let reset = || Gap { reason: GapReason::Reset, from: Some(9), to: None, position: None };
+    // The window holds the old log from its beginning on.
+    hub.publish(log, &mut vec![Input::Tail(None), named("log.0", Some(0)), named("log.1", Some(1))], now);
+    let mut stream = streams.open(Request { begin: behind(&hub, &[("log", Point::At(Position::unverified(9)))]), ..request(">") }, now);
+    sent(&mut stream, now);
+    stream.read(&mut vec![Item::Gap(reset()), Item::Tail(None)]);
+    let text = sent(&mut stream, now);
+    assert!(text.contains("\"reset\"") && !text.contains("data: log"), "{text}");
+    hub.publish(log, &mut vec![Input::Gap(reset())], now);
+    let text = sent(&mut stream, now);
+    assert!(!text.contains("data:"), "{text}");
+    assert!(stream.into_live().is_ok());
+}
+
 /// A cursor behind these positions of durable sources, and all that the hub has of the others.
 fn behind(hub: &Hub, durable: &[(&str, Point)]) -> Begin {
     let durable = durable.iter().map(|(name, point)| (Tag::of(name), *point)).collect();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{CatchUp, Task, Track, followed};
+use super::{CatchUp, Origin, Task, Track, followed};
 use crate::cursor::{Point, Position};
 use crate::event::{Event, Gap, GapReason, Message, SourceKey};
 use crate::frame;
@@ -98,7 +98,9 @@ impl CatchUp {
         self.follow_sources(&hub.state());
         let Task::History(Reading { source, .. }) = self.task else { return items.clear() };
         let Some(router) = self.streams.router(self.sources[source].key) else { return items.clear() };
-        self.from_log[source] |= !items.is_empty();
+        if !items.is_empty() && self.origins[source] == Origin::Id {
+            self.origins[source] = Origin::Log;
+        }
         for item in items.drain(..) {
             match item {
                 Item::Message(message) => self.read_message(source, &router, message),
@@ -127,6 +129,7 @@ impl CatchUp {
         }
         if let Some(position) = position {
             self.move_to(source, Point::At(position));
+            self.origins[source] = Origin::Log;
         }
         if let Some(event) = event {
             self.client.events += 1;
@@ -148,6 +151,9 @@ impl CatchUp {
         if self.point(source) == Some(Point::Last) && gap.position.is_some() && !self.reach(gap.position) {
             return;
         }
+        if gap.reason == GapReason::Reset {
+            self.origins[source] = Origin::NewLog;
+        }
         match gap.position {
             // What was kept of the newest events is sent at the tail: until then all are still wanted.
             _ if self.point(source) == Some(Point::Last) => {}
@@ -166,6 +172,9 @@ impl CatchUp {
         let last = self.point(source) == Some(Point::Last);
         if last {
             self.write_last();
+        }
+        if position.is_some_and(|position| position.check.is_some()) {
+            self.origins[source] = Origin::Log;
         }
         match position {
             Some(position) => self.move_to(source, Point::At(position)),

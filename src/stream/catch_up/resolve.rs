@@ -1,7 +1,7 @@
 //! Where a client is in the windows, and what it has lost on the way there.
 
 use super::broker::Reading;
-use super::{CatchUp, Task, Track, followed};
+use super::{CatchUp, Origin, Task, Track, followed};
 use crate::cursor::{Point, Position};
 use crate::event::{Gap, GapReason, Timestamp};
 use crate::hub::{Place, Source, State};
@@ -25,7 +25,7 @@ impl CatchUp {
                 _ => continue,
             }
             if self.tracks[source] != Track::Pending {
-                (self.at_tail[source], self.from_log[source]) = (false, false);
+                (self.at_tail[source], self.origins[source]) = (false, Origin::Id);
                 self.end_history(source);
             }
         }
@@ -100,14 +100,21 @@ impl CatchUp {
         self.client.at.volatile = Point::At(Position::unverified(seq));
     }
 
+    /// Whether the window may still hold a log that is gone: the client has read that its log is new, and of the new one no message
+    /// whose check could be compared. What the window has beyond the client's place is read from the broker then.
+    fn may_be_old(&self, source: usize, of: &Source, at: Option<u64>) -> bool {
+        self.origins[source] == Origin::NewLog && of.window().head().map(|head| head.seq) != at
+    }
+
     fn resolve_pending(&mut self, source: usize, of: &Source, state: &State) {
         let Some(at) = self.point(source) else { return };
         match at {
             Point::At(position) => match of.window().find(position) {
+                Place::After(_) if self.may_be_old(source, of, Some(position.seq)) => {}
                 Place::After(seq) => self.tracks[source] = Track::Follow(seq),
                 Place::Outside => {}
                 // What was read is the broker's log of now: then it is the window that still holds an old one.
-                Place::Other if self.is_reading(source) || self.from_log[source] => {}
+                Place::Other if self.is_reading(source) || self.origins[source] != Origin::Id => {}
                 Place::Other => {
                     if of.concerns(&self.filter) {
                         let gap = Gap { reason: GapReason::Reset, from: Some(position.seq), to: None, position: None };
@@ -119,7 +126,7 @@ impl CatchUp {
                 }
             },
             Point::Earliest => {
-                if let Some(seq) = of.whole() {
+                if let Some(seq) = of.whole().filter(|_| !self.may_be_old(source, of, None)) {
                     self.tracks[source] = Track::Follow(seq);
                 }
             }
