@@ -325,6 +325,7 @@ impl Bridge {
         let (public, admin) = (self.public(&ports, &rooms), self.admin(&ports, &rooms, reload.clone()));
         self.own("watcher", watch::follow(self.reloader.watched.clone(), reload));
         self.own("keys", reload::refresh_keys(self.reloader.auth.subscribe(), self.streams.clone()));
+        self.own("rechecks", reload::recheck(self.reloader.auth.subscribe(), self.streams.clone()));
         for tls in [ports.tls, ports.admin_tls].into_iter().flatten() {
             self.own("certificate", async move { match tls.follow().await {} });
         }

@@ -3,6 +3,7 @@
 //! Owns everything about tokens; `jsonwebtoken` and the fetching of key sets stay in here. Knows no status code: what a
 //! refusal becomes is decided in `http`.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::sync::watch;
 use crate::event::Timestamp;
 use crate::subject::{Pattern, Subject};
 
+mod backend;
 mod cache;
 mod carrier;
 mod issuer;
@@ -25,15 +27,18 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod token;
+mod web;
 
+use backend::Backend;
+pub use backend::{Credential, Question, Regrant};
 use cache::Cache;
 use carrier::{Carrier, Unreadable};
 use issuer::{Denied, Issuer, union};
 #[cfg(test)]
 pub use keys::{Algorithm, KeyError};
 pub use revoked::{Criteria, Revocation, RevocationError, Revocations};
+pub use settings::{Backend as BackendSettings, Header, Issuer as IssuerSettings, Settings, Signer, token_bytes};
 use settings::{Carriers, Lists};
-pub use settings::{Header, Issuer as IssuerSettings, Settings, Signer, token_bytes};
 pub use token::{Refused, mint};
 
 /// Whose a token is, as the token says. Kept once for each token, however many streams it opens.
@@ -53,6 +58,9 @@ pub struct Owner {
     pub key: u64,
     /// Its claims, as JSON.
     pub claims: Box<[u8]>,
+    /// What the backend was asked about, in place of a token. Of all others only `identity` and `issued`, when it was asked, are
+    /// set then.
+    pub credential: Option<Credential>,
 }
 
 /// What a request may do, and for how long.
@@ -134,6 +142,9 @@ pub enum AuthError {
     /// The keys that this token needs are still on their way: a refusal that waiting can mend.
     #[error("the signing keys are not loaded yet")]
     KeysNotLoaded,
+    /// The backend cannot be asked at the moment: likewise.
+    #[error("the backend cannot be asked")]
+    BackendUnavailable,
 }
 
 impl AuthError {
@@ -144,7 +155,7 @@ impl AuthError {
             Self::Missing => Some("token_missing"),
             Self::Invalid(Refused::Expired) => Some("token_expired"),
             Self::Invalid(_) => Some("token_invalid"),
-            Self::Malformed(_) | Self::KeysNotLoaded => None,
+            Self::Malformed(_) | Self::KeysNotLoaded | Self::BackendUnavailable => None,
         }
     }
 
@@ -157,7 +168,7 @@ impl AuthError {
             Self::Invalid(Refused::Expired) => r#"Bearer realm="brokercast", error="invalid_token", error_description="token_expired""#,
             Self::Invalid(_) => r#"Bearer realm="brokercast", error="invalid_token", error_description="token_invalid""#,
             Self::Malformed(_) => r#"Bearer realm="brokercast", error="invalid_request""#,
-            Self::KeysNotLoaded => return None,
+            Self::KeysNotLoaded | Self::BackendUnavailable => return None,
         }))
     }
 }
@@ -172,6 +183,8 @@ pub struct Authenticator {
     token_bytes: usize,
     /// `None`: no token is taken.
     tokens: Option<Tokens>,
+    /// Asked where a request has no token.
+    backend: Option<Backend>,
     anonymous: Grant,
     /// The same as it was written.
     open: Lists<Pattern>,
@@ -192,22 +205,26 @@ impl Authenticator {
     /// Takes no token longer than `token_bytes`. Keys behind URLs come later: see [`Self::refresh_keys`].
     #[must_use]
     pub fn new(settings: Settings, token_bytes: usize) -> Self {
-        let Settings { issuers, carriers, grants, anonymous, .. } = settings;
+        let Settings { issuers, backend, carriers, grants, anonymous, .. } = settings;
         let issuers: Vec<Issuer> = issuers.into_iter().map(|issuer| Issuer::new(issuer, &grants, &anonymous)).collect();
         let tokens = (!issuers.is_empty()).then(|| Tokens { issuers, attempts: watch::Sender::new(0), cache: Cache::default() });
+        let backend = backend.map(|backend| Backend::new(backend, &anonymous));
         let (subscribe, publish) = (union(anonymous.subscribe.clone()), union(anonymous.publish.clone()));
         let grant = Grant { subscribe, publish, owner: None, expires: None };
-        Self { carriers, token_bytes, tokens, anonymous: grant, open: anonymous, revocations: Arc::default() }
+        Self { carriers, token_bytes, tokens, backend, anonymous: grant, open: anonymous, revocations: Arc::default() }
     }
 
     /// Takes another one's place: keeps the key sets that it has fetched, where they are of the same place and for the same
-    /// algorithms, and its revocations.
+    /// algorithms, what its backend has answered, and its revocations.
     #[must_use]
     pub fn in_place_of(mut self, other: &Self) -> Self {
         if let (Some(own), Some(others)) = (&self.tokens, &other.tokens) {
             for issuer in &own.issuers {
                 others.issuers.iter().for_each(|other| issuer.keep_fetched(other));
             }
+        }
+        if let (Some(own), Some(others)) = (self.backend.take(), &other.backend) {
+            self.backend = Some(own.in_place_of(others));
         }
         self.revocations = other.revocations.clone();
         self
@@ -288,6 +305,47 @@ impl Authenticator {
         }
     }
 
+    /// What the backend is to be asked for a request: `None` where a token came, or nothing that is to be forwarded. `query` is the
+    /// request's, as it was sent; `None` for a publisher, for whom only `Authorization` counts.
+    #[must_use]
+    pub fn question(&self, headers: &HeaderMap, query: Option<&str>, publisher: bool) -> Option<Question> {
+        let backend = self.backend.as_ref()?;
+        // Where no token is taken at all, a header or cookie holds none.
+        let token = self.tokens.is_some() && !matches!(carrier::find(&self.carriers, publisher, headers, query), Ok(None));
+        if token { None } else { backend.question(headers, publisher) }
+    }
+
+    /// What the backend grants to a request from `address`: at once where the same was asked a short time ago.
+    ///
+    /// # Errors
+    /// When the backend refuses, when what it grants was revoked, or when it cannot be asked.
+    pub async fn ask(&self, question: Question, address: IpAddr) -> Result<Grant, AuthError> {
+        let Some(backend) = &self.backend else { return Err(AuthError::BackendUnavailable) };
+        backend.ask(question, address, &self.revocations).await.map_err(|denied| match denied {
+            backend::Denied::Refused => refused(Refused::Backend, None),
+            backend::Denied::Revoked => refused(Refused::Revoked, None),
+            backend::Denied::Unavailable => AuthError::BackendUnavailable,
+        })
+    }
+
+    /// Whether a grant is what the backend answered last. A stream is checked by this once it can be found: an answer that came
+    /// before may have come too early to end it.
+    #[must_use]
+    pub fn is_latest(&self, owner: Option<&Owner>) -> bool {
+        let Some((owner, credential)) = owner.and_then(|owner| Some((owner, owner.credential.as_ref()?))) else { return true };
+        let answer = self.backend.as_ref().and_then(|backend| backend.counts(credential));
+        answer.is_some_and(|answer| Some(answer.asked) == owner.issued)
+    }
+
+    /// Asks the backend again for those whose streams are open, from time to time, for as long as it is polled. `changed` is called
+    /// where owners may see something else from now on. Never ends.
+    pub async fn recheck(&self, changed: impl Fn(&dyn Fn(&Owner) -> Option<Regrant>)) {
+        match &self.backend {
+            Some(backend) => backend.recheck(&self.revocations, changed).await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Fetches the keys behind URLs, and again from time to time and on need. Ends at once where there are none, else never;
     /// dropping it stops fetching.
     pub async fn refresh_keys(&self) {
@@ -303,7 +361,12 @@ impl Authenticator {
             let claims = serde_json::from_slice(&owner.claims).ok()?;
             Some(self.tokens.as_ref()?.issuer_of(&claims).ok()?.explain(&claims))
         };
-        let (mut subscribe, mut publish) = owner.and_then(of_token).unwrap_or_default();
+        let of_backend = |owner: &Owner| {
+            let answer = self.backend.as_ref()?.counts(owner.credential.as_ref()?)?;
+            let ruled = |pattern: &Pattern| Ruled { pattern: pattern.clone(), rule: "auth.backend".to_owned() };
+            Some((answer.own.subscribe.iter().map(ruled).collect(), answer.own.publish.iter().map(ruled).collect()))
+        };
+        let (mut subscribe, mut publish) = owner.and_then(|owner| of_backend(owner).or_else(|| of_token(owner))).unwrap_or_default();
         for (kind, ruled, open) in [("subscribe", &mut subscribe, &self.open.subscribe), ("publish", &mut publish, &self.open.publish)] {
             let rule = |n| format!("auth.anonymous.{kind}[{n}]");
             ruled.extend(open.iter().enumerate().map(|(n, pattern)| Ruled { pattern: pattern.clone(), rule: rule(n) }));
@@ -323,6 +386,9 @@ impl Authenticator {
     /// Whether the key that signed an owner's token counts no more.
     #[must_use]
     pub fn lost_key(&self, owner: &Owner) -> bool {
+        if let Some(credential) = &owner.credential {
+            return self.backend.as_ref().is_none_or(|backend| backend.counts(credential).is_none());
+        }
         let issuer = self.tokens.as_ref().and_then(|tokens| tokens.issuer_named(owner.issuer.as_deref()));
         !issuer.is_some_and(|issuer| issuer.holds(owner.key))
     }
@@ -338,6 +404,9 @@ impl Authenticator {
     #[must_use]
     pub fn subscribes(&self, owner: Option<&Owner>, now: Timestamp) -> Arc<[Pattern]> {
         let Some(owner) = owner else { return self.anonymous.subscribe.clone() };
+        if let Some(credential) = &owner.credential {
+            return self.backend.as_ref().map(|backend| backend.subscribes(owner, credential)).unwrap_or_default();
+        }
         let claims = serde_json::from_slice(&owner.claims).ok();
         let granted = |claims| self.tokens.as_ref()?.issuer_of(&claims).ok()?.subscribes(&claims, now);
         claims.and_then(granted).unwrap_or_default()

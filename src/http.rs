@@ -37,6 +37,7 @@ mod origin;
 mod problem;
 mod publish;
 mod query;
+mod sender;
 mod session;
 pub(crate) mod settings;
 mod stall;

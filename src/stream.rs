@@ -187,8 +187,9 @@ impl Streams {
         self.registry.end(selection, reason, now, within)
     }
 
-    /// Ends the streams whose patterns what is `granted` to their owners covers no more. Returns how many.
-    pub fn narrow(&self, granted: impl Fn(Option<&Arc<Owner>>) -> Arc<[Pattern]>, now: Timestamp) -> usize {
+    /// Ends the streams whose patterns what is `granted` to their owners covers no more. Returns how many. Leaves owners alone for
+    /// whom it says nothing.
+    pub fn narrow(&self, granted: impl Fn(Option<&Arc<Owner>>) -> Option<Arc<[Pattern]>>, now: Timestamp) -> usize {
         let mut ended = 0;
         self.for_granted(granted, |Granted { stream, filter, .. }, granted| {
             if !filter.patterns().iter().all(|pattern| pattern.covered_by(granted)) {
@@ -199,7 +200,8 @@ impl Streams {
     }
 
     /// Streams whose clients named no patterns get all that is `granted` to their owners from now on. Returns how many get more.
-    pub fn widen(&self, granted: impl Fn(Option<&Arc<Owner>>) -> Arc<[Pattern]>) -> usize {
+    /// Leaves owners alone for whom it says nothing.
+    pub fn widen(&self, granted: impl Fn(Option<&Arc<Owner>>) -> Option<Arc<[Pattern]>>) -> usize {
         let mut widened = 0;
         let since = self.hub.state().id().clone();
         self.for_granted(granted, |Granted { stream, filter, named, .. }, granted| {
@@ -215,13 +217,22 @@ impl Streams {
         widened
     }
 
-    /// Calls `each` for all streams, with what is granted to their owners: asked once for each owner.
-    fn for_granted(&self, granted: impl Fn(Option<&Arc<Owner>>) -> Arc<[Pattern]>, mut each: impl FnMut(Granted, &[Pattern])) {
-        let mut known: HashMap<Option<*const Owner>, Arc<[Pattern]>> = HashMap::new();
+    /// Streams end as expired when their owners' time is over, unless they end earlier. Leaves owners alone for whom `expires` says
+    /// nothing.
+    pub fn expire(&self, expires: impl Fn(Option<&Arc<Owner>>) -> Option<Timestamp>) {
+        self.for_granted(expires, |Granted { stream, .. }, at| {
+            self.registry.end_one(stream, End { at: *at, reason: Closing::Expired });
+        });
+    }
+
+    /// Calls `each` for all streams with what `granted` says of their owners: asked once for each owner.
+    fn for_granted<T>(&self, granted: impl Fn(Option<&Arc<Owner>>) -> Option<T>, mut each: impl FnMut(Granted, &T)) {
+        let mut known: HashMap<Option<*const Owner>, Option<T>> = HashMap::new();
         for one in self.registry.granted() {
             let owner = one.owner.as_ref().map(Arc::as_ptr);
-            let granted = known.entry(owner).or_insert_with(|| granted(one.owner.as_ref())).clone();
-            each(one, &granted);
+            if let Some(granted) = known.entry(owner).or_insert_with(|| granted(one.owner.as_ref())) {
+                each(one, granted);
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::REVOKED_WITHIN;
 use super::settings::{Fixed, Loaded, Settings, load_again};
@@ -142,7 +142,7 @@ impl Reloader {
         // Nobody is to see by an old grant what new routes and sources bring, nor by a new grant what old routes let through:
         // first grants narrow, then routes and sources change, then grants widen. Streams that begin meanwhile wait.
         self.policy.send_replace(Current { policy: policy.clone(), settled: same_grants });
-        let granted = |owner: Option<&Arc<Owner>>| auth.subscribes(owner.map(Arc::as_ref), Timestamp::now());
+        let granted = |owner: Option<&Arc<Owner>>| Some(auth.subscribes(owner.map(Arc::as_ref), Timestamp::now()));
         let ended = if same_grants { 0 } else { self.streams.narrow(granted, Timestamp::now()) };
         sources.follow(wanted, &routes, window).await;
         let widened = if same_grants { 0 } else { self.streams.widen(granted) };
@@ -197,6 +197,25 @@ pub(super) async fn refresh_keys(mut auth: watch::Receiver<Arc<Authenticator>>, 
         tokio::select! {
             () = refresh => {}
             () = follow => {}
+            changed = auth.changed() => if changed.is_err() { return std::future::pending().await },
+        }
+    }
+}
+
+/// Asks the backend again for those whose streams are open, and lets the streams follow what it answers.
+pub(super) async fn recheck(mut auth: watch::Receiver<Arc<Authenticator>>, streams: Arc<Streams>) {
+    loop {
+        let present = auth.borrow_and_update().clone();
+        let follow = |regrant: &dyn Fn(&Owner) -> Option<auth::Regrant>| {
+            let of = |owner: Option<&Arc<Owner>>| owner.and_then(|owner| regrant(owner));
+            let granted = |owner: Option<&Arc<Owner>>| of(owner).map(|regrant| regrant.subscribe);
+            let ended = streams.narrow(granted, Timestamp::now());
+            let widened = streams.widen(granted);
+            streams.expire(|owner| of(owner)?.expires);
+            debug!(ended, widened, "streams follow the backend's answers");
+        };
+        tokio::select! {
+            () = present.recheck(follow) => {}
             changed = auth.changed() => if changed.is_err() { return std::future::pending().await },
         }
     }

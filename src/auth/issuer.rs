@@ -216,7 +216,7 @@ impl Issuer {
         let (token_id, session_id) = (text("jti").map(Box::from), text("sid").map(Box::from));
         let issuer = self.name.clone().or_else(|| text("iss").map(Arc::from));
         let issued = numeric_date(claims, "iat")?;
-        Ok(Owner { identity, token_id, issuer, session_id, issued, key, claims: token.payload().into() })
+        Ok(Owner { identity, token_id, issuer, session_id, issued, key, claims: token.payload().into(), credential: None })
     }
 
     /// What claims grant, for subscribing and for publishing.

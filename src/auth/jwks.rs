@@ -12,9 +12,9 @@ use reqwest::Url;
 use serde::Deserialize;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use url::Host;
 
 use super::keys::{self, Algorithm, Key, KeyError};
+use super::web::{self, BodyError, trusted};
 use crate::support::backoff::{Backoff, jittered};
 
 /// The interval between fetches: a withdrawn key is trusted for at most this long.
@@ -30,15 +30,15 @@ const MAX_BYTES: usize = 1 << 20;
 /// Why a set could not be fetched. Does not name the URL, which may hold a password.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FetchError {
-    /// No connection, no answer in time, or an answer that breaks off.
+    /// No connection, or no answer in time.
     #[error("the key set could not be fetched")]
     Http(#[source] reqwest::Error),
+    /// An answer that breaks off, or is larger than a megabyte.
+    #[error("the key set could not be read")]
+    Body(#[source] BodyError),
     /// A status other than 200.
     #[error("the key set's server answered {0}")]
     Status(u16),
-    /// More than a megabyte.
-    #[error("the key set is larger than {MAX_BYTES} bytes")]
-    TooLarge,
     /// Not UTF-8.
     #[error("the key set is not UTF-8 text")]
     Text,
@@ -63,17 +63,6 @@ pub(super) enum Place {
     Set(Url),
     /// Where the metadata of this issuer says, which is named as in its tokens and is at this URL.
     Issuer(String, Url),
-}
-
-/// Whether nobody on the way can replace what is fetched from there.
-pub(super) fn trusted(url: &Url) -> bool {
-    url.scheme() == "https"
-        || match url.host() {
-            Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-            Some(Host::Ipv4(address)) => address.is_loopback(),
-            Some(Host::Ipv6(address)) => address.is_loopback(),
-            None => false,
-        }
 }
 
 /// One `jwks_url` or `discover`.
@@ -167,15 +156,8 @@ impl Remote {
     }
 
     fn client(&self) -> Result<reqwest::Client, FetchError> {
-        let secure = self.url().scheme() == "https";
-        let builder = reqwest::Client::builder()
-            .user_agent(concat!("brokercast/", env!("CARGO_PKG_VERSION")))
-            .timeout(TIMEOUT)
-            .https_only(secure)
-            .redirect(reqwest::redirect::Policy::limited(3));
-        // Plain HTTP needs no root certificates: do not fail on a machine that has none.
-        let builder = if secure { builder } else { builder.tls_certs_only([]) };
-        builder.build().map_err(|e| FetchError::Http(e.without_url()))
+        let redirects = reqwest::redirect::Policy::limited(3);
+        web::client(self.url(), TIMEOUT, redirects).map_err(|e| FetchError::Http(e.without_url()))
     }
 
     /// The set's text.
@@ -301,12 +283,6 @@ async fn get(client: &reqwest::Client, url: Url, accept: &'static str) -> Result
     if response.status() != http::StatusCode::OK {
         return Err(FetchError::Status(response.status().as_u16()));
     }
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(http)? {
-        if body.len() + chunk.len() > MAX_BYTES {
-            return Err(FetchError::TooLarge);
-        }
-        body.extend_from_slice(&chunk);
-    }
+    let body = web::body(&mut response, MAX_BYTES).await.map_err(FetchError::Body)?;
     String::from_utf8(body).map_err(|_| FetchError::Text)
 }

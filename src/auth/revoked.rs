@@ -144,6 +144,8 @@ struct State {
     rest: Vec<Arc<Revocation>>,
     /// What is over is dropped when there are so many.
     sweep_at: usize,
+    /// How many were taken in.
+    added: u64,
 }
 
 impl Revocations {
@@ -162,7 +164,14 @@ impl Revocations {
         let revocation = Arc::new(revocation);
         state.all.insert(revocation.id.clone(), revocation.clone());
         state.file(revocation);
+        state.added += 1;
         Ok(())
+    }
+
+    /// How many were taken in so far: what was found out earlier may not count any more.
+    #[must_use]
+    pub fn added(&self) -> u64 {
+        self.0.read().added
     }
 
     /// Takes one back. Returns whether it was there.

@@ -10,8 +10,10 @@ use super::template::Template;
 use crate::settings::{Section, Slot, Written};
 use crate::subject::Pattern;
 
+mod backend;
 mod credential;
 
+pub use backend::Backend;
 pub use credential::Signer;
 pub(super) use credential::{Credential, credential, discovery};
 
@@ -20,6 +22,8 @@ pub(super) use credential::{Credential, credential, discovery};
 pub struct Settings {
     /// Whose tokens are taken; without any there is only anonymous access.
     pub issuers: Vec<Issuer>,
+    /// Who is asked where a request has no token.
+    pub backend: Option<Backend>,
     /// Where a token may be in a request.
     pub carriers: Carriers,
     /// What a token grants beside its own claims.
@@ -33,7 +37,7 @@ pub struct Settings {
 }
 
 /// Something for subscribing, and the same for publishing.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lists<T> {
     /// For subscribing.
     pub subscribe: Vec<T>,
@@ -126,11 +130,13 @@ impl Settings {
             Some(())
         });
         others.or(Vec::new());
+        let backend = auth.key("backend").optional_section().and_then(|backend| Backend::read(&backend));
         let carriers = Carriers::read(&auth.key("carriers").section());
         let grants = Lists::read(&auth.key("grants").section(), template);
         let anonymous = auth.key("anonymous").section();
         Self {
             issuers,
+            backend,
             carriers,
             grants,
             anonymous: Lists::read(&anonymous, pattern),
@@ -144,6 +150,11 @@ impl Settings {
 #[must_use]
 pub fn token_bytes(limits: &Section<'_>) -> usize {
     limits.key("token_bytes").size().within(64, 1 << 20).or(8 << 10)
+}
+
+/// RFC 6265 section 4.1.1: a cookie's name is a token of HTTP.
+fn is_cookie(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c))
 }
 
 fn template(item: Slot<'_>) -> Option<Template> {
@@ -199,16 +210,15 @@ impl Issuer {
 
 impl Carriers {
     fn read(carriers: &Section<'_>) -> Self {
-        // RFC 6265 section 4.1.1: a cookie's name is a token of HTTP.
-        let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
-        let cookie = |name: &String| !name.is_empty() && name.chars().all(token);
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '~');
         let query = |name: &String| !name.is_empty() && name.chars().all(plain);
         let free = |name: &String| !matches!(name.as_str(), "subject" | "since" | "last_event_id" | "lastEventId" | "envelope");
         let taken = "must be another name than those of the parameters of /events";
         Self {
             header: Header::read(carriers.key("header")),
-            cookie: carriers.key("cookie").or_off(Some("brokercast".to_owned()), |key| key.text().check(cookie, "must be a cookie's name")),
+            cookie: carriers
+                .key("cookie")
+                .or_off(Some("brokercast".to_owned()), |key| key.text().check(|name| is_cookie(name), "must be a cookie's name")),
             query: carriers
                 .key("query")
                 .or_off(None, |key| key.text().check(query, "must be a parameter's name such as access_token").check(free, taken)),

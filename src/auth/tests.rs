@@ -60,6 +60,7 @@ fn config(keys: Vec<Credential>) -> Settings {
     };
     Settings {
         issuers: vec![issuer],
+        backend: None,
         carriers: Carriers { header: Header::Bearer, cookie: Some("brokercast".into()), query: Some("access_token".into()) },
         grants: Lists { subscribe: vec![], publish: vec![] },
         anonymous: Lists { subscribe: vec![], publish: vec![] },

@@ -61,6 +61,9 @@ pub enum Refused {
     /// An order that it meets.
     #[error("it was revoked")]
     Revoked,
+    /// The backend's word.
+    #[error("the backend refuses it")]
+    Backend,
     /// No issuer is configured.
     #[error("no keys are configured")]
     NoKeys,
@@ -210,7 +213,8 @@ fn decoded(encoded: &str) -> Result<Vec<u8>, Refused> {
     URL_SAFE_NO_PAD.decode(unpadded(encoded)?).map_err(|_| Refused::Malformed)
 }
 
-fn object(json: &[u8]) -> Result<Map<String, Value>, Refused> {
+/// A JSON object in which no name is given twice.
+pub(super) fn object(json: &[u8]) -> Result<Map<String, Value>, Refused> {
     let mut reader = serde_json::Deserializer::from_slice(json);
     let value = Strict.deserialize(&mut reader).map_err(|_| Refused::Malformed)?;
     reader.end().map_err(|_| Refused::Malformed)?;

@@ -3,7 +3,6 @@
 //! Refusals are checked in a fixed order: invalid requests (400), identity (401), permission (403), and only then the caps.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +15,11 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 
-use super::forwarded::client_address;
 use super::problem::Problem;
 use super::query::{Query, takes_only_streams};
+use super::sender::Denied;
 use super::{Peer, Policy, Rooms, origin_of};
-use crate::auth::{AuthError, Grant, NotGranted, Wanted};
+use crate::auth::{AuthError, NotGranted, Wanted};
 use crate::event::Timestamp;
 use crate::frame::{self, Closing, Form};
 use crate::hub::Filter;
@@ -34,8 +33,8 @@ pub(super) const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("text/even
 const ALLOW: &str = "GET, HEAD, OPTIONS";
 /// Shares of the usual time to come back: clients that were refused together shall not come back together.
 pub(super) const LATER: Range<f64> = 1.0..2.0;
-/// How long a request waits for keys that are on their way.
-pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a request waits while the configuration is exchanged.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why there is no stream.
 enum Refusal {
@@ -52,7 +51,7 @@ pub(super) enum Later {
     Cap(pool::Refusal),
     /// The process is about to end.
     Draining,
-    /// There are no keys yet to check a token with.
+    /// Who sends the request cannot be found out at the moment.
     Unavailable,
 }
 
@@ -89,21 +88,26 @@ async fn open(rooms: &Rooms, parts: &Parts, body: Body) -> Result<Response, Refu
         let Ok(Ok(policy)) = settled.map(|current| current.map(|current| current.policy.clone())) else {
             return Err(Refusal::Later(Later::Unavailable));
         };
-        let response = open_by(rooms, &policy, parts).await?;
         // A grant of a policy that was exchanged meanwhile counts no more, and whoever exchanged it may not have seen the stream.
-        if Arc::ptr_eq(&policy, &present.borrow().policy) {
+        // Likewise with the backend's answers.
+        if let Some(response) = open_by(rooms, &policy, parts).await?
+            && Arc::ptr_eq(&policy, &present.borrow().policy)
+        {
             return Ok(response);
         }
     }
 }
 
-async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Response, Refusal> {
+/// `None`: what the backend answered is not its latest answer any more.
+async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Option<Response>, Refusal> {
     let invalid = |problem| Refusal::Problem(problem, Refused::Invalid);
     let forbidden = |problem| Refusal::Problem(problem, Refused::Forbidden);
     let query = Query::read(parts.uri.query(), &parts.headers, &policy.limits, Timestamp::now()).map_err(invalid)?;
     let named = query.wanted != Wanted::All;
-    let grant = policy.subscriber(parts).await?;
-    policy.origins.allow(&origin_of(parts), &parts.headers).map_err(forbidden)?;
+    let grant = policy.subscriber(parts).await.map_err(|denied| match denied {
+        Denied::Sender(error) => self::denied(error),
+        Denied::Page(problem) => forbidden(problem),
+    })?;
     let patterns = grant.subscription(query.wanted).map_err(|NotGranted(pattern)| {
         forbidden(match pattern {
             Some(pattern) => Problem::not_granted("pattern", pattern.as_str()),
@@ -112,7 +116,7 @@ async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Respon
     })?;
     if parts.method == Method::HEAD {
         // A body of unknown length, as the stream's would be.
-        return Ok(stream(Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>())));
+        return Ok(Some(stream(Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>()))));
     }
     if rooms.draining.is_cancelled() {
         return Err(Refusal::Later(Later::Draining));
@@ -131,14 +135,17 @@ async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Respon
         permit: Box::new(permit),
     });
     policy.auth.check_revoked(grant.owner.as_deref()).map_err(denied)?;
+    if !policy.auth.is_latest(grant.owner.as_deref()) {
+        return Ok(None);
+    }
     let mut response = stream(Body::new(handover.clone()));
     response.extensions_mut().insert(handover);
-    Ok(response)
+    Ok(Some(response))
 }
 
 fn denied(error: AuthError) -> Refusal {
     match error {
-        AuthError::KeysNotLoaded => Refusal::Later(Later::Unavailable),
+        AuthError::KeysNotLoaded | AuthError::BackendUnavailable => Refusal::Later(Later::Unavailable),
         AuthError::Malformed(_) => Refusal::Problem(Problem::denied(&error), Refused::Invalid),
         AuthError::Missing | AuthError::Invalid(_) => Refusal::Problem(Problem::denied(&error), Refused::Unauthorized),
     }
@@ -198,7 +205,7 @@ impl Later {
             Self::Cap(refusal @ pool::Refusal::Full) => Problem::unavailable(refusal.to_string(), wait),
             Self::Cap(refusal) => Problem::too_many(refusal.to_string(), wait),
             Self::Draining => Problem::unavailable("the server is about to stop", wait),
-            Self::Unavailable => Problem::unavailable("the keys to verify tokens are not loaded yet", wait),
+            Self::Unavailable => Problem::unavailable("who sends this request cannot be verified at the moment", wait),
         }
     }
 
@@ -208,19 +215,6 @@ impl Later {
             Self::Draining => Closing::Draining,
             Self::Unavailable => Closing::Unavailable,
         }
-    }
-}
-
-impl Policy {
-    /// Returns the grant of the request's token, from whichever carrier.
-    async fn subscriber(&self, parts: &Parts) -> Result<Grant, Refusal> {
-        self.auth.authenticate_within(&parts.headers, parts.uri.query(), PATIENCE).await.map_err(denied)
-    }
-
-    /// The address that the caps count.
-    fn client(&self, parts: &Parts) -> IpAddr {
-        let peer = parts.extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.address.ip());
-        client_address(peer, &parts.headers, &self.trusted_proxies)
     }
 }
 

@@ -14,10 +14,11 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
 
-use super::events::{LATER, Later, PATIENCE, preflight};
+use super::events::{LATER, Later, preflight};
 use super::problem::Problem;
-use super::{Inbox, Policy, Rooms, origin_of};
-use crate::auth::{AuthError, Grant};
+use super::sender::Denied;
+use super::{Inbox, Policy, Rooms};
+use crate::auth::AuthError;
 use crate::metrics::Published;
 use crate::source::http::PublishError;
 use crate::subject::Subject;
@@ -48,11 +49,9 @@ pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): E
 
 async fn publish(rooms: &Rooms, policy: &Policy, parts: &http::request::Parts, body: Body) -> Result<Response, Refusal> {
     let subject = subject(parts.uri.path()).map_err(|problem| (problem, Published::Invalid))?;
-    let grant = policy.publisher(parts).await?;
-    let denied = |problem| (problem, Published::Denied);
-    policy.origins.allow(&origin_of(parts), &parts.headers).map_err(denied)?;
+    let grant = policy.publisher(parts).await.map_err(|denied| refusal(denied, policy.retry))?;
     if !grant.permits_publish(&subject) {
-        return Err(denied(Problem::not_granted("subject", subject.as_str())));
+        return Err((Problem::not_granted("subject", subject.as_str()), Published::Denied));
     }
     let Some(inbox) = (rooms.inbox)(&subject) else {
         let detail = format!("no `http` source takes the subject `{subject}`");
@@ -86,14 +85,14 @@ async fn hand_in(rooms: &Rooms, mut inbox: Inbox, subject: Subject, payload: Byt
     Err(PublishError::Closed)
 }
 
-impl Policy {
-    /// What the token in the header grants.
-    async fn publisher(&self, parts: &http::request::Parts) -> Result<Grant, Refusal> {
-        self.auth.authenticate_publisher_within(&parts.headers, PATIENCE).await.map_err(|error| match error {
-            AuthError::KeysNotLoaded => (Later::Unavailable.problem(jittered(self.retry, LATER)), Published::Unavailable),
-            AuthError::Malformed(_) => (Problem::denied(&error), Published::Invalid),
-            AuthError::Missing | AuthError::Invalid(_) => (Problem::denied(&error), Published::Denied),
-        })
+fn refusal(denied: Denied, retry: Duration) -> Refusal {
+    match denied {
+        Denied::Page(problem) => (problem, Published::Denied),
+        Denied::Sender(AuthError::KeysNotLoaded | AuthError::BackendUnavailable) => {
+            (Later::Unavailable.problem(jittered(retry, LATER)), Published::Unavailable)
+        }
+        Denied::Sender(error @ AuthError::Malformed(_)) => (Problem::denied(&error), Published::Invalid),
+        Denied::Sender(error @ (AuthError::Missing | AuthError::Invalid(_))) => (Problem::denied(&error), Published::Denied),
     }
 }
 

@@ -11,9 +11,10 @@ use http::request::Parts;
 use http::{Method, header};
 use serde_json::{Value, json};
 
-use super::events::{LATER, Later, PATIENCE, preflight};
+use super::Policy;
+use super::events::{LATER, Later, preflight};
 use super::problem::Problem;
-use super::{Policy, origin_of};
+use super::sender::Denied;
 use crate::auth::{AuthError, Ruled};
 use crate::support::backoff::jittered;
 
@@ -29,15 +30,16 @@ pub(super) async fn answer(Extension(policy): Extension<Arc<Policy>>, request: R
 }
 
 async fn tell(policy: &Policy, parts: &Parts) -> Result<Response, Problem> {
-    let denied = |error: AuthError| match error {
-        AuthError::KeysNotLoaded => Later::Unavailable.problem(jittered(policy.retry, LATER)),
-        _ => Problem::denied(&error),
-    };
-    let grant = policy.auth.authenticate_within(&parts.headers, parts.uri.query(), PATIENCE).await.map_err(denied)?;
-    policy.origins.allow(&origin_of(parts), &parts.headers)?;
+    let grant = policy.subscriber(parts).await.map_err(|denied| match denied {
+        Denied::Page(problem) => problem,
+        Denied::Sender(AuthError::KeysNotLoaded | AuthError::BackendUnavailable) => {
+            Later::Unavailable.problem(jittered(policy.retry, LATER))
+        }
+        Denied::Sender(error) => Problem::denied(&error),
+    })?;
     let (subscribe, publish) = policy.auth.explain(grant.owner.as_deref());
     // Only the `Authorization` header publishes.
-    let publishes = policy.auth.authenticate_publisher(&parts.headers).is_ok();
+    let publishes = policy.publisher(parts).await.is_ok();
     let body = json!({
         "identity": grant.identity(),
         "expires": grant.expires,

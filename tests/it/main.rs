@@ -5,6 +5,7 @@
 mod admin;
 mod amqp;
 mod amqp_existing;
+mod backend;
 mod browser;
 mod caps;
 mod commands;

@@ -1,7 +1,7 @@
 //! What is worth saying of settings that are right: warnings of what may not be meant, and notes.
 
 use super::Settings;
-use crate::auth::Header;
+use crate::auth::{self, Header};
 use crate::settings::value::show_size;
 
 /// Durable sources whose positions fit an id of 128 bytes, which browsers send to another origin without asking first
@@ -11,7 +11,7 @@ const MAX_DURABLE_SHORT: usize = 7;
 pub(super) fn warnings(settings: &Settings) -> Vec<String> {
     let mut found = Vec::new();
     let mut warn = |path: &str, what: &str| found.push(format!("{path}: {what}"));
-    auth(settings, &mut warn);
+    tokens(settings, &mut warn);
     listeners(settings, &mut warn);
     subscribers(settings, &mut warn);
     let Settings { auth, window, sources, .. } = settings;
@@ -30,14 +30,19 @@ pub(super) fn warnings(settings: &Settings) -> Vec<String> {
     found
 }
 
-fn auth(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
+fn tokens(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
     let auth = &settings.auth;
     if auth.carriers.query.is_some() {
         warn("auth.carriers.query", "a token in a URL ends in proxies' logs and in browsers' histories: prefer the cookie");
     }
+    if auth.backend.as_ref().is_some_and(auth::BackendSettings::in_the_clear) {
+        warn("auth.backend.url", "has http: who is on the way can read credentials and replace answers; use https");
+    }
     if auth.issuers.is_empty() {
-        if auth.anonymous.subscribe.is_empty() {
-            warn("auth", "nobody may subscribe: there is neither `auth.jwt`, nor `auth.issuers`, nor `auth.anonymous.subscribe`");
+        if auth.anonymous.subscribe.is_empty() && auth.backend.is_none() {
+            let what =
+                "nobody may subscribe: there is neither `auth.jwt`, nor `auth.issuers`, nor `auth.backend`, nor `auth.anonymous.subscribe`";
+            warn("auth", what);
         }
         if !auth.grants.is_empty() {
             warn("auth.grants", "grants nothing without `auth.jwt` or `auth.issuers`: only a token's bearer gets it");
@@ -65,8 +70,8 @@ fn auth(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
 
 fn listeners(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
     let http = &settings.http;
-    if !http.listen.ip().is_loopback() && http.tls.is_none() && !settings.auth.issuers.is_empty() {
-        warn("server.tls", "is not set: tokens cross the network in the clear, unless a proxy in front of brokercast ends TLS");
+    if !http.listen.ip().is_loopback() && http.tls.is_none() && (!settings.auth.issuers.is_empty() || settings.auth.backend.is_some()) {
+        warn("server.tls", "is not set: tokens and cookies cross the network in the clear, unless a proxy in front of brokercast ends TLS");
     }
     let admin = &http.admin;
     if !admin.listen.ip().is_loopback() && admin.token.is_none() && !admin.tls.as_ref().is_some_and(|tls| tls.verifies_clients()) {

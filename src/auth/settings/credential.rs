@@ -7,8 +7,9 @@ use base64::alphabet::{STANDARD, URL_SAFE};
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use reqwest::Url;
 
-use crate::auth::jwks::{Place, Remote, trusted};
+use crate::auth::jwks::{Place, Remote};
 use crate::auth::keys::{self, Algorithm, Key};
+use crate::auth::web::{is_plain, trusted};
 use crate::settings::{self, Choice, Secret, Section, Slot};
 
 /// One of an issuer's `keys`.
@@ -72,7 +73,7 @@ pub(in crate::auth) fn credential(slot: Slot<'_>) -> Option<Credential> {
         return Some(Credential::Secret(Signer { id, algorithm: *algorithms.first()?, secret }, verifying));
     }
     if jwks_url {
-        let parse = |url: Secret| url.expose_str().ok().and_then(|url| url.parse().ok()).filter(web);
+        let parse = |url: Secret| url.expose_str().ok().and_then(|url| url.parse().ok()).filter(is_plain);
         let expected = "must be a URL without a user in it: https://id.example.com/jwks.json";
         let url = key.key("jwks_url").address().convert(|url| parse(url).ok_or_else(|| expected.to_owned())).required();
         return Some(Credential::Remote(Remote::new(Place::Set(url?), id, algorithms)));
@@ -103,15 +104,11 @@ pub(in crate::auth) fn discovery(issuer: &Section<'_>, name: Option<&str>) -> Op
     let some = "must list at least one algorithm";
     let algorithms = algorithms.default(vec![Algorithm::RS256, Algorithm::ES256]).check(|algorithms| !algorithms.is_empty(), some);
     let algorithms = for_public(algorithms, false);
-    let url = name.and_then(|name| name.parse().ok()).filter(|url| web(url) && trusted(url) && url.query().is_none());
+    let url = name.and_then(|name| name.parse().ok()).filter(|url: &Url| is_plain(url) && trusted(url) && url.query().is_none());
     if url.is_none() {
         issuer.problem("issuer", "must be a URL for `discover`, with https (or http on loopback): https://id.example.com");
     }
     Some(Credential::Remote(Remote::new(Place::Issuer(name?.to_owned(), url?), None, algorithms)))
-}
-
-fn web(url: &Url) -> bool {
-    matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none()
 }
 
 fn utf8(text: &Secret) -> Result<&str, String> {

@@ -255,7 +255,7 @@ fn a_stream_that_is_to_be_sent_something_else_is_given_back_behind_what_its_sock
         world.make_room(key, if blocked { 3 } else { 1 << 20 });
         world.publish();
         world.writer.turn(world.now);
-        assert_eq!(world.streams.widen(|_| wide.clone()), 1);
+        assert_eq!(world.streams.widen(|_| Some(wide.clone())), 1);
         world.writer.turn(world.now);
         if blocked {
             assert!(world.writer.io().returned.is_empty());

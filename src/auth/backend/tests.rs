@@ -1,0 +1,124 @@
+//! The desk: what is kept of whom, and for how long.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use http::HeaderValue;
+
+use super::desk::MAX;
+use super::*;
+
+const TIMING: Timing = Timing { cache: Duration::from_secs(30), recheck: Duration::from_secs(300) };
+const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+fn forward() -> Arc<[Forward]> {
+    [Forward::Cookie("s".into())].into()
+}
+
+fn question(n: usize) -> Question {
+    let headers = [(header::COOKIE, HeaderValue::try_from(format!("s={n}")).unwrap())].into_iter().collect();
+    Question::of(&forward(), &headers, false).unwrap()
+}
+
+fn answer(asked: u64, patterns: &str) -> Arc<Answer> {
+    let (body, asked) =
+        (format!("{{\"identity\": \"a\", \"subscribe\": \"{patterns}\"}}"), Asked { at: Timestamp::from_micros(asked), revocations: 0 });
+    let open = Lists { subscribe: Vec::new(), publish: Vec::new() };
+    Arc::new(Answer::read(body.as_bytes(), &open, asked, Timestamp::now()).unwrap())
+}
+
+fn ready(outcome: Outcome) -> Asking {
+    async move { outcome }.boxed().shared()
+}
+
+/// Asks about `n`, and stores `outcome`. Returns whether there was need to.
+fn ask(desk: &Desk, n: usize, outcome: &Outcome, now: Instant) -> bool {
+    let of = desk.fingerprint(&question(n));
+    let Found::Asking(_) = desk.find(of, true, now, |_| ready(outcome.clone())) else { return false };
+    desk.store(of, 0, outcome, TIMING, now);
+    true
+}
+
+fn owner(desk: &Desk, n: usize, of: &Arc<Answer>) -> Option<Arc<Owner>> {
+    let known = || Known::new(question(n), ADDRESS, forward(), of.clone());
+    desk.owner(desk.fingerprint(&question(n)), of.clone(), known).map(|(owner, _)| owner)
+}
+
+#[test]
+fn what_was_answered_counts_for_its_time() {
+    let (desk, now) = (Desk::default(), Instant::now());
+    let granted = Outcome::Granted(answer(1, "a"));
+    let after = |span| now + Duration::from_secs(span);
+    assert!(ask(&desk, 1, &granted, now) && !ask(&desk, 1, &granted, after(29)) && ask(&desk, 1, &granted, after(30)));
+    assert!(ask(&desk, 2, &Outcome::Refused, now) && !ask(&desk, 2, &granted, after(4)) && ask(&desk, 2, &granted, after(5)));
+    assert!(ask(&desk, 3, &Outcome::Failed, now) && ask(&desk, 3, &Outcome::Failed, now));
+    assert!(!ask(&desk, 2, &granted, after(6)));
+    desk.begin_anew(now);
+    assert!(ask(&desk, 2, &granted, after(6)), "another backend");
+    assert!(ask(&desk, 2, &granted, after(6)), "nothing is kept of what the one before answers late");
+}
+
+#[test]
+fn only_credentials_of_streams_are_asked_about_again_and_changes_are_told_once() {
+    let (desk, now) = (Desk::default(), Instant::now());
+    let first = answer(1, "a b");
+    for n in 1..=3 {
+        ask(&desk, n, &Outcome::Granted(first.clone()), now);
+    }
+    let (one, same) = (owner(&desk, 1, &first).unwrap(), owner(&desk, 1, &first).unwrap());
+    assert!(Arc::ptr_eq(&one, &same));
+    drop(owner(&desk, 2, &first));
+    let later = now + Duration::from_secs(300);
+    assert!(desk.due(now + Duration::from_secs(200)).is_empty());
+    let due = desk.due(later);
+    assert_eq!((due.len(), due[0].1.question.clone()), (1, question(1)));
+    let learn = |outcome: Outcome| {
+        assert!(matches!(desk.find(due[0].0, false, later, |_| ready(outcome.clone())), Found::Asking(_)));
+        desk.store(due[0].0, 0, &outcome, TIMING, later);
+        desk.take_changed().len()
+    };
+    let news = [
+        Outcome::Granted(answer(2, "a b")),
+        Outcome::Granted(answer(3, "a")),
+        Outcome::Failed,
+        Outcome::Granted(answer(4, "a")),
+        Outcome::Refused,
+        Outcome::Refused,
+        Outcome::Granted(answer(5, "a")),
+    ];
+    assert_eq!(news.map(learn), [0, 1, 0, 0, 1, 0, 1]);
+    assert!(desk.due(later).is_empty());
+    ask(&desk, 1, &Outcome::Refused, later + Duration::from_secs(60));
+    assert!(owner(&desk, 1, &first).is_none(), "refused meanwhile");
+}
+
+#[test]
+fn invented_credentials_neither_fill_the_memory_nor_push_out_those_that_were_granted_something() {
+    let (desk, now) = (Desk::default(), Instant::now());
+    let granted = answer(1, "a");
+    for n in 0..100 {
+        ask(&desk, n, &Outcome::Granted(granted.clone()), now);
+    }
+    let held = owner(&desk, 7, &granted).unwrap();
+    for n in 100..20_000 {
+        assert!(ask(&desk, n, &Outcome::Refused, now));
+    }
+    assert!(desk.len() <= MAX, "{}", desk.len());
+    assert!((0..100).all(|n| !ask(&desk, n, &Outcome::Refused, now)));
+    for n in 100_000..120_000 {
+        ask(&desk, n, &Outcome::Granted(granted.clone()), now);
+    }
+    assert!(desk.len() <= MAX, "{}", desk.len());
+    assert!(Arc::ptr_eq(&held, &owner(&desk, 7, &granted).unwrap()), "one of which a stream is open stays");
+}
+
+#[test]
+fn a_question_that_nobody_waits_for_any_more_is_put_again() {
+    let (desk, now) = (Desk::default(), Instant::now());
+    let of = desk.fingerprint(&question(1));
+    let never = |_| std::future::pending().boxed().shared();
+    let Found::Asking(one) = desk.find(of, true, now, never) else { panic!() };
+    let Found::Asking(two) = desk.find(of, true, now, |_| panic!("one at a time")) else { panic!() };
+    assert!(one.ptr_eq(&two));
+    drop((one, two));
+    assert!(matches!(desk.find(of, true, now, never), Found::Asking(_)));
+}
