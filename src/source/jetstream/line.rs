@@ -27,7 +27,7 @@ use crate::source::nats::refusal::Right;
 use crate::source::nats::servers::Servers;
 use crate::source::nats::wire::{self, Life, Wire};
 use crate::source::nats::{Config, JetStream};
-use crate::support::host;
+use crate::support::{host, random};
 
 /// For most answers of the server.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
@@ -179,7 +179,7 @@ impl Line {
     }
 
     pub(super) fn new_consumer_name(&self) -> String {
-        format!("{}{:016x}", self.shared.consumers, rand::random::<u64>())
+        format!("{}{:016x}", self.shared.consumers, random::in_range(0..u64::MAX))
     }
 
     /// Logs, once for a connection, that this user may not ask a question, and what comes of that.

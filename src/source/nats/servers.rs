@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rand::seq::SliceRandom as _;
 use tokio::time::timeout;
 
 use super::config::Server;
+use crate::support::random;
 
 /// For one address: TCP, TLS and the greeting.
 const GREETING: Duration = Duration::from_secs(5);
@@ -37,8 +37,10 @@ impl Servers {
         advertised.retain(|server| !configured.iter().any(|other| other.is_at(server)));
         let mut all = Vec::new();
         for mut servers in [configured.to_vec(), advertised] {
-            servers.shuffle(&mut rand::rng());
-            servers.sort_by_key(|server| known.last.as_ref().is_some_and(|last| last.is_at(server)));
+            servers.sort_by_cached_key(|server| {
+                let last = known.last.as_ref().is_some_and(|last| last.is_at(server));
+                (last, random::in_range(0..u64::MAX))
+            });
             all.append(&mut servers);
         }
         all

@@ -18,7 +18,7 @@ use super::config::{Auth, Config, Server};
 use super::refusal::{Refusal, Refusals, Right};
 use super::servers::{self, Servers};
 use crate::source::{ErrorKind, SourceError, tls};
-use crate::support::host;
+use crate::support::{host, random};
 
 /// Time between pings while nothing comes. The library gives up when it would send the third: 6 to 9 s.
 const PING: Duration = Duration::from_secs(3);
@@ -224,7 +224,7 @@ impl Wire {
 
     /// A subject for answers that nobody else has, below the prefix that the settings name.
     pub(in crate::source) fn new_inbox(&self) -> String {
-        format!("{}{:032x}", self.inbox, rand::random::<u128>())
+        format!("{}{:032x}", self.inbox, random::in_range(0..u128::MAX))
     }
 
     /// Returns when the server has done all that was asked, and has reported what it refused. The library does not show the
