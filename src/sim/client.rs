@@ -17,6 +17,9 @@ use crate::event::Timestamp;
 use crate::frame;
 use crate::support::random;
 
+/// How late a stream may notice that its token has expired: timers count milliseconds, and a piece is made at once.
+const LATE: Duration = Duration::from_millis(20);
+
 fn one_in(count: u32) -> bool {
     random::in_range(0..count) == 0
 }
@@ -28,7 +31,7 @@ async fn pause(millis: std::ops::Range<u64>) {
 /// See the module. Runs for as long as its world.
 pub(super) async fn run(world: Rc<World>, number: usize, patterns: Vec<&'static str>, json: bool, first: Start) {
     world.judges.borrow_mut().push((number, Judge::new(patterns.clone())));
-    let mut reader = Reader { world: world.clone(), number, last_id: None, pending: Vec::new() };
+    let mut reader = Reader { world: world.clone(), number, last_id: None, expires: None, pending: Vec::new() };
     loop {
         let Some(bridge) = world.some_bridge() else {
             pause(10..200).await;
@@ -56,6 +59,7 @@ pub(super) async fn run(world: Rc<World>, number: usize, patterns: Vec<&'static 
             let span = Duration::from_millis(random::in_range(0..8_000));
             Timestamp::from_micros(Timestamp::now().as_micros() + span.as_micros() as u64)
         });
+        reader.expires = expires;
         let last_id = reader.last_id.clone();
         let stream = bridge.open(Opening { patterns: patterns.clone(), json, start, last_id, expires });
         let (server, socket) = pair(random::in_range(world.plan.socket.clone()));
@@ -72,6 +76,8 @@ struct Reader {
     world: Rc<World>,
     number: usize,
     last_id: Option<String>,
+    /// When the open stream's token expires.
+    expires: Option<Timestamp>,
     pending: Vec<u8>,
 }
 
@@ -130,8 +136,15 @@ impl Reader {
         let content = data.map_or(Ok(Content::Nothing), |data| content(name, data));
         let judged = match (cursor, content) {
             (Ok(id), Ok(content)) => {
-                let block = Block { id, content };
-                self.world.judge(self.number, |judge, state, floors| judge.block(state, floors, &block))
+                let (block, expires) = (Block { id, content }, self.expires);
+                self.world.judge(self.number, |judge, state, floors| {
+                    if let (Content::Event { source, index, .. }, Some(expires)) = (&block.content, expires)
+                        && state.written[*source].get(*index).is_some_and(|written| written.time > expires.after(LATE))
+                    {
+                        return Err(format!("{} {index} was written after the token had expired", SOURCES[*source]));
+                    }
+                    judge.block(state, floors, &block)
+                })
             }
             _ => self.world.judge(self.number, |_, _, _| Err("a block cannot be read".into())),
         };
