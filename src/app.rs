@@ -8,6 +8,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -21,14 +22,14 @@ use tracing::{info, warn};
 use crate::auth::Authenticator;
 use crate::event::Timestamp;
 use crate::frame::Closing;
-use crate::history::{self, Histories};
+use crate::history::Histories;
 use crate::http;
-use crate::http::connection::{Bounds, Ends, Server};
+use crate::http::connection::{Bounds, Counts, Ends, Server};
 use crate::http::handoff::{Adopt, Handover};
 use crate::http::tls::Tls;
 use crate::http::{Current, ListenError, Policy, admin, listen};
 use crate::hub::Hub;
-use crate::metrics::{self, Metrics, Readings};
+use crate::metrics::{Metrics, Readings};
 use crate::pool::Pool;
 use crate::stream::{self, Selection, Streams};
 use crate::support::random::in_range;
@@ -36,12 +37,15 @@ use crate::telemetry::{Format, Log};
 use crate::transport::writer::{self, Writer};
 
 pub(crate) mod intake;
+mod manager;
+mod readings;
 mod reload;
 pub(crate) mod settings;
 mod sources;
 mod system;
 mod watch;
 
+use readings::Asked;
 use reload::{Orders, Reloader};
 pub(crate) use settings::{Loaded, Settings, load};
 use sources::{All, SourceRuntime, Sources};
@@ -101,6 +105,8 @@ pub struct Origin {
     pub format: Format,
     /// Files and folders that the configuration names.
     pub named: Vec<PathBuf>,
+    /// All settings as YAML, without secrets.
+    pub yaml: String,
 }
 
 /// Runs the bridge until it is told to end.
@@ -112,7 +118,9 @@ pub async fn run(settings: Settings, origin: Origin) -> Result<Exit, Error> {
     system::raise_descriptors(settings.pool.max);
     let (mut orders, reload) = Orders::new();
     let mut bridge = Bridge::start(settings, origin, reload)?;
+    manager::ready();
     let signal = bridge.serve(&mut signals, &mut orders).await?;
+    manager::stopping();
     info!(signal, "draining");
     // Whoever still asks to reload is told that it is too late.
     drop(orders);
@@ -185,6 +193,8 @@ struct Rooms {
     connections: TaskTracker,
     metrics: Arc<Metrics>,
     readings: Arc<dyn Fn() -> Readings + Send + Sync>,
+    /// Connections to the public listener.
+    open: Arc<AtomicUsize>,
 }
 
 impl Rooms {
@@ -194,19 +204,32 @@ impl Rooms {
         policy: Policy,
         pool: Pool,
         timing: stream::Settings,
-        stall: Duration,
+        auth: tokio::sync::watch::Receiver<Arc<Authenticator>>,
+        ports: &Ports,
     ) -> Result<Self, Error> {
         let loops = std::thread::available_parallelism().map_or(1, usize::from);
         let (writer, writing) =
-            Writer::start(streams.hub(), loops, stall).map_err(|cause| Error::System { what: "start the writers", cause })?;
+            Writer::start(streams.hub(), loops, ports.bounds.stall).map_err(|cause| Error::System { what: "start the writers", cause })?;
         let adopt = adopt(writer.clone());
         let connections = TaskTracker::new();
-        let readings = readings(sources, streams.clone(), pool.clone(), connections.clone());
+        let open = Arc::<AtomicUsize>::default();
+        let certificates = [("public", &ports.tls), ("admin", &ports.admin_tls)];
+        let asked = Asked {
+            sources: sources.all().clone(),
+            routed: sources.routed().clone(),
+            streams: streams.clone(),
+            writer: writer.clone(),
+            pool: pool.clone(),
+            open: open.clone(),
+            auth,
+            certificates: certificates.into_iter().filter_map(|(of, tls)| Some((of, tls.clone()?))).collect(),
+        };
+        let readings: Arc<dyn Fn() -> Readings + Send + Sync> = Arc::new(move || asked.read());
         let asked = readings.clone();
         let metrics = Arc::new(Metrics::new(move || asked()));
         let sources = sources.all().clone();
         let policy = tokio::sync::watch::Sender::new(Current { policy: Arc::new(policy), settled: true });
-        Ok(Self { sources, policy, pool, timing, streams, writer, writing, adopt, connections, metrics, readings })
+        Ok(Self { sources, policy, pool, timing, streams, writer, writing, adopt, connections, metrics, readings, open })
     }
 }
 
@@ -221,9 +244,11 @@ impl Bridge {
         let sources = Sources::new(streams.clone(), window);
         let auth_written = (auth.written.clone(), token_bytes);
         let auth = Arc::new(Authenticator::new(auth, token_bytes));
+        let asked = tokio::sync::watch::Sender::new(auth.clone());
         let (pool, shown) = (Pool::new(pool), Shown::of(&http, &ports));
         let policy = Policy::new(http, auth.clone(), timing.retry);
-        let rooms = Rooms::build(&sources, streams, policy, pool.clone(), timing, ports.bounds.stall)?;
+        let rooms = Rooms::build(&sources, streams, policy, pool.clone(), timing, asked.subscribe(), &ports)?;
+        rooms.metrics.configured(&origin.yaml, Timestamp::now());
         let watched = Arc::<Watched>::default();
         watched.set(watch, [origin.files.clone(), origin.named].concat());
         let reloader = Reloader {
@@ -234,7 +259,7 @@ impl Bridge {
             bounds: ports.bounds,
             tls: [ports.tls.clone(), ports.admin_tls.clone()],
             policy: rooms.policy.clone(),
-            auth: tokio::sync::watch::Sender::new(auth),
+            auth: asked,
             auth_written,
             pool,
             streams: rooms.streams.clone(),
@@ -267,10 +292,12 @@ impl Bridge {
                 () = signals.hangups.next() => None,
                 answer = orders.next() => Some(answer),
             };
+            manager::reloading();
             let reloaded = tokio::select! {
                 signal = signals.ends.next() => return Ok(signal),
                 reloaded = self.reloader.reload(&mut self.sources) => reloaded,
             };
+            manager::ready();
             if let Some(answer) = answer {
                 // Whoever asked may have gone.
                 drop(answer.send(reloaded));
@@ -291,9 +318,9 @@ impl Bridge {
             open: Box::new(move |request| Handover::new(streams.open(request, Timestamp::now()))),
             agents: http::Agents::default(),
         });
-        let stalled = rooms.metrics.stalled.clone();
+        let counts = Counts { stalled: rooms.metrics.stalled.clone(), open: rooms.open.clone() };
         let (tls, adopt) = (ports.tls.clone(), Some(rooms.adopt.clone()));
-        Server::new(face, tls, ports.bounds, self.ends.clone(), self.connections.clone(), stalled, adopt)
+        Server::new(face, tls, ports.bounds, self.ends.clone(), self.connections.clone(), counts, adopt)
     }
 
     /// What answers on the admin port.
@@ -316,8 +343,8 @@ impl Bridge {
                 }),
             },
         });
-        let stalled = rooms.metrics.stalled.clone();
-        Server::new(face, ports.admin_tls.clone(), ports.bounds, self.admin_ends.clone(), self.admin_connections.clone(), stalled, None)
+        let counts = Counts { stalled: rooms.metrics.stalled.clone(), open: Arc::default() };
+        Server::new(face, ports.admin_tls.clone(), ports.bounds, self.admin_ends.clone(), self.admin_connections.clone(), counts, None)
     }
 
     /// Starts everything.
@@ -334,6 +361,7 @@ impl Bridge {
         }
         let carry_on = self.writer.clone().carry_on(rooms.writing.returned, self.connections.clone(), self.ends.cut.clone());
         self.own("returns", carry_on);
+        self.own("watchdog", manager::watchdog(self.streams.hub().clone()));
         self.own("heartbeat", beat(self.streams.hub().clone(), rooms.timing.heartbeat));
         shown.announce(self.sources.len());
         self.own("listener", public.run(ports.public));
@@ -407,25 +435,6 @@ pub(crate) async fn beat(hub: Arc<Hub>, heartbeat: Duration) {
         ticks.tick().await;
         hub.beat(part, u64::from(BEATS), Timestamp::now());
     }
-}
-
-/// What others count, gathered when somebody asks.
-fn readings(sources: &Sources, streams: Arc<Streams>, pool: Pool, connections: TaskTracker) -> Arc<dyn Fn() -> Readings + Send + Sync> {
-    let (sources, routed) = (sources.all().clone(), sources.routed().clone());
-    Arc::new(move || {
-        let history::Load { readers, clients, waiting, oldest } = streams.histories().load();
-        Readings {
-            sources: sources::readings(&sources, &streams),
-            subscribers: streams.opened() as u64,
-            subscribers_max: pool.max() as u64,
-            ended: Closing::ALL.iter().map(|reason| (reason.as_str(), streams.closed(*reason))).collect(),
-            channels: streams.hub().channels() as u64,
-            history: metrics::HistoryReading { readers: readers as u64, clients: clients as u64, waiting: waiting as u64, oldest },
-            connections: connections.len() as u64,
-            shortened_subjects: routed.shortened(),
-            reserved_names: routed.reserved_names(),
-        }
-    })
 }
 
 /// Where everything is.

@@ -3,6 +3,7 @@
 //! Owns everything about tokens; `jsonwebtoken` and the fetching of key sets stay in here. Knows no status code: what a
 //! refusal becomes is decided in `http`.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ mod carrier;
 mod issuer;
 mod jwks;
 mod keys;
+mod refusals;
 mod revoked;
 mod settings;
 mod template;
@@ -36,6 +38,7 @@ use carrier::{Carrier, Unreadable};
 use issuer::{Denied, Issuer, union};
 #[cfg(test)]
 pub use keys::{Algorithm, KeyError};
+use refusals::Refusals;
 pub use revoked::{Criteria, Revocation, RevocationError, Revocations};
 pub use settings::{Backend as BackendSettings, Header, Issuer as IssuerSettings, Settings, Signer, token_bytes};
 use settings::{Carriers, Lists};
@@ -189,6 +192,16 @@ pub struct Authenticator {
     /// The same as it was written.
     open: Lists<Pattern>,
     revocations: Arc<Revocations>,
+    refusals: Arc<Refusals>,
+}
+
+/// A key set behind a URL.
+#[derive(Debug, Clone)]
+pub struct KeySet {
+    /// Where it is, without user, password, query and fragment.
+    pub url: String,
+    /// Since it was fetched last; `None`: it never was.
+    pub age: Option<Duration>,
 }
 
 /// What is needed where tokens are taken at all.
@@ -211,11 +224,12 @@ impl Authenticator {
         let backend = backend.map(|backend| Backend::new(backend, &anonymous));
         let (subscribe, publish) = (union(anonymous.subscribe.clone()), union(anonymous.publish.clone()));
         let grant = Grant { subscribe, publish, owner: None, expires: None };
-        Self { carriers, token_bytes, tokens, backend, anonymous: grant, open: anonymous, revocations: Arc::default() }
+        let (revocations, refusals) = (Arc::default(), Arc::default());
+        Self { carriers, token_bytes, tokens, backend, anonymous: grant, open: anonymous, revocations, refusals }
     }
 
     /// Takes another one's place: keeps the key sets that it has fetched, where they are of the same place and for the same
-    /// algorithms, what its backend has answered, and its revocations.
+    /// algorithms, what its backend has answered, its revocations, and what it has counted.
     #[must_use]
     pub fn in_place_of(mut self, other: &Self) -> Self {
         if let (Some(own), Some(others)) = (&self.tokens, &other.tokens) {
@@ -227,7 +241,25 @@ impl Authenticator {
             self.backend = Some(own.in_place_of(others));
         }
         self.revocations = other.revocations.clone();
+        self.refusals = other.refusals.clone();
         self
+    }
+
+    /// Requests that were refused for their token, by reason.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<(&'static str, u64)> {
+        self.refusals.read()
+    }
+
+    /// The key sets behind URLs. One that several issuers name is there once, as old as the oldest of them.
+    #[must_use]
+    pub fn key_sets(&self) -> Vec<KeySet> {
+        let mut sets = BTreeMap::new();
+        for remote in self.tokens.iter().flat_map(|tokens| &tokens.issuers).flat_map(Issuer::remotes) {
+            let (url, age) = (remote.shown(), remote.age());
+            sets.entry(url).and_modify(|of: &mut Option<Duration>| *of = of.zip(age).map(|(a, b)| a.max(b))).or_insert(age);
+        }
+        sets.into_iter().map(|(url, age)| KeySet { url, age }).collect()
     }
 
     /// The revocations that it goes by.
@@ -321,11 +353,12 @@ impl Authenticator {
     /// When the backend refuses, when what it grants was revoked, or when it cannot be asked.
     pub async fn ask(&self, question: Question, address: IpAddr) -> Result<Grant, AuthError> {
         let Some(backend) = &self.backend else { return Err(AuthError::BackendUnavailable) };
-        backend.ask(question, address, &self.revocations).await.map_err(|denied| match denied {
+        let asked = backend.ask(question, address, &self.revocations).await.map_err(|denied| match denied {
             backend::Denied::Refused => refused(Refused::Backend, None),
             backend::Denied::Revoked => refused(Refused::Revoked, None),
             backend::Denied::Unavailable => AuthError::BackendUnavailable,
-        })
+        });
+        asked.inspect_err(|error| self.refusals.count(error))
     }
 
     /// Whether a grant is what the backend answered last. A stream is checked by this once it can be found: an answer that came
@@ -413,6 +446,10 @@ impl Authenticator {
     }
 
     fn at(&self, headers: &HeaderMap, query: Option<&str>, publish: bool, now: Timestamp) -> Result<Grant, AuthError> {
+        self.find(headers, query, publish, now).inspect_err(|error| self.refusals.count(error))
+    }
+
+    fn find(&self, headers: &HeaderMap, query: Option<&str>, publish: bool, now: Timestamp) -> Result<Grant, AuthError> {
         let (carrier, token) = match carrier::find(&self.carriers, publish, headers, query) {
             Ok(Some(found)) => found,
             Ok(None) => {
@@ -430,6 +467,15 @@ impl Authenticator {
         self.not_revoked(grant.owner.as_deref(), now)?;
         Ok(grant)
     }
+}
+
+/// Reads a token as far as it can be read before its key is known, for fuzzing.
+///
+/// # Errors
+/// When it would be refused by then.
+#[cfg(feature = "internals")]
+pub fn read_token(token: &str) -> Result<(), Refused> {
+    token::Parsed::new(token).map(drop)
 }
 
 fn refused(why: Refused, carrier: Option<Carrier>) -> AuthError {

@@ -17,6 +17,7 @@ use crate::support::causes::chain;
 mod check;
 mod client;
 mod health;
+mod processes;
 mod publish;
 mod serve;
 mod sse;
@@ -45,7 +46,7 @@ enum Command {
     Serve,
     /// Check the configuration and print the effective one, without secrets
     Check(check::Options),
-    /// Ask a running bridge's admin listener whether it is ready: for containers
+    /// Ask the brokercast that runs here whether it is ready: for containers
     Health(health::Options),
     /// Make a token with the configured HMAC secret
     Token(token::Options),
@@ -90,11 +91,12 @@ impl Error {
 pub fn main() -> ExitCode {
     // Wrong arguments end here, with code 2.
     let Arguments { config, command } = Arguments::parse();
+    let given = !config.is_empty();
     let files = files(config);
     let done = match command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(&files),
         Command::Check(options) => check::run(&files, &options),
-        Command::Health(options) => health::run(&files, options),
+        Command::Health(options) => health::run(&files, given, options),
         Command::Token(options) => token::run(&files, options),
         Command::Publish(options) => publish::run(&files, options),
         Command::Tail(options) => tail::run(&files, options),

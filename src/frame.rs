@@ -440,6 +440,12 @@ pub fn chunk_head(out: &mut impl bytes::BufMut, len: usize) {
     out.put_slice(&digits[at..]);
 }
 
+/// Bytes of a chunk of HTTP/1.1 beside its `len` bytes.
+#[must_use]
+pub fn chunk_overhead(len: usize) -> usize {
+    len.max(1).ilog(16) as usize + 1 + 2 * CHUNK_END.len()
+}
+
 /// Behind every chunk.
 pub const CHUNK_END: &[u8] = b"\r\n";
 /// The chunk that ends a body.

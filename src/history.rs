@@ -92,6 +92,8 @@ pub struct Load {
     pub waiting: usize,
     /// How long the one among them has waited that has waited longest.
     pub oldest: Duration,
+    /// Bytes of what was read and is kept, and how many there may be.
+    pub cached: (usize, usize),
 }
 
 /// The logs of all sources, and what all readers share.

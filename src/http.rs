@@ -186,6 +186,25 @@ fn route_of(path: &str) -> Route {
     }
 }
 
+/// Whether a query, with this `Last-Event-ID`, is one of `GET /events`, for fuzzing.
+#[cfg(feature = "internals")]
+pub fn read_query(query: &str, last_event_id: &[u8]) -> bool {
+    let id = HeaderValue::from_bytes(last_event_id).ok().map(|id| (http::HeaderName::from_static("last-event-id"), id));
+    let limits = Limits { patterns: 64, pattern_bytes: 256, pattern_tokens: 16 };
+    query::Query::read(Some(query), &http::HeaderMap::from_iter(id), &limits, crate::event::Timestamp::now()).is_ok()
+}
+
+/// The address that `X-Forwarded-For` names, for fuzzing.
+#[cfg(feature = "internals")]
+pub fn read_forwarded(peer: std::net::IpAddr, lines: &[&[u8]], trusted: &[ipnet::IpNet]) -> std::net::IpAddr {
+    let values = lines.iter().filter_map(|line| HeaderValue::from_bytes(line).ok());
+    let mut headers = http::HeaderMap::new();
+    for value in values {
+        headers.append("x-forwarded-for", value);
+    }
+    forwarded::client_address(peer, &headers, trusted)
+}
+
 /// Everything outside the API: the dashboard, the operator's own pages, else 404.
 async fn page(Extension(policy): Extension<Arc<Policy>>, request: Request) -> Response {
     let path = request.uri().path();

@@ -21,6 +21,7 @@ use crate::subject::index::Index;
 use crate::subject::{Pattern, Subject};
 
 pub mod channel;
+pub mod deliveries;
 #[cfg(test)]
 mod models;
 mod notify;
@@ -41,9 +42,11 @@ mod sync {
     pub(super) use parking_lot::Mutex;
 }
 
+use deliveries::Stamps;
 use notify::{Backpressure, Listeners};
 
 pub use channel::{Channel, Filter, Read, WakerSeat};
+pub use deliveries::{Deliveries, SpansReading, Transport};
 pub use notify::Listener;
 pub use piece::{Framing, Piece};
 pub use sources::{Began, Source, SourceInfo};
@@ -156,10 +159,18 @@ struct Publisher {
     id: Vec<u8>,
     encoder: Encoder,
     entries: Vec<Pushed>,
+    concerned: Concerned,
+    listeners: Listeners,
+}
+
+/// Whom a batch concerns.
+#[derive(Default)]
+struct Concerned {
+    /// Keys of channels, for one event.
     found: Vec<u32>,
     dirty: Vec<Arc<Channel>>,
     wakers: Vec<Waker>,
-    listeners: Listeners,
+    stamps: Stamps,
 }
 
 /// A source as its events are published.
@@ -188,6 +199,7 @@ pub struct Hub {
     state: Mutex<State>,
     changed: Notify,
     backpressure: Backpressure,
+    deliveries: Deliveries,
     /// Who wants that nothing is published.
     holds: AtomicUsize,
     room: Notify,
@@ -255,9 +267,7 @@ impl Hub {
             id: Vec::new(),
             encoder: Encoder::default(),
             entries: Vec::new(),
-            found: Vec::new(),
-            dirty: Vec::new(),
-            wakers: Vec::new(),
+            concerned: Concerned::default(),
             listeners: Listeners::default(),
         };
         Arc::new(Self {
@@ -267,6 +277,7 @@ impl Hub {
             state: Mutex::new(state),
             changed: Notify::new(),
             backpressure: Backpressure::new(),
+            deliveries: Deliveries::default(),
             holds: AtomicUsize::new(0),
             room: Notify::new(),
         })
@@ -278,6 +289,18 @@ impl Hub {
         self.epoch
     }
 
+    /// Bytes that each window may hold.
+    #[must_use]
+    pub fn window_bytes(&self) -> usize {
+        self.state.lock().limits.bytes
+    }
+
+    /// Bytes of all channels' logs together, and how many there may be.
+    #[must_use]
+    pub fn log_bytes(&self) -> (usize, usize) {
+        (self.state.lock().logged, self.logs)
+    }
+
     /// Windows keep to other bounds, from their next event or heartbeat on.
     pub fn configure(&self, limits: Limits) {
         self.state.lock().limits = limits;
@@ -286,6 +309,12 @@ impl Hub {
     /// What readers see. Not to be held for long: publishing waits.
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock()
+    }
+
+    /// What was delivered.
+    #[must_use]
+    pub fn deliveries(&self) -> &Deliveries {
+        &self.deliveries
     }
 
     /// Told after every publishing, for those who follow the windows.
@@ -348,7 +377,9 @@ impl Hub {
     /// Adds a loop that is woken, by `wake`, when channels in which it has members have something new. `wake` must not
     /// block. `None` when there are 64 already.
     pub fn listen(&self, wake: impl Fn() + Send + Sync + 'static) -> Option<Arc<Listener>> {
-        self.publisher.lock().listeners.add(Box::new(wake))
+        let listener = self.publisher.lock().listeners.add(Box::new(wake))?;
+        self.deliveries.add_listener();
+        Some(listener)
     }
 
     /// Publishes a batch of one source, leaving `inputs` empty: encodes each event once, puts it into the source's window
@@ -375,13 +406,16 @@ impl Hub {
             batch = s.batch;
             id = s.id.clone();
             for pushed in p.entries.drain(..) {
-                s.take(source, pushed, &mut p.found, &mut p.dirty, &mut p.wakers, now);
+                s.take(source, pushed, &mut p.concerned, now);
             }
             if let Some(source) = s.source_mut(source) {
                 source.window.trim(limits, now);
             }
             room = self.trim(s, &p.listeners, Some(batch));
         }
+        self.deliveries.leave(&mut p.concerned.stamps);
+        // Before notifying: a loop that has just looked may write the batch without being notified of it again.
+        self.deliveries.announce(batch);
         p.notify(batch);
         self.changed.notify_waiters();
         self.announce_room(room);
@@ -413,11 +447,11 @@ impl Hub {
                 let mut log = slot.channel.lock();
                 // What was joined long ago helps nobody any more.
                 log.forget();
-                log.append(beat.clone(), &mut p.wakers);
+                log.append(beat.clone(), &mut p.concerned.wakers);
                 drop(log);
                 s.order.push_back(Logged { key: key as u32, serial: slot.channel.serial(), cost: LOG_ENTRY as u32, batch });
                 s.logged += LOG_ENTRY;
-                p.dirty.push(slot.channel.clone());
+                p.concerned.dirty.push(slot.channel.clone());
             }
             room = self.trim(s, &p.listeners, Some(batch));
         }

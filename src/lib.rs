@@ -46,13 +46,16 @@ pub use cli::main;
 /// What benches and the tests of single adapters use of the rooms. Cargo turns the feature on for them; the program has none of it.
 #[cfg(feature = "internals")]
 pub mod internals {
+    pub use crate::app::settings::check_text;
+    pub use crate::auth::read_token;
     pub use crate::cursor::{Check, Cursor, Point, Position, Tag};
     pub use crate::event::{Envelope, Event, Gap, GapReason, Headers, Message, SourceKey, SourceName, Timestamp};
-    pub use crate::frame::{Form, Origin, body};
+    pub use crate::frame::{Encoded, Encoder, Form, Kind, Origin, body};
+    pub use crate::http::{read_forwarded, read_query};
     pub use crate::hub::{Channel, Concerns, Filter, Hub, Input, Limits, Listener, Seat, SourceSpec};
     pub use crate::source::supervisor::Supervisor;
-    pub use crate::source::{Adapter, Connection, ErrorKind, Handle, Intake, Item, SourceError, Start, State};
-    pub use crate::subject::{Pattern, index::Index};
+    pub use crate::source::{Adapter, Connection, ErrorKind, Handle, Intake, Item, SourceError, Start, State, fit, read_sections};
+    pub use crate::subject::{Pattern, Subject, index::Index};
     pub use crate::support::causes::chain;
 
     /// The adapter of the one source that a text configures.

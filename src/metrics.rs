@@ -5,22 +5,21 @@
 //! never from a request.
 
 use std::fmt;
-use std::time::Duration;
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::event::GapReason;
+use crate::event::Timestamp;
 
 mod process;
+mod read;
+mod text;
 
-/// What [`Metrics::encode`] writes.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub use read::{HistoryReading, KeySetReading, Readings, SourceReading, SpansReading};
+pub use text::Format;
 
 /// Names and values, at most two of them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -146,75 +145,6 @@ impl Counts<{ Refused::ALL.len() }> {
     }
 }
 
-/// A source as its owner reads it when somebody asks.
-#[derive(Debug, Clone)]
-pub struct SourceReading {
-    /// Its name in the configuration.
-    pub name: String,
-    /// Messages taken from the broker.
-    pub messages: u64,
-    /// Bytes of their payloads.
-    pub bytes: u64,
-    /// Events that routing let go on.
-    pub events: u64,
-    /// Messages that a route dropped.
-    pub dropped: u64,
-    /// Gaps by reason.
-    pub gaps: Vec<(GapReason, u64)>,
-    /// Whether it is connected.
-    pub up: bool,
-    /// Connections after the first.
-    pub reconnects: u64,
-    /// Failed attempts and lost connections, by kind.
-    pub errors: Vec<(&'static str, u64)>,
-    /// Messages that readers of its log took for clients that were behind.
-    pub history_events: u64,
-    /// Bytes of them.
-    pub history_bytes: u64,
-    /// Readers of its log that could not be opened or were lost, by kind.
-    pub history_errors: Vec<(&'static str, u64)>,
-    /// Events in its window.
-    pub window_events: u64,
-    /// Bytes of them.
-    pub window_bytes: u64,
-}
-
-/// What is read of brokers' logs at the moment somebody asks.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct HistoryReading {
-    /// Readers that are open.
-    pub readers: u64,
-    /// Clients that read a log, or wait for it.
-    pub clients: u64,
-    /// Clients that wait for a reader.
-    pub waiting: u64,
-    /// How long the one that has waited longest has waited.
-    pub oldest: Duration,
-}
-
-/// What others count, at the moment somebody asks.
-#[derive(Debug, Clone, Default)]
-pub struct Readings {
-    /// All sources.
-    pub sources: Vec<SourceReading>,
-    /// Streams that are open.
-    pub subscribers: u64,
-    /// How many there may be.
-    pub subscribers_max: u64,
-    /// Streams that ended, by reason.
-    pub ended: Vec<(&'static str, u64)>,
-    /// Filters with subscribers.
-    pub channels: u64,
-    /// What is read of brokers' logs for clients that are behind.
-    pub history: HistoryReading,
-    /// Sockets that are open.
-    pub connections: u64,
-    /// Renamed subjects that had to be shortened.
-    pub shortened_subjects: u64,
-    /// Event names left out because they are reserved.
-    pub reserved_names: u64,
-}
-
 /// See the module.
 pub struct Metrics {
     registry: Registry,
@@ -223,12 +153,14 @@ pub struct Metrics {
     pub published: Counts<{ Published::ALL.len() }>,
     /// Streams that were refused.
     pub refused: Counts<{ Refused::ALL.len() }>,
-    /// Connections and streams that were cut because their client took nothing for `max_stall`.
+    /// Connections and streams that hyper wrote and that were cut because their client took nothing for `max_stall`.
     pub stalled: Counter,
     /// Configurations that were read again.
     pub reloads: Counts<{ Reloaded::ALL.len() }>,
     /// 1 while the configuration that was read last is in use as a whole.
     pub in_sync: Gauge,
+    config_hash: Gauge,
+    config_read: Gauge,
 }
 
 impl Metrics {
@@ -246,13 +178,17 @@ impl Metrics {
         let published = family(ours, "published_messages", "Messages sent to /publish, by outcome");
         let refused = family(ours, "refused_subscribers", "Streams refused, by reason");
         let stalled = Counter::default();
-        ours.register("stalled_connections", "Connections and streams cut because the client took nothing", stalled.clone());
         let reloads = family(ours, "reloads", "Configurations read again, by result");
         let in_sync = Gauge::<i64>::default();
         in_sync.set(1);
         let help = "1 while all of the configuration that was read last is in use, 0 if it was refused or needs a restart";
         ours.register("config_in_sync", help, in_sync.clone());
-        ours.register_collector(Box::new(Read(Box::new(readings))));
+        let (config_hash, config_read) = (Gauge::<i64>::default(), Gauge::<i64>::default());
+        let help = "A hash of the configuration in use, secrets left out: replicas of the same configuration show the same number";
+        ours.register("config_hash", help, config_hash.clone());
+        let help = "When the configuration in use was read, in seconds since 1970";
+        ours.register("config_last_success_timestamp_seconds", help, config_read.clone());
+        ours.register_collector(Box::new(read::Read { readings: Box::new(readings), stalled: stalled.clone() }));
         let cell = |route: &Route, class| {
             requests.get_or_create_owned(&Labels(vec![("route", route.as_str().to_owned()), ("class", format!("{class}xx"))]))
         };
@@ -263,7 +199,7 @@ impl Metrics {
         let words = |n: usize| Reloaded::ALL[n].as_str();
         let reloads = Counts::new(&reloads, "result", std::array::from_fn(words));
         let requests = Route::ALL.iter().map(|route| std::array::from_fn(|class| cell(route, class + 1))).collect();
-        Self { registry, requests, published, refused, stalled, reloads, in_sync }
+        Self { registry, requests, published, refused, stalled, reloads, in_sync, config_hash, config_read }
     }
 
     /// Counts a request.
@@ -272,111 +208,31 @@ impl Metrics {
         self.requests[route as usize][class].inc();
     }
 
-    /// All of them, as [`CONTENT_TYPE`].
+    /// Notes that a configuration is in use from now on, by its text without secrets.
+    pub fn configured(&self, text: &str, now: Timestamp) {
+        // FNV-1a, of which a 64-bit float holds 48 bits exactly. Not a hash against somebody who wants two equal ones.
+        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        self.config_hash.set((hash & 0xffff_ffff_ffff) as i64);
+        self.config_read.set((now.as_millis() / 1000) as i64);
+    }
+
+    /// All of them.
     ///
     /// # Errors
     /// Never, as a `String` takes everything.
-    pub fn encode(&self) -> Result<String, fmt::Error> {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
-        Ok(text)
+    pub fn encode(&self, format: Format) -> Result<String, fmt::Error> {
+        let mut open = String::new();
+        prometheus_client::encoding::text::encode(&mut open, &self.registry)?;
+        Ok(match format {
+            Format::OpenMetrics => open,
+            Format::Text => text::from_open_metrics(&open),
+        })
     }
 }
 
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metrics").finish_non_exhaustive()
-    }
-}
-
-/// [`Readings`], whenever they are asked for.
-struct Read(Box<dyn Fn() -> Readings + Send + Sync>);
-
-impl fmt::Debug for Read {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Read")
-    }
-}
-
-type Row = (Vec<(&'static str, String)>, u64);
-
-fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, rows: impl IntoIterator<Item = Row>) -> fmt::Result {
-    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for (labels, value) in rows {
-        if labels.is_empty() {
-            return ConstCounter::new(value).encode(metric);
-        }
-        ConstCounter::new(value).encode(metric.encode_family(&Labels(labels))?)?;
-    }
-    Ok(())
-}
-
-fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, rows: impl IntoIterator<Item = Row>) -> fmt::Result {
-    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    let gauge = |value: u64| ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-    rows.into_iter().try_for_each(|(labels, value)| gauge(value).encode(metric.encode_family(&Labels(labels))?))
-}
-
-fn single(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
-    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
-}
-
-/// What is read of brokers' logs for clients that are behind.
-fn history(e: &mut DescriptorEncoder<'_>, all: &Readings) -> fmt::Result {
-    let by = |value: fn(&SourceReading) -> u64| all.sources.iter().map(move |s| (vec![("source", s.name.clone())], value(s)));
-    let HistoryReading { readers, clients, waiting, oldest } = all.history;
-    single(e, "history_readers", "Readers of brokers' logs that are open for clients that are behind", readers)?;
-    single(e, "history_clients", "Clients that read a broker's log, or wait for it", clients)?;
-    single(e, "history_waiting", "Clients that wait for a reader", waiting)?;
-    let metric = e.encode_descriptor("history_oldest_wait_seconds", "The longest of these waits", None, MetricType::Gauge)?;
-    ConstGauge::new(oldest.as_secs_f64()).encode(metric)?;
-    counter(e, "history_events", "Messages that readers took from the source's log", by(|s| s.history_events))?;
-    counter(e, "history_bytes", "Bytes of these messages", by(|s| s.history_bytes))?;
-    let row = |s: &SourceReading, (kind, n): &(&'static str, u64)| (vec![("source", s.name.clone()), ("kind", (*kind).to_owned())], *n);
-    let errors = all.sources.iter().flat_map(|s| s.history_errors.iter().map(|error| row(s, error)));
-    counter(e, "history_errors", "Readers of the source's log that could not be opened or were lost, by kind", errors)
-}
-
-impl Collector for Read {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let e = &mut encoder;
-        let all = (self.0)();
-        let by = |value: fn(&SourceReading) -> u64| all.sources.iter().map(move |s| (vec![("source", s.name.clone())], value(s)));
-        counter(e, "source_messages", "Messages taken from the source", by(|s| s.messages))?;
-        counter(e, "source_payload_bytes", "Bytes of the payloads of these messages", by(|s| s.bytes))?;
-        counter(e, "source_events", "Events that routing passed on", by(|s| s.events))?;
-        counter(e, "source_dropped_messages", "Messages that a route dropped", by(|s| s.dropped))?;
-        let gaps = all
-            .sources
-            .iter()
-            .flat_map(|s| s.gaps.iter().map(|(reason, n)| (vec![("source", s.name.clone()), ("reason", reason.as_str().to_owned())], *n)));
-        counter(e, "source_gaps", "Gaps that the source reported, by reason", gaps)?;
-        counter(e, "source_reconnects", "Connections after the first", by(|s| s.reconnects))?;
-        let errors = all
-            .sources
-            .iter()
-            .flat_map(|s| s.errors.iter().map(|(kind, n)| (vec![("source", s.name.clone()), ("kind", (*kind).to_owned())], *n)));
-        counter(e, "source_errors", "Failed attempts to connect and lost connections, by kind", errors)?;
-        gauge(e, "source_up", "1 while the source is connected", by(|s| u64::from(s.up)))?;
-        gauge(e, "window_events", "Events in the source's window", by(|s| s.window_events))?;
-        gauge(e, "window_bytes", "Bytes of the events in the source's window", by(|s| s.window_bytes))?;
-        single(e, "subscribers", "Streams that are open", all.subscribers)?;
-        single(e, "subscribers_max", "Streams that may be open at most", all.subscribers_max)?;
-        let ended = all.ended.iter().map(|(reason, n)| (vec![("reason", (*reason).to_owned())], *n));
-        counter(e, "ended_subscribers", "Streams that ended, by reason", ended)?;
-        single(e, "channels", "Distinct filters with subscribers", all.channels)?;
-        self::history(e, &all)?;
-        single(e, "connections", "Connections to the public listener", all.connections)?;
-        let total = |value| [(Vec::new(), value)];
-        counter(
-            e,
-            "route_shortened_subjects",
-            "Renamed subjects that were too long and had to be shortened",
-            total(all.shortened_subjects),
-        )?;
-        counter(e, "route_reserved_names", "Event names left out because they are reserved", total(all.reserved_names))?;
-        let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
-        gauge(e, "build_info", "Always 1; the label says which version runs", [(version, 1)])
     }
 }
 
@@ -388,10 +244,13 @@ pub(crate) fn unread() -> std::sync::Arc<Metrics> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
 
-    #[test]
-    fn what_is_counted_is_written() {
+    use super::*;
+    use crate::event::GapReason;
+
+    /// With a number of its own for each metric.
+    fn sample() -> Metrics {
         let source = SourceReading {
             name: "a\"b".into(),
             messages: 7,
@@ -407,18 +266,36 @@ mod tests {
             history_errors: vec![("missing", 12)],
             window_events: 4,
             window_bytes: 400,
+            last_message: Some(Timestamp::from_micros(1_500_000)),
+            lag: Some(Duration::from_millis(250)),
+            behind: Some(13),
         };
-        let metrics = Metrics::new(move || Readings {
+        let spans = SpansReading { buckets: vec![(0.5, 2), (f64::INFINITY, 1)], sum: 7.5 };
+        Metrics::new(move || Readings {
             sources: vec![source.clone()],
             subscribers: 5,
             ended: vec![("slow", 6)],
+            lasted: spans.clone(),
+            stalled: 2,
+            delivered: vec![("http/1.1", 21, 22)],
+            latencies: vec![("broker", spans.clone()), ("receipt", SpansReading::default())],
+            refused_tokens: vec![("expired", 23)],
+            key_sets: vec![KeySetReading { url: "https://a/b".into(), age: Some(Duration::from_secs(24)) }],
+            certificates: vec![("public", Timestamp::from_micros(25_000_000))],
             ..Readings::default()
-        });
+        })
+    }
+
+    #[test]
+    fn what_is_counted_is_written() {
+        let metrics = sample();
+        metrics.stalled.inc();
+        metrics.configured("a", Timestamp::from_micros(26_000_000));
         metrics.requested(Route::Events, 200);
         metrics.requested(Route::Other, 404);
         metrics.published.published(Published::TooLarge);
         metrics.refused.refused(Refused::OwnCap);
-        let text = metrics.encode().unwrap();
+        let text = metrics.encode(Format::OpenMetrics).unwrap();
         for line in [
             "brokercast_http_requests_total{route=\"events\",class=\"2xx\"} 1",
             "brokercast_http_requests_total{route=\"other\",class=\"4xx\"} 1",
@@ -435,6 +312,21 @@ mod tests {
             "brokercast_history_oldest_wait_seconds 0.0",
             "brokercast_subscribers 5",
             "brokercast_ended_subscribers_total{reason=\"slow\"} 6",
+            "brokercast_source_last_message_timestamp_seconds{source=\"a\\\"b\"} 1.5",
+            "brokercast_source_lag_seconds{source=\"a\\\"b\"} 0.25",
+            "brokercast_source_lag_messages{source=\"a\\\"b\"} 13",
+            "brokercast_stalled_connections_total 3",
+            "brokercast_stream_seconds_bucket{le=\"0.5\"} 2",
+            "brokercast_stream_seconds_bucket{le=\"+Inf\"} 3",
+            "brokercast_stream_seconds_count 3",
+            "brokercast_delivered_events_total{transport=\"http/1.1\"} 21",
+            "brokercast_delivered_bytes_total{transport=\"http/1.1\"} 22",
+            "brokercast_delivery_seconds_bucket{le=\"+Inf\",from=\"broker\"} 3",
+            "brokercast_delivery_seconds_sum{from=\"broker\"} 7.5",
+            "brokercast_refused_tokens_total{reason=\"expired\"} 23",
+            "brokercast_jwks_age_seconds{url=\"https://a/b\"} 24.0",
+            "brokercast_certificate_expiry_timestamp_seconds{listener=\"public\"} 25.0",
+            "brokercast_config_last_success_timestamp_seconds 26",
             "# EOF",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");
@@ -444,10 +336,39 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn the_process_says_what_it_takes() {
-        let text = unread().encode().unwrap();
+        let text = unread().encode(Format::Text).unwrap();
         for name in ["process_resident_memory_bytes ", "process_open_fds ", "process_start_time_seconds ", "process_cpu_seconds_total "] {
             let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{name} in {text}"));
             assert!(line[name.len()..].parse::<f64>().unwrap() >= 0.0, "{line}");
         }
+    }
+
+    /// What `promtool check metrics` looks for, so that it is found where there is no promtool too.
+    #[test]
+    fn every_metric_has_a_help_a_type_and_a_name_that_follows_the_rules() {
+        let text = unread().encode(Format::Text).unwrap();
+        let mut types = std::collections::HashMap::new();
+        let mut helped = std::collections::HashSet::new();
+        for line in text.lines() {
+            if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|line| line.split_once(' ')) {
+                assert!(!help.is_empty() && helped.insert(name), "{line}");
+            } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|line| line.split_once(' ')) {
+                assert!(types.insert(name, kind).is_none() && helped.contains(name), "{line}");
+                assert_eq!(name.ends_with("_total"), kind == "counter", "{line}");
+                for word in name.split('_') {
+                    let not_base =
+                        ["ms", "milliseconds", "minutes", "hours", "days", "kilobytes", "megabytes", "counter", "gauge", "histogram"];
+                    assert!(!not_base.contains(&word), "{line}");
+                }
+                assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'), "{line}");
+            } else {
+                let name = line.split(['{', ' ']).next().unwrap();
+                let base =
+                    ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).filter(|base| types.contains_key(base));
+                let kind = types.get(base.unwrap_or(name)).unwrap_or_else(|| panic!("{line} has no type"));
+                assert_eq!(base.is_some(), *kind == "histogram", "{line}");
+            }
+        }
+        assert!(types.len() > 40, "{types:?}");
     }
 }

@@ -28,6 +28,8 @@ pub mod ticker;
 mod tls;
 mod unpack;
 
+#[cfg(feature = "internals")]
+pub use amqp::read_sections;
 pub use error::{ErrorKind, SourceError};
 pub use status::{Fault, Handle, State};
 pub use unpack::fit;
@@ -154,6 +156,11 @@ pub trait Connection: Send {
     fn acknowledge<'a>(&'a mut self, id: &'a str) -> BoxFuture<'a, Result<(), SourceError>> {
         let _: &str = id;
         Box::pin(async { Ok(()) })
+    }
+
+    /// Messages of the log that have not come yet, where the broker has told that.
+    fn behind(&self) -> Option<u64> {
+        None
     }
 
     /// Sends the last acknowledgements and closes the connection, within about a second.

@@ -19,6 +19,7 @@ use crate::cursor::{Cursor, Point};
 use crate::event::{SourceKey, SourceName, Timestamp};
 use crate::frame::{self, Closing};
 use crate::history::{self, Histories};
+pub use crate::hub::Transport;
 use crate::hub::{Channel, Concerns, Filter, Hub, Seat, SourceSpec};
 use crate::route::Router;
 use crate::source::Item;
@@ -36,8 +37,8 @@ use catch_up::{CatchUp, Moved};
 pub use registry::{Driver, End, Selection, StreamId, Wanted};
 use registry::{Entry, Granted, Registry};
 pub use settings::Settings;
+pub use visit::Visitor;
 use visit::{Place, Visit};
-pub use visit::{Transport, Visitor};
 
 /// The reconnection time of clients whose history could not be read, before jitter.
 const UNAVAILABLE: Duration = Duration::from_secs(15);
@@ -103,6 +104,8 @@ pub struct Streams {
     retry: AtomicU64,
     registry: Registry,
     closed: [AtomicU64; Closing::ALL.len()],
+    /// Streams whose clients ended them.
+    left: AtomicU64,
 }
 
 impl fmt::Debug for Streams {
@@ -117,7 +120,7 @@ impl Streams {
     pub fn new(hub: Arc<Hub>, histories: Histories, settings: Settings) -> Arc<Self> {
         let (routers, registry, closed) = (Mutex::default(), Registry::default(), Default::default());
         let retry = AtomicU64::new(millis(settings.retry));
-        Arc::new(Self { hub, routers, histories, settings, retry, registry, closed })
+        Arc::new(Self { hub, routers, histories, settings, retry, registry, closed, left: AtomicU64::new(0) })
     }
 
     /// Clients that come from now on are told another reconnection time.
@@ -274,27 +277,16 @@ impl Streams {
         self.closed[reason as usize].load(Ordering::Relaxed)
     }
 
+    /// Streams whose clients have gone.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.left.load(Ordering::Relaxed)
+    }
+
     /// The reconnection time for one client: jittered, so that clients that lost the same server do not come back at
     /// the same moment.
     fn retry(&self) -> Duration {
         jittered(Duration::from_millis(self.retry.load(Ordering::Relaxed)), 0.75..1.25)
-    }
-
-    fn count(&self, reason: Closing) {
-        self.closed[reason as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Appends the end of a stream: the last id and the reason.
-    fn write_closing(&self, out: &mut Vec<u8>, reason: Closing, id: &[u8]) {
-        self.count(reason);
-        if reason == Closing::Unavailable {
-            // What is not there after so many attempts is not there in three seconds either.
-            frame::retry(out, jittered(UNAVAILABLE, 0.75..1.25));
-        }
-        if !id.is_empty() {
-            frame::id_line(out, id);
-        }
-        frame::closing(out, reason);
     }
 }
 
@@ -339,8 +331,38 @@ struct Lease {
     visit: Arc<Visit>,
 }
 
+impl Lease {
+    /// This side ends the stream, for this reason.
+    fn ended(&self, reason: Closing) {
+        self.visit.ended.store(true, Ordering::Relaxed);
+        self.streams.closed[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Appends the end of the stream: the last id and the reason.
+    fn write_closing(&self, out: &mut Vec<u8>, reason: Closing, id: &[u8]) {
+        self.ended(reason);
+        if reason == Closing::Unavailable {
+            // What is not there after so many attempts is not there in three seconds either.
+            frame::retry(out, jittered(UNAVAILABLE, 0.75..1.25));
+        }
+        if !id.is_empty() {
+            frame::id_line(out, id);
+        }
+        frame::closing(out, reason);
+    }
+
+    /// Counts events that its client was sent.
+    fn sent(&self, events: u64) {
+        self.streams.hub.deliveries().sent(self.visit.transport, events, 0);
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
+        if !self.visit.ended.load(Ordering::Relaxed) {
+            self.streams.left.fetch_add(1, Ordering::Relaxed);
+        }
+        self.streams.hub.deliveries().lasted(Timestamp::now().since(self.visit.since));
         self.streams.registry.remove(self.visit.id);
     }
 }
@@ -389,6 +411,12 @@ impl Stream {
         &self.lease.streams
     }
 
+    /// What carries it.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        self.lease.visit.transport
+    }
+
     /// Says who moves it from now on; returns when it ends, as far as that is known by now.
     pub fn drive(&self, driver: Arc<dyn Driver>, member: u32) -> Option<End> {
         self.lease.streams.registry.drive(self.lease.visit.id, driver, member)
@@ -412,12 +440,16 @@ impl Stream {
             Moved::Step(step) => {
                 if let Step::Send(bytes) = &step {
                     let visit = &self.lease.visit;
-                    visit.sent_behind(catch_up.events() - before, bytes.len() as u64, catch_up.last_id());
+                    let events = catch_up.events() - before;
+                    visit.sent_behind(events, bytes.len() as u64, catch_up.last_id());
+                    self.lease.sent(events);
                 }
                 step
             }
             Moved::Live(seat, offset, id, bytes) => {
-                self.lease.visit.sent_behind(catch_up.events() - before, bytes.len() as u64, id.as_bytes());
+                let events = catch_up.events() - before;
+                self.lease.visit.sent_behind(events, bytes.len() as u64, id.as_bytes());
+                self.lease.sent(events);
                 self.lease.visit.live(offset);
                 self.state = State::Live(seat, offset, id);
                 if bytes.is_empty() { Step::Live } else { Step::Send(bytes) }
@@ -460,7 +492,7 @@ impl Stream {
         match self.state {
             State::CatchingUp(catch_up) => {
                 let mut out = Vec::new();
-                self.lease.streams.write_closing(&mut out, reason, catch_up.last_id());
+                self.lease.write_closing(&mut out, reason, catch_up.last_id());
                 out.into()
             }
             State::Live(seat, offset, id) => Live { seat, offset, lease: self.lease }.close(reason, Some(id.as_bytes())),
@@ -469,7 +501,7 @@ impl Stream {
 
     /// Ends a stream that nothing can be sent any more.
     pub fn abandon(self, reason: Closing) {
-        self.lease.streams.count(reason);
+        self.lease.ended(reason);
     }
 }
 
@@ -556,6 +588,7 @@ impl Live {
         }
         let events = rest.iter().filter(|entry| entry.subject().is_some()).count() as u64;
         self.advance(self.offset + rest.len() as u64, events, (out.len() - before) as u64);
+        self.lease.sent(events);
         rest.iter().rev().find_map(|entry| Some(entry.bytes().slice(entry.id_range(form)?)))
     }
 
@@ -571,7 +604,7 @@ impl Live {
         }
         let at_end = self.id_at_end();
         let id = at_end.as_deref().map(str::as_bytes).or(id.as_deref()).unwrap_or_default();
-        self.lease.streams.write_closing(&mut out, reason, id);
+        self.lease.write_closing(&mut out, reason, id);
         out.into()
     }
 
@@ -593,6 +626,6 @@ impl Live {
 
     /// Ends a stream that nothing can be sent any more.
     pub fn abandon(self, reason: Closing) {
-        self.lease.streams.count(reason);
+        self.lease.ended(reason);
     }
 }

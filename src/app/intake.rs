@@ -68,6 +68,8 @@ impl Intake {
 impl source::Intake for Intake {
     fn take<'a>(&'a self, items: &'a mut Vec<Item>) -> BoxFuture<'a, String> {
         Box::pin(async move {
+            // What waits for room has come before.
+            let received = Timestamp::now();
             self.room().await;
             let way = self.way.lock();
             let (mut events, mut dropped) = (0, 0);
@@ -100,7 +102,7 @@ impl source::Intake for Intake {
                     Item::Tail(position) => Input::Tail(position),
                 });
             }
-            let id = self.hub.publish(way.source, &mut inputs, Timestamp::now());
+            let id = self.hub.publish(way.source, &mut inputs, received);
             self.counts.events.fetch_add(events, Ordering::Relaxed);
             self.counts.dropped.fetch_add(dropped, Ordering::Relaxed);
             id.as_ref().to_owned()

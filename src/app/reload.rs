@@ -112,7 +112,7 @@ impl Reloader {
     }
 
     async fn apply(&mut self, loaded: Loaded, sources: &mut Sources) -> Vec<&'static str> {
-        let Loaded { settings, log, warnings, files, .. } = loaded;
+        let Loaded { settings, log, warnings, files, yaml, .. } = loaded;
         self.watched.set(settings.watch, [self.files.clone(), files].concat());
         let needs_restart = self.fixed.changed(&settings.fixed(log.format()));
         self.log.configure(log);
@@ -150,6 +150,7 @@ impl Reloader {
             info!(ended, widened, "streams follow their grants");
         }
         self.policy.send_replace(Current { policy, settled: true });
+        self.metrics.configured(&yaml, Timestamp::now());
         if needs_restart.is_empty() {
             info!("configuration applied");
         } else {

@@ -95,6 +95,15 @@ fn load_with(
     Ok(Loaded { settings, log, yaml, warnings, notes, files })
 }
 
+/// Reads a text as the only configuration, for fuzzing. Returns what `check` prints.
+///
+/// # Errors
+/// With all problems at once.
+#[cfg(feature = "internals")]
+pub fn check_text(text: &str) -> Result<String, SettingsError> {
+    Ok(settings::load(&[], [], ("text", text), false, read)?.yaml)
+}
+
 /// What cannot change while the process runs: keys, and their values as text.
 #[derive(Debug)]
 pub(super) struct Fixed([(&'static str, String); 10]);

@@ -302,7 +302,7 @@ impl SourceRuntime {
     }
 
     fn reading(&self, window: (u64, u64), history: history::Counted) -> SourceReading {
-        let Handle { name, status, counters, .. } = &*self.supervisor.handle;
+        let Handle { name, status, counters, durable, .. } = &*self.supervisor.handle;
         SourceReading {
             name: name.to_string(),
             messages: counters.messages(),
@@ -313,6 +313,9 @@ impl SourceRuntime {
             up: status.read().state == State::Up,
             reconnects: counters.reconnects(),
             errors: ErrorKind::ALL.iter().map(|kind| (kind.as_str(), counters.errors(*kind))).collect(),
+            last_message: counters.last().map(|(at, _)| at),
+            lag: counters.last().filter(|_| *durable).map(|(_, lag)| lag),
+            behind: counters.behind(),
             history_events: history.events,
             history_bytes: history.bytes,
             history_errors: ErrorKind::ALL.iter().map(|kind| (kind.as_str(), history.errors[*kind as usize])).collect(),

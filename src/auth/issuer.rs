@@ -239,7 +239,7 @@ impl Issuer {
         hope
     }
 
-    #[cfg(test)]
+    /// Its key sets behind URLs.
     pub(super) fn remotes(&self) -> &[Remote] {
         &self.remotes
     }

@@ -89,6 +89,8 @@ struct State {
     failed: bool,
     /// When the last fetch began.
     began: Option<Instant>,
+    /// When the set came last.
+    came: Option<Instant>,
 }
 
 /// Whether an unknown key may become known by waiting.
@@ -124,10 +126,21 @@ impl Remote {
     pub(super) fn keep_fetched(&self, of: &Self) -> bool {
         let same = self.place == of.place && self.id == of.id && self.algorithms == of.algorithms;
         if same {
-            let State { body, began, .. } = &*of.state.lock();
-            *self.state.lock() = State { body: body.clone(), began: *began, fetching: false, failed: false };
+            let State { body, began, came, .. } = &*of.state.lock();
+            *self.state.lock() = State { body: body.clone(), began: *began, came: *came, fetching: false, failed: false };
         }
         same
+    }
+
+    /// Where it is, without what may be secret.
+    pub(super) fn shown(&self) -> String {
+        let url = self.url();
+        format!("{}{}", url.origin().ascii_serialization(), url.path())
+    }
+
+    /// Since it was fetched last.
+    pub(super) fn age(&self) -> Option<Duration> {
+        self.state.lock().came.map(|came| came.elapsed())
     }
 
     pub(super) fn loaded(&self) -> bool {
@@ -247,6 +260,9 @@ impl Remote {
                 let mut state = self.state.lock();
                 state.fetching = false;
                 state.failed = failed;
+                if !failed {
+                    state.came = Some(Instant::now());
+                }
                 if body.is_some() {
                     state.body = body;
                 }

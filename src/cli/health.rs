@@ -1,49 +1,106 @@
 //! `health`: is the bridge ready? Asks the admin listener, and says so by the exit code.
+//!
+//! Without `--config` and `--url` it asks the only bridge of its PID namespace, wherever that listens: by what the system says of
+//! the process, as its configuration may have changed since it was started.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::Parser as _;
 use reqwest::Url;
 use serde_json::Value;
 
-use super::{Error, block_on, client, load, print};
+use super::processes::{Bridge, bridges};
+use super::{Arguments, Command, Error, block_on, client, load, print};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
-    /// The admin listener's address; by default the configuration's `admin.listen`
+    /// The admin listener's address; by default that of the only brokercast that runs here, or with --config its `admin.listen`
     #[arg(long, value_name = "URL", value_parser = client::address)]
     url: Option<Url>,
 }
 
-pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error> {
-    let told = options.url.is_some();
-    let address = match options.url {
-        Some(url) => url,
-        None => {
-            let admin = load(files)?.settings.http.admin;
-            let scheme = if admin.tls.is_some() { "https" } else { "http" };
-            client::parse(&format!("{scheme}://{}", client::reachable(admin.listen)))?
-        }
+/// `given`: whether the command line names the configuration.
+pub(super) fn run(files: &[PathBuf], given: bool, options: Options) -> Result<ExitCode, Error> {
+    let Answer { ready, said, .. } = match options.url {
+        Some(url) => block_on(ask(&readyz(&url), false))?,
+        None if given => block_on(ask(&configured(files)?, true))?,
+        None => match bridges(serves).as_slice() {
+            [only] => block_on(ask_process(only))?,
+            // A process may not be seen, for example in another container on the same network.
+            [] => block_on(ask(&configured(files)?, true))?,
+            _ if !files.is_empty() || is_configured() => block_on(ask(&configured(files)?, true))?,
+            several => {
+                let pids: Vec<_> = several.iter().map(|bridge| bridge.pid.to_string()).collect();
+                let pids = pids.join(", ");
+                return Err(Error::new(format!("several brokercast run here (processes {pids}): name one by --config or --url")));
+            }
+        },
     };
-    let url = if address.path() == "/readyz" { address } else { client::below(&address, "/readyz") };
-    let (ready, said) = block_on(ask(url, !told))?;
     print(&format!("{said}\n"))?;
     Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn ask(url: Url, own: bool) -> Result<(bool, String), Error> {
+fn readyz(address: &Url) -> Url {
+    if address.path() == "/readyz" { address.clone() } else { client::below(address, "/readyz") }
+}
+
+/// The address that the configuration says.
+fn configured(files: &[PathBuf]) -> Result<Url, Error> {
+    let admin = load(files)?.settings.http.admin;
+    let scheme = if admin.tls.is_some() { "https" } else { "http" };
+    Ok(readyz(&client::parse(&format!("{scheme}://{}", client::reachable(admin.listen)))?))
+}
+
+/// Whether the environment configures anything.
+fn is_configured() -> bool {
+    std::env::vars_os().any(|(key, _)| key.to_string_lossy().starts_with("BROKERCAST__"))
+}
+
+/// Whether a command line starts a bridge.
+fn serves(line: Vec<OsString>) -> bool {
+    Arguments::try_parse_from(line).is_ok_and(|arguments| matches!(arguments.command, None | Some(Command::Serve)))
+}
+
+/// What a listener answered.
+struct Answer {
+    ready: bool,
+    said: String,
+    /// It is an admin listener.
+    of_admin: bool,
+}
+
+/// Asks whichever of a process's listeners is the admin listener.
+async fn ask_process(bridge: &Bridge) -> Result<Answer, Error> {
+    let pid = bridge.pid;
+    let cannot = |e| Error::with(format!("cannot see where process {pid} listens; name it by --config or --url"), e);
+    let listeners = bridge.listens().map_err(cannot)?;
+    for address in listeners {
+        for scheme in ["http", "https"] {
+            let url = readyz(&client::parse(&format!("{scheme}://{address}"))?);
+            // One that does not answer speaks TLS, or another protocol.
+            if let Some(answer) = ask(&url, true).await.ok().filter(|answer| answer.of_admin) {
+                return Ok(answer);
+            }
+        }
+    }
+    Err(Error::new(format!("process {pid} has no admin listener that answers")))
+}
+
+async fn ask(url: &Url, own: bool) -> Result<Answer, Error> {
     // A proxy from the environment has no business between a container and itself.
     // On this machine it asks for what everybody is told, and brings no secret: whose certificate it is does not matter, and
     // few certificates name a loopback address.
     let client = client::client().tls_danger_accept_invalid_certs(own).no_proxy().timeout(Duration::from_secs(3)).build();
     let client = client.map_err(|e| Error::with("cannot make an HTTP client", e))?;
-    let failed = |e: reqwest::Error| Error::with(format!("no answer from the admin listener at {}", client::place(&url)), e.without_url());
+    let failed = |e: reqwest::Error| Error::with(format!("no answer from the admin listener at {}", client::place(url)), e.without_url());
     let answer = client.get(url.clone()).send().await.map_err(failed)?;
     let status = answer.status();
     let body: Option<Value> = answer.json().await.ok();
-    let said = body.as_ref().and_then(describe).unwrap_or_else(|| status.to_string());
-    Ok((status.is_success(), said))
+    let said = body.as_ref().and_then(describe);
+    Ok(Answer { ready: status.is_success(), of_admin: said.is_some(), said: said.unwrap_or_else(|| status.to_string()) })
 }
 
 /// `degraded (clock: up, orders: down)`

@@ -331,3 +331,12 @@ fn what_is_no_whole_cloud_event_becomes_one() {
     let part = with_headers(&[("ce-id", "1"), ("ce-type", "t"), ("ce-specversion", "1.0")], event(b"1", Envelope::CloudEvents, None));
     assert!(encode(&part, Form::Routed).contains("/brokercast/orders"));
 }
+
+#[test]
+fn the_overhead_of_a_chunk_is_what_is_written_around_it() {
+    for len in [1, 9, 15, 16, 17, 255, 256, 4095, 4096, 65_535, 65_536, 1 << 20] {
+        let mut head = Vec::new();
+        chunk_head(&mut head, len);
+        assert_eq!(chunk_overhead(len), head.len() + CHUNK_END.len(), "{len}");
+    }
+}

@@ -217,9 +217,9 @@ impl Service {
         let mut state = self.state.lock();
         state.tidy(now, &mut ended);
         let (waiting, oldest) = state.queue.asking(now);
-        let readers = state.open;
+        let (readers, cached) = (state.open, (state.bytes, state.settings.cache));
         drop(state);
-        Load { readers, clients: self.clients.load(Ordering::Relaxed), waiting, oldest }
+        Load { readers, clients: self.clients.load(Ordering::Relaxed), waiting, oldest, cached }
     }
 
     /// Looks for what follows `at`, where the client stands.

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::problem::Problem;
-use crate::metrics::{self, Metrics, Readings};
+use crate::metrics::{Format, Metrics, Readings};
 use crate::settings::SettingsError;
 use crate::source;
 use crate::stream::Streams;
@@ -115,10 +115,13 @@ async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
             (readiness.status(), "application/json", body.to_string() + "\n")
         }
         "/sources" => (StatusCode::OK, "application/json", rooms.sources().to_string() + "\n"),
-        "/metrics" => match rooms.metrics.encode() {
-            Ok(text) => (StatusCode::OK, metrics::CONTENT_TYPE, text),
-            Err(_) => return Problem::internal().into_response(),
-        },
+        "/metrics" => {
+            let format = Format::accepted(request.headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()));
+            match rooms.metrics.encode(format) {
+                Ok(text) => (StatusCode::OK, format.content_type(), text),
+                Err(_) => return Problem::internal().into_response(),
+            }
+        }
         _ => {
             return Problem::not_found("there are /livez, /readyz, /metrics, /sources, /streams, /revocations and /reload").into_response();
         }

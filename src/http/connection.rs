@@ -7,6 +7,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ use super::handoff::{Adopt, Io, Leaving};
 use super::lenient::Lenient;
 use super::stall::Stall;
 use super::tls::Tls;
+use crate::frame::Closing;
 
 /// An HTTP/2 connection without an open request is closed after this.
 const IDLE: Duration = Duration::from_secs(75);
@@ -73,6 +75,15 @@ pub(crate) struct Ends {
     pub(crate) cut: CancellationToken,
 }
 
+/// What a listener counts.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// Connections and streams that were cut because the peer took nothing.
+    pub(crate) stalled: Counter,
+    /// Connections that are open, but those whose socket has left with a stream.
+    pub(crate) open: Arc<AtomicUsize>,
+}
+
 /// What all connections of a listener share.
 pub(crate) struct Server {
     router: Router,
@@ -82,11 +93,26 @@ pub(crate) struct Server {
     bounds: Bounds,
     ends: Ends,
     tasks: TaskTracker,
-    /// Counts connections that were cut because the peer took nothing.
-    stalled: Counter,
+    counts: Counts,
     adopt: Option<Adopt>,
     /// Of connections.
     numbers: std::sync::atomic::AtomicU32,
+}
+
+/// Counts a connection, until it is dropped.
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn count(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Self(open.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Where HTTP/2 runs its streams: in the same set of tasks as the connections.
@@ -110,7 +136,7 @@ impl Server {
         bounds: Bounds,
         ends: Ends,
         tasks: TaskTracker,
-        stalled: Counter,
+        counts: Counts,
         adopt: Option<Adopt>,
     ) -> Arc<Self> {
         let mut http1 = http1::Builder::new();
@@ -130,7 +156,7 @@ impl Server {
             .max_send_buf_size(64 << 10)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10));
-        Arc::new(Self { router, tls, http1, http2, bounds, ends, tasks, stalled, adopt, numbers: Default::default() })
+        Arc::new(Self { router, tls, http1, http2, bounds, ends, tasks, counts, adopt, numbers: Default::default() })
     }
 
     /// Accepts connections until it is stopped; each connection is a task of the tracker.
@@ -143,7 +169,8 @@ impl Server {
     }
 
     async fn serve(self: Arc<Self>, mut socket: TcpStream, address: SocketAddr) {
-        let connection = self.numbers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let open = Open::count(&self.counts.open);
+        let connection = self.numbers.fetch_add(1, Ordering::Relaxed);
         let peer = Peer { address, tls: self.tls.is_some(), connection, verified: false };
         match &self.tls {
             None => {
@@ -153,7 +180,7 @@ impl Server {
                 // The other cases are boxed: otherwise the task of every connection would be four times as large.
                 match &self.adopt {
                     _ if h2 => Box::pin(self.serve_http2(Lenient::untouched(start, io), peer)).await,
-                    Some(adopt) => self.serve_adoptable(Lenient::behind(start, io), peer, adopt).await,
+                    Some(adopt) => self.serve_adoptable(Lenient::behind(start, io), peer, adopt, open).await,
                     None => Box::pin(self.serve_http1(Lenient::behind(start, io), peer)).await,
                 }
             }
@@ -182,7 +209,7 @@ impl Server {
     }
 
     /// As [`Self::serve_http1`], until a stream leaves with the socket.
-    async fn serve_adoptable(&self, io: Lenient<Stall>, peer: Peer, adopt: &Adopt) {
+    async fn serve_adoptable(&self, io: Lenient<Stall>, peer: Peer, adopt: &Adopt, open: Open) {
         let leaving = Arc::new(Leaving::default());
         let service = Service { router: self.router.clone(), peer, streams: None, leaving: Some(leaving.clone()) };
         let mut connection = self.http1.serve_connection(Io::new(io, leaving.clone()), service);
@@ -195,7 +222,15 @@ impl Server {
             });
             tokio::select! {
                 ended = step => match ended {
-                    Some(ended) => return self.note(ended),
+                    Some(ended) => {
+                        // The first bytes of a stream go with the head.
+                        if self.note(ended)
+                            && let Some(stream) = leaving.take()
+                        {
+                            stream.abandon(Closing::Slow);
+                        }
+                        return;
+                    }
                     None => break,
                 },
                 () = self.ends.close.cancelled(), if !closing => {
@@ -211,6 +246,8 @@ impl Server {
             (parts.io.into_socket(), parts.read_buf.len())
         };
         let Some(stream) = leaving.take() else { return };
+        // Whoever takes the socket counts it.
+        drop(open);
         tokio::select! {
             () = adopt(socket, stream, beyond) => {}
             () = self.ends.cut.cancelled() => {}
@@ -221,21 +258,29 @@ impl Server {
         let service = Service { router: self.router.clone(), peer, streams: None, leaving: None };
         let mut connection = std::pin::pin!(self.http1.serve_connection(TokioIo::new(io), service));
         tokio::select! {
-            ended = connection.as_mut() => return self.note(ended),
+            ended = connection.as_mut() => {
+                self.note(ended);
+                return;
+            }
             () = self.ends.close.cancelled() => connection.as_mut().graceful_shutdown(),
         }
         tokio::select! {
-            ended = connection.as_mut() => self.note(ended),
+            ended = connection.as_mut() => {
+                self.note(ended);
+            }
             () = self.ends.cut.cancelled() => {}
         }
     }
 
-    fn note(&self, ended: hyper::Result<()>) {
-        let Err(error) = ended else { return };
-        if std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source()).any(is_stall) {
-            self.stalled.inc();
+    /// Returns whether it ended as its peer took nothing.
+    fn note(&self, ended: hyper::Result<()>) -> bool {
+        let Err(error) = ended else { return false };
+        let stalled = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source()).any(is_stall);
+        if stalled {
+            self.counts.stalled.inc();
         }
         tracing::debug!(%error, "connection ended");
+        stalled
     }
 
     async fn serve_http2<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, io: I, peer: Peer) {
@@ -247,14 +292,17 @@ impl Server {
         let mut closing = false;
         loop {
             tokio::select! {
-                ended = connection.as_mut() => return self.note(ended),
+                ended = connection.as_mut() => {
+                self.note(ended);
+                return;
+            }
                 () = self.ends.cut.cancelled() => return,
                 () = self.ends.close.cancelled(), if !closing => {
                     closing = true;
                     connection.as_mut().graceful_shutdown();
                 }
                 _ = looks.tick() => {
-                    self.stalled.inc_by(streams.drop_stalled(self.bounds.stall));
+                    self.counts.stalled.inc_by(streams.drop_stalled(self.bounds.stall));
                     // Do not wait for a client that was asked to leave and stays.
                     match streams.idle() {
                         Some((idle, seen)) if idle >= if seen { IDLE } else { self.bounds.header } => {

@@ -26,6 +26,8 @@ use tokio::net::TcpStream;
 use super::lenient::Lenient;
 use super::stall::Stall;
 use crate::event::Timestamp;
+use crate::frame;
+use crate::hub::{Hub, Transport};
 use crate::stream::{Step, Stream};
 use crate::transport::body::Body as StreamBody;
 
@@ -115,16 +117,18 @@ impl Leaving {
             Step::Send(bytes) => Some(bytes),
             Step::Again | Step::Wait { .. } | Step::Live => None,
         };
+        let hub = stream.streams().hub().clone();
         *self.stream.lock() = Some(stream);
         // The socket does not come back: its client must not keep it for another request.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        *response.body_mut() = Body::new(Parked { first, leaving: self.clone() });
+        *response.body_mut() = Body::new(Parked { first, hub, leaving: self.clone() });
     }
 }
 
 /// Yields the first bytes, and then nothing, and says so.
 struct Parked {
     first: Option<Bytes>,
+    hub: Arc<Hub>,
     leaving: Arc<Leaving>,
 }
 
@@ -133,6 +137,8 @@ impl http_body::Body for Parked {
     type Error = Infallible;
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         if let Some(first) = self.first.take() {
+            let bytes = first.len() + frame::chunk_overhead(first.len());
+            self.hub.deliveries().sent(Transport::Http11, 0, bytes as u64);
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
         // hyper asks once more after the flush: what is flushed stays so.

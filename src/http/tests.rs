@@ -214,7 +214,7 @@ async fn caps_are_refused_as_the_client_can_bear_it() {
     assert_eq!(face.opened.lock().len(), 2);
     face.opened.lock().clear();
     assert_eq!(face.status("/events", &[("authorization", &c)]).await, 200);
-    assert!(face.metrics.encode().unwrap().contains("brokercast_refused_subscribers_total{reason=\"busy\"} 2"));
+    assert!(face.metrics.encode(crate::metrics::Format::Text).unwrap().contains("brokercast_refused_subscribers_total{reason=\"busy\"} 2"));
 }
 
 #[tokio::test]
@@ -307,7 +307,9 @@ async fn what_may_not_be_published_is_refused() {
     assert_eq!(face.problem("POST", "/publish/demo.a", &[("origin", "https://evil.example")], "x").await.0, 403);
     let cross = [("sec-fetch-site", "cross-site"), ("cookie", "brokercast=x")];
     assert_eq!(face.problem("POST", "/publish/demo.a", &cross, "x").await.0, 403);
-    assert!(face.metrics.encode().unwrap().contains("brokercast_published_messages_total{outcome=\"too_large\"} 2"));
+    assert!(
+        face.metrics.encode(crate::metrics::Format::Text).unwrap().contains("brokercast_published_messages_total{outcome=\"too_large\"} 2")
+    );
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
+use crate::event::Timestamp;
 use crate::settings::{File, Section};
 
 /// How often the files are looked at. Not watched: what renews certificates exchanges links and folders, also where no
@@ -124,6 +125,15 @@ impl Tls {
     /// Whether clients are asked for a certificate. One without is let in all the same: a probe has none.
     pub(crate) fn verifies_clients(&self) -> bool {
         self.served.load().pem.client_ca.is_some()
+    }
+
+    /// When the certificate that is served expires.
+    pub(crate) fn expires(&self) -> Option<Timestamp> {
+        let served = self.served.load();
+        let certificate = CertificateDer::pem_slice_iter(&served.pem.certificate).next()?.ok()?;
+        let (_, certificate) = x509_parser::parse_x509_certificate(&certificate).ok()?;
+        let seconds = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+        Some(Timestamp::from_micros(seconds.saturating_mul(1_000_000)))
     }
 
     /// For the next handshake.

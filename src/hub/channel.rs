@@ -222,6 +222,11 @@ impl Log {
         self.forget();
     }
 
+    /// Whether somebody reads it by a waker.
+    pub(super) fn has_seats(&self) -> bool {
+        !self.wakers.is_empty()
+    }
+
     /// Whether all that read it by wakers have read all of it.
     pub(super) fn is_read(&self) -> bool {
         self.waiting == self.wakers.len()

@@ -13,7 +13,7 @@ use sync::Mutex;
 
 #[path = "notify.rs"]
 #[allow(clippy::duplicate_mod, reason = "over other primitives")]
-#[expect(unreachable_pub, reason = "the hub exports some of it, the models nothing")]
+#[expect(unreachable_pub, dead_code, reason = "the hub exports some of it, the models nothing")]
 mod notify;
 
 mod sync {

@@ -46,9 +46,14 @@ impl Audience {
         self.notified.fetch_and(!listener.bit, Relaxed);
     }
 
+    /// The listeners that have members here.
+    pub(super) fn members(&self) -> u64 {
+        self.members.load(Relaxed)
+    }
+
     /// Marks all listeners that have members here. Returns those that were not marked yet.
     fn mark(&self) -> u64 {
-        match self.members.load(Relaxed) {
+        match self.members() {
             0 => 0,
             members => members & !self.notified.fetch_or(members, Relaxed),
         }
@@ -84,6 +89,12 @@ impl std::fmt::Debug for Listener {
 }
 
 impl Listener {
+    /// Its number among the hub's listeners, from 0.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.bit.trailing_zeros() as usize
+    }
+
     /// Whether the loop may sleep until it is woken.
     #[must_use]
     pub fn may_sleep(&self) -> bool {

@@ -67,11 +67,11 @@ impl Publisher {
 
     /// Notifies all who read the channels that this batch was appended to. No lock but the publisher's may be held.
     pub(super) fn notify(&mut self, batch: u64) {
-        for channel in self.dirty.drain(..) {
+        for channel in self.concerned.dirty.drain(..) {
             self.listeners.mark(&channel.audience, channel.key);
         }
         self.listeners.notify(batch);
-        self.wakers.drain(..).for_each(Waker::wake);
+        self.concerned.wakers.drain(..).for_each(Waker::wake);
     }
 
     pub(super) fn encode_id(&mut self) {

@@ -1,10 +1,11 @@
 //! How finished entries reach windows and channels, under the hub's `state` lock.
 
 use std::sync::Arc;
-use std::task::Waker;
 
-use super::{Began, Channel, Filter, LOG_ENTRY, Logged, Publisher, Pushed, Slot, State};
+use super::deliveries::Wanted;
+use super::{Began, Channel, Concerned, Filter, LOG_ENTRY, Logged, Publisher, Pushed, Slot, State};
 use crate::event::{SourceKey, Timestamp};
+use crate::frame::Kind;
 
 impl State {
     /// Takes over the publisher's sequence and id.
@@ -28,15 +29,8 @@ impl State {
         key
     }
 
-    pub(super) fn take(
-        &mut self,
-        source: SourceKey,
-        pushed: Pushed,
-        found: &mut Vec<u32>,
-        dirty: &mut Vec<Arc<Channel>>,
-        wakers: &mut Vec<Waker>,
-        now: Timestamp,
-    ) {
+    pub(super) fn take(&mut self, source: SourceKey, pushed: Pushed, concerned: &mut Concerned, now: Timestamp) {
+        let Concerned { found, dirty, wakers, stamps } = concerned;
         let Some(of) = self.sources.get_mut(source.slot()) else { return };
         let (entry, live) = match pushed {
             Pushed::Skip(position) => return of.window.skip(position),
@@ -69,6 +63,7 @@ impl State {
                 }
             }
             let mut bytes = entry.encoded.bytes().len();
+            let mut wanted = Wanted::default();
             for key in found.drain(..) {
                 let Some(slot) = self.channels.get_mut(key as usize) else { continue };
                 if std::mem::replace(&mut slot.told, entry.seq) == entry.seq {
@@ -78,10 +73,17 @@ impl State {
                 let cost = LOG_ENTRY + std::mem::take(&mut bytes);
                 self.logged += cost;
                 self.order.push_back(Logged { key, serial: slot.channel.serial(), cost: cost as u32, batch: self.batch });
-                slot.channel.lock().append(entry.encoded.clone(), wakers);
+                let mut log = slot.channel.lock();
+                wanted.listeners |= slot.channel.audience.members();
+                wanted.wakers |= log.has_seats();
+                log.append(entry.encoded.clone(), wakers);
+                drop(log);
                 if std::mem::replace(&mut slot.batch, self.batch) != self.batch {
                     dirty.push(slot.channel.clone());
                 }
+            }
+            if matches!(entry.encoded.kind(), Kind::Event(_)) {
+                stamps.push(wanted, self.batch, entry.time, entry.came);
             }
         }
         of.window.push(entry);

@@ -36,6 +36,8 @@ pub(in crate::source) mod upkeep;
 mod wire;
 
 pub use config::{Config, Origin};
+#[cfg(feature = "internals")]
+pub use sections::payload as read_sections;
 
 /// A source that reads a queue.
 pub(in crate::source) struct Amqp {

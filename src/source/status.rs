@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use serde::Serialize;
@@ -104,6 +105,12 @@ pub struct Counters {
     gaps: [AtomicU64; GapReason::ALL.len()],
     connects: AtomicU64,
     errors: [AtomicU64; ErrorKind::ALL.len()],
+    /// When the last message came, in microseconds since 1970; 0: none has come.
+    last: AtomicU64,
+    /// How old it was then, in microseconds.
+    lag: AtomicU64,
+    /// One more than the messages of its log that have not come yet; 0: not known.
+    behind: AtomicU64,
 }
 
 impl Counters {
@@ -135,6 +142,29 @@ impl Counters {
     #[must_use]
     pub fn errors(&self, kind: ErrorKind) -> u64 {
         self.errors[kind as usize].load(Ordering::Relaxed)
+    }
+
+    /// When the last message came, and how old it was then by the broker's time.
+    #[must_use]
+    pub fn last(&self) -> Option<(Timestamp, Duration)> {
+        let last = Timestamp::from_micros(self.last.load(Ordering::Relaxed));
+        (last > Timestamp::default()).then(|| (last, Duration::from_micros(self.lag.load(Ordering::Relaxed))))
+    }
+
+    /// Messages of its log that have not come yet, where that is known.
+    #[must_use]
+    pub fn behind(&self) -> Option<u64> {
+        self.behind.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    /// The last message came now, and its time is this.
+    pub(in crate::source) fn note_last(&self, time: Timestamp, now: Timestamp) {
+        self.last.store(now.as_micros(), Ordering::Relaxed);
+        self.lag.store(now.since(time).as_micros() as u64, Ordering::Relaxed);
+    }
+
+    pub(in crate::source) fn note_behind(&self, behind: Option<u64>) {
+        self.behind.store(behind.map_or(0, |behind| behind.saturating_add(1)), Ordering::Relaxed);
     }
 
     pub(in crate::source) fn count_messages(&self, messages: u64, bytes: u64) {

@@ -17,7 +17,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{Adapter, Connection, ErrorKind, Fault, Handle, Intake, Item, SourceError, Start, State, fit};
 use crate::cursor::Position;
-use crate::event::{Gap, GapReason};
+use crate::event::{Gap, GapReason, Timestamp};
 use crate::support::backoff::Backoff;
 use crate::support::causes::chain;
 use crate::support::random;
@@ -186,6 +186,7 @@ impl Run {
                 () = &mut cancelled => None,
                 read = guarded(async { connection.next(&mut self.batch, BATCH).await }) => Some(read),
             };
+            self.source.handle.counters.note_behind(connection.behind());
             if !self.batch.is_empty() {
                 let Some(id) = self.hand_in().await else { return Ok(()) };
                 // A connection that is lost takes no acknowledgement of what it had handed out.
@@ -208,18 +209,19 @@ impl Run {
 
     /// Counts the batch and hands it in; `None` when it was not taken before the end.
     async fn hand_in(&mut self) -> Option<String> {
-        let handle = self.source.handle.clone();
+        let (handle, came) = (self.source.handle.clone(), Timestamp::now());
         let oversized = fit(&mut self.batch, self.source.max_payload);
         if oversized > 0 {
             warn!(source = %handle.name, messages = oversized, max_payload = self.source.max_payload, "dropped messages larger than max_payload");
         }
-        let (mut messages, mut bytes, mut last, mut tail) = (0, 0, self.last, None);
+        let (mut messages, mut bytes, mut last, mut tail, mut newest) = (0, 0, self.last, None, None);
         for item in &self.batch {
             match item {
                 Item::Message(message) => {
                     messages += 1;
                     bytes += message.payload.len() as u64;
                     last = message.position.or(last);
+                    newest = Some(message.time);
                 }
                 Item::Gap(gap) => {
                     handle.counters.count_gap(gap.reason);
@@ -255,6 +257,9 @@ impl Run {
         };
         self.batch.clear();
         handle.counters.count_messages(messages, bytes);
+        if let Some(time) = newest {
+            handle.counters.note_last(time, came);
+        }
         self.last = last;
         if let Some(empty) = tail {
             self.log_was_empty = empty;
@@ -301,6 +306,7 @@ impl Run {
         let handle = &self.source.handle;
         let kind = failure.kind();
         handle.counters.count_error(kind);
+        handle.counters.note_behind(None);
         let text = match failure {
             Failure::Source(error) => chain(error),
             Failure::Panic => "the adapter panicked".to_owned(),

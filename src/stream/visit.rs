@@ -4,13 +4,14 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use super::StreamId;
 use crate::auth::Owner;
 use crate::event::Timestamp;
+use crate::hub::Transport;
 
 /// Who asked for a stream, and how.
 #[derive(Debug, Clone)]
@@ -23,29 +24,6 @@ pub struct Visitor {
     pub transport: Transport,
     /// The number of its connection.
     pub connection: u32,
-}
-
-/// The version of HTTP that a stream came by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transport {
-    /// HTTP/1.0.
-    Http10,
-    /// HTTP/1.1.
-    Http11,
-    /// HTTP/2.
-    Http2,
-}
-
-impl Transport {
-    /// As it is listed.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Http10 => "http/1.0",
-            Self::Http11 => "http/1.1",
-            Self::Http2 => "http/2",
-        }
-    }
 }
 
 impl Visitor {
@@ -75,6 +53,8 @@ pub(super) struct Visit {
     offset: AtomicU64,
     /// While it catches up: the last id that it was sent.
     behind: Mutex<Option<Box<[u8]>>>,
+    /// This side has ended it.
+    pub(super) ended: AtomicBool,
 }
 
 /// Where a stream is.
@@ -101,6 +81,7 @@ impl Visit {
             bytes,
             offset,
             behind: Mutex::new(Some(Box::default())),
+            ended: AtomicBool::new(false),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -11,7 +12,8 @@ use http_body::Frame;
 use super::behind::{Behind, Ends, Next, Order};
 use super::framing::Plain;
 use crate::event::Timestamp;
-use crate::hub::{Read, WakerSeat};
+use crate::frame;
+use crate::hub::{Hub, Read, Transport, WakerSeat};
 use crate::stream::{Live, Stream};
 
 /// The bytes of `text/event-stream`, without framing.
@@ -19,6 +21,8 @@ pub struct Body {
     state: State,
     /// The last id of a live stream's client.
     last_id: Vec<u8>,
+    hub: Arc<Hub>,
+    transport: Transport,
 }
 
 enum State {
@@ -36,7 +40,8 @@ struct Seated {
 
 /// What a live stream does next.
 enum Turn {
-    Send(Bytes),
+    /// With so many events.
+    Send(Bytes, u64),
     /// Nothing follows.
     Last(Bytes),
     /// It has fallen out of its channel's log, or is to be sent something else.
@@ -47,11 +52,22 @@ impl Body {
     /// Of this stream.
     #[must_use]
     pub fn new(stream: Stream) -> Self {
-        Self { state: State::catching_up(Behind::new(stream)), last_id: Vec::new() }
+        let (hub, transport) = (stream.streams().hub().clone(), stream.transport());
+        Self { state: State::catching_up(Behind::new(stream)), last_id: Vec::new(), hub, transport }
     }
 
     /// The next bytes; `None` when the server has ended the stream.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let next = ready!(self.poll_uncounted(cx));
+        if let Some(bytes) = &next {
+            // hyper adds this. HTTP/2's frames are not counted.
+            let framing = if self.transport == Transport::Http11 { frame::chunk_overhead(bytes.len()) } else { 0 };
+            self.hub.deliveries().sent(self.transport, 0, (bytes.len() + framing) as u64);
+        }
+        Poll::Ready(next)
+    }
+
+    fn poll_uncounted(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
             match &mut self.state {
                 State::Ended => return Poll::Ready(None),
@@ -68,7 +84,11 @@ impl Body {
                     }
                 },
                 State::Live(seated) => match ready!(seated.poll(cx, &mut self.last_id)) {
-                    Turn::Send(bytes) => return Poll::Ready(Some(bytes)),
+                    Turn::Send(bytes, events) => {
+                        self.hub.deliveries().sent(self.transport, events, 0);
+                        self.hub.deliveries().taken(Timestamp::now);
+                        return Poll::Ready(Some(bytes));
+                    }
                     Turn::Last(bytes) => return self.last(bytes),
                     Turn::Resume => self.resume(),
                 },
@@ -116,9 +136,17 @@ impl Seated {
                 if let Some(id) = piece.last_id() {
                     id.clone_into(last_id);
                 }
-                Turn::Send(piece.bytes)
+                Turn::Send(piece.bytes, piece.events)
             }
         })
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        if matches!(self.state, State::Live(_)) {
+            self.hub.deliveries().forget();
+        }
     }
 }
 

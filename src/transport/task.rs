@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::behind::{Behind, Next};
 use crate::frame::{self, Closing};
+use crate::hub::{Hub, Transport};
 use crate::stream::{Live, Stream};
 
 /// Bytes that a client may send into its stream. One that sends more is cut off.
@@ -18,6 +19,7 @@ pub const IGNORED: usize = 64 << 10;
 /// Writes until the stream is live and the socket has taken everything before that, or until the stream has ended. Returns
 /// the socket, the live stream and its client's last id. A socket that takes nothing for `stall` is closed.
 pub async fn catch_up<S: AsyncRead + AsyncWrite + Unpin>(mut socket: S, stream: Stream, stall: Duration) -> Option<(S, Live, Arc<str>)> {
+    let hub = stream.streams().hub().clone();
     let mut behind = Behind::new(stream);
     let mut ignored = 0;
     loop {
@@ -29,14 +31,14 @@ pub async fn catch_up<S: AsyncRead + AsyncWrite + Unpin>(mut socket: S, stream: 
         match next {
             Next::Live(live, id, _) => return Some((socket, live, id)),
             Next::Last(bytes) => {
-                if write(&mut socket, &chunk(&bytes), stall).await.is_ok() {
-                    end(&mut socket, stall).await;
+                if write(&mut socket, &chunk(&bytes), stall, &hub).await.is_ok() {
+                    end(&mut socket, stall, &hub).await;
                 }
                 return None;
             }
             Next::Send(bytes, rest) => {
                 behind = rest;
-                if let Err(error) = write(&mut socket, &chunk(&bytes), stall).await {
+                if let Err(error) = write(&mut socket, &chunk(&bytes), stall, &hub).await {
                     if error.kind() == io::ErrorKind::TimedOut {
                         behind.abandon(Closing::Slow);
                     }
@@ -55,20 +57,27 @@ fn chunk(bytes: &Bytes) -> Bytes {
     out.freeze()
 }
 
-async fn write(socket: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8], stall: Duration) -> io::Result<()> {
+/// Counts what the socket takes, and that it took nothing for `stall`.
+async fn write(socket: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8], stall: Duration, hub: &Hub) -> io::Result<()> {
     while !bytes.is_empty() {
         match timeout(stall, socket.write(bytes)).await {
             Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(Ok(n)) => bytes = &bytes[n..],
+            Ok(Ok(n)) => {
+                hub.deliveries().sent(Transport::Http11, 0, n as u64);
+                bytes = &bytes[n..];
+            }
             Ok(Err(error)) => return Err(error),
-            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+            Err(_) => {
+                hub.deliveries().stalled();
+                return Err(io::ErrorKind::TimedOut.into());
+            }
         }
     }
     Ok(())
 }
 
-async fn end(socket: &mut (impl AsyncWrite + Unpin), stall: Duration) {
-    if write(socket, frame::LAST_CHUNK, stall).await.is_ok() {
+async fn end(socket: &mut (impl AsyncWrite + Unpin), stall: Duration, hub: &Hub) {
+    if write(socket, frame::LAST_CHUNK, stall, hub).await.is_ok() {
         // The client sees the end even if it has gone meanwhile.
         socket.shutdown().await.unwrap_or_default();
     }

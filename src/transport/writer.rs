@@ -63,7 +63,25 @@ pub struct Returned<S> {
 pub struct Writer {
     loops: Vec<Arc<Handle<Socket>>>,
     next: AtomicUsize,
+    /// Sockets that tasks write to.
+    tasks: AtomicUsize,
     stall: Duration,
+}
+
+/// Counts one, until it is dropped.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl std::fmt::Debug for Writer {
@@ -96,16 +114,18 @@ impl Writer {
             handles.push(handle);
             ended.push(end);
         }
-        Ok((Arc::new(Self { loops: handles, next: AtomicUsize::new(0), stall }), Ends { returned, ended }))
+        Ok((Arc::new(Self { loops: handles, next: AtomicUsize::new(0), tasks: AtomicUsize::new(0), stall }), Ends { returned, ended }))
     }
 
     /// Writes a stream to a socket until it has ended, or until a loop has taken it over. `read_ahead` bytes were read from
     /// the socket behind the request.
     pub async fn write(&self, socket: TcpStream, stream: Stream, read_ahead: usize) {
+        let counted = Counted::new(&self.tasks);
         let Some((socket, live, id)) = task::catch_up(socket, stream, self.stall).await else { return };
         let handle = &self.loops[self.next.fetch_add(1, Ordering::Relaxed) % self.loops.len()];
         // A socket that cannot leave the runtime is closed, so its client comes back.
         if let Ok(socket) = driver::from_runtime(socket) {
+            drop(counted);
             handle.adopt(New { socket, live, id, read_ahead }).await;
         }
     }
@@ -130,6 +150,12 @@ impl Writer {
     #[must_use]
     pub fn streams(&self) -> usize {
         self.loops.iter().map(|handle| handle.streams()).sum()
+    }
+
+    /// Sockets that it has, of streams that are live or catch up.
+    #[must_use]
+    pub fn sockets(&self) -> usize {
+        self.tasks.load(Ordering::Relaxed) + self.streams()
     }
 
     /// Ends the loops, with the streams that they still hold.

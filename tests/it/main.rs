@@ -16,6 +16,7 @@ mod durable;
 mod history;
 mod issuers;
 mod messages;
+mod metrics;
 mod nats;
 mod refusals;
 mod reload;

@@ -23,6 +23,8 @@ pub mod rabbit;
 pub mod raw;
 #[path = "support/sse.rs"]
 pub mod sse;
+#[path = "support/sse_parser.rs"]
+pub mod sse_parser;
 #[path = "support/token.rs"]
 pub mod token;
 #[path = "support/wait.rs"]

@@ -103,6 +103,9 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
         up: true,
         reconnects: 0,
         errors: vec![("lost", 2), ("denied", 1)],
+        last_message: None,
+        lag: None,
+        behind: None,
         history_events: 0,
         history_bytes: 0,
         history_errors: Vec::new(),
@@ -113,7 +116,7 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
     let access = Arc::new(Access { token: None, certificates: false, loopback: true });
     let rooms = Rooms {
         access: Box::new(move || access.clone()),
-        metrics: metrics::unread(),
+        metrics: crate::metrics::unread(),
         sources: Box::new(move || vec![first.0.clone(), second.0.clone()]),
         readings: Arc::new(move || readings.clone()),
         draining: draining.clone(),
@@ -188,6 +191,6 @@ async fn the_admin_listener_is_read_only() {
         let post = ask("POST", path).await.unwrap();
         assert_eq!((post.status().as_u16(), &post.headers()["allow"]), (405, &HeaderValue::from_static("GET, HEAD")));
     }
-    assert_eq!(ask("GET", "/metrics").await.unwrap().headers()["content-type"], metrics::CONTENT_TYPE);
+    assert_eq!(ask("GET", "/metrics").await.unwrap().headers()["content-type"], Format::Text.content_type());
     assert_eq!(ask("GET", "/events").await.unwrap().status(), 404);
 }

@@ -66,7 +66,15 @@ impl Served {
         let stalled = Counter::default();
         let ends = Ends::default();
         let tasks = TaskTracker::new();
-        let server = Server::new(router, tls.map(Arc::new), BOUNDS, ends.clone(), tasks.clone(), stalled.clone(), None);
+        let server = Server::new(
+            router,
+            tls.map(Arc::new),
+            BOUNDS,
+            ends.clone(),
+            tasks.clone(),
+            Counts { stalled: stalled.clone(), ..Counts::default() },
+            None,
+        );
         let listener = super::super::listen::bind("server.listen", "127.0.0.1:0".parse().unwrap(), Duration::from_secs(60)).unwrap();
         let address = listener.local_addr().unwrap();
         tasks.spawn(server.run(listener));

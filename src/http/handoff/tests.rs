@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
-use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
-use super::super::connection::{Bounds, Ends, Server};
+use super::super::connection::{Bounds, Counts, Ends, Server};
 use super::*;
 use crate::stream::tests::{demo, request};
 
@@ -39,7 +38,7 @@ fn serve() -> (SocketAddr, mpsc::UnboundedReceiver<Left>, TaskTracker) {
     });
     let tasks = TaskTracker::new();
     let router = Router::new().route("/events", get(answer)).route("/hello", get(|| async { "hello" }));
-    let server = Server::new(router, None, BOUNDS, Ends::default(), tasks.clone(), Counter::default(), Some(adopt));
+    let server = Server::new(router, None, BOUNDS, Ends::default(), tasks.clone(), Counts::default(), Some(adopt));
     let listener = super::super::listen::bind("server.listen", "127.0.0.1:0".parse().unwrap(), Duration::from_secs(60)).unwrap();
     let address = listener.local_addr().unwrap();
     tasks.spawn(server.run(listener));

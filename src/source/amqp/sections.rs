@@ -19,7 +19,7 @@ const SEQUENCE: u64 = 0x76;
 const VALUE: u64 = 0x77;
 
 /// The payload of encoded sections; `None` where they cannot be read.
-pub(super) fn payload(sections: &[u8]) -> Option<Vec<u8>> {
+pub fn payload(sections: &[u8]) -> Option<Vec<u8>> {
     let mut rest = Input(sections);
     let (mut out, mut first) = (Vec::new(), true);
     let mut kind = None;

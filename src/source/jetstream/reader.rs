@@ -123,6 +123,8 @@ struct Progress {
     /// Everything up to here has come, or is not of this source; `None`: not known.
     floor: Option<u64>,
     last: Option<Place>,
+    /// Messages that the consumer had to deliver at the beginning.
+    pending: u64,
     /// The last sequence that was handed out, as a message, by a gap or by a tail.
     handed: u64,
     /// The consumer had nothing more, and has been asked for more ever since: what comes is sent at once.
@@ -170,6 +172,7 @@ impl Reader {
             progress: Progress {
                 floor: begin.floor,
                 last: None,
+                pending: begin.pending,
                 handed: begin.floor.unwrap_or_default(),
                 caught_up: false,
                 tail: Some(begin.end),
@@ -469,6 +472,10 @@ impl Reader {
 impl Connection for Reader {
     fn next<'a>(&'a mut self, batch: &'a mut Vec<Item>, limit: usize) -> BoxFuture<'a, Result<(), SourceError>> {
         Box::pin(self.read(batch, limit))
+    }
+
+    fn behind(&self) -> Option<u64> {
+        Some(self.progress.last.map_or(self.progress.pending, |last| last.pending))
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {

@@ -17,7 +17,7 @@ use super::socket::{Socket, Written, is_open, keep, write_until_full};
 use super::{Returned, Settings};
 use crate::event::Timestamp;
 use crate::frame::{self, Closing};
-use crate::hub::{Channel, Hub, Piece, Read};
+use crate::hub::{Channel, Hub, Piece, Read, Transport};
 use crate::stream::{End, StreamId};
 use crate::transport::framing::Chunked;
 
@@ -65,7 +65,7 @@ pub(crate) enum Next {
 }
 
 /// What became of a member that a piece was written to.
-enum Sent {
+enum Outcome {
     /// It has the piece.
     All,
     /// Its socket is full.
@@ -84,13 +84,24 @@ pub(crate) struct WriterLoop<I: Io> {
     round: Round,
     /// When a stream ends or a full socket is closed, at the earliest.
     deadline: Option<Timestamp>,
+    /// The batch up to which all is written when the round under way has ended.
+    round_to: Option<u64>,
+    /// What sockets took since the last turn.
+    sent: Sent,
+}
+
+/// What sockets took.
+#[derive(Default)]
+struct Sent {
+    events: u64,
+    bytes: u64,
 }
 
 impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
     /// A loop without streams. Its handle's listener has to be one of the hub's.
     pub(crate) fn new(hub: Arc<Hub>, handle: Arc<Handle<I::Socket>>, settings: Settings, io: I) -> Self {
         let members = Members::new(handle.listener().clone());
-        Self { io, handle, hub, settings, members, round: Round::default(), deadline: None }
+        Self { io, handle, hub, settings, members, round: Round::default(), deadline: None, round_to: None, sent: Sent::default() }
     }
 
     /// What waits for the loop's sockets.
@@ -116,6 +127,9 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
         if self.deadline.is_some_and(|deadline| deadline <= now.system) {
             self.sweep(now);
         }
+        // Members are many: they are counted here, and all of them at once.
+        let Sent { events, bytes } = std::mem::take(&mut self.sent);
+        self.hub.deliveries().sent(Transport::Http11, events, bytes);
         if self.round.is_under_way() || !self.handle.listener().may_sleep() {
             return Next::Turn;
         }
@@ -203,7 +217,7 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
                 }
                 Read::Piece(piece) => {
                     member.blocked = None;
-                    if !matches!(self.send(key, &piece, now), Sent::All) {
+                    if !matches!(self.send(key, &piece, now), Outcome::All) {
                         return;
                     }
                 }
@@ -217,12 +231,16 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
         let Some(member) = self.members.get_mut(key) else { return false };
         let Some(blocked) = &mut member.blocked else { return true };
         match write_until_full(&mut member.socket, &blocked.rest) {
-            Written::All => match blocked.then {
-                Then::Live { .. } => return true,
-                Then::HangUp => self.hang_up(key),
-            },
+            Written::All => {
+                self.sent.bytes += blocked.rest.len() as u64;
+                match blocked.then {
+                    Then::Live { .. } => return true,
+                    Then::HangUp => self.hang_up(key),
+                }
+            }
             Written::Part(0) => {}
             Written::Part(taken) => {
+                self.sent.bytes += taken as u64;
                 blocked.rest = blocked.rest.slice(taken..);
                 blocked.since = now.monotonic;
             }
@@ -232,20 +250,22 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
     }
 
     /// Sends a piece to a member that has everything before it.
-    fn send(&mut self, key: u32, piece: &Piece, now: Now) -> Sent {
-        let Some(member) = self.members.get_mut(key) else { return Sent::Left };
+    fn send(&mut self, key: u32, piece: &Piece, now: Now) -> Outcome {
+        let Some(member) = self.members.get_mut(key) else { return Outcome::Left };
         match write_until_full(&mut member.socket, &piece.bytes) {
             Written::All => {
                 member.live.advance(piece.to, piece.events, piece.bytes.len() as u64);
-                Sent::All
+                self.sent.events += piece.events;
+                self.sent.bytes += piece.bytes.len() as u64;
+                Outcome::All
             }
             Written::Part(taken) => {
                 self.stop_in(key, piece, taken, now);
-                Sent::Blocked
+                Outcome::Blocked
             }
             Written::Gone => {
                 self.remove(key);
-                Sent::Left
+                Outcome::Left
             }
         }
     }
@@ -256,6 +276,8 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
         let stop = piece.stop(taken);
         // What it has not taken yet of the last entry is sent next.
         member.live.advance(piece.from + stop.entries, stop.events, stop.rest.end as u64);
+        self.sent.events += stop.events;
+        self.sent.bytes += taken as u64;
         // A heartbeat may have no id: then the id of what came before it still holds.
         let id = stop.id.map_or_else(|| member.live.last_id().unwrap_or_default(), |id| Bytes::copy_from_slice(&piece.bytes[id]));
         let rest = keep(&piece.bytes, stop.rest, self.settings.copied);
@@ -302,9 +324,24 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
 
     /// Ends the round, if one was under way, and begins the next with what is new since.
     fn begin_round(&mut self) {
+        // Before looking: what is announced from here on is in a later round.
+        let next = self.hub.deliveries().announced();
+        if let Some(batch) = self.round_to.take() {
+            self.measure(batch);
+        }
         if self.round.begin(|channels| self.handle.listener().turn(channels)) {
             self.hub.make_room();
         }
+        if self.round.is_under_way() {
+            self.round_to = Some(next);
+        } else {
+            // What was published meanwhile in channels that were still to be written is written too.
+            self.measure(next);
+        }
+    }
+
+    fn measure(&self, batch: u64) {
+        self.hub.deliveries().written(self.handle.listener().number(), batch, Timestamp::now);
     }
 
     /// Writes a channel to its members; false when the budget is used up.
@@ -338,7 +375,7 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
                 _ if member.blocked.is_some() => self.round.next_member(),
                 Some(piece) if piece.from == offset => {
                     *budget -= 1;
-                    if !matches!(self.send(key, piece, now), Sent::Left) {
+                    if !matches!(self.send(key, piece, now), Outcome::Left) {
                         self.round.next_member();
                     }
                 }
@@ -384,6 +421,7 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
         self.remind(deadline);
         for key in stuck {
             let Some(member) = self.remove(key) else { continue };
+            self.hub.deliveries().stalled();
             // The end of an ended stream was counted when it was sent.
             if member.blocked.is_some_and(|blocked| matches!(blocked.then, Then::Live { .. })) {
                 member.live.abandon(Closing::Slow);
@@ -413,8 +451,14 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
         out.extend_from_slice(frame::CHUNK_END);
         out.extend_from_slice(frame::LAST_CHUNK);
         match write_until_full(&mut member.socket, &out) {
-            Written::Part(taken) => self.block(key, Bytes::from(out).slice(taken..), Then::HangUp, now),
-            Written::All => self.hang_up(key),
+            Written::Part(taken) => {
+                self.sent.bytes += taken as u64;
+                self.block(key, Bytes::from(out).slice(taken..), Then::HangUp, now);
+            }
+            Written::All => {
+                self.sent.bytes += out.len() as u64;
+                self.hang_up(key);
+            }
             Written::Gone => drop(self.remove(key)),
         }
     }

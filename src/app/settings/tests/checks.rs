@@ -128,7 +128,8 @@ fn trusted_proxies_are_networks() {
 fn every_example_is_good() {
     for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/config")).unwrap() {
         let path = entry.unwrap().path();
-        if path.extension().is_some_and(|e| e == "yaml") {
+        // The manifest for Kubernetes holds a configuration, and is none: see `tests/it/deploy.rs`.
+        if path.extension().is_some_and(|e| e == "yaml") && !path.ends_with("kubernetes.yaml") {
             let loaded = load_with(std::slice::from_ref(&path), [], false).unwrap_or_else(|e| panic!("{e}"));
             assert!(!loaded.settings.sources.is_empty(), "{}", path.display());
         }
