@@ -12,6 +12,7 @@ mod commands;
 mod configuration;
 mod cors;
 mod default_run;
+mod deploy;
 mod durable;
 mod history;
 mod issuers;
