@@ -285,12 +285,17 @@ impl Bridge {
 
     /// Serves, and reloads when it is asked to, until a signal asks to end.
     async fn serve(&mut self, signals: &mut Signals, orders: &mut Orders) -> Result<i32, Error> {
+        let found = self.sources.found();
         loop {
             let answer = tokio::select! {
                 signal = signals.ends.next() => return Ok(signal),
                 ended = self.tasks.join_next() => return Err(failure(ended)),
                 () = signals.hangups.next() => None,
                 answer = orders.next() => Some(answer),
+                () = found.notified() => {
+                    self.sources.grow().await;
+                    continue;
+                }
             };
             manager::reloading();
             let reloaded = tokio::select! {
@@ -331,7 +336,7 @@ impl Bridge {
         let face = admin::router(admin::Rooms {
             access: Box::new(move || policy.borrow().policy.admin().clone()),
             metrics: rooms.metrics.clone(),
-            sources: Box::new(move || sources.load().iter().map(source).collect()),
+            sources: Box::new(move || sources.load().iter().filter(|of| of.is_first()).map(source).collect()),
             readings: rooms.readings.clone(),
             draining: self.draining.clone(),
             reload,

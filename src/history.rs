@@ -44,7 +44,7 @@ impl Log {
     #[must_use]
     pub fn of(handle: &Arc<Handle>, adapter: Arc<dyn Adapter>, max_payload: usize) -> Self {
         let (status, counters) = (handle.clone(), handle.clone());
-        let up = Arc::new(move || status.status.read().state == State::Up);
+        let up = Arc::new(move || status.status.own().state == State::Up);
         let resets = Arc::new(move || counters.counters.gaps(GapReason::Reset));
         Self { adapter, max_payload, up, resets }
     }
@@ -79,6 +79,19 @@ pub struct Counted {
     pub bytes: u64,
     /// Readers that could not be opened or were lost, by the kind of the error.
     pub errors: [u64; ErrorKind::ALL.len()],
+}
+
+impl Counted {
+    /// Both together.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.events += other.events;
+        self.bytes += other.bytes;
+        for (errors, more) in self.errors.iter_mut().zip(other.errors) {
+            *errors += more;
+        }
+        self
+    }
 }
 
 /// How much is read and waited for at this moment.

@@ -14,7 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 use tokio::sync::Notify;
 
-use crate::cursor::{Cursor, Point, Position};
+use crate::cursor::{Cursor, Point, Position, Tag};
 use crate::event::{Event, Gap, SourceKey, SourceName, Timestamp};
 use crate::frame::{Encoded, Encoder, encode_heartbeat};
 use crate::subject::index::Index;
@@ -57,8 +57,10 @@ pub use window::{Entry, Limits, Place, Window};
 pub struct SourceSpec {
     /// Its name.
     pub name: SourceName,
-    /// Whether it has a log of its own: its positions then stand in every cursor.
-    pub durable: bool,
+    /// What cursors call its log, if it has one: its positions then stand in every cursor.
+    pub tag: Option<Tag>,
+    /// Whether it is one of several logs of a source. More of them may be found while clients are served already.
+    pub part: bool,
     /// Whether it can produce, after routing, a subject that one of these patterns matches.
     pub concerns: Concerns,
 }

@@ -264,6 +264,8 @@ mod tests {
             history_events: 11,
             history_bytes: 110,
             history_errors: vec![("missing", 12)],
+            ready: Some(3),
+            expires: [("certificate", None), ("token", Some(1_900_000_000))],
             window_events: 4,
             window_bytes: 400,
             last_message: Some(Timestamp::from_micros(1_500_000)),

@@ -16,9 +16,11 @@ use crate::subject::Pattern;
 pub mod amqp;
 mod amqp_stream;
 mod error;
+mod expiry;
 pub mod http;
 pub mod jetstream;
 pub mod nats;
+pub mod parts;
 pub mod settings;
 pub mod status;
 pub mod supervisor;
@@ -31,6 +33,7 @@ mod unpack;
 #[cfg(feature = "internals")]
 pub use amqp::read_sections;
 pub use error::{ErrorKind, SourceError};
+pub use expiry::Expires;
 pub use status::{Fault, Handle, State};
 pub use unpack::fit;
 
@@ -71,6 +74,15 @@ pub enum Start {
     Since(Timestamp),
     /// The newest message of each subject, in the order of their positions, then on from the end.
     LastPerSubject,
+}
+
+/// What an adapter knows of its broker's side.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Gauges {
+    /// Messages that wait in the queue that is read, as of a few seconds ago.
+    pub ready: Option<u64>,
+    /// When our credentials expire.
+    pub expires: Expires,
 }
 
 /// One configured source of some kind.
@@ -134,6 +146,16 @@ pub trait Adapter: Send + Sync + 'static {
     /// what it reads. Returns all that is wrong. For `brokercast check --connect`.
     fn check(&self) -> BoxFuture<'_, Vec<SourceError>> {
         Box::pin(async { Vec::new() })
+    }
+
+    /// The logs of a source that has several: this adapter reads the first of them.
+    fn parts(&self) -> Option<&std::sync::Arc<parts::Parts>> {
+        None
+    }
+
+    /// What is known of the broker at this moment, for metrics.
+    fn gauges(&self) -> Gauges {
+        Gauges::default()
     }
 
     /// Where this process hands messages in, for a source that takes them from HTTP.

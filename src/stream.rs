@@ -23,6 +23,7 @@ pub use crate::hub::Transport;
 use crate::hub::{Channel, Concerns, Filter, Hub, Seat, SourceSpec};
 use crate::route::Router;
 use crate::source::Item;
+use crate::source::parts;
 use crate::subject::Pattern;
 use crate::support::backoff::jittered;
 
@@ -78,6 +79,8 @@ pub struct Request {
 pub struct Source {
     /// Its name.
     pub name: SourceName,
+    /// Which of its logs it is, if it has several.
+    pub part: Option<Arc<str>>,
     /// What becomes of its messages.
     pub router: Arc<Router>,
     /// Its log. Only that of a durable source is read.
@@ -86,10 +89,11 @@ pub struct Source {
 
 impl Source {
     fn split(self) -> (SourceSpec, Arc<Router>, history::Log) {
-        let Self { name, router, log } = self;
+        let Self { name, part, router, log } = self;
         let asked = router.clone();
         let concerns = Concerns(Arc::new(move |patterns| asked.concerns(patterns)));
-        (SourceSpec { name, durable: log.adapter.durable(), concerns }, router, log)
+        let tag = log.adapter.durable().then(|| parts::tag(&name, part.as_deref()));
+        (SourceSpec { name, tag, part: part.is_some(), concerns }, router, log)
     }
 }
 
@@ -132,6 +136,12 @@ impl Streams {
     pub fn add(&self, source: Source, now: Timestamp) -> SourceKey {
         let (spec, router, log) = source.split();
         self.hub.add(spec, now, |key| self.register(key, router, log))
+    }
+
+    /// Adds a log that is new at its broker: streams get all that it holds.
+    pub fn add_new(&self, source: Source, now: Timestamp) -> SourceKey {
+        let (spec, router, log) = source.split();
+        self.hub.add_new(spec, now, |key| self.register(key, router, log))
     }
 
     /// Removes a source, whose supervisor has ended. Streams that catch up follow it no more, and get no gap.

@@ -48,7 +48,8 @@ impl Swift {
 
 /// A hub whose subscriber number n wants the patterns `wants(n)`; small windows, so that they are full soon.
 pub(crate) fn hub(subscribers: usize, wants: impl Fn(usize) -> Vec<String>) -> (Arc<Hub>, SourceKey, Vec<Seat>) {
-    let source = SourceSpec { name: "plant".parse().expect("a source's name"), durable: false, concerns: Concerns(Arc::new(|_| true)) };
+    let source =
+        SourceSpec { name: "plant".parse().expect("a source's name"), tag: None, part: false, concerns: Concerns(Arc::new(|_| true)) };
     let hub = Hub::new(Limits { bytes: 1 << 20, age: Duration::from_secs(600) }, 7);
     let source = hub.add(source, NOW, |_| {});
     let swift = Arc::new(OnceLock::<Swift>::new());

@@ -128,7 +128,7 @@ mod tests {
         let rules = "routes: [{ match: { subject: secret.> }, drop: true }, { match: { subject: a.* }, subject: 'b.{1}' }]";
         let rules = settings::tests::read(rules, |root| Some(route::settings::read(root.key("routes"), &[]))).unwrap();
         let router = Arc::new(Router::new(&rules, &name, &[Pattern::all()], Arc::default()));
-        let spec = SourceSpec { name, durable: true, concerns: Concerns(Arc::new(|_| true)) };
+        let spec = SourceSpec { name, tag: Some(Tag::of("log")), part: false, concerns: Concerns(Arc::new(|_| true)) };
         let hub = Hub::new(Limits { bytes: 1 << 20, age: std::time::Duration::from_secs(60) }, 1);
         let source = hub.add(spec, Timestamp::now(), |_| {});
         let counts = Arc::<Counts>::default();

@@ -23,7 +23,7 @@ mod tests;
 const BUILT_IN: (&str, &str) = ("built-in config/default.yaml", include_str!("../../config/default.yaml"));
 
 /// More durable sources would make ids longer than what is looked at.
-const MAX_DURABLE: usize = 60;
+pub(super) const MAX_DURABLE: usize = 60;
 
 /// What the bridge runs by.
 #[derive(Debug)]
@@ -190,17 +190,20 @@ fn overlaps(sources: &[Source], section: &Section<'_>) {
 
 /// Cursors call a durable source by 16 bits of its name, and hold only so many of them.
 fn tags(sources: &[Source], root: &Section<'_>, section: &Section<'_>) {
-    let durable: Vec<&SourceName> = sources.iter().filter(|source| source.adapter.durable()).map(|source| &source.name).collect();
-    let mut seen: BTreeMap<Tag, &SourceName> = BTreeMap::new();
-    for name in &durable {
-        if let Some(other) = seen.insert(Tag::of(name.as_str()), name) {
+    let tags = sources.iter().flat_map(|source| source.tags().into_iter().map(move |tag| (tag, &source.name)));
+    let (mut seen, mut logs) = (BTreeMap::<Tag, &SourceName>::new(), 0);
+    for (tag, name) in tags {
+        logs += 1;
+        if let Some(other) = seen.insert(tag, name) {
             let expected = format!("must have another name: clients' cursors could not tell it from `{other}`");
             section.problem(name.as_str(), expected);
         }
     }
-    if durable.len() > MAX_DURABLE {
-        let expected =
-            format!("must not hold more than {MAX_DURABLE} durable sources (JetStream, RabbitMQ streams): ids would grow too long");
+    if logs > MAX_DURABLE {
+        let expected = format!(
+            "must not hold more than {MAX_DURABLE} durable sources (JetStream, RabbitMQ streams, each partition of a super stream): \
+             ids would grow too long"
+        );
         root.problem("sources", expected);
     }
 }

@@ -11,23 +11,27 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::intake::{Counts, Intake};
-use crate::cursor::Point;
+use super::settings::MAX_DURABLE;
+
+use crate::cursor::{Point, Tag};
 use crate::event::{Gap, GapReason, SourceKey, SourceName, Timestamp};
 use crate::history;
 use crate::http::Inbox;
-use crate::hub::{Hold, Limits, Window};
+use crate::hub::{self, Hold, Limits, Window};
 use crate::metrics::SourceReading;
 use crate::route::{self, Router, Rule};
 use crate::settings::Written;
+use crate::source::parts::{self, Admit, FirstOfAll, Part, Parts};
 use crate::source::settings::Source;
 use crate::source::supervisor::Supervisor;
-use crate::source::{ErrorKind, Handle, Item, Start, State};
+use crate::source::{self, ErrorKind, Gauges, Handle, Item, Start, State};
 use crate::stream::{self, Streams};
 use crate::subject::{Pattern, Subject};
 
@@ -46,10 +50,14 @@ pub(super) struct Sources {
     /// Of all routers that there ever were.
     routed: Arc<route::Counts>,
     running: Vec<(Arc<SourceRuntime>, Running)>,
+    /// By which all are routed.
+    rules: Vec<Rule>,
+    /// More logs were found of a source that has several.
+    found: Arc<Notify>,
     all: All,
 }
 
-/// The sources that there are now, for those who show them.
+/// The sources that there are now, for those who show them. Each log of a source that has several is here.
 pub(super) type All = Arc<ArcSwap<Vec<Arc<SourceRuntime>>>>;
 
 /// One source as the process runs it.
@@ -63,6 +71,8 @@ pub(super) struct SourceRuntime {
     counts: Arc<Counts>,
     /// What its events are called after routing.
     pub(super) reach: Vec<Pattern>,
+    /// Which of the source's logs it reads, if that has several.
+    part: Option<Arc<str>>,
     /// Where HTTP publishers hand in, and for what.
     inbox: Option<(Vec<Pattern>, Inbox)>,
     /// What it was made of.
@@ -79,7 +89,7 @@ struct Running {
 impl Sources {
     /// None yet.
     pub(super) fn new(streams: Arc<Streams>, window: Limits) -> Self {
-        Self { streams, window, routed: Arc::default(), running: Vec::new(), all: Arc::default() }
+        Self { streams, window, routed: Arc::default(), running: Vec::new(), rules: Vec::new(), found: Arc::default(), all: Arc::default() }
     }
 
     /// Those that there are, now and later.
@@ -94,30 +104,72 @@ impl Sources {
 
     /// Adds the sources that the process starts with.
     pub(super) fn begin(&mut self, sources: Vec<Source>, rules: &[Rule]) {
+        self.rules = rules.to_vec();
         for source in sources {
-            self.launch(source, rules, false);
+            let others = others(&source);
+            self.launch(source, rules, false, false);
+            others.into_iter().for_each(|other| self.launch(other, rules, false, false));
+        }
+    }
+
+    /// Notified when logs were found, which [`Sources::grow`] then enters.
+    pub(super) fn found(&self) -> Arc<Notify> {
+        self.found.clone()
+    }
+
+    /// Enters the logs that were found of sources that have several.
+    pub(super) async fn grow(&mut self) {
+        let rules = self.rules.clone();
+        let first: Vec<_> = self.running.iter().map(|(of, _)| of.clone()).filter(|of| of.parts().is_some()).collect();
+        for (first, other) in first.iter().flat_map(|of| others(&of.source()).into_iter().map(move |other| (of, other))) {
+            match self.at(&other.name, other.part.as_ref()) {
+                None => {
+                    // What is found while the first log is served already was made just now.
+                    let is_new = self.streams.hub().state().source(first.key).is_some_and(hub::Source::warm);
+                    info!(source = %other.name, log = other.part.as_deref(), is_new, "another log of a source");
+                    let ready = self.is_ready();
+                    self.launch(other, &rules, ready, is_new);
+                }
+                Some(at) if !Arc::ptr_eq(&self.running[at].0.supervisor.adapter, &other.adapter) => self.change(other, &rules).await,
+                Some(_) => {}
+            }
         }
     }
 
     /// Adds a source while the process runs. Readiness that was reached is not lost by that.
     pub(super) fn add(&mut self, source: Source, rules: &[Rule]) {
-        let ready = self.running.iter().all(|(of, _)| of.handle().is_ready());
-        self.launch(source, rules, ready);
+        let ready = self.is_ready();
+        self.launch(source, rules, ready, false);
     }
 
-    fn launch(&mut self, source: Source, rules: &[Rule], excused: bool) {
-        let handle = Handle::new(source.name.clone(), &*source.adapter, source.required);
+    fn is_ready(&self) -> bool {
+        self.running.iter().all(|(of, _)| of.handle().is_ready())
+    }
+
+    /// `excused`: readiness does not wait for it. `is_new`: so is its log at the broker, of which live streams get everything.
+    fn launch(&mut self, source: Source, rules: &[Rule], excused: bool, is_new: bool) {
+        let first = self.running.iter().map(|(of, _)| of).find(|of| of.handle().name == source.name).cloned();
+        let handle = match &first {
+            Some(first) => Handle::beside(first.handle(), &*source.adapter),
+            None => Handle::new(source.name.clone(), &*source.adapter, source.required),
+        };
         if excused {
             handle.status.excuse();
         }
-        let runtime = self.enter(source, rules, handle, Arc::default(), |streams, source| (streams.add(source, Timestamp::now()), None));
+        let register = |streams: &Streams, source| {
+            let now = Timestamp::now();
+            if is_new { (streams.add_new(source, now), Some(Point::Earliest)) } else { (streams.add(source, now), None) }
+        };
+        let counts = first.map(|first| first.counts.clone()).unwrap_or_default();
+        let runtime = self.enter(source, rules, handle, counts, register);
         self.start(runtime);
     }
 
     /// Ends a source and starts another in its place, with other routes, another broker or other settings. It goes on where the
     /// other stood if it has a log; else what came in between may be lost, which is told.
     pub(super) async fn change(&mut self, source: Source, rules: &[Rule]) {
-        let Some(old) = self.stop(&source.name).await else { return self.add(source, rules) };
+        let Some(at) = self.at(&source.name, source.part.as_ref()) else { return self.add(source, rules) };
+        let old = self.stop(at).await;
         let handle = Handle::in_place_of(old.handle(), &*source.adapter, source.required);
         let rerouted = !old.routes_like(&source, rules);
         let hold = if rerouted { Some(self.settle().await) } else { None };
@@ -134,11 +186,11 @@ impl Sources {
 
     /// Gives a source other routes. Its connection goes on, so nothing is lost; its window is a new one. False: not now, as a
     /// source that still warms up has to be read again from where it began.
-    async fn reroute(&mut self, name: &SourceName, rules: &[Rule]) -> bool {
-        let Some(at) = self.running.iter().position(|(runtime, _)| runtime.handle().name == *name) else { return false };
+    async fn reroute(&mut self, at: usize, rules: &[Rule]) -> bool {
         let old = self.running[at].0.clone();
+        let (name, part) = (&old.handle().name, old.part.clone());
         let hub = self.streams.hub().clone();
-        if !hub.state().source(old.key).is_some_and(crate::hub::Source::warm) {
+        if !hub.state().source(old.key).is_some_and(hub::Source::warm) {
             return false;
         }
         let Supervisor { adapter, handle, max_payload, .. } = &old.supervisor;
@@ -149,7 +201,7 @@ impl Sources {
         let is_ready = || hub.settled() || Instant::now() >= deadline;
         let mut replace = || {
             let log = history::Log::of(handle, adapter.clone(), *max_payload);
-            let source = stream::Source { name: name.clone(), router: router.clone(), log };
+            let source = stream::Source { name: name.clone(), part: part.clone(), router: router.clone(), log };
             key = self.streams.replace(old.key, source, true, Timestamp::now()).0;
             key
         };
@@ -158,7 +210,7 @@ impl Sources {
         }
         let (supervisor, counts, intake) = (old.supervisor.clone(), old.counts.clone(), old.intake.clone());
         let (reach, inbox, written) = (router.reach(), old.inbox.clone(), old.written.clone());
-        self.running[at].0 = Arc::new(SourceRuntime { key, supervisor, intake, counts, reach, inbox, written, router });
+        self.running[at].0 = Arc::new(SourceRuntime { key, supervisor, intake, counts, reach, part, inbox, written, router });
         self.show();
         true
     }
@@ -175,37 +227,40 @@ impl Sources {
         hold
     }
 
-    /// Ends a source and forgets it. Returns whether there was one of this name.
-    pub(super) async fn remove(&mut self, name: &SourceName) -> bool {
-        let Some(old) = self.stop(name).await else { return false };
+    /// Ends one and forgets it.
+    async fn remove_at(&mut self, at: usize) {
+        let old = self.stop(at).await;
         self.streams.remove(old.key);
         self.show();
-        true
     }
 
     /// Adds, changes and removes until there are those that are wanted, with these routes. What has not changed goes on.
     pub(super) async fn follow(&mut self, wanted: Vec<Source>, rules: &[Rule], window: Limits) {
         self.window = window;
-        let gone = |runtime: &SourceRuntime| wanted.iter().all(|source| source.name != runtime.handle().name);
-        let gone: Vec<_> = self.running.iter().filter(|(runtime, _)| gone(runtime)).map(|(of, _)| of.handle().name.clone()).collect();
-        for name in gone {
-            info!(source = %name, "source removed");
-            self.remove(&name).await;
+        self.grow().await;
+        self.rules = rules.to_vec();
+        let wanted: Vec<_> = wanted.into_iter().flat_map(|source| self.with_others(source)).collect();
+        let is_gone = |of: &SourceRuntime| !wanted.iter().any(|source| of.reads(source));
+        while let Some(at) = self.running.iter().position(|(of, _)| is_gone(of)) {
+            let of = &self.running[at].0;
+            info!(source = %of.handle().name, log = of.part.as_deref(), "source removed");
+            self.remove_at(at).await;
         }
         for source in wanted {
             let name = source.name.clone();
-            match self.running.iter().find(|(runtime, _)| runtime.handle().name == name) {
+            match self.at(&name, source.part.as_ref()) {
                 None => {
-                    info!(source = %name, "source added");
+                    info!(source = %name, log = source.part.as_deref(), "source added");
                     self.add(source, rules);
                 }
-                Some((present, _)) => {
+                Some(at) => {
+                    let present = &self.running[at].0;
                     let (same, routes) = (present.written == source.written, present.routes_like(&source, rules));
                     if same && routes {
                         continue;
                     }
                     info!(source = %name, routes = !routes, settings = !same, "source changed");
-                    if !(same && self.reroute(&name, rules).await) {
+                    if !(same && self.reroute(at, rules).await) {
                         self.change(source, rules).await;
                     }
                 }
@@ -215,12 +270,29 @@ impl Sources {
 
     /// Ends all of them in good order. Their windows stay.
     pub(super) async fn drain(&mut self) {
+        self.running.iter().for_each(|(of, _)| of.release());
         join_all(self.running.drain(..).map(|(_, running)| running.stop())).await;
     }
 
-    /// How many run.
+    /// How many sources run.
     pub(super) fn len(&self) -> usize {
-        self.running.len()
+        self.running.iter().filter(|(of, _)| of.is_first()).count()
+    }
+
+    fn at(&self, name: &SourceName, part: Option<&Arc<str>>) -> Option<usize> {
+        self.running.iter().position(|(of, _)| of.handle().name == *name && of.part.as_ref() == part)
+    }
+
+    /// A source that is wanted, and its other logs: those that it knows, and those that were found of it before.
+    fn with_others(&self, source: Source) -> Vec<Source> {
+        let mut all = others(&source);
+        if source.adapter.parts().is_some_and(|parts| parts.grows) && self.at(&source.name, source.part.as_ref()).is_some() {
+            let found = self.running.iter().map(|(of, _)| of).filter(|of| of.handle().name == source.name && !of.is_first());
+            let found = found.filter_map(|of| Some(Part { name: of.part.clone()?, adapter: of.supervisor.adapter.clone() }));
+            all.extend(found.map(|part| source.other(part)));
+        }
+        all.insert(0, source);
+        all
     }
 
     /// Lets streams know a source, by `register`.
@@ -232,11 +304,11 @@ impl Sources {
         counts: Arc<Counts>,
         register: impl FnOnce(&Streams, stream::Source) -> (SourceKey, Option<Point>),
     ) -> SourceRuntime {
-        let Source { name, adapter, max_payload, written, .. } = source;
+        let Source { name, adapter, part, max_payload, written, .. } = source;
         let router = Arc::new(Router::new(rules, &name, &adapter.reach(), self.routed.clone()));
         let handle = Arc::new(handle);
         let log = history::Log::of(&handle, adapter.clone(), max_payload);
-        let (key, point) = register(&self.streams, stream::Source { name, router: router.clone(), log });
+        let (key, point) = register(&self.streams, stream::Source { name, part: part.clone(), router: router.clone(), log });
         let warm_up = match point {
             Some(Point::At(position)) => Start::After(position),
             // Its log was empty.
@@ -246,8 +318,15 @@ impl Sources {
         let reach = router.reach();
         let inbox = adapter.inbox().map(|handle| (adapter.reach(), Inbox { max_payload, handle }));
         let intake = Arc::new(Intake::new(key, router.clone(), self.streams.hub().clone(), counts.clone()));
-        let supervisor = Supervisor { adapter, intake: intake.clone(), handle, warm_up, max_payload };
-        SourceRuntime { key, supervisor, intake, counts, reach, inbox, written, router }
+        let handed: Arc<dyn source::Intake> = match adapter.parts() {
+            Some(parts) => {
+                parts.run(self.admitted(&handle.name), self.found.clone());
+                Arc::new(FirstOfAll { parts: parts.clone(), intake: intake.clone() })
+            }
+            None => intake.clone(),
+        };
+        let supervisor = Supervisor { adapter, intake: handed, handle, warm_up, max_payload };
+        SourceRuntime { key, supervisor, intake, counts, reach, part, inbox, written, router }
     }
 
     fn start(&mut self, runtime: SourceRuntime) {
@@ -257,16 +336,53 @@ impl Sources {
     }
 
     /// Ends a source in good order. It is still shown, and its window stays.
-    async fn stop(&mut self, name: &SourceName) -> Option<Arc<SourceRuntime>> {
-        let at = self.running.iter().position(|(runtime, _)| runtime.handle().name == *name)?;
+    async fn stop(&mut self, at: usize) -> Arc<SourceRuntime> {
         let (runtime, running) = self.running.remove(at);
+        runtime.release();
         running.stop().await;
-        Some(runtime)
+        runtime
     }
 
     fn show(&self) {
-        self.all.store(Arc::new(self.running.iter().map(|(runtime, _)| runtime.clone()).collect()));
+        let all: Vec<_> = self.running.iter().map(|(runtime, _)| runtime.clone()).collect();
+        for first in all.iter().filter(|of| of.parts().is_some()) {
+            let others: Vec<_> = all.iter().filter(|of| of.is_beside(first)).map(|of| of.handle().clone()).collect();
+            let entered = others.len();
+            first.handle().status.stand_for(others);
+            if let Some(parts) = first.parts() {
+                parts.entered(entered);
+            }
+        }
+        self.all.store(Arc::new(all));
     }
+
+    /// Whether a source may have more logs of these names, beside all that there are then.
+    fn admitted(&self, source: &SourceName) -> Box<Admit> {
+        let (all, source) = (self.all.clone(), source.clone());
+        Box::new(move |names| {
+            let mut tags: Vec<_> = all.load().iter().filter_map(|of| Some((of.tag()?, of.handle().name.clone()))).collect();
+            for name in names {
+                let tag = parts::tag(&source, Some(name));
+                match tags.iter().find(|(of, _)| *of == tag) {
+                    // It is read already.
+                    Some((_, other)) if *other == source => continue,
+                    Some((_, other)) => return Err(format!("clients' cursors could not tell partition `{name}` from source `{other}`")),
+                    None => tags.push((tag, source.clone())),
+                }
+            }
+            if tags.len() > MAX_DURABLE {
+                let most = format!("an id holds {MAX_DURABLE} durable sources, and each partition of a super stream is one");
+                return Err(format!("there are more partitions than fit: {most}"));
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The logs of a source beside its first, as far as they are known.
+fn others(source: &Source) -> Vec<Source> {
+    let others = source.adapter.parts().map(|parts| parts.others()).unwrap_or_default();
+    others.into_iter().map(|part| source.other(part)).collect()
 }
 
 /// The source that takes a subject from HTTP publishers.
@@ -287,13 +403,61 @@ pub(super) fn readings(all: &All, streams: &Streams) -> Vec<SourceReading> {
         all.iter().map(|source| state.source(source.key).map_or((0, 0), |of| held(of.window()))).collect()
     };
     let counted = |source: &SourceRuntime| streams.histories().counted(source.key);
-    all.iter().zip(windows).map(|(source, window)| source.reading(window, counted(source))).collect()
+    let each = || all.iter().zip(&windows);
+    let all_logs = |first: &Arc<SourceRuntime>| {
+        let logs = each().filter(|(of, _)| Arc::ptr_eq(of, first) || of.is_beside(first));
+        logs.fold(((0, 0), history::Counted::default()), |(window, history), (of, held)| {
+            ((window.0 + held.0, window.1 + held.1), history.and(counted(of)))
+        })
+    };
+    let first = each().map(|(of, _)| of).filter(|of| of.is_first());
+    first.map(|of| (of, all_logs(of))).map(|(of, (window, history))| of.reading(window, history)).collect()
 }
 
 impl SourceRuntime {
     /// Its name, status and counters.
     pub(super) fn handle(&self) -> &Arc<Handle> {
         &self.supervisor.handle
+    }
+
+    /// The logs of its source, whose first it reads, if that has several.
+    fn parts(&self) -> Option<&Arc<Parts>> {
+        self.supervisor.adapter.parts()
+    }
+
+    /// What it has in hand need not wait for the source's other logs any more: it is about to end.
+    fn release(&self) {
+        if let Some(parts) = self.parts() {
+            parts.entered(usize::MAX);
+        }
+    }
+
+    /// Whether it stands for its source: it reads the first log, or the only one.
+    pub(super) fn is_first(&self) -> bool {
+        self.part.is_none() || self.parts().is_some()
+    }
+
+    /// Whether it reads another log of the same source.
+    fn is_beside(&self, first: &Self) -> bool {
+        !self.is_first() && self.handle().name == first.handle().name
+    }
+
+    /// Whether it is what reads this.
+    fn reads(&self, source: &Source) -> bool {
+        self.handle().name == source.name && self.part == source.part
+    }
+
+    fn tag(&self) -> Option<Tag> {
+        let handle = self.handle();
+        handle.durable.then(|| parts::tag(&handle.name, self.part.as_deref()))
+    }
+
+    /// What it was made of.
+    fn source(&self) -> Source {
+        let Supervisor { adapter, handle, max_payload, .. } = &self.supervisor;
+        let required = handle.status.own().required;
+        let (name, part, written) = (handle.name.clone(), self.part.clone(), self.written.clone());
+        Source { name, required, max_payload: *max_payload, adapter: adapter.clone(), part, written }
     }
 
     /// Whether its messages are routed like those of a source with these routes.
@@ -303,6 +467,7 @@ impl SourceRuntime {
 
     fn reading(&self, window: (u64, u64), history: history::Counted) -> SourceReading {
         let Handle { name, status, counters, durable, .. } = &*self.supervisor.handle;
+        let Gauges { ready, expires } = self.supervisor.adapter.gauges();
         SourceReading {
             name: name.to_string(),
             messages: counters.messages(),
@@ -319,6 +484,8 @@ impl SourceRuntime {
             history_events: history.events,
             history_bytes: history.bytes,
             history_errors: ErrorKind::ALL.iter().map(|kind| (kind.as_str(), history.errors[*kind as usize])).collect(),
+            ready: ready.filter(|_| status.read().state == State::Up),
+            expires: [("certificate", expires.certificate), ("token", expires.token)],
             window_events: window.0,
             window_bytes: window.1,
         }
@@ -392,7 +559,9 @@ mod tests {
         sleep(Duration::from_secs(1)).await;
         assert_eq!(held(&sources).len(), 3);
         let name = "c".parse().unwrap();
-        assert!(sources.remove(&name).await && !sources.remove(&name).await);
+        let at = sources.at(&name, None).unwrap();
+        sources.remove_at(at).await;
+        assert!(sources.at(&name, None).is_none());
         assert_eq!(held(&sources), both(4, 4));
         // Changed: a new window, other routes, and the counters go on.
         let counted = |sources: &Sources| sources.all().load().iter().map(|of| of.handle().counters.messages()).collect::<Vec<_>>();
@@ -428,7 +597,8 @@ mod tests {
         let (added, rules) = late("c");
         sources.add(added.into_iter().next().unwrap(), &rules);
         assert_eq!(ready(&sources), [true, false, false]);
-        assert!(sources.remove(&"c".parse().unwrap()).await);
+        let at = sources.at(&"c".parse().unwrap(), None).unwrap();
+        sources.remove_at(at).await;
         sleep(Duration::from_secs(1)).await;
         assert_eq!(ready(&sources), [true, true]);
         let (added, rules) = late("d");

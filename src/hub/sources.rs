@@ -19,6 +19,8 @@ pub struct SourceInfo {
     pub name: SourceName,
     /// What cursors call it, if it is durable.
     pub tag: Option<Tag>,
+    /// Whether it is one of several logs of a source.
+    pub part: bool,
     concerns: Concerns,
 }
 
@@ -143,10 +145,10 @@ impl Publisher {
     /// Adds a source to both sides. A durable one that `goes_on` is live at once.
     fn add(&mut self, state: &mut State, spec: SourceSpec, goes_on: bool, window: Window) -> SourceKey {
         self.generation += 1;
-        let SourceSpec { name, durable, concerns } = spec;
+        let SourceSpec { name, tag, part, concerns } = spec;
+        let durable = tag.is_some();
         let key = SourceKey::new(self.feeds.vacant_key() as u32, self.generation);
-        let tag = durable.then(|| Tag::of(name.as_str()));
-        let info = Arc::new(SourceInfo { key, name, tag, concerns });
+        let info = Arc::new(SourceInfo { key, name, tag, part, concerns });
         let warm = !durable || goes_on;
         let head = window.head();
         let start = (durable && goes_on).then_some(Began { seq: self.seq, position: head });
@@ -181,15 +183,24 @@ impl Hub {
     /// Adds a source. Live streams get its events from now on. `register` is called with its key before readers see it, under
     /// both locks.
     pub fn add(&self, spec: SourceSpec, now: Timestamp, register: impl FnOnce(SourceKey)) -> SourceKey {
+        self.add_either(spec, false, now, register)
+    }
+
+    /// Adds a durable source whose log is new: it is live at once, so that live streams get all that the log holds.
+    pub fn add_new(&self, spec: SourceSpec, now: Timestamp, register: impl FnOnce(SourceKey)) -> SourceKey {
+        self.add_either(spec, true, now, register)
+    }
+
+    fn add_either(&self, spec: SourceSpec, is_new: bool, now: Timestamp, register: impl FnOnce(SourceKey)) -> SourceKey {
         let mut publisher = self.publisher.lock();
         let p = &mut *publisher;
         let mut state = self.state.lock();
         let mut window = Window::default();
-        if let Some(seq) = p.retired.get(&spec.name).filter(|_| !spec.durable) {
+        if let Some(seq) = p.retired.get(&spec.name).filter(|_| spec.tag.is_none()) {
             // What the earlier one of this name published is lost for those who come back from before.
             window.clear(*seq, now);
         }
-        let key = p.add(&mut state, spec, false, window);
+        let key = p.add(&mut state, spec, is_new, window);
         register(key);
         drop(state);
         drop(publisher);
@@ -239,13 +250,13 @@ impl Hub {
         if let Some(Feed { info, warm, .. }) = gone
             && let Some(tag) = info.tag
         {
-            if spec.durable && spec.name == info.name && warm {
+            if spec.tag == Some(tag) && warm {
                 point = p.point(tag);
             } else {
                 p.cursor.durable.retain(|(of, _)| *of != tag);
             }
         }
-        if !spec.durable {
+        if spec.tag.is_none() {
             window.clear(last, now);
         } else if point.is_some() {
             window.clear(p.seq, now);

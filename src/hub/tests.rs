@@ -10,7 +10,7 @@ use crate::frame::Form;
 use crate::transport::framing::{Chunked, Plain};
 
 fn spec(name: &str, durable: bool) -> SourceSpec {
-    SourceSpec { name: name.parse().unwrap(), durable, concerns: Concerns(Arc::new(|_| true)) }
+    SourceSpec { name: name.parse().unwrap(), tag: durable.then(|| Tag::of(name)), part: false, concerns: Concerns(Arc::new(|_| true)) }
 }
 
 fn hub(limits: Limits) -> Arc<Hub> {

@@ -47,6 +47,10 @@ pub struct SourceReading {
     pub history_bytes: u64,
     /// Readers of its log that could not be opened or were lost, by kind.
     pub history_errors: Vec<(&'static str, u64)>,
+    /// Messages that wait in the broker's queue, where that is known.
+    pub ready: Option<u64>,
+    /// When our credentials expire, in seconds since 1970, by what they are.
+    pub expires: [(&'static str, Option<u64>); 2],
     /// Events in its window.
     pub window_events: u64,
     /// Bytes of them.
@@ -231,6 +235,11 @@ fn sources(w: &mut Writer<'_>, all: &Readings) -> fmt::Result {
     w.seconds("source_lag_seconds", help, by(all, |s| s.lag.map(|lag| lag.as_secs_f64())))?;
     let help = "Messages of the source's log that have not come yet, where its broker tells that and the source is connected";
     w.gauge("source_lag_messages", help, by(all, |s| s.behind))?;
+    let help = "Messages that wait in the broker's queue, as of a few seconds ago, while the source is connected";
+    w.gauge("source_queue_messages", help, by(all, |s| s.ready))?;
+    let expires = by_word(all, "credential", |s| s.expires.iter().filter_map(|(what, at)| Some((*what, (*at)?))).collect());
+    let help = "When our credentials expire with which the source was connected last, in seconds since 1970";
+    w.gauge("source_credentials_expiry_timestamp_seconds", help, expires)?;
     w.gauge("window_events", "Events in the source's window", by(all, |s| Some(s.window_events)))?;
     w.gauge("window_bytes", "Bytes of the events in the source's window", by(all, |s| Some(s.window_bytes)))?;
     w.single("window_max_bytes", "Bytes that the window of each source may hold", all.window_max)

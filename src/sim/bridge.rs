@@ -88,7 +88,7 @@ impl Bridge {
             let router = Arc::new(Router::new(&rules(), &name(source), &adapter.reach(), Arc::default()));
             let handle = Arc::new(Handle::new(name(source), &*adapter, true));
             let log = history::Log::of(&handle, adapter.clone(), MAX_PAYLOAD);
-            let key = streams.add(stream::Source { name: name(source), router: router.clone(), log }, Timestamp::now());
+            let key = streams.add(stream::Source { name: name(source), part: None, router: router.clone(), log }, Timestamp::now());
             keys.push(key);
             let inner = Intake::new(key, router, hub.clone(), Arc::<Counts>::default());
             let intake = Arc::new(Witness { inner, broker: broker.clone(), slot, source, epoch });

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use super::amqp_stream::Stream;
+use super::amqp_stream::{Stream, super_stream};
 use super::settings::{AdapterKind, Build};
-use super::{Adapter, Connection, SourceError, Start};
+use super::{Adapter, Connection, Gauges, SourceError, Start};
 use crate::event::SourceName;
 use crate::subject::{Pattern, Subject};
 
@@ -35,7 +35,7 @@ pub(in crate::source) mod topology;
 pub(in crate::source) mod upkeep;
 mod wire;
 
-pub use config::{Config, Origin};
+pub use config::{Config, Origin, Partitions};
 #[cfg(feature = "internals")]
 pub use sections::payload as read_sections;
 
@@ -58,7 +58,7 @@ pub(in crate::source) struct Names {
 }
 
 impl Names {
-    fn new(config: &Config, source: &SourceName) -> Self {
+    pub(in crate::source) fn new(config: &Config, source: &SourceName) -> Self {
         let empty = Subject::new(source.as_str()).expect("a source's name is one clean token");
         let reach = config.binding().map_or_else(|| vec![Pattern::all()], |binding| reach::of(binding, &empty));
         let strict = matches!(config.origin, Origin::Named { .. }) && reach != [Pattern::all()];
@@ -78,6 +78,9 @@ pub(super) const KIND: AdapterKind = AdapterKind { tag: "amqp", read: |keys| Som
 impl Config {
     fn build(self) -> Build {
         Box::new(|name| {
+            if let Some(partitions) = self.partitions.clone() {
+                return super_stream::build(self, partitions, name);
+            }
             let stream = self.stream;
             let names = Arc::new(Names::new(&self, name));
             let amqp = Amqp { config: self, name: name.clone(), names, memory: Arc::default() };
@@ -109,6 +112,10 @@ impl Adapter for Amqp {
 
     fn check(&self) -> BoxFuture<'_, Vec<SourceError>> {
         Box::pin(self.faults())
+    }
+
+    fn gauges(&self) -> Gauges {
+        Gauges { ready: self.memory.ready(), expires: self.config.broker.expiry.get() }
     }
 
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {

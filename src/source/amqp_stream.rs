@@ -6,6 +6,7 @@
 //! broker's where that notes one; of old messages the publisher's; else that of receipt: the protocol does not
 //! tell when a message was appended.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 
 use self::log::{Ask, Log, at, beyond, first_left, joins, look, plan, position};
 use self::past::{Line, Passed, Past};
+use self::super_stream::{Growth, SuperStream};
 use super::amqp::Amqp;
 use super::amqp::acks::Acks;
 use super::amqp::error::is_internal;
@@ -29,7 +31,8 @@ use super::amqp::queue::{message, stamped};
 use super::amqp::renewal::Renewal;
 use super::amqp::topology::set_up;
 use super::amqp::upkeep::Upkeep;
-use super::{Adapter, Connection, ErrorKind, Item, SourceError, Start};
+use super::parts::Parts;
+use super::{Adapter, Connection, ErrorKind, Gauges, Item, SourceError, Start};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, Timestamp};
 use crate::subject::Pattern;
@@ -37,6 +40,7 @@ use crate::support::causes::chain;
 
 mod log;
 mod past;
+pub(super) mod super_stream;
 #[cfg(test)]
 mod tests;
 
@@ -57,6 +61,10 @@ pub(super) struct Stream {
     queue: ShortString,
     /// All readers of history share one connection, for each has a thread and buffers.
     shared: tokio::sync::Mutex<Weak<Link>>,
+    /// What feeds it was deleted while it was read: messages may have been lost before they came to it.
+    unfed: Arc<AtomicBool>,
+    /// The super stream whose first partition this is.
+    whole: Option<Arc<SuperStream>>,
 }
 
 impl Stream {
@@ -64,7 +72,7 @@ impl Stream {
         let queue = amqp.config.queue(&amqp.name).unwrap_or_default();
         // Names have been checked to fit.
         let queue = ShortString::try_new(queue).unwrap_or_default();
-        Self { amqp: Arc::new(amqp), queue, shared: tokio::sync::Mutex::default() }
+        Self { amqp: Arc::new(amqp), queue, shared: tokio::sync::Mutex::default(), unfed: Arc::default(), whole: None }
     }
 
     /// A connection: its own for the live reader, so that what this does not take holds up no other reader.
@@ -72,10 +80,13 @@ impl Stream {
         if !live {
             return Ok((self.shared().await?, None));
         }
-        let link = Link::open(&self.amqp.config.broker, &self.amqp.name).await?;
+        let link = Arc::new(Link::open(&self.amqp.config.broker, &self.amqp.name).await?);
         let place = set_up(&link, &self.amqp).await?;
-        let upkeep = Upkeep::start(&link, place.binding, &place.queue).await?;
-        Ok((Arc::new(link), upkeep))
+        if let Some(whole) = &self.whole {
+            whole.look(&link).await?;
+        }
+        let upkeep = Upkeep::start(&link, place.binding, &place.queue, None).await?;
+        Ok((link, upkeep))
     }
 
     async fn shared(&self) -> Result<Arc<Link>, SourceError> {
@@ -104,15 +115,20 @@ impl Stream {
         };
         let plan = plan(start, log.as_ref());
         let prefetch = if live { self.amqp.config.prefetch } else { HISTORY_PREFETCH.min(self.amqp.config.prefetch) };
+        let unfed = live.then(|| Arc::clone(&self.unfed));
         let home = Home { source: Arc::clone(&self.amqp), queue: self.queue.clone(), live, prefetch };
         let line = Line::open(link, &self.queue, prefetch, at(plan.from)).await?;
-        let mut items: Vec<Item> = plan.gap.map(Item::Gap).into_iter().collect();
+        let unfed_before = unfed.as_ref().is_some_and(|unfed| unfed.swap(false, Ordering::Relaxed));
+        let gap = plan.gap.or_else(|| unfed_before.then(|| unfed_gap(start)));
+        let mut items: Vec<Item> = gap.map(Item::Gap).into_iter().collect();
         let reached = plan.tail.is_none_or(|tail| plan.after.is_some_and(|after| after >= tail.seq));
         if reached {
             items.push(Item::Tail(plan.tail));
         }
         Ok(Reader {
             feed: home.feed(line, prefetch, upkeep),
+            unfed,
+            growth: if live { Growth::of(self.whole.as_ref()) } else { None },
             home,
             items,
             next: plan.from,
@@ -160,12 +176,32 @@ impl Adapter for Stream {
     }
 
     fn check(&self) -> BoxFuture<'_, Vec<SourceError>> {
-        Box::pin(self.amqp.faults())
+        Box::pin(async {
+            let mut faults = self.amqp.faults().await;
+            if let Some(whole) = self.whole.as_ref().filter(|_| faults.is_empty()) {
+                faults.extend(whole.faults().await);
+            }
+            faults
+        })
+    }
+
+    fn parts(&self) -> Option<&Arc<Parts>> {
+        self.whole.as_ref().map(|whole| &whole.parts)
+    }
+
+    fn gauges(&self) -> Gauges {
+        Gauges { expires: self.amqp.config.broker.expiry.get(), ..Gauges::default() }
     }
 
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {
         Box::pin(publish(&self.amqp, subject, payload))
     }
+}
+
+/// Of what was published while the exchange or its binding was missing.
+fn unfed_gap(start: Start) -> Gap {
+    let position = if let Start::After(position) = start { Some(position) } else { None };
+    Gap { reason: GapReason::Reconnect, from: position.map(|position| position.seq), to: None, position }
 }
 
 /// What a reader reads, and how.
@@ -195,6 +231,10 @@ type Reopening = BoxFuture<'static, Result<(Passed, Option<Upkeep>), SourceError
 struct Reader {
     /// The live one has an upkeep.
     feed: Feed,
+    /// See [`Stream::unfed`]; the live one's.
+    unfed: Option<Arc<AtomicBool>>,
+    /// Of a super stream's first partition, read live.
+    growth: Option<Growth>,
     home: Home,
     /// To be handed out before anything else.
     items: Vec<Item>,
@@ -264,7 +304,7 @@ impl Reader {
                 Passed { line: Line::open(link, &queue, prefetch, at(from)).await?, first: None, skipped: None }
             };
             let binding = if live { set_up(&passed.line.link, &source).await?.binding } else { None };
-            let upkeep = Upkeep::start(&passed.line.link, binding, &queue).await?;
+            let upkeep = Upkeep::start(&passed.line.link, binding, &queue, None).await?;
             Ok((passed, upkeep))
         }));
     }
@@ -371,7 +411,17 @@ impl Reads for Reader {
 
     fn poll_duties(&mut self, cx: &mut Context<'_>) -> Poll<SourceError> {
         // Of a connection that has ended, the consumer says why.
-        if self.passing.is_some() || !self.feed.link.works() { Poll::Pending } else { self.feed.poll_duties(cx) }
+        if self.passing.is_some() || !self.feed.link.works() {
+            return Poll::Pending;
+        }
+        if let Some(Poll::Ready(error)) = self.growth.as_mut().map(|growth| growth.poll(&self.feed.link, cx)) {
+            return Poll::Ready(error);
+        }
+        let error = ready!(self.feed.poll_duties(cx));
+        if let Some(unfed) = self.unfed.as_ref().filter(|_| error.kind() == ErrorKind::Missing) {
+            unfed.store(true, Ordering::Relaxed);
+        }
+        Poll::Ready(error)
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::nats::servers::Servers;
 use super::nats::wire::GRACE;
 use super::nats::{self, Config, JetStream};
-use super::{Adapter, Connection, ErrorKind, Item, SourceError, Start};
+use super::{Adapter, Connection, ErrorKind, Gauges, Item, SourceError, Start};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, SourceName, Timestamp};
 use crate::subject::{self, Pattern, Subject};
@@ -25,6 +25,7 @@ mod detour;
 mod holes;
 mod line;
 mod pull;
+mod purge;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use api::{ConsumerInfo, NewConsumer, NewStream, Stored, StreamInfo};
 use detour::{Detour, Next, Trouble};
 use line::{ANSWER, Line, Shared};
 use pull::Credit;
+use purge::Known;
 use reader::{Begin, Names, Reader};
 
 /// Messages that the live reader asks for at a time, and a history's.
@@ -63,15 +65,6 @@ pub struct JetStreamSource {
     servers: Servers,
     /// How long the server took to answer when a consumer was made last, in milliseconds.
     made_in: AtomicU64,
-}
-
-/// What the live reader has seen of the stream.
-#[derive(Debug, Default)]
-struct Known {
-    /// Which stream it was.
-    created: Option<String>,
-    /// Sequence and time (nanoseconds) of the last message.
-    last: Option<(u64, u64)>,
 }
 
 impl JetStreamSource {
@@ -377,7 +370,15 @@ impl JetStreamSource {
             return Ok((place.seq, None));
         }
         let seen = self.known.lock().last.filter(|(seq, _)| *seq == place.seq).map(|(_, time)| time);
-        Ok((first - 1, info.why_gone(place.seq, seen).map(gap)))
+        let reason = match info.why_gone(place.seq, seen) {
+            // What was purged by its subject is no longer content.
+            Some(GapReason::Reset) => {
+                let purged = purge::by_subject(&self.known, line, &self.stream.stream, info, place.seq, self.config.hidden);
+                if purged.await? { None } else { Some(GapReason::Reset) }
+            }
+            reason => reason,
+        };
+        Ok((first - 1, reason.map(gap)))
     }
 
     /// The message from which on there are about so many bytes; `None` where that is all.
@@ -499,6 +500,10 @@ impl Adapter for JetStreamSource {
 
     fn selected<'a>(&'a self, start: Start, wanted: &'a [Pattern]) -> BoxFuture<'a, Result<Option<Box<dyn Connection>>, SourceError>> {
         Box::pin(async move { Ok(self.select(start, wanted).await?.map(|reader| Box::new(reader) as Box<dyn Connection>)) })
+    }
+
+    fn gauges(&self) -> Gauges {
+        Gauges { expires: self.servers.expiry.get(), ..Gauges::default() }
     }
 
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::jetstream::JetStreamSource;
 use super::settings::{AdapterKind, Build};
-use super::{Adapter, Connection, SourceError, Start};
+use super::{Adapter, Connection, Gauges, SourceError, Start};
 use crate::event::SourceName;
 use crate::subject::{Pattern, Subject};
 
@@ -126,6 +126,10 @@ impl Adapter for Nats {
                 }
             }
         })
+    }
+
+    fn gauges(&self) -> Gauges {
+        Gauges { expires: self.0.servers.expiry.get(), ..Gauges::default() }
     }
 
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::Adapter;
+use super::parts::Part;
+use super::{Adapter, parts};
+use crate::cursor::Tag;
 use crate::event::SourceName;
 use crate::settings::{Section, Slot, Written};
 use crate::subject::Pattern;
@@ -34,6 +36,8 @@ pub struct Source {
     pub max_payload: usize,
     /// Its adapter, not connected.
     pub adapter: Arc<dyn Adapter>,
+    /// Which log its adapter reads, if the source has several.
+    pub part: Option<Arc<str>>,
     /// What was written. The contents of files are left out, as adapters read them again at each connection.
     pub written: Written,
 }
@@ -41,6 +45,26 @@ pub struct Source {
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Source").field("name", &self.name).field("kind", &self.adapter.kind()).finish_non_exhaustive()
+    }
+}
+
+impl Source {
+    /// The same source, for another of its logs.
+    #[must_use]
+    pub fn other(&self, part: Part) -> Self {
+        let Part { name, adapter } = part;
+        let Self { required, max_payload, .. } = *self;
+        Self { name: self.name.clone(), required, max_payload, adapter, part: Some(name), written: self.written.clone() }
+    }
+
+    /// What cursors call its logs, as far as these are known. None where it has no log.
+    #[must_use]
+    pub fn tags(&self) -> Vec<Tag> {
+        match self.adapter.parts() {
+            Some(parts) => parts.names().iter().map(|part| parts::tag(&self.name, Some(part))).collect(),
+            None if self.adapter.durable() => vec![parts::tag(&self.name, None)],
+            None => Vec::new(),
+        }
     }
 }
 
@@ -70,7 +94,9 @@ fn source(adapters: &[AdapterKind], name: &str, slot: Slot<'_>) -> Option<Source
     let max_payload = source.key("max_payload").size().within(1, 1 << 30).or(1 << 20);
     let written = source.written();
     let (name, build) = (name?, built.into_iter().next()??);
-    Some(Source { adapter: build(&name), name, required, max_payload, written })
+    let adapter = build(&name);
+    let part = adapter.parts().map(|parts| parts.first.clone());
+    Some(Source { adapter, part, name, required, max_payload, written })
 }
 
 /// Reads a key that holds a list of patterns, at least one.

@@ -59,6 +59,8 @@ fn as_text<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::O
 pub struct StatusCell {
     now: ArcSwap<Status>,
     was_up: AtomicBool,
+    /// Those of the source's other logs.
+    others: ArcSwap<Vec<Arc<Handle>>>,
 }
 
 impl StatusCell {
@@ -66,19 +68,37 @@ impl StatusCell {
     #[must_use]
     pub fn new(required: bool) -> Self {
         let status = Status { state: State::Connecting, since: Timestamp::now(), fault: None, required };
-        Self { now: ArcSwap::from_pointee(status), was_up: AtomicBool::new(false) }
+        Self { now: ArcSwap::from_pointee(status), was_up: AtomicBool::new(false), others: ArcSwap::default() }
     }
 
-    /// What it is doing now.
+    /// What it is doing now. Of a source with several logs: what the one does that is farthest from being read.
     #[must_use]
     pub fn read(&self) -> Arc<Status> {
+        let order = |status: &Arc<Status>| match status.state {
+            State::Down => 0,
+            State::Connecting => 1,
+            State::Warming => 2,
+            State::Up => 3,
+        };
+        let others = self.others.load();
+        std::iter::once(self.own()).chain(others.iter().map(|other| other.status.own())).min_by_key(order).unwrap_or_else(|| self.own())
+    }
+
+    /// What this log does, of those that a source may have.
+    #[must_use]
+    pub fn own(&self) -> Arc<Status> {
         self.now.load_full()
+    }
+
+    /// These are the source's other logs.
+    pub fn stand_for(&self, others: Vec<Arc<Handle>>) {
+        self.others.store(Arc::new(others));
     }
 
     /// Whether it was up at any time, which readiness waits for, or need not be.
     #[must_use]
     pub fn was_up(&self) -> bool {
-        self.was_up.load(Ordering::Acquire)
+        self.was_up.load(Ordering::Acquire) && self.others.load().iter().all(|other| other.status.was_up())
     }
 
     /// Readiness waits for it no more.
@@ -104,6 +124,8 @@ pub struct Counters {
     bytes: AtomicU64,
     gaps: [AtomicU64; GapReason::ALL.len()],
     connects: AtomicU64,
+    /// The source's logs beside its first.
+    others: AtomicU64,
     errors: [AtomicU64; ErrorKind::ALL.len()],
     /// When the last message came, in microseconds since 1970; 0: none has come.
     last: AtomicU64,
@@ -135,7 +157,7 @@ impl Counters {
     /// Connections after the first.
     #[must_use]
     pub fn reconnects(&self) -> u64 {
-        self.connects.load(Ordering::Relaxed).saturating_sub(1)
+        self.connects.load(Ordering::Relaxed).saturating_sub(1 + self.others.load(Ordering::Relaxed))
     }
 
     /// Failed attempts to connect and lost connections, of one kind.
@@ -212,6 +234,13 @@ impl Handle {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.status.was_up() || !self.status.read().required
+    }
+
+    /// Of another log of the same source: both count together.
+    #[must_use]
+    pub fn beside(first: &Self, adapter: &dyn super::Adapter) -> Self {
+        first.counters.others.fetch_add(1, Ordering::Relaxed);
+        Self { counters: first.counters.clone(), ..Self::new(first.name.clone(), adapter, first.status.own().required) }
     }
 
     /// Of a source that takes another's place: it counts on, and readiness does not wait for it again.

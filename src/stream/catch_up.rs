@@ -74,6 +74,8 @@ pub(super) struct CatchUp {
     volatile: Option<u64>,
     /// For each volatile source the sequence up to which no loss is left to be told.
     covered: Vec<u64>,
+    /// Where it wanted to begin.
+    wanted: Wanted,
     /// The sources, as of this version of the hub's.
     sources: Vec<Arc<SourceInfo>>,
     version: u64,
@@ -93,6 +95,29 @@ pub(super) struct CatchUp {
     /// Bytes to be sent next.
     out: Vec<u8>,
 }
+
+/// Where a client wanted to begin, for logs that are found later.
+#[derive(Debug, Clone, Copy)]
+enum Wanted {
+    Now,
+    /// Behind an id.
+    Id,
+    /// At this point of each source.
+    Point(Point),
+}
+
+impl Wanted {
+    fn of(begin: &Begin) -> Self {
+        match begin {
+            Begin::Now | Begin::Unreadable => Self::Now,
+            Begin::After(_) => Self::Id,
+            Begin::At(point) => Self::Point(*point),
+        }
+    }
+}
+
+/// Of an id that says nothing of a source.
+const UNKNOWN: Gap = Gap { reason: GapReason::UnknownCursor, from: None, to: None, position: None };
 
 /// Where the client is.
 struct Client {
@@ -171,12 +196,10 @@ impl CatchUp {
     }
 
     fn start(streams: Arc<Streams>, filter: Arc<Filter>, begin: Begin, now: Timestamp) -> Self {
-        let mut gaps = Vec::new();
-        if begin == Begin::Unreadable {
-            gaps.push((None, Gap { reason: GapReason::UnknownCursor, from: None, to: None, position: None }));
-        }
+        let mut gaps: Vec<_> = (begin == Begin::Unreadable).then_some((None, UNKNOWN)).into_iter().collect();
         let state = streams.hub.state();
         let fresh = matches!(begin, Begin::Now | Begin::Unreadable);
+        let wanted = Wanted::of(&begin);
         let mut at = match begin {
             Begin::After(cursor) => cursor,
             Begin::At(point) => everywhere(&streams, &state, point),
@@ -190,7 +213,7 @@ impl CatchUp {
         for source in state.sources() {
             if let Some(tag) = source.tag().filter(|tag| !fresh && point(&at, *tag).is_none()) {
                 if !early && source.concerns(&filter) {
-                    gaps.push((Some(tracks.len()), Gap { reason: GapReason::UnknownCursor, from: None, to: None, position: None }));
+                    gaps.push((Some(tracks.len()), UNKNOWN));
                 } else if let Some(began) = source.began().filter(|_| early && source.warm()) {
                     at.durable.push((tag, began.position.map_or(Point::Earliest, Point::At)));
                 }
@@ -221,6 +244,7 @@ impl CatchUp {
             client,
             volatile,
             covered,
+            wanted,
             sources,
             version,
             tracks,
@@ -322,6 +346,7 @@ impl CatchUp {
                 }
             }
         }
+        let mut late = Vec::new();
         for of in state.sources() {
             if self.sources.iter().any(|known| known.key == of.info().key) {
                 continue;
@@ -330,7 +355,22 @@ impl CatchUp {
                 None => Track::Volatile,
                 // In another's place: behind what the client has of that one.
                 Some(tag) if self.client.point(Some(tag)).is_some() => Track::Pending,
-                Some(_) => Track::Fresh,
+                // Another log of a source that it wanted to have read.
+                Some(tag)
+                    if of.info().part
+                        && !of.warm()
+                        && let Wanted::Point(point) = self.wanted =>
+                {
+                    self.client.at.durable.push((tag, point));
+                    Track::Pending
+                }
+                Some(_) => {
+                    let missed = of.info().part && !of.warm() && matches!(self.wanted, Wanted::Id) && of.concerns(&self.filter);
+                    if missed && self.client.at.epoch != self.streams.hub.epoch() {
+                        late.push(of.info().key);
+                    }
+                    Track::Fresh
+                }
             };
             let place = self.tracks.iter().position(|track| *track == Track::Gone).unwrap_or(self.tracks.len());
             if place == self.tracks.len() {
@@ -346,6 +386,8 @@ impl CatchUp {
                 (self.at_tail[place], self.origins[place]) = (false, Origin::Id);
             }
         }
+        let place = |key| self.sources.iter().position(|known| known.key == key);
+        self.gaps.extend(late.into_iter().map(|key| (place(key), UNKNOWN)));
     }
 
     /// Writes what the windows hold for the client.

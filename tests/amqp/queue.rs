@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use brokercast::internals::ErrorKind::{self, Configuration, Denied, Lost, Missing, Protocol};
-use brokercast::internals::{Adapter, Item, Start, Timestamp};
+use brokercast::internals::{Adapter, GapReason, Item, Start, Timestamp};
 use lapin::options::{BasicPublishOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, ExchangeKind};
@@ -168,15 +168,23 @@ async fn an_exchange_that_somebody_deletes_is_declared_again_and_one_made_anew_i
         let trades = source("trades", config);
         let mut reading = Reading::insist(&trades, Start::Earliest).await;
         client.publish("trades", "a.b", b"1").await;
-        reading.messages(1).await;
+        let start = reading.messages(1).await[0].position.map_or(Start::Now, Start::After);
         client.channel.exchange_delete("trades".into(), ExchangeDeleteOptions::default()).await.unwrap();
         let (error, after) = reading.broken().await;
         assert_eq!(error.kind(), Missing);
         assert!(chain(&error).contains("exchange `trades` was deleted") && after < Duration::from_secs(10), "{error} {after:?}");
         drop(reading);
-        let mut reading = Reading::insist(&trades, Start::Now).await;
+        let mut reading = Reading::insist(&trades, start).await;
         client.publish("trades", "a.b", b"2").await;
         assert_eq!(texts(&reading.messages(1).await), ["2"]);
+        // A stream has no hole where nothing came to it; of a queue's new connection the supervisor tells.
+        let gaps: Vec<_> = reading.gaps().iter().map(|gap| gap.reason).collect();
+        assert_eq!(gaps, if trades.durable() { vec![GapReason::Reconnect] } else { vec![] });
+        if trades.durable() {
+            drop(Reading::history(&trades, start).await.unwrap().messages(1).await);
+            let again = Reading::insist(&trades, start).await;
+            assert!(again.gaps().is_empty(), "told once");
+        }
         // Made anew at once, nobody finds it missing; but its bindings are.
         client.channel.exchange_delete("trades".into(), ExchangeDeleteOptions::default()).await.unwrap();
         let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };

@@ -107,7 +107,7 @@ pub(super) fn notes(settings: &Settings) -> Vec<String> {
     let adapters = || settings.sources.iter().map(|source| (&source.name, &source.adapter));
     let split = |name| format!("sources.{name}: splits: of several replicas of brokercast each gets only a part of its messages");
     let mut found: Vec<String> = adapters().filter(|(_, adapter)| adapter.splits()).map(|(name, _)| split(name)).collect();
-    let durable = adapters().filter(|(_, adapter)| adapter.durable()).count();
+    let durable = settings.sources.iter().map(|source| source.tags().len()).sum::<usize>();
     if durable > MAX_DURABLE_SHORT {
         found.push(format!(
             "sources: with {durable} durable sources an event's id can be longer than 128 bytes: a browser then asks first (preflight) \

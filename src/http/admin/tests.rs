@@ -109,6 +109,8 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
         history_events: 0,
         history_bytes: 0,
         history_errors: Vec::new(),
+        ready: Some(3),
+        expires: [("certificate", None), ("token", Some(1_900_000_000))],
         window_events: 2,
         window_bytes: 20,
     };

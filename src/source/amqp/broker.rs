@@ -14,6 +14,7 @@ use url::Url;
 use super::config::MAX_NAME;
 use crate::settings::{Secret, Section};
 use crate::source::SourceError;
+use crate::source::expiry::Expiry;
 use crate::source::tls::Tls;
 use crate::support::host;
 
@@ -36,6 +37,8 @@ pub struct Broker {
     /// What the broker's lists call us: a name and this machine's.
     pub(in crate::source) name: String,
     turn: Arc<AtomicUsize>,
+    /// Of what the last connection was opened with.
+    pub(in crate::source) expiry: Arc<Expiry>,
 }
 
 /// One address of the broker. Its `Display` holds no password.
@@ -82,7 +85,19 @@ impl Broker {
         let (url_file, password_file) = (file("url_file"), file("password_file"));
         let heartbeat = heartbeat.and_then(|beat| u16::try_from(beat.as_secs()).ok());
         let key = ["urls", "url_file", "url"].into_iter().find(|key| amqp.has(key)).unwrap_or("url");
-        Some(Self { uris: uris?, key, url_file, user, password, password_file, heartbeat, tls, name, turn: Arc::default() })
+        Some(Self {
+            uris: uris?,
+            key,
+            url_file,
+            user,
+            password,
+            password_file,
+            heartbeat,
+            tls,
+            name,
+            turn: Arc::default(),
+            expiry: Arc::default(),
+        })
     }
 
     /// All addresses, as the files are now. Each time another one is the first.

@@ -100,7 +100,7 @@ impl Check<'_> {
     }
 
     async fn named(&mut self, name: &str, declare: Option<&Declare>) -> Result<(), SourceError> {
-        let found = match find_queue(&self.link, name, &self.source.memory, declare.is_some()).await {
+        let found = match find_queue(&self.link, name, self.source, declare.is_some()).await {
             Ok(found) => found,
             Err(error) => return self.note(Err(error)).await,
         };

@@ -60,10 +60,13 @@ pub enum QueueType {
     Quorum,
     /// A log: what was read stays.
     Stream,
+    /// Several logs.
+    SuperStream,
 }
 
 impl Choice for QueueType {
-    const WORDS: &'static [(&'static str, Self)] = &[("classic", Self::Classic), ("quorum", Self::Quorum), ("stream", Self::Stream)];
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("classic", Self::Classic), ("quorum", Self::Quorum), ("stream", Self::Stream), ("super_stream", Self::SuperStream)];
 }
 
 /// `amqp`
@@ -75,6 +78,8 @@ pub struct Config {
     pub origin: Origin,
     /// Whether what is read is a stream.
     pub stream: bool,
+    /// The streams of a super stream.
+    pub partitions: Option<Partitions>,
     /// Messages that may be on the way to us, unacknowledged.
     pub prefetch: u16,
 }
@@ -91,6 +96,15 @@ pub enum Origin {
         /// How to make it; `None`: it is somebody else's and waited for.
         declare: Option<Declare>,
     },
+}
+
+/// Which streams a super stream has.
+#[derive(Debug, Clone)]
+pub enum Partitions {
+    /// These: the first, and the others.
+    Named(String, Vec<String>),
+    /// Those whose names are this one and a number, from 0 until one is missing.
+    Counted(String),
 }
 
 /// An exchange and what of it is wanted.
@@ -147,10 +161,11 @@ impl Config {
     /// Takes the keys of `amqp`.
     pub(super) fn read(amqp: &Section<'_>) -> Option<Self> {
         let broker = Broker::read(amqp);
-        let origin = Origin::read(amqp);
+        let whole = amqp.key("queue_type").choice().optional() == Some(QueueType::SuperStream);
+        let origin = if whole { super_stream(amqp) } else { Origin::read(amqp).map(|(origin, stream)| (origin, stream, None)) };
         let prefetch = amqp.key("prefetch").number().within(1, u16::MAX.into()).or(1000);
-        let (origin, stream) = origin?;
-        Some(Self { broker: broker?, origin, stream, prefetch: u16::try_from(prefetch).unwrap_or(u16::MAX) })
+        let (origin, stream, partitions) = origin?;
+        Some(Self { broker: broker?, origin, stream, partitions, prefetch: u16::try_from(prefetch).unwrap_or(u16::MAX) })
     }
 }
 
@@ -186,10 +201,49 @@ impl Origin {
     }
 }
 
+/// Reads what is written of a super stream: `queue` is its name.
+fn super_stream(amqp: &Section<'_>) -> Option<(Origin, bool, Option<Partitions>)> {
+    let queue = name(amqp, "queue").optional();
+    let named = amqp.key("partitions").texts(|item| item.text().check(|name| is_name(name), NAME).required());
+    let named = named.check(|names| !names.is_empty(), "must list at least one stream such as invoices-0").optional();
+    if !amqp.has("queue") && !amqp.has("partitions") {
+        amqp.problem("queue", "must be the super stream's name (or `partitions` lists its streams)");
+    }
+    for key in ["exchange", "exchange_type", "binding_keys", "declare", "max_age", "max_bytes"] {
+        if amqp.has(key) {
+            amqp.problem(key, "goes without `queue_type: super_stream`, which reads partitions that are there");
+        }
+    }
+    if let Some(names) = &named
+        && names.iter().enumerate().any(|(at, name)| names[..at].contains(name))
+    {
+        amqp.problem("partitions", "must list each stream once");
+        return None;
+    }
+    let partitions = match (named, queue.clone()) {
+        (Some(names), _) => {
+            let mut names = names.into_iter();
+            Partitions::Named(names.next()?, names.collect())
+        }
+        (None, Some(base)) if base.len() + 4 <= MAX_NAME => Partitions::Counted(base),
+        (None, Some(_)) => {
+            amqp.problem("queue", "must be at most 251 bytes, as partitions have longer names");
+            return None;
+        }
+        (None, None) => return None,
+    };
+    Some((Origin::Named { queue, declare: None }, true, Some(partitions)))
+}
+
 /// A name of something at the broker.
 fn name<'t>(amqp: &Section<'t>, key: &str) -> Key<'t, String> {
-    let good = |name: &String| !name.is_empty() && name.len() <= MAX_NAME && !name.contains(char::is_control);
-    amqp.key(key).text().check(good, "must be a name of 1 to 255 bytes without control characters")
+    amqp.key(key).text().check(|name| is_name(name), NAME)
+}
+
+const NAME: &str = "must be a name of 1 to 255 bytes without control characters";
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= MAX_NAME && !name.contains(char::is_control)
 }
 
 /// Notes keys that do not go together.
@@ -212,6 +266,9 @@ fn combinations(amqp: &Section<'_>, declare: bool, queue_type: Option<QueueType>
         if given(key) && !given("exchange") {
             amqp.problem(key, "belongs to `exchange`");
         }
+    }
+    if given("partitions") {
+        amqp.problem("partitions", "belongs to `queue_type: super_stream`");
     }
     for key in ["max_age", "max_bytes"] {
         if given(key) && !(queue_type == Some(QueueType::Stream) && (declare || !given("queue"))) {

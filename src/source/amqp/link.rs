@@ -2,6 +2,8 @@
 //!
 //! Knows the library's connection and channels; not what is read from them.
 
+use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,12 +23,17 @@ use super::flow::Flow;
 use super::scrub::OddKeys;
 use super::wire::{Ours, Shared, Wire};
 use crate::event::SourceName;
+use crate::source::expiry::Expiry;
 use crate::source::{ErrorKind, SourceError};
 
 /// For the protocol's handshake, and for each question to the broker.
 const ANSWER: Duration = Duration::from_secs(10);
-/// For one of several addresses.
-const EACH: Duration = Duration::from_secs(8);
+/// For all addresses: below the time that the supervisor gives a connection.
+const ALL: Duration = Duration::from_secs(24);
+/// For one of them, at most.
+const EACH: Duration = Duration::from_secs(15);
+/// For a name to be resolved.
+const RESOLVE: Duration = Duration::from_secs(5);
 /// For a connection to be closed in good order.
 const CLOSE: Duration = Duration::from_millis(700);
 
@@ -36,6 +43,7 @@ pub(in crate::source) struct Link {
     shared: Arc<Shared>,
     /// The password that the broker knows, and the file that it came from.
     password: Mutex<String>,
+    expiry: Arc<Expiry>,
     file: Option<PathBuf>,
     /// What the broker's lists call its consumers, before their number.
     name: String,
@@ -45,27 +53,23 @@ pub(in crate::source) struct Link {
 }
 
 impl Link {
-    /// Connects to one of the broker's addresses, and logs in.
+    /// Connects to one of the broker's addresses, and logs in. Of a name that has several, each is tried.
     pub(in crate::source) async fn open(broker: &Broker, source: &SourceName) -> Result<Self, SourceError> {
-        let addresses = broker.addresses()?;
-        let (count, mut failures) = (addresses.len(), Vec::new());
-        for address in addresses {
-            let connecting = Self::connect(&address, broker, source);
-            // Several addresses share the time that connecting has.
-            let opened = if count == 1 { connecting.await } else { within(EACH, &address, connecting).await };
-            match opened {
-                Ok(link) => return Ok(link),
-                Err(e) => failures.push(e),
+        let (mut targets, mut failures) = (Vec::new(), Vec::new());
+        for address in broker.addresses()? {
+            match resolve(&address).await {
+                Ok(found) => targets.extend(found.into_iter().map(|at| (address.clone(), at))),
+                Err(error) => failures.push(error),
             }
         }
-        Err(SourceError::of_all(failures))
+        in_turn(targets, failures, |address, at| async move { Self::connect(&address, at, broker, source).await }).await
     }
 
-    async fn connect(address: &Address, broker: &Broker, source: &SourceName) -> Result<Self, SourceError> {
+    async fn connect(address: &Address, at: SocketAddr, broker: &Broker, source: &SourceName) -> Result<Self, SourceError> {
         let end = CancellationToken::new();
         let guard = end.clone().drop_guard();
         let shared = Arc::<Shared>::default();
-        let wire = Mutex::new(Some(Wire::connect(address, end, Arc::clone(&shared)).await?));
+        let wire = Mutex::new(Some(Wire::connect(address, at, end, Arc::clone(&shared)).await?));
         let runtime = Runtime::new(RuntimeParts::new(Tokio::current(), Ours::current()));
         let properties = ConnectionProperties::default().with_connection_name(format!("{} {source}", broker.name).into());
         let once = async move |_, _| match wire.lock().take() {
@@ -75,9 +79,12 @@ impl Link {
         let connecting = lapin::Connection::connector(address.uri.clone(), runtime, once, properties);
         match tokio::time::timeout(ANSWER, connecting).await {
             Ok(Ok(connection)) => {
-                let password = Mutex::new(address.uri.authority.userinfo.password.clone());
+                let password = address.uri.authority.userinfo.password.clone();
+                broker.expiry.told(&password);
+                broker.expiry.shown(address.tls.identity.as_ref().map(|(certificate, _)| certificate.as_path()));
+                let (password, expiry) = (Mutex::new(password), broker.expiry.clone());
                 let (file, name) = (broker.password_file.clone(), format!("{}.{source}", broker.name));
-                Ok(Self { connection, shared, password, file, name, consumers: AtomicU64::new(0), end: guard })
+                Ok(Self { connection, shared, password, expiry, file, name, consumers: AtomicU64::new(0), end: guard })
             }
             Ok(Err(e)) if matches!(e.kind(), lapin::ErrorKind::ParsingError(_)) => Err(SourceError::protocol(format!(
                 "{address} does not speak AMQP 0-9-1 (where it wants TLS, the address begins with amqps://)"
@@ -112,6 +119,7 @@ impl Link {
         }
         let renewing = self.connection.update_secret(password.clone().into(), "renewed".into());
         answer("renewing the password", renewing).await?.map_err(|e| failed("the broker did not take the new password", e))?;
+        self.expiry.told(&password);
         *self.password.lock() = password;
         tracing::info!(connection = self.name, "a connection's password was renewed");
         Ok(())
@@ -155,8 +163,30 @@ fn refused(address: &Address, error: lapin::Error) -> SourceError {
     failed(format!("{address} refused the connection{looked}"), error)
 }
 
-async fn within<T>(limit: Duration, address: &Address, connecting: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
-    tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| Err(SourceError::lost(format!("{address} does not answer"))))
+/// What an address's name stands for.
+async fn resolve(address: &Address) -> Result<Vec<SocketAddr>, SourceError> {
+    let authority = &address.uri.authority;
+    let failed = || SourceError::lost(format!("cannot find the host of {address} (`{}`)", address.key));
+    let found = tokio::net::lookup_host((authority.host.as_str(), authority.port));
+    let found = tokio::time::timeout(RESOLVE, found).await.map_err(|_| failed())?.map_err(|e| failed().because(e))?;
+    Ok(found.collect())
+}
+
+/// Tries all in turn, each within its share of the time that connecting has: one that says nothing leaves time for the next.
+async fn in_turn<A: fmt::Display, T, F: Future<Output = Result<T, SourceError>>>(
+    targets: Vec<(A, SocketAddr)>,
+    mut failures: Vec<SourceError>,
+    connect: impl Fn(A, SocketAddr) -> F,
+) -> Result<T, SourceError> {
+    let each = (ALL / u32::try_from(targets.len().max(1)).unwrap_or(u32::MAX)).clamp(Duration::from_secs(1), EACH);
+    for (address, at) in targets {
+        let silent = SourceError::lost(format!("{address} does not answer"));
+        match tokio::time::timeout(each, connect(address, at)).await.unwrap_or(Err(silent)) {
+            Ok(opened) => return Ok(opened),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    Err(SourceError::of_all(failures))
 }
 
 /// The library's futures wait for ever when the broker says nothing.
@@ -167,4 +197,31 @@ pub(in crate::source) async fn answer<T>(what: &str, asking: impl Future<Output 
 /// Names have been checked to fit.
 pub(in crate::source) fn short(name: &str) -> ShortString {
     ShortString::try_new(name).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_that_say_nothing_leave_time_for_the_others() {
+        let at = |n: u8| ("a name", SocketAddr::from(([127, 0, 0, n], 1)));
+        let connect = async |_: &str, at: SocketAddr| match at.ip().to_string().as_str() {
+            "127.0.0.9" => Ok(()),
+            "127.0.0.8" => Err(SourceError::denied("refused")),
+            _ => std::future::pending().await,
+        };
+        for silent in [0, 1, 3, 20] {
+            let begun = Instant::now();
+            let targets = (0..silent).chain([8, 9]).map(at).collect();
+            in_turn(targets, Vec::new(), connect).await.expect("the last one answers");
+            assert!(begun.elapsed() <= ALL, "{silent}: {:?}", begun.elapsed());
+        }
+        let error = in_turn(vec![at(8), at(1)], Vec::new(), connect).await.expect_err("none answers");
+        assert!(error.kind() == ErrorKind::Lost && error.to_string().contains("refused; a name does not answer"), "{error}");
+        let error = in_turn(vec![at(8)], Vec::new(), connect).await.expect_err("it does not answer");
+        assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Denied, "refused"));
+    }
 }

@@ -46,7 +46,7 @@ impl Reader {
         let config = &source.config;
         let link = Arc::new(Link::open(&config.broker, &source.name).await?);
         let Place { queue, binding } = set_up(&link, source).await?;
-        let upkeep = Upkeep::start(&link, binding, &queue).await?;
+        let upkeep = Upkeep::start(&link, binding, &queue, Some(&source.memory)).await?;
         let channel = link.channel().await?;
         link.flow().meter(channel.id());
         let consumer = consume(&channel, &queue, link.tag(), config.prefetch, FieldTable::default()).await?;

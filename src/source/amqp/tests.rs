@@ -89,6 +89,32 @@ fn an_exchange_has_an_exclusive_queue_or_a_stream_of_its_own_name() {
     assert!(matches!(config.origin, Origin::Named { declare: None, .. }) && config.splits());
 }
 
+#[test]
+fn a_super_stream_has_the_partitions_that_are_written_or_counts_them() {
+    let with = |extra: serde_json::Value| {
+        let mut value = json!({ "url": "amqp://h", "queue_type": "super_stream" });
+        value.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
+        check(value)
+    };
+    let name: SourceName = "s".parse().expect("a name");
+    let names = |extra| {
+        let adapter = with(extra).expect("valid").build()(&name);
+        let parts = adapter.parts().expect("several").clone();
+        (parts.names().iter().map(ToString::to_string).collect::<Vec<_>>(), parts.grows)
+    };
+    assert_eq!(names(json!({ "queue": "x" })), (vec!["x-0".to_owned()], true));
+    assert_eq!(names(json!({ "queue": "x", "partitions": ["x-eu", "x-us"] })), (vec!["x-eu".to_owned(), "x-us".to_owned()], false));
+    assert_eq!(names(json!({ "partitions": ["a"] })), (vec!["a".to_owned()], false));
+    assert_eq!(with(json!({})).expect_err("no name"), ["s.amqp.queue"]);
+    assert_eq!(with(json!({ "partitions": [] })).expect_err("none"), ["s.amqp.partitions"]);
+    assert_eq!(with(json!({ "partitions": ["a", ""] })).expect_err("no name"), ["s.amqp.partitions[1]"]);
+    assert_eq!(with(json!({ "partitions": ["a", "b", "a"] })).expect_err("twice"), ["s.amqp.partitions"]);
+    assert_eq!(with(json!({ "queue": "x", "declare": true, "exchange": "y", "max_age": "1h" })).expect_err("made").len(), 3);
+    assert_eq!(with(json!({ "queue": "x".repeat(252) })).expect_err("long"), ["s.amqp.queue"]);
+    let other = json!({ "url": "amqp://h", "queue": "q", "queue_type": "stream", "partitions": ["a"] });
+    assert_eq!(check(other).expect_err("no super stream"), ["s.amqp.partitions"]);
+}
+
 fn reach_of(kind: ExchangeType, keys: &[&str]) -> Vec<String> {
     let keys = keys.iter().map(|key| (*key).to_owned()).collect();
     let binding = Binding { exchange: "x".into(), kind, keys, chosen: true };

@@ -4,9 +4,11 @@
 //! for the one question that tells a stream from a queue.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use lapin::options::{BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
 use lapin::protocol::AMQPSoftError::{ACCESSREFUSED, NOTFOUND, PRECONDITIONFAILED};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{ExchangeKind, Queue};
@@ -35,6 +37,8 @@ pub(in crate::source) struct Memory {
     told: Mutex<Vec<String>>,
     /// The queue was read before.
     read: AtomicBool,
+    /// Messages that wait in the queue, plus one; 0: not known.
+    ready: AtomicU64,
     /// The queue was found missing since, or the broker ended reading from it.
     gone: AtomicBool,
 }
@@ -49,6 +53,16 @@ impl Memory {
     pub(in crate::source) fn begins(&self) -> bool {
         let gone = self.gone.swap(false, Ordering::Relaxed);
         self.read.swap(true, Ordering::Relaxed) && gone
+    }
+
+    /// Messages that wait in the queue, as far as known.
+    pub(super) fn ready(&self) -> Option<u64> {
+        self.ready.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    /// So many messages wait in the queue.
+    pub(super) fn waits(&self, ready: Option<u64>) {
+        self.ready.store(ready.map_or(0, |ready| ready.saturating_add(1)), Ordering::Relaxed);
     }
 
     /// Logs how what is there differs from the settings, once.
@@ -79,7 +93,7 @@ pub(in crate::source) async fn set_up(link: &Link, source: &Amqp) -> Result<Plac
         }
         Origin::Named { declare, .. } => {
             let name = config.queue(&source.name).unwrap_or_default();
-            let found = find_queue(link, &name, &source.memory, declare.is_some()).await?;
+            let found = find_queue(link, &name, source, declare.is_some()).await?;
             match declare {
                 Some(declare) if found => differences.extend(compare_queue(link, &name, declare).await?),
                 Some(declare) => make_queue(link, &name, declare).await?,
@@ -93,7 +107,14 @@ pub(in crate::source) async fn set_up(link: &Link, source: &Amqp) -> Result<Plac
         }
     };
     let binding = match config.binding() {
-        Some(binding) => bind(link, &queue, binding, made, &mut differences).await?,
+        Some(binding) => match bind(link, &queue, binding, made, &mut differences).await {
+            Err(error) if made && matches!(config.origin, Origin::Named { .. }) => {
+                // Else the next attempt would find it, and read it as it is bound: to nothing.
+                delete_queue(link, &queue).await?;
+                return Err(error);
+            }
+            bound => bound?,
+        },
         None => None,
     };
     source.memory.tell(source, differences);
@@ -185,28 +206,54 @@ pub(super) async fn declare_queue(
 }
 
 /// Whether the queue is there. One that is missing and not to be made is an error.
-pub(super) async fn find_queue(link: &Link, name: &str, memory: &Memory, make: bool) -> Result<bool, SourceError> {
-    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let error = match declare_queue(link, name, passive, FieldTable::default()).await? {
+pub(super) async fn find_queue(link: &Link, name: &str, source: &Amqp, make: bool) -> Result<bool, SourceError> {
+    let error = match look_for_queue(link, name).await? {
         Ok(_) => return Ok(true),
         Err(e) => e,
     };
-    // A queue whose node is down is not found either, but comes back with what it holds.
-    let missing = is(&error, NOTFOUND) && said(&error).contains("no queue");
+    let missing = is_missing(&error);
     if is(&error, NOTFOUND) {
-        memory.is_gone(missing);
+        source.memory.is_gone(missing);
     }
+    let made = if source.config.partitions.is_some() { "`rabbitmq-streams add_super_stream`" } else { "`declare: true`" };
     match (missing, make) {
         (true, true) => Ok(false),
-        (true, false) => Err(SourceError::missing(format!("queue `{name}` is not there yet (`queue`; `declare: true` would make it)"))),
+        (true, false) => Err(SourceError::missing(format!("queue `{name}` is not there yet (`queue`; {made} would make it)"))),
         (false, _) => Err(failed(format!("cannot use queue `{name}` (`queue`)"), error)),
     }
+}
+
+/// Whether a queue of somebody else's is there.
+pub(in crate::source) async fn is_there(link: &Link, name: &str) -> Result<bool, SourceError> {
+    match look_for_queue(link, name).await? {
+        Ok(_) => Ok(true),
+        Err(e) if is_missing(&e) => Ok(false),
+        Err(e) => Err(failed(format!("cannot see whether queue `{name}` is there"), e)),
+    }
+}
+
+/// Asks for a queue as it is.
+pub(super) async fn look_for_queue(link: &Link, name: &str) -> Result<lapin::Result<Queue>, SourceError> {
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    declare_queue(link, name, passive, FieldTable::default()).await
+}
+
+/// A queue whose node is down is not found either, but comes back with what it holds.
+fn is_missing(error: &lapin::Error) -> bool {
+    is(error, NOTFOUND) && said(error).contains("no queue")
 }
 
 async fn make_queue(link: &Link, name: &str, declare: &Declare) -> Result<(), SourceError> {
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     let made = declare_queue(link, name, options, arguments(declare).into()).await?;
     made.map(drop).map_err(|e| failed(format!("cannot declare queue `{name}` (`queue`)"), e))
+}
+
+/// Takes back a queue that was made just now.
+async fn delete_queue(link: &Link, queue: &ShortString) -> Result<(), SourceError> {
+    let channel = link.channel().await?;
+    let deleting = answer("deleting a queue", channel.queue_delete(queue.clone(), QueueDeleteOptions::default())).await?;
+    deleting.map(drop).map_err(|e| failed(format!("cannot take queue `{queue}` back, which could not be bound"), e))
 }
 
 /// How a queue that is there differs from the one that would be made. The broker names one difference at a time, so the next

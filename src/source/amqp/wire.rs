@@ -30,7 +30,7 @@ use super::flow::Flow;
 use super::scrub::{OddKeys, Scrub};
 use crate::source::{SourceError, tls};
 
-/// For one address of a host.
+/// For a connection to an address.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Between the end and the breaking off.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -68,25 +68,16 @@ pub(super) struct Shared {
 
 impl Wire {
     /// Connects. The wire fails once `end` is cancelled, after a moment.
-    pub(super) async fn connect(broker: &Address, end: CancellationToken, shared: Arc<Shared>) -> Result<Self, SourceError> {
+    pub(super) async fn connect(
+        broker: &Address,
+        at: SocketAddr,
+        end: CancellationToken,
+        shared: Arc<Shared>,
+    ) -> Result<Self, SourceError> {
         let authority = &broker.uri.authority;
         let failed = |e: io::Error| SourceError::lost(format!("cannot connect to {broker} (`{}`)", broker.key)).because(e);
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        let mut connected = None;
-        for address in tokio::net::lookup_host((authority.host.as_str(), authority.port)).await.map_err(failed)? {
-            match tokio::time::timeout(CONNECT, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => {
-                    connected = Some(stream);
-                    break;
-                }
-                Ok(Err(e)) => last = e,
-                Err(_) => last = io::ErrorKind::TimedOut.into(),
-            }
-        }
-        let stream = match connected {
-            Some(stream) => stream,
-            None => return Err(failed(last)),
-        };
+        let connecting = tokio::time::timeout(CONNECT, TcpStream::connect(at)).await;
+        let stream = connecting.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         let io = match broker.uri.scheme {
             AMQPScheme::AMQP => Io::Plain(stream),

@@ -13,12 +13,12 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use super::Known;
 use super::api::{self, Place, StreamInfo};
 use super::detour::{Next, Trouble};
 use super::holes::{Batch, Hole};
 use super::line::{Delivery, Heard, Line, status};
 use super::pull::{Credit, Pulls};
+use super::purge::Known;
 use crate::cursor::Position;
 use crate::event::{Message, Timestamp};
 use crate::source::nats::headers;
@@ -302,6 +302,9 @@ impl Reader {
         }
         watch.info = info;
         watch.asked_at = Instant::now();
+        if let Some(known) = &self.known {
+            known.lock().is(&watch.info);
+        }
         self.hand_over();
         self.rest(end_before);
         Ok(())
@@ -422,11 +425,12 @@ impl Reader {
         }
         if let Some(known) = &self.known {
             let mut known = known.lock();
-            if known.created.as_ref() != Some(&self.watch.info.created) {
-                known.created = Some(self.watch.info.created.clone());
-            }
-            let message = |item: &Item| if let Item::Message(m) = item { Some((m.position?.seq, m.time.as_micros() * 1000)) } else { None };
-            known.last = handed.iter().rev().find_map(message).or(known.last);
+            known.begins(&self.watch.info);
+            handed.iter().for_each(|item| {
+                if let Item::Message(message) = item {
+                    known.read(message)
+                }
+            });
         }
     }
 

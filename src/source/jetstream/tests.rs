@@ -576,18 +576,65 @@ async fn holes_that_are_no_loss_are_no_gaps() {
         publish(&context, subject, n..n + 1).await;
         if n % 5 == 0 || n % 5 == 2 {
             expected.push(n.to_string());
+            // The next one of its subject takes its place in the stream, read or not.
+            running.until_messages(expected.len()).await;
         }
         if n == 150 {
             stream.delete_message(stream.get_info().await.expect("info").state.last_sequence).await.expect("deletes");
         }
     }
-    running.until_messages(expected.len()).await;
     assert_eq!(running.bodies(), expected);
     assert_eq!(running.gaps(), []);
     // The place moves on over what is others'.
     let all = running.recorder.items.lock().clone();
     let read = read(&source, Start::After(position_of(&all, "292"))).await;
     assert_eq!(texts(&read), ["295", "297", "tail 300!"]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_purge_of_a_subject_is_no_gap_where_it_can_be_told_from_one_up_to_a_place() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    let stream = make(&context, named(&["a", "b", "c"])).await;
+    let config = serde_json::json!({"servers": [server.url()], "subjects": ["a", "b", "c"], "jetstream": {"stream": "S"}});
+    let config = nats::tests::config(config).expect("valid");
+    let jetstream =
+        Arc::new(JetStreamSource::new(config.clone(), config.jetstream.clone().expect("a stream"), &"s".parse().expect("a name")));
+    let source: Arc<dyn Adapter> = jetstream.clone();
+    let running = Running::start(source.clone());
+    running.until_state(State::Up).await;
+    let seen = async |last: u64| {
+        running.until_messages(last as usize).await;
+        // The reader asks every second.
+        eventually("the stream to be seen so", async || {
+            let known = jetstream.known.lock();
+            if known.holds(last) { Ok(()) } else { Err(format!("{known:?}")) }
+        })
+        .await;
+    };
+    publish(&context, "a", 1..6).await;
+    publish(&context, "b", 6..7).await;
+    seen(6).await;
+    let all = running.recorder.items.lock().clone();
+    let behind = |body: &str| Start::After(position_of(&all, body));
+    stream.purge().filter("a").await.expect("purges");
+    assert_eq!(texts(&read(&source, behind("3")).await), ["6", "tail 6!"]);
+    // It is written again meanwhile.
+    publish(&context, "a", 7..8).await;
+    running.until_messages(7).await;
+    assert_eq!(texts(&read(&source, behind("3")).await), ["6", "7", "tail 7!"]);
+    // A purge up to a place leaves newer ones of the same subjects: it is told. So is one of everything, also if something
+    // of another subject came after it.
+    publish(&context, "b", 8..11).await;
+    publish(&context, "a", 11..12).await;
+    seen(11).await;
+    stream.purge().sequence(9).await.expect("purges");
+    assert_eq!(texts(&read(&source, behind("6")).await), ["gap reset 6..9@8", "9", "10", "11", "tail 11!"]);
+    eventually("the stream to be seen so", async || if jetstream.known.lock().holds(11) { Ok(()) } else { Err("not yet".into()) }).await;
+    stream.purge().await.expect("purges");
+    publish(&context, "c", 12..13).await;
+    assert_eq!(texts(&read(&source, behind("6")).await), ["gap reset 6..12@11", "12", "tail 12!"]);
     running.stop().await;
 }
 

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use super::config::Server;
+use crate::source::expiry::Expiry;
 use crate::support::random;
 
 /// For one address: TCP, TLS and the greeting.
@@ -16,9 +17,13 @@ const ALL: Duration = Duration::from_secs(25);
 /// Other servers that are remembered.
 const MOST: usize = 64;
 
-/// What a source knows of its servers beyond the settings.
+/// What a source knows of its servers and connections beyond the settings.
 #[derive(Debug, Default)]
-pub(in crate::source) struct Servers(Mutex<Known>);
+pub(in crate::source) struct Servers {
+    known: Mutex<Known>,
+    /// Of what the last connection was opened with.
+    pub(in crate::source) expiry: Expiry,
+}
 
 #[derive(Debug, Default)]
 struct Known {
@@ -32,7 +37,7 @@ impl Servers {
     /// In the order in which they are tried: the settings' in a random order, then those that a server has named. Of each,
     /// the one that was connected to last, and is lost, comes last.
     pub(super) fn in_turn(&self, configured: &[Server]) -> Vec<Server> {
-        let known = self.0.lock();
+        let known = self.known.lock();
         let mut advertised = known.advertised.clone();
         advertised.retain(|server| !configured.iter().any(|other| other.is_at(server)));
         let mut all = Vec::new();
@@ -48,7 +53,7 @@ impl Servers {
 
     /// Notes where it is connected, and the addresses that the server there has named.
     pub(super) fn connected(&self, server: &Server, urls: &[String]) {
-        let mut known = self.0.lock();
+        let mut known = self.known.lock();
         known.last = Some(server.clone());
         let named: Vec<Server> = urls.iter().take(MOST).filter_map(|url| server.beside(url)).collect();
         if !named.is_empty() {

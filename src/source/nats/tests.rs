@@ -357,6 +357,61 @@ async fn tls_with_an_own_authority_and_a_client_certificate() {
     let wants = serde_json::json!({"servers": [plain.url()], "subjects": ["a"], "tls": {"ca": file("ca.pem")}});
     let error = adapter(wants).connect(Start::Now).await.err().expect("never in the clear");
     assert!(crate::support::causes::chain(&error).contains("TLS"));
+
+    // Servers that begin with TLS: newer ones do so by a setting, before an older one a proxy does.
+    let newer = std::env::var_os("BROKERCAST_TEST_NATS_SERVER").is_some();
+    let lines = format!("tls {{ cert_file: \"{d}/server.pem\", key_file: \"{d}/server.key\", handshake_first: true }}");
+    let (server, proxy) = if newer { (Server::configured(&lines).await, None) } else { (plain, Some(TlsProxy::bind(dir).await)) };
+    let port = proxy.as_ref().map_or(server.port, |proxy| proxy.port);
+    let with = |handshake_first: bool| {
+        adapter(serde_json::json!({"servers": [format!("tls://127.0.0.1:{port}")], "subjects": ["a"],
+            "tls": {"ca": file("ca.pem"), "handshake_first": handshake_first}}))
+    };
+    let reading = async {
+        let running = Running::start(with(true));
+        running.until_state(State::Up).await;
+        with(true).publish("a", "TLS first".into()).await.expect("publishes");
+        running.until_messages(1).await;
+        assert_eq!(running.bodies(), ["TLS first"]);
+        assert!(with(false).connect(Start::Now).await.is_err(), "the server waits for TLS");
+    };
+    match &proxy {
+        Some(proxy) => tokio::select! { () = reading => {}, () = proxy.serve(server.port) => {} },
+        None => reading.await,
+    }
+}
+
+/// Takes TLS off connections before they reach a server.
+struct TlsProxy {
+    port: u16,
+    listener: tokio::net::TcpListener,
+    acceptor: tokio_rustls::TlsAcceptor,
+}
+
+impl TlsProxy {
+    async fn bind(dir: &std::path::Path) -> Self {
+        use rustls::pki_types::pem::PemObject as _;
+        use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+        let chain = vec![CertificateDer::from_pem_file(dir.join("server.pem")).expect("a certificate")];
+        let key = PrivateKeyDer::from_pem_file(dir.join("server.key")).expect("a key");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
+        let config = config.with_no_client_auth().with_single_cert(chain, key).expect("fits");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        Self { port: listener.local_addr().expect("its number").port(), listener, acceptor: Arc::new(config).into() }
+    }
+
+    async fn serve(&self, target: u16) {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((socket, _)) = self.listener.accept().await {
+            let acceptor = self.acceptor.clone();
+            connections.spawn(async move {
+                let mut inside = tokio::net::TcpStream::connect(("127.0.0.1", target)).await?;
+                let mut outside = acceptor.accept(socket).await?;
+                tokio::io::copy_bidirectional(&mut outside, &mut inside).await
+            });
+        }
+    }
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use super::config::{Auth, Config, Server};
 use super::refusal::{Refusal, Refusals, Right};
 use super::servers::{self, Servers};
+use crate::source::expiry::Expiry;
 use crate::source::{ErrorKind, SourceError, tls};
 use crate::support::{host, random};
 
@@ -114,7 +115,7 @@ pub(in crate::source) async fn connect(config: &Config, known: &Servers, capacit
     let mut failures = Vec::new();
     for server in &servers {
         let (each, all) = servers::patience(server, servers.len()).await;
-        let failure = match timeout(all, greet(config, server, capacity, each)).await {
+        let failure = match timeout(all, greet(config, server, capacity, each, &known.expiry)).await {
             Ok(Ok(wire)) => {
                 known.connected(server, &wire.client.server_info().connect_urls);
                 return Ok(wire);
@@ -127,7 +128,7 @@ pub(in crate::source) async fn connect(config: &Config, known: &Servers, capacit
     Err(SourceError::of_all(failures))
 }
 
-async fn greet(config: &Config, server: &Server, capacity: usize, patience: Duration) -> Result<Wire, SourceError> {
+async fn greet(config: &Config, server: &Server, capacity: usize, patience: Duration, expiry: &Expiry) -> Result<Wire, SourceError> {
     let address: ServerAddr =
         server.to_string().parse().map_err(|e| SourceError::configuration("the server's address cannot be read").because(e))?;
     let (sender, life) = watch::channel(Life::default());
@@ -159,20 +160,27 @@ async fn greet(config: &Config, server: &Server, capacity: usize, patience: Dura
         options = options.tls_client_config(tls::client_of(name, config.tls.ca.as_deref(), config.tls.identity.as_ref())?);
     }
     let auth = if config.auth == Auth::None { &server.auth } else { &config.auth };
-    let client = identify(options, auth).await?.connect(address).await;
+    expiry.shown(config.tls.identity.as_ref().map(|(certificate, _)| certificate.as_path()));
+    let client = identify(options, auth, expiry).await?.connect(address).await;
     let client = client.map_err(|error| refusal(error, config.tls_required || server.tls))?;
     Ok(Wire { client, life, inbox: config.inbox() })
 }
 
-async fn identify(options: ConnectOptions, auth: &Auth) -> Result<ConnectOptions, SourceError> {
+async fn identify(options: ConnectOptions, auth: &Auth, expiry: &Expiry) -> Result<ConnectOptions, SourceError> {
+    expiry.told("");
     Ok(match auth {
         Auth::None => options,
         Auth::User(user, password) => options.user_and_password(user.clone(), password.read()?),
-        Auth::Token(token) => options.token(token.read()?),
+        Auth::Token(token) => {
+            let token = token.read()?;
+            expiry.told(&token);
+            options.token(token)
+        }
         Auth::Nkey(seed) => options.nkey(seed.read()?.trim().to_owned()),
         Auth::Credentials(path) => {
             let file = tokio::fs::read_to_string(path).await;
             let file = file.map_err(|e| SourceError::configuration(format!("could not read `{}`", path.display())).because(e))?;
+            expiry.told(&file);
             // The library's error may quote the file.
             options
                 .credentials(&file)

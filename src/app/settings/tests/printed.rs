@@ -97,3 +97,21 @@ fn many_durable_sources_are_noted_and_too_many_refused() {
     let problems = bad(&[&sources(61)], &[]);
     assert!(problems.iter().any(|p| p.contains("sources: must not hold more than 60 durable sources")), "{problems:?}");
 }
+
+#[test]
+fn each_partition_of_a_super_stream_has_its_place_in_ids() {
+    let source = |partitions: Vec<String>| {
+        let partitions = partitions.join(", ");
+        format!("sources:\n  s: {{ amqp: {{ url: 'amqp://h', queue_type: super_stream, partitions: [{partitions}] }} }}\n")
+    };
+    let many = |count: usize| source((0..count).map(|n| format!("p{n}")).collect());
+    assert!(good(&[&many(7)], &[]).notes.is_empty());
+    assert!(good(&[&many(8)], &[]).notes[0].contains("longer than 128 bytes"));
+    let problems = bad(&[&many(61)], &[]);
+    assert!(problems.iter().any(|p| p.contains("each partition of a super stream")), "{problems:?}");
+    // Two that an id could not tell apart.
+    let same = (0..).map(|n| format!("p{n}")).find(|p| Tag::of(&format!("s/{p}")) == Tag::of("log")).unwrap();
+    let log = "  log: { nats: { servers: ['nats://h'], subjects: [a], jetstream: { stream: S } } }\n";
+    let problems = bad(&[&(source(vec!["first".to_owned(), same]) + log)], &[]);
+    assert!(problems.iter().any(|p| p.contains("sources.s: must have another name")), "{problems:?}");
+}

@@ -1,0 +1,120 @@
+//! Super streams: several streams, one for each partition, which publishers choose among. Each is read like a stream of its own.
+//!
+//! AMQP 0-9-1 lists no partitions. Where none are written, they are `NAME-0`, `NAME-1` and so on, until one is missing; that is
+//! looked at at each connect, and every few seconds, since partitions can be added.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio::time::{Sleep, sleep};
+
+use super::Stream;
+use crate::event::SourceName;
+use crate::source::amqp::link::Link;
+use crate::source::amqp::topology::is_there;
+use crate::source::amqp::{Amqp, Config, Names, Origin, Partitions};
+use crate::source::parts::{Part, Parts};
+use crate::source::{Adapter, SourceError};
+
+/// Between two looks for more partitions.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// A super stream, as the reader of its first partition knows it.
+pub(super) struct SuperStream {
+    pub(super) parts: Arc<Parts>,
+    /// With which partitions are named, where they are not written.
+    base: Option<String>,
+    config: Config,
+    source: SourceName,
+}
+
+/// The adapter of a super stream: that of its first partition, which knows the others.
+pub(in crate::source) fn build(config: Config, partitions: Partitions, source: &SourceName) -> Arc<dyn Adapter> {
+    let (first, others, base) = match partitions {
+        Partitions::Named(first, others) => (first, others, None),
+        Partitions::Counted(base) => (format!("{base}-0"), Vec::new(), Some(base)),
+    };
+    let others = others.into_iter().map(|name| part(&config, source, name)).collect();
+    let parts = Arc::new(Parts::new(first.as_str().into(), others, base.is_some()));
+    let of = partition(&config, source, first);
+    let whole = SuperStream { parts, base, config, source: source.clone() };
+    Arc::new(Stream { whole: Some(Arc::new(whole)), ..of })
+}
+
+fn partition(config: &Config, source: &SourceName, queue: String) -> Stream {
+    let config = Config { origin: Origin::Named { queue: Some(queue), declare: None }, ..config.clone() };
+    let names = Arc::new(Names::new(&config, source));
+    Stream::new(Amqp { config, name: source.clone(), names, memory: Arc::default() })
+}
+
+fn part(config: &Config, source: &SourceName, queue: String) -> Part {
+    Part { name: queue.as_str().into(), adapter: Arc::new(partition(config, source, queue)) }
+}
+
+impl SuperStream {
+    /// Looks for partitions behind those that are known.
+    pub(super) async fn look(&self, link: &Link) -> Result<(), SourceError> {
+        let Some(base) = &self.base else { return Ok(()) };
+        let (known, mut found) = (self.parts.names().len(), Vec::new());
+        loop {
+            let name = format!("{base}-{}", known + found.len());
+            if !is_there(link, &name).await? {
+                return self.parts.add(found);
+            }
+            found.push(part(&self.config, &self.source, name));
+        }
+    }
+}
+
+impl SuperStream {
+    /// What is wrong with the partitions behind the first.
+    pub(super) async fn faults(&self) -> Vec<SourceError> {
+        let mut faults = Vec::new();
+        match Link::open(&self.config.broker, &self.source).await {
+            Ok(link) => {
+                faults.extend(self.look(&link).await.err());
+                link.close().await;
+            }
+            Err(error) => faults.push(error),
+        }
+        for part in self.parts.others() {
+            faults.extend(part.adapter.check().await);
+        }
+        faults
+    }
+}
+
+/// Looks for more partitions while the first is read.
+pub(super) struct Growth {
+    whole: Arc<SuperStream>,
+    due: Pin<Box<Sleep>>,
+    looking: Option<BoxFuture<'static, Result<(), SourceError>>>,
+}
+
+impl Growth {
+    /// Where partitions are not written.
+    pub(super) fn of(whole: Option<&Arc<SuperStream>>) -> Option<Self> {
+        let whole = whole.filter(|whole| whole.base.is_some())?;
+        Some(Self { whole: whole.clone(), due: Box::pin(sleep(EVERY)), looking: None })
+    }
+
+    /// Ready only with an error.
+    pub(super) fn poll(&mut self, link: &Arc<Link>, cx: &mut Context<'_>) -> Poll<SourceError> {
+        loop {
+            if let Some(looking) = &mut self.looking {
+                if let Err(error) = ready!(looking.poll_unpin(cx)) {
+                    return Poll::Ready(error);
+                }
+                self.looking = None;
+            }
+            ready!(self.due.poll_unpin(cx));
+            self.due = Box::pin(sleep(EVERY));
+            let (whole, link) = (self.whole.clone(), link.clone());
+            self.looking = Some(Box::pin(async move { whole.look(&link).await }));
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What the live reader has seen of a stream, and what that says of its beginning when it is gone: whether some subjects were
+//! purged, which are no longer content, or all that there was up to a place, which is a loss.
+//!
+//! The server says only where the stream begins now. So three things must be known: that what is gone and what is first now
+//! were there together once, subjects of what is gone, and that none of these is left of that time.
+
+use std::collections::VecDeque;
+
+use super::api::{self, StreamInfo};
+use super::line::Line;
+use crate::event::Message;
+use crate::source::SourceError;
+
+/// So many messages' subjects are remembered, spread over all that were read.
+const SAMPLES: usize = 512;
+/// So many earlier beginnings.
+const BEGINNINGS: usize = 32;
+/// So many subjects are asked for.
+const ASKED: usize = 16;
+
+/// What the live reader has seen of the stream.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// Which stream it was.
+    pub(super) created: Option<String>,
+    /// Sequence and time (nanoseconds) of the last message.
+    pub(super) last: Option<(u64, u64)>,
+    /// First and last sequence that were there together, one pair for each beginning.
+    held: VecDeque<(u64, u64)>,
+    samples: Vec<(u64, String)>,
+    /// A sequence that is divisible by this is remembered; 0 is 1.
+    stride: u64,
+}
+
+impl Known {
+    /// Something of this stream is handed out: from here on it is the one that was read.
+    pub(super) fn begins(&mut self, info: &StreamInfo) {
+        if self.created.as_ref() != Some(&info.created) {
+            *self = Self { created: Some(info.created.clone()), ..Self::default() };
+            self.is(info);
+        }
+    }
+
+    /// The stream as it is.
+    pub(super) fn is(&mut self, info: &StreamInfo) {
+        if self.created.as_ref() != Some(&info.created) {
+            return;
+        }
+        let (first, last) = (info.first(), info.state.last_seq);
+        match self.held.back_mut() {
+            Some(held) if held.0 == first => held.1 = last,
+            _ => self.held.push_back((first, last)),
+        }
+        if self.held.len() > BEGINNINGS {
+            self.held.pop_front();
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn holds(&self, last: u64) -> bool {
+        self.held.back().is_some_and(|held| held.1 >= last)
+    }
+
+    /// A message was read.
+    pub(super) fn read(&mut self, message: &Message) {
+        let Some(position) = message.position else { return };
+        self.last = Some((position.seq, message.time.as_micros() * 1000));
+        if !position.seq.is_multiple_of(self.stride.max(1)) {
+            return;
+        }
+        if self.samples.len() >= SAMPLES {
+            self.stride = self.stride.max(1) * 2;
+            let stride = self.stride;
+            self.samples.retain(|(seq, _)| seq.is_multiple_of(stride));
+        }
+        self.samples.push((position.seq, message.subject.to_string()));
+    }
+
+    /// What to ask for, to know whether what followed `after` was purged by its subjects: these, up to a sequence that was there
+    /// together with them. `None`: it cannot be known.
+    fn question(&self, after: u64, info: &StreamInfo) -> Option<(Vec<String>, u64)> {
+        let first = info.first();
+        let same = self.created.as_ref() == Some(&info.created) && info.state.messages > 0;
+        let (_, last) =
+            self.held.iter().filter(|(from, to)| *from <= after + 1 && *to >= first).max_by_key(|(_, to)| *to).filter(|_| same)?;
+        let gone = self.samples.iter().filter(|(seq, _)| *seq > after && *seq < first);
+        let mut subjects: Vec<_> = gone.map(|(_, subject)| subject.clone()).collect();
+        subjects.sort_unstable();
+        subjects.dedup();
+        // A name that is written otherwise here than there could not be asked for.
+        let plain = !subjects.is_empty() && subjects.len() <= ASKED && subjects.iter().all(|subject| !subject.contains('%'));
+        plain.then_some((subjects, *last))
+    }
+}
+
+/// Whether what followed `after` is gone because its subjects were purged, as far as that is known. `hidden` is what subjects
+/// of the source leave out.
+pub(super) async fn by_subject(
+    known: &parking_lot::Mutex<Known>,
+    line: &mut Line,
+    stream: &str,
+    info: &StreamInfo,
+    after: u64,
+    hidden: &str,
+) -> Result<bool, SourceError> {
+    let question = known.lock().question(after, info);
+    let Some((subjects, last)) = question else { return Ok(false) };
+    for subject in subjects {
+        // One that is left shows that its subject was not purged.
+        match api::find(line, stream, info.first(), &[format!("{hidden}{subject}")]).await? {
+            api::Found::Message(stored) if stored.seq <= last => return Ok(false),
+            api::Found::Message(_) | api::Found::Nothing => {}
+            api::Found::Unreadable => return Ok(false),
+        }
+    }
+    Ok(true)
+}
