@@ -1,7 +1,9 @@
 //! A private RabbitMQ node.
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
@@ -26,12 +28,29 @@ fn program(name: &str) -> PathBuf {
 #[derive(Debug)]
 pub struct Rabbit {
     process: Option<Process>,
-    _epmd: Process,
+    mapper: Arc<Mapper>,
     port: Port,
     tls: Port,
     dist: Port,
-    mapper: Port,
     folder: TempDir,
+}
+
+/// A port mapper, where the nodes of a cluster find each other.
+#[derive(Debug)]
+struct Mapper {
+    _process: Process,
+    port: Port,
+    _folder: TempDir,
+}
+
+impl Mapper {
+    fn start() -> Arc<Self> {
+        let (port, folder) = (Port::take(), TempDir::with_prefix("brokercast-epmd-").unwrap());
+        let mut command = Command::new("epmd");
+        command.args(["-address", "127.0.0.1", "-port", &port.number().to_string()]);
+        let process = Process::spawn("epmd", &folder.path().join("epmd.log"), INSTALL, &mut command);
+        Arc::new(Self { _process: process, port, _folder: folder })
+    }
 }
 
 impl Rabbit {
@@ -40,7 +59,7 @@ impl Rabbit {
         Self::with("").await
     }
 
-    /// Starts one with more lines in `rabbitmq.conf`; `{tls}` in them is a second free port.
+    /// Starts one with more lines in `rabbitmq.conf`; `{tls}` in them is a second free port, `{folder}` its folder.
     pub async fn with(config: &str) -> Self {
         let mut rabbit = Self::absent(config);
         rabbit.restart().await;
@@ -49,7 +68,11 @@ impl Rabbit {
 
     /// One that is not started yet: its port is known, nobody listens.
     pub fn absent(config: &str) -> Self {
-        let (port, tls, dist, mapper) = (Port::take(), Port::take(), Port::take(), Port::take());
+        Self::beside(Mapper::start(), config)
+    }
+
+    fn beside(mapper: Arc<Mapper>, config: &str) -> Self {
+        let (port, tls, dist) = (Port::take(), Port::take(), Port::take());
         let folder = TempDir::with_prefix("brokercast-rabbit-").unwrap();
         for name in ["home", "mnesia", "log", "generated"] {
             std::fs::create_dir(folder.path().join(name)).unwrap();
@@ -58,18 +81,47 @@ impl Rabbit {
         let text = format!(
             "listeners.tcp.1 = {}\nloopback_users = none\nlog.console = false\nheartbeat = 10\n{}\n",
             port.address(),
-            config.replace("{tls}", &tls.address())
+            config.replace("{tls}", &tls.address()).replace("{folder}", &folder.path().display().to_string())
         );
         std::fs::write(folder.path().join("rabbit.conf"), text).unwrap();
-        let mut command = Command::new("epmd");
-        command.args(["-address", "127.0.0.1", "-port", &mapper.number().to_string()]);
-        let epmd = Process::spawn("epmd", &folder.path().join("epmd.log"), INSTALL, &mut command);
-        Self { process: None, _epmd: epmd, port, tls, dist, mapper, folder }
+        Self { process: None, mapper, port, tls, dist, folder }
+    }
+
+    /// Three nodes that form a cluster.
+    pub async fn cluster() -> [Self; 3] {
+        let mapper = Mapper::start();
+        let mut nodes = [(); 3].map(|()| Self::beside(mapper.clone(), ""));
+        for node in &mut nodes {
+            let cookie = node.folder.path().join("home/.erlang.cookie");
+            std::fs::write(&cookie, "brokercast").unwrap();
+            std::fs::set_permissions(&cookie, std::fs::Permissions::from_mode(0o400)).unwrap();
+            node.launch();
+        }
+        for node in &mut nodes {
+            node.ready().await;
+        }
+        let [first, others @ ..] = &nodes;
+        for node in others {
+            node.ctl(&["stop_app"]);
+            node.ctl(&["join_cluster", &first.name()]);
+            node.ctl(&["start_app"]);
+        }
+        nodes
+    }
+
+    /// What the other nodes call it.
+    fn name(&self) -> String {
+        format!("brokercast{}@localhost", self.port.number())
     }
 
     /// Lets it start with these plugins.
     pub fn enable(&self, plugins: &[&str]) {
         std::fs::write(self.folder.path().join("plugins"), format!("[{}].\n", plugins.join(","))).unwrap();
+    }
+
+    /// Where its files are.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub fn port(&self) -> u16 {
@@ -135,10 +187,10 @@ impl Rabbit {
         let mut command = Command::new(program(name));
         command
             .env("HOME", at("home"))
-            .env("RABBITMQ_NODENAME", format!("brokercast{}@localhost", self.port.number()))
+            .env("RABBITMQ_NODENAME", self.name())
             .env("RABBITMQ_NODE_PORT", self.port.number().to_string())
             .env("RABBITMQ_DIST_PORT", self.dist.number().to_string())
-            .env("ERL_EPMD_PORT", self.mapper.number().to_string())
+            .env("ERL_EPMD_PORT", self.mapper.port.number().to_string())
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
             .env("RABBITMQ_MNESIA_BASE", at("mnesia"))
             .env("RABBITMQ_LOG_BASE", at("log"))
