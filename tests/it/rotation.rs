@@ -29,7 +29,7 @@ fn token(key: &EncodingKey) -> String {
     encode(&header, &json!({ "aud": ["rabbitmq"], "scope": scope, "sub": "bridge", "exp": now() + LIFE }), key).unwrap()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::too_many_lines, reason = "one story, in its order")]
 async fn rabbitmq_passwords_and_oauth2_tokens_are_rotated_under_load_and_durable_sources_lose_nothing() {
     let mut rabbit = Rabbit::absent(
