@@ -90,7 +90,7 @@ pub enum Error {
 pub enum Exit {
     /// In good order, within `server.drain`.
     Drained,
-    /// At once, by a second signal of this number.
+    /// At once, by a signal of this number that came while it drained.
     Signal(i32),
 }
 
@@ -121,9 +121,10 @@ pub async fn run(settings: Settings, origin: Origin) -> Result<Exit, Error> {
     manager::ready();
     let signal = bridge.serve(&mut signals, &mut orders).await?;
     manager::stopping();
-    info!(signal, "draining");
     // Whoever still asks to reload is told that it is too late.
     drop(orders);
+    bridge.delay(&mut signals.ends).await?;
+    info!(signal, "draining");
     tokio::select! {
         () = bridge.drain() => {
             info!("drained");
@@ -155,6 +156,8 @@ struct Bridge {
     streams: Arc<Streams>,
     writer: Arc<Writer>,
     reloader: Reloader,
+    /// Not ready any more.
+    leaving: CancellationToken,
     /// No new streams.
     draining: CancellationToken,
     ends: Ends,
@@ -236,7 +239,7 @@ impl Rooms {
 impl Bridge {
     fn start(settings: Settings, origin: Origin, reload: Arc<admin::Reload>) -> Result<Self, Error> {
         let fixed = settings.fixed(origin.format);
-        let Settings { http, drain, auth, token_bytes, pool, window, streams: timing, histories, sources: to_run, routes, watch } =
+        let Settings { http, drain, drain_delay, auth, token_bytes, pool, window, streams: timing, histories, sources: to_run, routes, watch } =
             settings;
         // Both ports first: nothing else has begun when one is taken.
         let ports = Ports::bind(&http)?;
@@ -265,6 +268,7 @@ impl Bridge {
             streams: rooms.streams.clone(),
             metrics: rooms.metrics.clone(),
             drain,
+            drain_delay,
         };
         let mut bridge = Self {
             tasks: JoinSet::new(),
@@ -274,6 +278,7 @@ impl Bridge {
             streams: rooms.streams.clone(),
             writer: rooms.writer.clone(),
             reloader,
+            leaving: CancellationToken::new(),
             draining: CancellationToken::new(),
             ends: Ends::default(),
             admin_ends: Ends::default(),
@@ -338,7 +343,7 @@ impl Bridge {
             metrics: rooms.metrics.clone(),
             sources: Box::new(move || sources.load().iter().filter(|of| of.is_first()).map(source).collect()),
             readings: rooms.readings.clone(),
-            draining: self.draining.clone(),
+            leaving: self.leaving.clone(),
             reload,
             streams: rooms.streams.clone(),
             revoking: admin::Revoking {
@@ -376,6 +381,23 @@ impl Bridge {
     /// Runs what must not end.
     fn own(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(async move { (name, AssertUnwindSafe(task).catch_unwind().await.is_err()) });
+    }
+
+    /// Says that it is not ready any more, and serves as before for `server.drain_delay`: load balancers need a while to notice, and
+    /// send clients here until then. A signal ends the delay.
+    async fn delay(&mut self, signals: &mut system::Ends) -> Result<(), Error> {
+        self.leaving.cancel();
+        let delay = self.reloader.drain_delay;
+        if delay.is_zero() {
+            return Ok(());
+        }
+        info!(?delay, "not ready any more, draining follows");
+        tokio::select! {
+            () = sleep(delay) => {}
+            signal = signals.next() => info!(signal, "the delay ends early"),
+            ended = self.tasks.join_next() => return Err(failure(ended)),
+        }
+        Ok(())
     }
 
     /// Ends everything, in order and within `server.drain`.

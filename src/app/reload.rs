@@ -83,6 +83,8 @@ pub(super) struct Reloader {
     pub(super) metrics: Arc<Metrics>,
     /// How long a shutdown may take.
     pub(super) drain: Duration,
+    /// How long it serves as before until then.
+    pub(super) drain_delay: Duration,
 }
 
 impl Reloader {
@@ -119,7 +121,7 @@ impl Reloader {
         for warning in warnings {
             warn!(warning, "configuration");
         }
-        let Settings { mut http, drain, auth, token_bytes, pool, window, streams, histories, sources: wanted, routes, .. } = settings;
+        let Settings { mut http, drain, drain_delay, auth, token_bytes, pool, window, streams, histories, sources: wanted, routes, .. } = settings;
         http.bounds = self.bounds;
         if needs_restart.contains(&"server.listen") {
             // Which names are answered depends on the address that is listened on.
@@ -130,7 +132,7 @@ impl Reloader {
                 served.configure(newer);
             }
         }
-        self.drain = drain;
+        (self.drain, self.drain_delay) = (drain, drain_delay);
         self.pool.configure(pool);
         self.streams.hub().configure(window);
         self.streams.histories().configure(histories);

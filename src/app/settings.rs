@@ -32,6 +32,8 @@ pub struct Settings {
     pub(crate) http: http::Settings,
     /// How long a shutdown may take.
     pub(crate) drain: Duration,
+    /// How long the process says that it is not ready, and serves as before, until the shutdown begins.
+    pub(crate) drain_delay: Duration,
     /// Who may subscribe and publish.
     pub(crate) auth: auth::Settings,
     /// Bytes of the longest token.
@@ -157,6 +159,7 @@ fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
     let streams = stream::Settings::read(&server);
     let histories = history::Settings::read(&history);
     let drain = server.key("drain").duration().or(Duration::from_secs(10));
+    let drain_delay = server.key("drain_delay").duration().or(Duration::ZERO);
     let token_bytes = auth::token_bytes(&server.key("limits").section());
     let pool = pool::Settings::read(&subscribers);
     let window = hub::Limits::read(&window);
@@ -169,7 +172,7 @@ fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
     tags(&found, root, &sources);
     let routes = route::settings::read(root.key("routes"), &names);
     let settings =
-        Settings { http: http?, drain, auth: auth_settings, token_bytes, pool, window, streams, histories, sources: found, routes, watch };
+        Settings { http: http?, drain, drain_delay, auth: auth_settings, token_bytes, pool, window, streams, histories, sources: found, routes, watch };
     Some((settings, log?))
 }
 

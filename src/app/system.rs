@@ -28,12 +28,15 @@ pub(super) fn raise_descriptors(subscribers: usize) {
 pub(super) struct Signals {
     pub(super) ends: Ends,
     pub(super) hangups: Hangups,
+    /// SIGUSR1 and SIGUSR2, which would end the process if they were not taken: some supervisors send them to every program.
+    _ignored: [Signal; 2],
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM, SIGINT and SIGQUIT.
 pub(super) struct Ends {
     term: Signal,
     int: Signal,
+    quit: Signal,
 }
 
 /// SIGHUP.
@@ -45,8 +48,13 @@ impl Signals {
     /// # Errors
     /// When the system refuses.
     pub(super) fn new() -> std::io::Result<Self> {
-        let ends = Ends { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? };
-        Ok(Self { ends, hangups: Hangups(signal(SignalKind::hangup())?) })
+        let ends = Ends {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+        };
+        let ignored = [signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?];
+        Ok(Self { ends, hangups: Hangups(signal(SignalKind::hangup())?), _ignored: ignored })
     }
 }
 
@@ -62,10 +70,11 @@ impl Hangups {
 impl Ends {
     /// The number of the next one. Cancel safe.
     pub(super) async fn next(&mut self) -> i32 {
-        let (term, int) = (&mut self.term, &mut self.int);
+        let Self { term, int, quit } = self;
         tokio::select! {
             Some(()) = term.recv() => SignalKind::terminate().as_raw_value(),
             Some(()) = int.recv() => SignalKind::interrupt().as_raw_value(),
+            Some(()) = quit.recv() => SignalKind::quit().as_raw_value(),
             else => std::future::pending().await,
         }
     }

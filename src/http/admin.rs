@@ -38,7 +38,8 @@ pub(crate) struct Rooms {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) sources: Box<dyn Fn() -> Vec<Source> + Send + Sync>,
     pub(crate) readings: Arc<dyn Fn() -> Readings + Send + Sync>,
-    pub(crate) draining: CancellationToken,
+    /// Cancelled when the process is not ready any more.
+    pub(crate) leaving: CancellationToken,
     /// Reads the configuration again.
     pub(crate) reload: Arc<Reload>,
     pub(crate) revoking: Revoking,
@@ -167,7 +168,7 @@ impl Rooms {
                 source::State::Connecting | source::State::Warming => cell.was_up(),
             }
         };
-        if self.draining.is_cancelled() {
+        if self.leaving.is_cancelled() {
             Readiness::Draining
         } else if !sources.iter().all(|s| s.handle.is_ready()) {
             Readiness::Starting

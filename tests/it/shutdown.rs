@@ -10,7 +10,7 @@ use crate::support::{Bridge, Item, PATIENCE, Sse, within};
 
 #[tokio::test]
 async fn sigterm_ends_every_stream_with_its_cursor_and_the_process_within_drain() {
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in [Signal::TERM, Signal::INT, Signal::QUIT] {
         let mut bridge = Bridge::start(&format!("{OPEN}\nserver: {{ drain: 4s }}\n")).await;
         let mut streams = Vec::new();
         for _ in 0..20 {
@@ -99,6 +99,42 @@ async fn second_signal_ends_it_at_once() {
         let code_seen = status.code().or(status.signal().map(|s| 128 + s));
         assert_eq!(code_seen, Some(code), "{status}");
     }
+}
+
+#[tokio::test]
+async fn a_delay_before_draining_serves_as_before_and_a_signal_ends_it() {
+    let mut bridge = Bridge::start(&format!("{OPEN}\nserver: {{ drain: 60s, drain_delay: 10m }}\n")).await;
+    for ignored in [Signal::USR1, Signal::USR2] {
+        bridge.signal(ignored);
+    }
+    let mut held = bridge.subscribe("").await;
+    let mut stuck = crate::support::Raw::connect_narrow(&bridge.address()).await;
+    stuck.send(format!("GET /events HTTP/1.1\r\nHost: {}\r\n\r\n", bridge.address())).await;
+    stuck.head().await;
+    for _ in 0..100 {
+        bridge.publish("demo.a", "x".repeat(100_000)).await;
+    }
+    held.events(100).await;
+    bridge.signal(Signal::QUIT);
+    within(PATIENCE, "readiness to be withdrawn", async || (bridge.readyz().await.0 == 503).then_some(())).await;
+    // Over new connections too.
+    let mut late = bridge.subscribe("subject=demo.b").await;
+    bridge.publish("demo.b", "1").await;
+    assert_eq!((held.event().await.subject(), late.event().await.subject()), ("demo.b".to_owned(), "demo.b".to_owned()));
+    bridge.signal(Signal::TERM);
+    for sse in [&mut held, &mut late] {
+        assert_eq!(sse.event().await.reason(), "draining");
+    }
+    // It waits for the client that does not read.
+    bridge.signal(Signal::INT);
+    use std::os::unix::process::ExitStatusExt as _;
+    let status = bridge.exit(PATIENCE).await;
+    assert_eq!(status.code().or(status.signal().map(|s| 128 + s)), Some(130), "{status}");
+
+    let mut bridge = Bridge::start(&format!("{OPEN}\nserver: {{ drain_delay: 500ms }}\n")).await;
+    let start = Instant::now();
+    assert_eq!(bridge.terminate().await.code(), Some(0));
+    assert!(start.elapsed() >= Duration::from_millis(500), "{:?}", start.elapsed());
 }
 
 #[tokio::test]

@@ -68,7 +68,7 @@ fn with_a_file_nothing_of_the_demo_counts_and_defaults_are_the_documented_ones()
     assert_eq!((settings.histories.readers, settings.histories.rate), (16, 64 << 20));
     assert_eq!(settings.streams.heartbeat.as_secs(), 15);
     assert_eq!(settings.streams.retry.as_secs(), 3);
-    assert_eq!(settings.drain.as_secs(), 10);
+    assert_eq!((settings.drain.as_secs(), settings.drain_delay.as_secs()), (10, 0));
     assert_eq!(settings.http.bounds.header_bytes, 16 << 10);
     assert_eq!(settings.http.origins.hosts, None);
     assert_eq!(settings.auth.carriers.cookie.as_deref(), Some("brokercast"));

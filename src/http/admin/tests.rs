@@ -54,7 +54,7 @@ impl Intake for Nowhere {
 
 struct Admin {
     router: Router,
-    draining: CancellationToken,
+    leaving: CancellationToken,
 }
 
 impl Admin {
@@ -92,7 +92,7 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
         (Source { handle, reach: vec![Pattern::all()] }, run.run(CancellationToken::new()))
     };
     let (first, second) = (build("main", on[0], true), build("side", on[1], false));
-    let draining = CancellationToken::new();
+    let leaving = CancellationToken::new();
     let reading = SourceReading {
         name: "main".into(),
         messages: 3,
@@ -121,7 +121,7 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
         metrics: crate::metrics::unread(),
         sources: Box::new(move || vec![first.0.clone(), second.0.clone()]),
         readings: Arc::new(move || readings.clone()),
-        draining: draining.clone(),
+        leaving: leaving.clone(),
         reload: Arc::new(|| Box::pin(async { None })),
         streams: crate::stream::tests::demo(1 << 20),
         revoking: Revoking { revocations: Arc::default(), end: Box::new(|_| 0) },
@@ -129,7 +129,7 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
     let both = async {
         let ((), ()) = tokio::join!(first.1, second.1);
     };
-    (Admin { router: router(rooms), draining }, both)
+    (Admin { router: router(rooms), leaving }, both)
 }
 
 #[tokio::test]
@@ -156,7 +156,7 @@ async fn readiness_waits_for_what_is_required_and_is_never_lost_again() {
         let (_, body) = admin.get("/sources").await;
         let main = &body["sources"]["main"];
         assert_eq!((&main["kind"], &main["error_kind"]), (&json!("switch"), &json!("missing")), "{body}");
-        admin.draining.cancel();
+        admin.leaving.cancel();
         assert_eq!(admin.status().await, (503, "draining".into()));
         assert_eq!(admin.get("/livez").await.0, 200);
     };
