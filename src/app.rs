@@ -3,7 +3,7 @@
 //! Alone in knowing all rooms. Sources that fail are their supervisor's affair; any other task that ends, ends the process.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -12,7 +12,6 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -24,14 +23,15 @@ use crate::event::Timestamp;
 use crate::frame::Closing;
 use crate::history::Histories;
 use crate::http;
-use crate::http::connection::{Bounds, Counts, Ends, Server};
+use crate::http::connection::{Bounds, Counts, Ends, Public, Server};
 use crate::http::handoff::{Adopt, Handover};
 use crate::http::tls::Tls;
-use crate::http::{Current, ListenError, Policy, admin, listen};
+use crate::http::{Current, ListenError, Listener, Policy, admin, listen};
 use crate::hub::Hub;
 use crate::metrics::{Metrics, Readings};
 use crate::pool::Pool;
 use crate::stream::{self, Selection, Streams};
+use crate::support::address::Address;
 use crate::support::random::in_range;
 use crate::telemetry::{Format, Log};
 use crate::transport::writer::{self, Writer};
@@ -168,16 +168,17 @@ struct Bridge {
 struct Ports {
     bounds: Bounds,
     tls: Option<Arc<Tls>>,
-    public: TcpListener,
-    admin: TcpListener,
+    public: Listener,
+    admin: Listener,
     admin_tls: Option<Arc<Tls>>,
 }
 
 impl Ports {
     fn bind(settings: &http::Settings) -> Result<Self, Error> {
         let user_timeout = (settings.bounds.stall * 4).max(Duration::from_secs(60));
-        let public = listen::bind("server.listen", settings.listen, user_timeout)?;
-        let admin = listen::bind("admin.listen", settings.admin.listen, user_timeout)?;
+        let options = listen::Options { user_timeout, mode: settings.socket_mode };
+        let public = Listener::bind("server.listen", &settings.listen, options)?;
+        let admin = Listener::bind("admin.listen", &settings.admin.listen, options)?;
         let (tls, admin_tls) = (settings.tls.clone(), settings.admin.tls.clone());
         Ok(Self { bounds: settings.bounds, tls, public, admin, admin_tls })
     }
@@ -211,8 +212,8 @@ impl Rooms {
         ports: &Ports,
     ) -> Result<Self, Error> {
         let loops = std::thread::available_parallelism().map_or(1, usize::from);
-        let (writer, writing) =
-            Writer::start(streams.hub(), loops, ports.bounds.stall).map_err(|cause| Error::System { what: "start the writers", cause })?;
+        let writer = Writer::start(streams.hub(), loops, ports.bounds.stall, timing.heartbeat);
+        let (writer, writing) = writer.map_err(|cause| Error::System { what: "start the writers", cause })?;
         let adopt = adopt(writer.clone());
         let connections = TaskTracker::new();
         let open = Arc::<AtomicUsize>::default();
@@ -239,8 +240,20 @@ impl Rooms {
 impl Bridge {
     fn start(settings: Settings, origin: Origin, reload: Arc<admin::Reload>) -> Result<Self, Error> {
         let fixed = settings.fixed(origin.format);
-        let Settings { http, drain, drain_delay, auth, token_bytes, pool, window, streams: timing, histories, sources: to_run, routes, watch } =
-            settings;
+        let Settings {
+            http,
+            drain,
+            drain_delay,
+            auth,
+            token_bytes,
+            pool,
+            window,
+            streams: timing,
+            histories,
+            sources: to_run,
+            routes,
+            watch,
+        } = settings;
         // Both ports first: nothing else has begun when one is taken.
         let ports = Ports::bind(&http)?;
         let streams = Streams::new(Hub::new(window, in_range(0..=u32::MAX)), Histories::new(histories), timing.clone());
@@ -329,8 +342,10 @@ impl Bridge {
             agents: http::Agents::default(),
         });
         let counts = Counts { stalled: rooms.metrics.stalled.clone(), open: rooms.open.clone() };
-        let (tls, adopt) = (ports.tls.clone(), Some(rooms.adopt.clone()));
-        Server::new(face, tls, ports.bounds, self.ends.clone(), self.connections.clone(), counts, adopt)
+        let policy = rooms.policy.subscribe();
+        let announces = Box::new(move |peer| policy.borrow().policy.announces(peer));
+        let public = Public { adopt: rooms.adopt.clone(), announces };
+        Server::new(face, ports.tls.clone(), ports.bounds, self.ends.clone(), self.connections.clone(), counts, Some(public))
     }
 
     /// What answers on the admin port.
@@ -466,24 +481,25 @@ pub(crate) async fn beat(hub: Arc<Hub>, heartbeat: Duration) {
 
 /// Where everything is.
 struct Shown {
-    public: SocketAddr,
-    admin: SocketAddr,
+    public: Address,
+    admin: Address,
     /// The scheme of the dashboard's address, if it is served.
     dashboard: Option<&'static str>,
 }
 
 impl Shown {
     fn of(settings: &http::Settings, ports: &Ports) -> Self {
-        let public = ports.public.local_addr().unwrap_or(settings.listen);
-        let admin = ports.admin.local_addr().unwrap_or(settings.admin.listen);
+        let public = ports.public.address().unwrap_or(settings.listen.clone());
+        let admin = ports.admin.address().unwrap_or(settings.admin.listen.clone());
         Self { public, admin, dashboard: settings.dashboard.then_some(if ports.tls.is_some() { "https" } else { "http" }) }
     }
 
     fn announce(&self, sources: usize) {
-        let Self { public, admin, dashboard } = *self;
+        let Self { public, admin, dashboard } = self;
         info!(listen = %public, %admin, sources, "listening");
-        if let Some(scheme) = dashboard {
-            let host = if public.ip().is_unspecified() { SocketAddr::new([127, 0, 0, 1].into(), public.port()) } else { public };
+        if let (Some(scheme), Address::Tcp(public)) = (dashboard, public) {
+            let ip = if public.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { public.ip() };
+            let host = SocketAddr::new(ip, public.port());
             info!(url = format!("{scheme}://{host}/"), "dashboard");
         }
     }

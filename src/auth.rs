@@ -287,6 +287,12 @@ impl Authenticator {
         self.carriers.cookie.as_deref()
     }
 
+    /// Whether a request's token is a bearer token in `Authorization`, be it good or not.
+    #[must_use]
+    pub fn is_bearer(&self, headers: &HeaderMap) -> bool {
+        matches!(carrier::find(&self.carriers, true, headers, None), Ok(Some(_)))
+    }
+
     /// Who wants to subscribe, and what they may. `query` is the request's, as it was sent.
     ///
     /// # Errors

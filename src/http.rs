@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::any;
 use axum::{Extension, Router};
-use http::{HeaderValue, header};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Uri, header};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -21,9 +20,11 @@ use crate::pool::Pool;
 use crate::source::http::Handle;
 use crate::stream;
 use crate::subject::Subject;
+use crate::support::network::Networks;
 
 pub(crate) mod admin;
 mod agents;
+mod announced;
 mod body;
 pub(crate) mod connection;
 mod dashboard;
@@ -46,12 +47,15 @@ mod tests;
 pub(crate) mod tls;
 
 pub use listen::ListenError;
+pub(crate) use listen::Listener;
+pub(crate) use origin::{Hosts, Listed};
 pub(crate) use settings::{Limits, Settings};
 
 pub(crate) use agents::Agents;
 use connection::Peer;
 use dashboard::Dashboard;
 use files::Files;
+use forwarded::{Proxies, Seen};
 use handoff::Handover;
 use origin::{Origin, Origins};
 use problem::Problem;
@@ -89,7 +93,11 @@ pub(crate) struct Policy {
     auth: Arc<Authenticator>,
     origins: Origins,
     limits: Limits,
-    trusted_proxies: Vec<ipnet::IpNet>,
+    proxies: Proxies,
+    /// Whose connections begin with a header of the PROXY protocol.
+    announcing: Networks,
+    /// The path under which a proxy offers all of this: `/live`, or nothing.
+    base: String,
     /// How long a publisher may take to send its message.
     body_timeout: Duration,
     dashboard: Option<Dashboard>,
@@ -113,11 +121,13 @@ impl Policy {
     /// `retry`: the reconnection time told to clients, before jitter.
     pub(crate) fn new(settings: Settings, auth: Arc<Authenticator>, retry: Duration) -> Self {
         let admin = Arc::new(settings.admin.access());
-        let Settings { origins, limits, trusted_proxies, bounds, dashboard, dashboards, .. } = settings;
+        let Settings { origins, limits, proxies, announcing, base, bounds, dashboard, dashboards, .. } = settings;
         Self {
             origins,
             limits,
-            trusted_proxies,
+            proxies,
+            announcing,
+            base,
             body_timeout: bounds.header * 3,
             dashboard: dashboard.then(|| Dashboard::new(auth.cookie())),
             dashboards: dashboards.map(Files::new),
@@ -132,42 +142,60 @@ impl Policy {
         &self.admin
     }
 
-    /// The names that are answered; `None`: all.
-    pub(crate) fn hosts(&self) -> Option<&Vec<String>> {
-        self.origins.hosts.as_ref()
+    /// The names that are answered.
+    pub(crate) fn hosts(&self) -> &Hosts {
+        &self.origins.hosts
+    }
+
+    /// Whether a connection from an address, or over a Unix socket, begins with a header of the PROXY protocol.
+    pub(crate) fn announces(&self, peer: Option<std::net::IpAddr>) -> bool {
+        self.announcing.contain(peer)
+    }
+
+    /// Takes the base path off, if it is there: some proxies do so themselves.
+    fn take_base_off(&self, uri: &mut Uri) {
+        let below = |rest: &str| rest.starts_with('/');
+        if self.base.is_empty() || !uri.path().strip_prefix(&*self.base).is_some_and(below) {
+            return;
+        }
+        let mut parts = std::mem::take(uri).into_parts();
+        parts.path_and_query = parts.path_and_query.and_then(|all| PathAndQuery::try_from(&all.as_str()[self.base.len()..]).ok());
+        *uri = Uri::from_parts(parts).unwrap_or_default();
+    }
+
+    /// Puts the base path before a path to which a browser is sent.
+    fn put_base_on(&self, headers: &mut HeaderMap) {
+        if let Some(path) = headers.get(header::LOCATION).filter(|_| !self.base.is_empty()).and_then(|path| path.to_str().ok())
+            && let Ok(path) = HeaderValue::try_from(format!("{}{path}", self.base))
+        {
+            headers.insert(header::LOCATION, path);
+        }
     }
 }
 
 /// The public listener's router.
 pub(crate) fn router(rooms: Rooms) -> Router {
-    let shared = Arc::new(rooms);
-    Router::new()
-        .route("/events", any(events::answer))
-        .route("/session", any(session::answer))
-        // What follows is read from the path itself: a subject may hold an escaped slash.
-        .route("/publish/", any(publish::answer))
-        .route("/publish/{*subject}", any(publish::answer))
-        .fallback(page)
-        .layer(middleware::from_fn_with_state(shared.clone(), guard))
-        .with_state(shared)
+    Router::new().fallback(guard).with_state(Arc::new(rooms))
 }
 
 /// Wraps every request: checks the host name first; afterwards adds headers for origins and browsers, and counts the request.
-async fn guard(State(rooms): State<Arc<Rooms>>, request: Request, next: Next) -> Response {
+async fn guard(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
     let (mut parts, body) = request.into_parts();
-    let route = route_of(parts.uri.path());
-    let tls = parts.extensions.get::<Peer>().is_some_and(|peer| peer.tls);
     let policy = rooms.policy.borrow().policy.clone();
-    let origin = policy.origins.classify(&parts, tls);
-    let mut response = match policy.origins.host(&parts) {
+    policy.take_base_off(&mut parts.uri);
+    let route = route_of(parts.uri.path());
+    let seen = policy.proxies.seen(&peer_of(&parts), &parts.headers);
+    let origin = policy.origins.classify(&parts, &seen);
+    let mut response = match policy.origins.host(&parts, &seen) {
         Err(problem) => problem.into_response(),
         Ok(()) => {
             parts.extensions.insert(origin.clone());
-            parts.extensions.insert(policy.clone());
-            next.run(Request::from_parts(parts, body)).await
+            parts.extensions.insert(seen);
+            dispatch(&rooms, &policy, Request::from_parts(parts, body)).await
         }
     };
     let headers = response.headers_mut();
+    policy.put_base_on(headers);
     policy.origins.answer(&origin, headers);
     if headers.get(header::CONTENT_TYPE).is_none_or(|kind| kind != events::CONTENT_TYPE) {
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -202,18 +230,35 @@ pub fn read_forwarded(peer: std::net::IpAddr, lines: &[&[u8]], trusted: &[ipnet:
     for value in values {
         headers.append("x-forwarded-for", value);
     }
-    forwarded::client_address(peer, &headers, trusted)
+    let trusted = trusted.iter().copied().map(crate::support::network::Entry::Ip).collect();
+    let peer = Peer { address: Some((peer, 0).into()), ..Peer::default() };
+    Proxies { trusted, headers: forwarded::Headers::X }.seen(&peer, &headers).client
+}
+
+/// By the path itself, not by its decoded parts: a subject may hold an escaped slash.
+async fn dispatch(rooms: &Arc<Rooms>, policy: &Arc<Policy>, request: Request) -> Response {
+    let (state, policy) = (State(rooms.clone()), Extension(policy.clone()));
+    match request.uri().path() {
+        "/events" => events::answer(state, policy, request).await,
+        "/session" => session::answer(policy, request).await,
+        path if path.starts_with("/publish/") => publish::answer(state, policy, request).await,
+        _ => page(&policy, request).await,
+    }
 }
 
 /// Everything outside the API: the dashboard, the operator's own pages, else 404.
-async fn page(Extension(policy): Extension<Arc<Policy>>, request: Request) -> Response {
+async fn page(policy: &Policy, request: Request) -> Response {
     let path = request.uri().path();
-    let answer = if let Some(page) = policy.dashboard.as_ref().filter(|_| dashboard::PATHS.contains(&path)) {
+    let moved = |to: &'static str| (http::StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, to)]).into_response();
+    let answer = if !policy.base.is_empty() && path == policy.base {
+        // Without the slash the page's relative links would be wrong.
+        Ok(moved("/"))
+    } else if let Some(page) = policy.dashboard.as_ref().filter(|_| dashboard::PATHS.contains(&path)) {
         page.answer(request.method(), path)
     } else if let Some(files) = policy.dashboards.as_ref().filter(|_| path == "/dashboards" || path.starts_with("/dashboards/")) {
         match path.strip_prefix("/dashboards/") {
             Some(rest) => files.answer(request.method(), rest, request.headers()).await,
-            None => Ok((http::StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, "/dashboards/")]).into_response()),
+            None => Ok(moved("/dashboards/")),
         }
     } else {
         Err(Problem::not_found("there is nothing here"))
@@ -224,4 +269,14 @@ async fn page(Extension(policy): Extension<Arc<Policy>>, request: Request) -> Re
 /// Where a request comes from, as the guard found it.
 fn origin_of(parts: &http::request::Parts) -> Origin {
     parts.extensions.get().cloned().unwrap_or(Origin::Absent)
+}
+
+/// Who sent a request, as its connection found it.
+fn peer_of(parts: &http::request::Parts) -> Peer {
+    parts.extensions.get().copied().unwrap_or_default()
+}
+
+/// The address that a request comes from, as the guard found it.
+fn client_of(parts: &http::request::Parts) -> std::net::IpAddr {
+    parts.extensions.get::<Seen>().map_or(std::net::Ipv4Addr::UNSPECIFIED.into(), |seen| seen.client)
 }

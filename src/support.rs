@@ -1,5 +1,6 @@
 //! What several rooms need and none of them owns. The bottom of the house: it imports no other room.
 
+pub(crate) mod address;
 pub(crate) mod backoff;
 pub(crate) mod braces;
 pub(crate) mod causes;
@@ -7,4 +8,5 @@ pub(crate) mod clock;
 pub(crate) mod form;
 pub(crate) mod host;
 pub(crate) mod network;
+pub(crate) mod peer;
 pub(crate) mod random;

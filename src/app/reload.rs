@@ -121,11 +121,12 @@ impl Reloader {
         for warning in warnings {
             warn!(warning, "configuration");
         }
-        let Settings { mut http, drain, drain_delay, auth, token_bytes, pool, window, streams, histories, sources: wanted, routes, .. } = settings;
+        let Settings { mut http, drain, drain_delay, auth, token_bytes, pool, window, streams, histories, sources: wanted, routes, .. } =
+            settings;
         http.bounds = self.bounds;
         if needs_restart.contains(&"server.listen") {
             // Which names are answered depends on the address that is listened on.
-            http.origins.hosts = self.policy.borrow().policy.hosts().cloned();
+            http.origins.hosts = self.policy.borrow().policy.hosts().clone();
         }
         for (served, newer) in self.tls.iter().zip([&http.tls, &http.admin.tls]) {
             if let (Some(served), Some(newer)) = (served, newer) {

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use crate::cursor::Tag;
 use crate::event::SourceName;
-use crate::http::settings::clash;
 use crate::route::Rule;
 use crate::settings::{Section, SettingsError};
 use crate::source::settings::Source;
@@ -108,7 +107,7 @@ pub fn check_text(text: &str) -> Result<String, SettingsError> {
 
 /// What cannot change while the process runs: keys, and their values as text.
 #[derive(Debug)]
-pub(super) struct Fixed([(&'static str, String); 10]);
+pub(super) struct Fixed([(&'static str, String); 11]);
 
 impl Fixed {
     /// The keys whose values differ.
@@ -119,12 +118,13 @@ impl Fixed {
 
 impl Settings {
     pub(super) fn fixed(&self, format: telemetry::Format) -> Fixed {
-        let http::connection::Bounds { handshake, header, stall, header_bytes } = self.http.bounds;
+        let http::connection::Bounds { handshake, header, stall, heartbeat, header_bytes } = self.http.bounds;
         Fixed([
             ("server.listen", self.http.listen.to_string()),
+            ("server.socket_mode", format!("{:o}", self.http.socket_mode)),
             // Certificates are exchanged; whether there is one decides what the port speaks.
             ("server.tls", self.http.tls.is_some().to_string()),
-            ("server.heartbeat", format!("{:?}", self.streams.heartbeat)),
+            ("server.heartbeat", format!("{heartbeat:?}")),
             ("server.limits.handshake_timeout", format!("{handshake:?}")),
             ("server.limits.header_timeout", format!("{header:?}")),
             ("server.limits.header_bytes", header_bytes.to_string()),
@@ -146,17 +146,19 @@ fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
 
     let auth_settings = auth::Settings::read(&auth);
     let open = !auth_settings.anonymous.is_empty();
-    let http = http::Settings::read(&server, &admin, &subscribers, open);
+    let streams = stream::Settings::read(&server);
+    let http = http::Settings::read(&server, &admin, &subscribers, open, streams.heartbeat);
     if let Some(http) = &http {
-        if clash(http.listen, http.admin.listen) {
+        if http.listen.clashes(&http.admin.listen) {
             admin.problem("listen", "must be another address than `server.listen`");
         }
-        if open && !http.listen.ip().is_loopback() && !auth_settings.beyond_loopback {
-            let expected = "must be true where anonymous access is granted and `server.listen` is no loopback address";
+        let loopback = http.listen.is_loopback() && http.announcing.is_empty();
+        if open && !loopback && !auth_settings.beyond_loopback {
+            let expected = "must be true where anonymous access is granted, and `server.listen` is no loopback address or \
+                            `server.proxy_protocol` is set";
             auth.key("anonymous").section().problem("beyond_loopback", expected);
         }
     }
-    let streams = stream::Settings::read(&server);
     let histories = history::Settings::read(&history);
     let drain = server.key("drain").duration().or(Duration::from_secs(10));
     let drain_delay = server.key("drain_delay").duration().or(Duration::ZERO);
@@ -171,8 +173,20 @@ fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
     overlaps(&found, &sources);
     tags(&found, root, &sources);
     let routes = route::settings::read(root.key("routes"), &names);
-    let settings =
-        Settings { http: http?, drain, drain_delay, auth: auth_settings, token_bytes, pool, window, streams, histories, sources: found, routes, watch };
+    let settings = Settings {
+        http: http?,
+        drain,
+        drain_delay,
+        auth: auth_settings,
+        token_bytes,
+        pool,
+        window,
+        streams,
+        histories,
+        sources: found,
+        routes,
+        watch,
+    };
     Some((settings, log?))
 }
 

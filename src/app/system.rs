@@ -48,11 +48,8 @@ impl Signals {
     /// # Errors
     /// When the system refuses.
     pub(super) fn new() -> std::io::Result<Self> {
-        let ends = Ends {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
-            quit: signal(SignalKind::quit())?,
-        };
+        let ends =
+            Ends { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())?, quit: signal(SignalKind::quit())? };
         let ignored = [signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?];
         Ok(Self { ends, hangups: Hangups(signal(SignalKind::hangup())?), _ignored: ignored })
     }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
@@ -9,6 +10,7 @@ use reqwest::{Certificate, Client, Response, Url};
 
 use super::{Error, load};
 use crate::app::Settings;
+use crate::support::address::Address;
 
 /// How to reach a bridge, and as whom.
 #[derive(Debug, clap::Args)]
@@ -25,6 +27,9 @@ pub(super) struct Reach {
     /// Certificate authorities (PEM) to trust instead of the system's, for a bridge with a private certificate
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// The Unix socket of a bridge whose configuration names one.
+    #[arg(skip)]
+    socket: OnceLock<PathBuf>,
 }
 
 impl Reach {
@@ -41,11 +46,12 @@ impl Reach {
         if let Some(url) = &self.url {
             return Ok(url.clone());
         }
-        let scheme = if settings.http.tls.is_some() { "https" } else { "http" };
-        parse(&format!("{scheme}://{}", reachable(settings.http.listen)))
+        let (url, socket) = of_listener(&settings.http.listen, settings.http.tls.is_some())?;
+        socket.into_iter().for_each(|socket| self.socket.set(socket).unwrap_or_default());
+        Ok(url)
     }
 
-    /// A client that shows the token.
+    /// A client that shows the token, for the bridge whose address was asked for.
     pub(super) fn client(&self) -> Result<Client, Error> {
         let mut headers = HeaderMap::new();
         let token = match (&self.token, &self.token_file) {
@@ -61,6 +67,9 @@ impl Reach {
             headers.insert(AUTHORIZATION, value);
         }
         let mut builder = client().default_headers(headers);
+        if let Some(socket) = self.socket.get() {
+            builder = builder.unix_socket(socket.as_path());
+        }
         if let Some(file) = &self.ca {
             let pem = read(file)?;
             let certificates = Certificate::from_pem_bundle(pem.as_bytes());
@@ -96,6 +105,15 @@ pub(super) fn below(address: &Url, path: &str) -> Url {
     let mut url = address.clone();
     url.set_path(&format!("{}{path}", address.path().trim_end_matches('/')));
     url
+}
+
+/// How a listener of this machine's is reached: its address, and the Unix socket that leads there, if it is one.
+pub(super) fn of_listener(listen: &Address, tls: bool) -> Result<(Url, Option<PathBuf>), Error> {
+    let scheme = if tls { "https" } else { "http" };
+    match listen {
+        Address::Tcp(address) => Ok((parse(&format!("{scheme}://{}", reachable(*address)))?, None)),
+        Address::Unix(path) => Ok((parse(&format!("{scheme}://localhost"))?, Some(path.clone()))),
+    }
 }
 
 /// Where to ask for a listener of this machine's: who listens everywhere is found on loopback.

@@ -25,13 +25,13 @@ pub(super) struct Options {
 /// `given`: whether the command line names the configuration.
 pub(super) fn run(files: &[PathBuf], given: bool, options: Options) -> Result<ExitCode, Error> {
     let Answer { ready, said, .. } = match options.url {
-        Some(url) => block_on(ask(&readyz(&url), false))?,
-        None if given => block_on(ask(&configured(files)?, true))?,
+        Some(url) => block_on(ask(&readyz(&url), None, false))?,
+        None if given => ask_configured(files)?,
         None => match bridges(serves).as_slice() {
             [only] => block_on(ask_process(only))?,
             // A process may not be seen, for example in another container on the same network.
-            [] => block_on(ask(&configured(files)?, true))?,
-            _ if !files.is_empty() || is_configured() => block_on(ask(&configured(files)?, true))?,
+            [] => ask_configured(files)?,
+            _ if !files.is_empty() || is_configured() => ask_configured(files)?,
             several => {
                 let pids: Vec<_> = several.iter().map(|bridge| bridge.pid.to_string()).collect();
                 let pids = pids.join(", ");
@@ -47,11 +47,11 @@ fn readyz(address: &Url) -> Url {
     if address.path() == "/readyz" { address.clone() } else { client::below(address, "/readyz") }
 }
 
-/// The address that the configuration says.
-fn configured(files: &[PathBuf]) -> Result<Url, Error> {
+/// Asks the listener that the configuration says.
+fn ask_configured(files: &[PathBuf]) -> Result<Answer, Error> {
     let admin = load(files)?.settings.http.admin;
-    let scheme = if admin.tls.is_some() { "https" } else { "http" };
-    Ok(readyz(&client::parse(&format!("{scheme}://{}", client::reachable(admin.listen)))?))
+    let (address, socket) = client::of_listener(&admin.listen, admin.tls.is_some())?;
+    block_on(ask(&readyz(&address), socket, true))
 }
 
 /// Whether the environment configures anything.
@@ -81,7 +81,7 @@ async fn ask_process(bridge: &Bridge) -> Result<Answer, Error> {
         for scheme in ["http", "https"] {
             let url = readyz(&client::parse(&format!("{scheme}://{address}"))?);
             // One that does not answer speaks TLS, or another protocol.
-            if let Some(answer) = ask(&url, true).await.ok().filter(|answer| answer.of_admin) {
+            if let Some(answer) = ask(&url, None, true).await.ok().filter(|answer| answer.of_admin) {
                 return Ok(answer);
             }
         }
@@ -89,12 +89,16 @@ async fn ask_process(bridge: &Bridge) -> Result<Answer, Error> {
     Err(Error::new(format!("process {pid} has no admin listener that answers")))
 }
 
-async fn ask(url: &Url, own: bool) -> Result<Answer, Error> {
+async fn ask(url: &Url, socket: Option<PathBuf>, own: bool) -> Result<Answer, Error> {
     // A proxy from the environment has no business between a container and itself.
     // On this machine it asks for what everybody is told, and brings no secret: whose certificate it is does not matter, and
     // few certificates name a loopback address.
-    let client = client::client().tls_danger_accept_invalid_certs(own).no_proxy().timeout(Duration::from_secs(3)).build();
-    let client = client.map_err(|e| Error::with("cannot make an HTTP client", e))?;
+    let client = client::client().tls_danger_accept_invalid_certs(own).no_proxy().timeout(Duration::from_secs(3));
+    let client = match socket {
+        Some(socket) => client.unix_socket(socket),
+        None => client,
+    };
+    let client = client.build().map_err(|e| Error::with("cannot make an HTTP client", e))?;
     let failed = |e: reqwest::Error| Error::with(format!("no answer from the admin listener at {}", client::place(url)), e.without_url());
     let answer = client.get(url.clone()).send().await.map_err(failed)?;
     let status = answer.status();

@@ -1,12 +1,13 @@
-//! What becomes of a response's body on HTTP/2, where many share a connection: counted while it lasts, and dropped
+//! What becomes of a response's body on HTTP/2, where many share a connection: counted while it lasts, and reset
 //! when its client takes nothing for too long.
 //!
 //! On HTTP/1.1 a client that takes nothing fills its socket, and [`super::stall`] ends that. On HTTP/2 it may keep the
-//! connection alive and just never open the window of one stream: hyper then never asks the body again.
+//! connection alive and just never open the window of one stream: hyper then never asks the body again. Only ending the task in which
+//! hyper answers resets the stream (RFC 9113 section 6.4).
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 /// The requests of one HTTP/2 connection.
@@ -25,6 +27,8 @@ pub(crate) struct Streams {
     /// When the last one ended, in milliseconds since `born`.
     idle_since: AtomicU64,
     bodies: Mutex<Vec<Weak<Slot>>>,
+    /// Where the task of the request that was entered last goes.
+    entered: Mutex<Option<Arc<OnceLock<AbortHandle>>>>,
 }
 
 impl Streams {
@@ -35,6 +39,7 @@ impl Streams {
             seen: AtomicU64::new(0),
             idle_since: AtomicU64::new(0),
             bodies: Mutex::default(),
+            entered: Mutex::default(),
         })
     }
 
@@ -42,12 +47,28 @@ impl Streams {
     pub(crate) fn enter(self: &Arc<Self>) -> Entered {
         self.open.fetch_add(1, Relaxed);
         self.seen.fetch_add(1, Relaxed);
-        Entered(self.clone())
+        let task = Arc::<OnceLock<_>>::default();
+        *self.entered.lock() = Some(task.clone());
+        Entered { streams: self.clone(), task }
+    }
+
+    /// The request that was entered last is answered in this task: hyper first calls the service, then runs what answers.
+    pub(crate) fn runs_in(&self, task: AbortHandle) {
+        if let Some(entered) = self.entered.lock().take() {
+            entered.set(task).unwrap_or_default();
+        }
     }
 
     /// Keeps an eye on a response's body.
     pub(crate) fn watch(&self, entered: Entered, body: Body) -> Body {
-        let slot = Arc::new(Slot { born: self.born, body: Mutex::new(Some(body)), due: AtomicU64::new(0), waker: AtomicWaker::new() });
+        let slot = Slot {
+            born: self.born,
+            body: Mutex::new(Some(body)),
+            due: AtomicU64::new(0),
+            waker: AtomicWaker::new(),
+            task: entered.task.clone(),
+        };
+        let slot = Arc::new(slot);
         let mut bodies = self.bodies.lock();
         bodies.retain(|body| body.strong_count() > 0);
         bodies.push(Arc::downgrade(&slot));
@@ -63,7 +84,7 @@ impl Streams {
         Some((self.born.elapsed().saturating_sub(since), self.seen.load(Relaxed) > 0))
     }
 
-    /// Drops the bodies whose clients took nothing for `limit` although something waited, and says how many.
+    /// Resets the streams whose clients took nothing for `limit` although something waited, and says how many.
     pub(crate) fn drop_stalled(&self, limit: Duration) -> u64 {
         let mut dropped = 0;
         let now = millis(self.born);
@@ -74,6 +95,7 @@ impl Streams {
                 // Dropped outside the lock: it may have much to do.
                 let body = slot.body.lock().take();
                 dropped += u64::from(body.is_some());
+                slot.task.get().into_iter().for_each(AbortHandle::abort);
             }
         }
         dropped
@@ -81,12 +103,15 @@ impl Streams {
 }
 
 /// One request, while it lasts.
-pub(crate) struct Entered(Arc<Streams>);
+pub(crate) struct Entered {
+    streams: Arc<Streams>,
+    task: Arc<OnceLock<AbortHandle>>,
+}
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.0.idle_since.store(millis(self.0.born), Relaxed);
-        self.0.open.fetch_sub(1, Relaxed);
+        self.streams.idle_since.store(millis(self.streams.born), Relaxed);
+        self.streams.open.fetch_sub(1, Relaxed);
     }
 }
 
@@ -102,6 +127,8 @@ struct Slot {
     /// Since when something waits for the client; 0 while nothing does.
     due: AtomicU64,
     waker: AtomicWaker,
+    /// The task in which hyper answers.
+    task: Arc<OnceLock<AbortHandle>>,
 }
 
 impl Slot {

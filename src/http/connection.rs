@@ -4,7 +4,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,15 +22,17 @@ use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 
+use super::announced;
 use super::body::Streams;
 use super::handoff::{Adopt, Io, Leaving};
 use super::lenient::Lenient;
+use super::listen::Listener;
 use super::stall::Stall;
 use super::tls::Tls;
 use crate::frame::Closing;
@@ -43,10 +45,10 @@ const START: usize = 1 << 10;
 const PREFACE: &[u8] = b"PRI ";
 
 /// The other end of a connection; an extension of each request.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Peer {
-    /// The address of the socket's peer.
-    pub(crate) address: SocketAddr,
+    /// The address of the socket's peer; `None`: it is a Unix socket.
+    pub(crate) address: Option<SocketAddr>,
     /// Whether the connection uses TLS that ends in this process.
     pub(crate) tls: bool,
     /// The connection's number; it comes again after four billion others.
@@ -61,6 +63,8 @@ pub(crate) struct Bounds {
     pub(crate) handshake: Duration,
     pub(crate) header: Duration,
     pub(crate) stall: Duration,
+    /// Between two heartbeats of a stream.
+    pub(crate) heartbeat: Duration,
     pub(crate) header_bytes: usize,
 }
 
@@ -89,12 +93,11 @@ pub(crate) struct Server {
     router: Router,
     tls: Option<Arc<Tls>>,
     http1: http1::Builder,
-    http2: http2::Builder<Tracked>,
     bounds: Bounds,
     ends: Ends,
     tasks: TaskTracker,
     counts: Counts,
-    adopt: Option<Adopt>,
+    public: Option<Public>,
     /// Of connections.
     numbers: std::sync::atomic::AtomicU32,
 }
@@ -115,9 +118,20 @@ impl Drop for Open {
     }
 }
 
+/// What only the public listener has.
+pub(crate) struct Public {
+    /// Takes cleartext streams over.
+    pub(crate) adopt: Adopt,
+    /// Whether a connection from an address, or over a Unix socket, begins with a header of the PROXY protocol.
+    pub(crate) announces: Box<dyn Fn(Option<IpAddr>) -> bool + Send + Sync>,
+}
+
 /// Where HTTP/2 runs its streams: in the same set of tasks as the connections.
 #[derive(Clone)]
-struct Tracked(TaskTracker);
+struct Tracked {
+    tasks: TaskTracker,
+    streams: Arc<Streams>,
+}
 
 impl<F> hyper::rt::Executor<F> for Tracked
 where
@@ -125,7 +139,7 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, future: F) {
-        self.0.spawn(future);
+        self.streams.runs_in(self.tasks.spawn(future).abort_handle());
     }
 }
 
@@ -137,7 +151,7 @@ impl Server {
         ends: Ends,
         tasks: TaskTracker,
         counts: Counts,
-        adopt: Option<Adopt>,
+        public: Option<Public>,
     ) -> Arc<Self> {
         let mut http1 = http1::Builder::new();
         http1
@@ -146,7 +160,13 @@ impl Server {
             .max_header_size(bounds.header_bytes)
             .max_buf_size(bounds.header_bytes.max(64 << 10))
             .pipeline_flush(false);
-        let mut http2 = http2::Builder::new(Tracked(tasks.clone()));
+        Arc::new(Self { router, tls, http1, bounds, ends, tasks, counts, public, numbers: Default::default() })
+    }
+
+    /// HTTP/2 for one connection, whose requests are `streams`.
+    fn http2(&self, streams: Arc<Streams>) -> http2::Builder<Tracked> {
+        let bounds = &self.bounds;
+        let mut http2 = http2::Builder::new(Tracked { tasks: self.tasks.clone(), streams });
         http2
             .timer(TokioTimer::new())
             .max_concurrent_streams(256)
@@ -154,13 +174,19 @@ impl Server {
             .max_local_error_reset_streams(128)
             .max_header_list_size(u32::try_from(bounds.header_bytes).unwrap_or(u32::MAX))
             .max_send_buf_size(64 << 10)
-            .keep_alive_interval(Duration::from_secs(20))
-            .keep_alive_timeout(Duration::from_secs(10));
-        Arc::new(Self { router, tls, http1, http2, bounds, ends, tasks, counts, adopt, numbers: Default::default() })
+            // Streams whose windows are shut send nothing, so pings show whether the client is there. One that only reads nothing for
+            // a while leaves them unanswered too.
+            .keep_alive_interval(bounds.heartbeat.clamp(Duration::from_secs(1), Duration::from_secs(20)))
+            .keep_alive_timeout(bounds.stall.max(Duration::from_secs(10)));
+        http2
+    }
+
+    fn stall(&self, socket: TcpStream) -> Stall {
+        Stall::new(socket, self.bounds.stall, self.bounds.heartbeat)
     }
 
     /// Accepts connections until it is stopped; each connection is a task of the tracker.
-    pub(crate) async fn run(self: Arc<Self>, listener: TcpListener) {
+    pub(crate) async fn run(self: Arc<Self>, listener: Listener) {
         let stop = self.ends.accept.clone();
         super::listen::accept(listener, stop, |socket, peer| {
             self.tasks.spawn(self.clone().serve(socket, peer));
@@ -168,17 +194,18 @@ impl Server {
         .await;
     }
 
-    async fn serve(self: Arc<Self>, mut socket: TcpStream, address: SocketAddr) {
+    async fn serve(self: Arc<Self>, mut socket: TcpStream, address: Option<SocketAddr>) {
         let open = Open::count(&self.counts.open);
         let connection = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let Some(address) = self.client_of(&mut socket, address).await else { return };
         let peer = Peer { address, tls: self.tls.is_some(), connection, verified: false };
         match &self.tls {
             None => {
                 let look = timeout(self.bounds.header, speaks_http2(&mut socket));
                 let Some(Ok(Ok((h2, start)))) = self.unless_closed(look).await else { return };
-                let io = Stall::new(socket, self.bounds.stall);
+                let io = self.stall(socket);
                 // The other cases are boxed: otherwise the task of every connection would be four times as large.
-                match &self.adopt {
+                match self.public.as_ref().map(|public| &public.adopt) {
                     _ if h2 => Box::pin(self.serve_http2(Lenient::untouched(start, io), peer)).await,
                     Some(adopt) => self.serve_adoptable(Lenient::behind(start, io), peer, adopt, open).await,
                     None => Box::pin(self.serve_http1(Lenient::behind(start, io), peer)).await,
@@ -188,8 +215,24 @@ impl Server {
         }
     }
 
+    /// Where a connection comes from: as the proxy announces whose it is, else its socket's peer. `None`: it ends, as such a proxy
+    /// announced nothing.
+    async fn client_of(&self, socket: &mut TcpStream, peer: Option<SocketAddr>) -> Option<Option<SocketAddr>> {
+        if !self.public.as_ref().is_some_and(|public| (public.announces)(peer.map(|peer| peer.ip()))) {
+            return Some(peer);
+        }
+        match self.unless_closed(timeout(self.bounds.header, Box::pin(announced::read(socket)))).await? {
+            Ok(Ok(client)) => Some(client.or(peer)),
+            Ok(Err(error)) => {
+                tracing::info!(peer = peer.map(tracing::field::display), %error, "connection refused: see `server.proxy_protocol`");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
     async fn serve_tls(&self, socket: TcpStream, mut peer: Peer, tls: &Tls) {
-        let handshake = tls.acceptor().accept(Stall::new(socket, self.bounds.stall));
+        let handshake = tls.acceptor().accept(self.stall(socket));
         let Some(Ok(Ok(io))) = self.unless_closed(timeout(self.bounds.handshake, handshake)).await else { return };
         peer.verified = io.get_ref().1.peer_certificates().is_some();
         if io.get_ref().1.alpn_protocol() == Some(b"h2") {
@@ -286,7 +329,7 @@ impl Server {
     async fn serve_http2<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, io: I, peer: Peer) {
         let streams = Streams::new();
         let service = Service { router: self.router.clone(), peer, streams: Some(streams.clone()), leaving: None };
-        let mut connection = std::pin::pin!(self.http2.serve_connection(TokioIo::new(io), service));
+        let mut connection = std::pin::pin!(self.http2(streams.clone()).serve_connection(TokioIo::new(io), service));
         let look = (self.bounds.stall.min(self.bounds.header) / 4).clamp(Duration::from_millis(100), Duration::from_secs(5));
         let mut looks = tokio::time::interval(look);
         let mut closing = false;

@@ -18,7 +18,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use super::problem::Problem;
 use super::query::{Query, takes_only_streams};
 use super::sender::Denied;
-use super::{Peer, Policy, Rooms, origin_of};
+use super::{Policy, Rooms, client_of, origin_of, peer_of};
 use crate::auth::{AuthError, NotGranted, Wanted};
 use crate::event::Timestamp;
 use crate::frame::{self, Closing, Form};
@@ -121,10 +121,10 @@ async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Option
     if rooms.draining.is_cancelled() {
         return Err(Refusal::Later(Later::Draining));
     }
-    let address = policy.client(parts);
+    let address = client_of(parts);
     let permit = rooms.pool.acquire(grant.identity(), address).await.map_err(|refusal| Refusal::Later(Later::Cap(refusal)))?;
     let form = if query.json { Form::Json } else { Form::Routed };
-    let connection = parts.extensions.get::<Peer>().map_or(0, |peer| peer.connection);
+    let connection = peer_of(parts).connection;
     let handover = (rooms.open)(crate::stream::Request {
         filter: Arc::new(Filter::new(patterns, form)),
         named,

@@ -4,11 +4,18 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+
+mod unix;
+
+use unix::UnixSocket;
+
+use crate::support::address::Address;
 
 const BACKLOG: i32 = 4096;
 /// Unsent bytes that a socket buffers beyond its peer's window.
@@ -26,21 +33,65 @@ pub struct ListenError {
     /// `server.listen`
     pub key: &'static str,
     /// Where.
-    pub address: SocketAddr,
+    pub address: String,
     /// Why.
     #[source]
     pub cause: io::Error,
 }
 
-/// Opens a listener. `user_timeout`: how long a peer may acknowledge nothing that was sent.
-///
-/// # Errors
-/// When the port is taken, or the address is none of this machine's.
-pub(crate) fn bind(key: &'static str, address: SocketAddr, user_timeout: Duration) -> Result<TcpListener, ListenError> {
-    open(address, user_timeout).map_err(|cause| ListenError { key, address, cause })
+/// How a listener is opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    /// How long a peer may acknowledge nothing that was sent.
+    pub(crate) user_timeout: Duration,
+    /// Who may connect to a Unix socket: the mode of its file.
+    pub(crate) mode: u32,
 }
 
-fn open(address: SocketAddr, user_timeout: Duration) -> io::Result<TcpListener> {
+/// A listener.
+pub(crate) enum Listener {
+    /// Of TCP.
+    Tcp(TcpListener),
+    /// A Unix socket. Its file goes with it.
+    Unix(UnixSocket),
+}
+
+impl Listener {
+    /// Opens a listener.
+    ///
+    /// # Errors
+    /// When the port or path is taken, or the address is none of this machine's.
+    pub(crate) fn bind(key: &'static str, address: &Address, options: Options) -> Result<Self, ListenError> {
+        let bound = match address {
+            Address::Tcp(address) => tcp(*address, options.user_timeout).map(Self::Tcp),
+            Address::Unix(path) => UnixSocket::bind(path, options.mode).map(Self::Unix),
+        };
+        bound.map_err(|cause| ListenError { key, address: address.to_string(), cause })
+    }
+
+    /// Where it is: with the port that the system has chosen.
+    pub(crate) fn address(&self) -> io::Result<Address> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
+            Self::Unix(socket) => Ok(Address::Unix(socket.path().to_owned())),
+        }
+    }
+
+    /// The next connection, and its peer's address, which a Unix socket has not.
+    pub(super) async fn accept(&self) -> io::Result<(TcpStream, Option<SocketAddr>)> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.map(|(socket, peer)| (socket, Some(peer))),
+            Self::Unix(socket) => {
+                // For all that is done with a connection, the two kinds of sockets are the same: what is special to TCP is set at the
+                // listener, and `TCP_INFO` has no answer.
+                let descriptor = OwnedFd::from(socket.accept().await?.into_std()?);
+                Ok((TcpStream::from_std(descriptor.into())?, None))
+            }
+        }
+    }
+}
+
+fn tcp(address: SocketAddr, user_timeout: Duration) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
@@ -64,7 +115,7 @@ fn open(address: SocketAddr, user_timeout: Duration) -> io::Result<TcpListener> 
 }
 
 /// Hands every accepted connection to `take`, until `stop`.
-pub(crate) async fn accept(listener: TcpListener, stop: CancellationToken, mut take: impl FnMut(TcpStream, SocketAddr)) {
+pub(crate) async fn accept(listener: Listener, stop: CancellationToken, mut take: impl FnMut(TcpStream, Option<SocketAddr>)) {
     let mut said: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
@@ -92,30 +143,4 @@ pub(crate) async fn accept(listener: TcpListener, stop: CancellationToken, mut t
 }
 
 #[cfg(test)]
-mod tests {
-    use socket2::SockRef;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn accepted_sockets_inherit_what_the_listener_was_told() {
-        let listener = bind("server.listen", "127.0.0.1:0".parse().unwrap(), Duration::from_secs(77)).unwrap();
-        let (client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-        let (socket, _) = accepted.unwrap();
-        drop(client);
-        assert!(socket.nodelay().unwrap());
-        #[cfg(target_os = "linux")]
-        {
-            assert_eq!(SockRef::from(&socket).tcp_user_timeout().unwrap(), Some(Duration::from_secs(77)));
-            assert_eq!(SockRef::from(&socket).tcp_notsent_lowat().unwrap(), UNSENT);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_port_that_is_taken_names_the_key_to_change() {
-        let first = bind("server.listen", "127.0.0.1:0".parse().unwrap(), Duration::from_secs(60)).unwrap();
-        let error = bind("admin.listen", first.local_addr().unwrap(), Duration::from_secs(60)).unwrap_err();
-        assert!(error.to_string().contains("admin.listen"), "{error}");
-        assert_eq!(error.cause.kind(), io::ErrorKind::AddrInUse);
-    }
-}
+pub(crate) mod tests;

@@ -1,25 +1,41 @@
 //! Which page a request comes from, and which host name it uses: `Origin`, CORS (Fetch standard, section 3.3) and `Host`.
 //!
-//! Pure. Knows the listed origins, the public URL and the host names that are answered; no route and no token.
+//! Pure. Knows the listed origins, the public URLs and the host names that are answered; no route and no token.
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, header};
 
+use super::forwarded::Seen;
 use super::problem::Problem;
+
+mod listed;
+
+pub(crate) use listed::Listed;
 
 /// What the configuration says of origins and names.
 #[derive(Debug)]
 pub(crate) struct Origins {
-    /// As browsers write them; `*` is all.
-    pub(crate) listed: Vec<String>,
-    /// Whether `*` is listed.
-    pub(crate) any: bool,
+    pub(crate) listed: Vec<Listed>,
     /// Whether cookies may come along.
     pub(crate) credentials: bool,
-    /// What "same origin" is; `None`: the request's own scheme and host.
-    pub(crate) public: Option<String>,
-    /// `Host` names that are answered, in lower case; `None`: all.
-    pub(crate) hosts: Option<Vec<String>>,
+    /// Request headers that pages of listed origins may send, as an answer names them.
+    pub(crate) headers: HeaderValue,
+    /// What "same origin" is; empty: the request's own scheme and host.
+    pub(crate) public: Vec<String>,
+    /// Names that are answered.
+    pub(crate) hosts: Hosts,
+}
+
+/// Names that are answered, in lower case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Hosts {
+    /// All.
+    All,
+    /// These; a trusted proxy that says which name its client used speaks for the client.
+    These(Vec<String>),
+    /// The same, but whatever is forwarded the `Host` itself must be one of these: a foreign page whose name was made to resolve
+    /// to this machine can forge what proxies send, but not its `Host`.
+    Direct(Vec<String>),
 }
 
 /// Where a request comes from.
@@ -37,7 +53,7 @@ pub(crate) enum Origin {
 
 impl Origins {
     /// Where this request comes from.
-    pub(crate) fn classify(&self, request: &Parts, tls: bool) -> Origin {
+    pub(crate) fn classify(&self, request: &Parts, seen: &Seen) -> Origin {
         let mut values = request.headers.get_all(header::ORIGIN).iter();
         let Some(value) = values.next() else { return Origin::Absent };
         if values.next().is_some() {
@@ -46,15 +62,20 @@ impl Origins {
         }
         let Ok(text) = value.to_str() else { return Origin::Foreign };
         let origin = normal(text);
-        if self.any || self.listed.contains(&origin) {
+        if self.listed.iter().any(|listed| listed.covers(&origin)) {
             return Origin::Listed(value.clone());
         }
-        let same = match (&self.public, authority(request)) {
-            (Some(public), _) => *public == origin,
-            (None, Some(host)) => normal(&format!("{}://{host}", if tls { "https" } else { "http" })) == origin,
-            (None, None) => false,
+        let own = |host: &str| normal(&format!("{}://{host}", if seen.tls { "https" } else { "http" })) == origin;
+        let same = match self.public.as_slice() {
+            [] => seen.host.as_deref().or_else(|| authority(request)).is_some_and(own),
+            public => public.contains(&origin),
         };
         if same { Origin::Same } else { Origin::Foreign }
+    }
+
+    /// Whether all origins are listed.
+    fn any(&self) -> bool {
+        self.listed.contains(&Listed::Any)
     }
 
     /// Whether a page may have sent this request: the same or a listed origin, or none at all unless a browser says that
@@ -83,13 +104,14 @@ impl Origins {
         if self.listed.is_empty() {
             return;
         }
-        if !self.any {
+        let any = self.any();
+        if !any {
             headers.append(header::VARY, HeaderValue::from_static("Origin"));
         }
         let Origin::Listed(value) = origin else { return };
-        let value = if self.any { HeaderValue::from_static("*") } else { value.clone() };
+        let value = if any { HeaderValue::from_static("*") } else { value.clone() };
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, value);
-        if self.credentials && !self.any {
+        if self.credentials && !any {
             headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
         }
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("retry-after, www-authenticate"));
@@ -101,9 +123,7 @@ impl Origins {
             return;
         }
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(methods));
-        // `Cache-Control` and `X-Requested-With` are what EventSource polyfills send.
-        let allowed = "authorization, last-event-id, content-type, cache-control, x-requested-with";
-        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(allowed));
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, self.headers.clone());
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
     }
 
@@ -111,14 +131,18 @@ impl Origins {
     ///
     /// # Errors
     /// With 400 where HTTP/1.1 names none or several (RFC 9112 section 3.2), else 421.
-    pub(crate) fn host(&self, request: &Parts) -> Result<(), Problem> {
+    pub(crate) fn host(&self, request: &Parts, seen: &Seen) -> Result<(), Problem> {
         let mut named = request.headers.get_all(header::HOST).iter();
         let first = named.next();
         if named.next().is_some() || (request.version == http::Version::HTTP_11 && first.is_none()) {
             return Err(Problem::bad_request("a request has exactly one `Host`"));
         }
-        let Some(hosts) = &self.hosts else { return Ok(()) };
-        let Some(authority) = authority(request) else { return Err(Problem::misdirected()) };
+        let (hosts, forwarded) = match &self.hosts {
+            Hosts::All => return Ok(()),
+            Hosts::These(hosts) => (hosts, seen.host.as_deref()),
+            Hosts::Direct(hosts) => (hosts, None),
+        };
+        let Some(authority) = forwarded.or_else(|| authority(request)) else { return Err(Problem::misdirected()) };
         let authority = authority.to_ascii_lowercase();
         let name = name(&authority);
         if hosts.iter().any(|host| *host == authority || host.trim_end_matches('.') == name) {
@@ -150,13 +174,17 @@ pub(super) fn name(authority: &str) -> &str {
 /// An origin in lower case and without its scheme's own port, which browsers leave out.
 fn normal(origin: &str) -> String {
     let origin = origin.to_ascii_lowercase();
-    let own_port = if origin.starts_with("https://") { ":443" } else { ":80" };
+    let own_port = match origin.split_once("://") {
+        Some(("https", _)) => ":443",
+        Some(("http", _)) => ":80",
+        _ => return origin,
+    };
     origin.strip_suffix(own_port).map(str::to_owned).unwrap_or(origin)
 }
 
-/// Reads an origin: `http` or `https`, and a host. Returns it as browsers write it.
-pub(super) fn parse_origin(text: &str) -> Option<String> {
-    let (scheme, authority) = text.split_once("://")?;
+/// Reads the address of a server: `http` or `https`, and a host. Returns its origin as browsers write it.
+pub(super) fn parse_public(text: &str) -> Option<String> {
+    let (scheme, authority) = text.strip_suffix('/').unwrap_or(text).split_once("://")?;
     let scheme = scheme.to_ascii_lowercase();
     matches!(&*scheme, "http" | "https").then_some(())?;
     Some(normal(&format!("{scheme}://{}", host_name(authority)?)))

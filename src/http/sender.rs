@@ -2,14 +2,12 @@
 //!
 //! Knows that a token comes first, and that the backend is asked only for pages that may ask. Not what becomes of a refusal.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use http::request::Parts;
 
-use super::forwarded::client_address;
 use super::problem::Problem;
-use super::{Peer, Policy, origin_of};
+use super::{Policy, client_of, origin_of};
 use crate::auth::{AuthError, Grant};
 
 /// How long a request waits for keys that are on their way.
@@ -29,7 +27,7 @@ impl Policy {
     pub(super) async fn subscriber(&self, parts: &Parts) -> Result<Grant, Denied> {
         if let Some(question) = self.auth.question(&parts.headers, parts.uri.query(), false) {
             self.may_ask(parts)?;
-            return self.auth.ask(question, self.client(parts)).await.map_err(Denied::Sender);
+            return self.auth.ask(question, client_of(parts)).await.map_err(Denied::Sender);
         }
         let grant = self.auth.authenticate_within(&parts.headers, parts.uri.query(), PATIENCE).await.map_err(Denied::Sender)?;
         self.may_ask(parts)?;
@@ -40,20 +38,19 @@ impl Policy {
     pub(super) async fn publisher(&self, parts: &Parts) -> Result<Grant, Denied> {
         if let Some(question) = self.auth.question(&parts.headers, None, true) {
             self.may_ask(parts)?;
-            return self.auth.ask(question, self.client(parts)).await.map_err(Denied::Sender);
+            return self.auth.ask(question, client_of(parts)).await.map_err(Denied::Sender);
         }
         let grant = self.auth.authenticate_publisher_within(&parts.headers, PATIENCE).await.map_err(Denied::Sender)?;
         self.may_ask(parts)?;
         Ok(grant)
     }
 
+    /// Whether a page of some origin may have sent a request. A bearer token in `Authorization` says so itself: no browser sends it along
+    /// for a page that does not have it. Browsers do so with cookies, and proxies with headers of their own.
     fn may_ask(&self, parts: &Parts) -> Result<(), Denied> {
+        if self.auth.is_bearer(&parts.headers) {
+            return Ok(());
+        }
         self.origins.allow(&origin_of(parts), &parts.headers).map_err(Denied::Page)
-    }
-
-    /// The client's address.
-    pub(super) fn client(&self, parts: &Parts) -> IpAddr {
-        let peer = parts.extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.address.ip());
-        client_address(peer, &parts.headers, &self.trusted_proxies)
     }
 }

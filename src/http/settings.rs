@@ -2,25 +2,42 @@
 //!
 //! Certificates are read into what handshakes use. Opens no listener.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use http::{HeaderName, HeaderValue};
 
 use super::admin::Access;
 use super::connection::Bounds;
-use super::origin::{Origins, host_name, parse_origin};
+use super::forwarded::{Headers, Proxies};
+use super::origin::{Hosts, Listed, Origins, host_name, parse_public};
 use super::tls::Tls;
 use crate::settings::{Secret, Section, Slot};
-use crate::support::network;
+use crate::support::address::Address;
+use crate::support::network::{Entry, Networks};
+
+/// Request headers that pages of listed origins may send: what clients of events need (`Cache-Control` and `X-Requested-With` are what
+/// EventSource polyfills send), and what tracing libraries add to every request.
+const CORS_HEADERS: [&str; 9] = [
+    "authorization",
+    "last-event-id",
+    "content-type",
+    "cache-control",
+    "x-requested-with",
+    "baggage",
+    "traceparent",
+    "tracestate",
+    "sentry-trace",
+];
 
 /// What the listeners need.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    /// The public listener's address.
-    pub(crate) listen: SocketAddr,
+    /// Where the public listener is.
+    pub(crate) listen: Address,
+    /// The mode of the listeners' files, where they are Unix sockets.
+    pub(crate) socket_mode: u32,
     /// The admin listener.
     pub(crate) admin: Admin,
     /// HTTPS on the public listener.
@@ -35,15 +52,19 @@ pub(crate) struct Settings {
     pub(super) limits: Limits,
     /// Bounds of a connection.
     pub(crate) bounds: Bounds,
-    /// Networks whose `X-Forwarded-For` is believed.
-    pub(crate) trusted_proxies: Vec<IpNet>,
+    /// Which proxies are believed, and what of them.
+    pub(crate) proxies: Proxies,
+    /// Whose connections begin with a header of the PROXY protocol.
+    pub(crate) announcing: Networks,
+    /// The path under which a proxy offers all of this: `/live`, or nothing.
+    pub(super) base: String,
 }
 
 /// The admin listener.
 #[derive(Debug)]
 pub(crate) struct Admin {
-    /// Its address.
-    pub(crate) listen: SocketAddr,
+    /// Where it is.
+    pub(crate) listen: Address,
     /// HTTPS there.
     pub(crate) tls: Option<Arc<Tls>>,
     /// What requests bring as a bearer token.
@@ -69,7 +90,7 @@ impl Admin {
         Access {
             token: self.token.clone(),
             certificates: self.tls.as_ref().is_some_and(|tls| tls.verifies_clients()),
-            loopback: self.listen.ip().is_loopback(),
+            loopback: !self.listen.is_remote(),
         }
     }
 }
@@ -87,17 +108,27 @@ pub(crate) struct Limits {
 
 impl Settings {
     /// Takes the keys of `server` and `admin`, and those of `subscribers` that concern connections. `anonymous`: whether
-    /// there is access without a token.
-    pub(crate) fn read(server: &Section<'_>, admin: &Section<'_>, subscribers: &Section<'_>, anonymous: bool) -> Option<Self> {
+    /// there is access without a token. `heartbeat`: that of streams.
+    pub(crate) fn read(
+        server: &Section<'_>,
+        admin: &Section<'_>,
+        subscribers: &Section<'_>,
+        anonymous: bool,
+        heartbeat: Duration,
+    ) -> Option<Self> {
         let listen = listen(server.key("listen"), 8080);
+        let expected = "must be the mode of a file, in octal digits: 0660";
+        let mode = |text: &str| u32::from_str_radix(text.strip_prefix("0o").unwrap_or(text), 8).ok().filter(|mode| *mode <= 0o777);
+        let mode = server.key("socket_mode").text().default("0660".to_owned()).read(expected, mode).optional();
         let tls = server.key("tls").optional_section().map(|tls| Tls::read(&tls));
-        let origins = origins(server, listen.is_some_and(|listen| listen.ip().is_loopback()) && anonymous);
+        let origins = origins(server, listen.as_ref().is_some_and(Address::is_loopback) && anonymous);
         let limits = server.key("limits").section();
         let seconds = Duration::from_secs;
         let bounds = Bounds {
             handshake: limits.key("handshake_timeout").duration().positive().or(seconds(10)),
             header: limits.key("header_timeout").duration().positive().or(seconds(10)),
             stall: subscribers.key("max_stall").duration().positive().or(seconds(30)),
+            heartbeat,
             header_bytes: limits.key("header_bytes").size().within(8 << 10, 1 << 20).or(16 << 10),
         };
         let limits = Limits {
@@ -105,54 +136,99 @@ impl Settings {
             pattern_bytes: limits.key("pattern_bytes").size().within(1, crate::subject::MAX_SUBJECT).or(256),
             pattern_tokens: limits.key("pattern_tokens").number().at_least(1).or(16),
         };
-        let expected = "must be a network or an address: 10.0.0.0/8, 192.168.1.7, fd00::/8 (without host bits)";
-        let proxy = |item: Slot<'_>| item.text().read(expected, network::parse).required();
         let dashboard = server.key("dashboard").flag().or(true);
         let dashboards = server.key("dashboards").path().optional();
-        let trusted_proxies = subscribers.key("trusted_proxies").list(proxy).or(Vec::new());
+        let proxies = proxies(server, subscribers);
+        let announcing = networks(server.key("proxy_protocol"));
+        let expected = "must be a path such as /live, of letters, digits and - . _ ~, which is none of brokercast's own";
+        let base = server.key("base_path").text().default(String::new()).read(expected, base_path).optional();
         let admin = Admin::read(admin);
         let tls = match tls {
             Some(tls) => Some(Arc::new(tls?)),
             None => None,
         };
-        Some(Self { listen: listen?, admin: admin?, tls, origins, dashboard, dashboards, limits, bounds, trusted_proxies })
+        Some(Self {
+            listen: listen?,
+            socket_mode: mode?,
+            admin: admin?,
+            tls,
+            origins: origins?,
+            dashboard,
+            dashboards,
+            limits,
+            bounds,
+            proxies,
+            announcing,
+            base: base?,
+        })
     }
 }
 
-fn listen(slot: Slot<'_>, port: u16) -> Option<SocketAddr> {
-    let default = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let read = |text: &str| match text.strip_prefix("localhost:") {
-        Some(port) => format!("127.0.0.1:{port}").parse().ok(),
-        None => text.parse().ok(),
+fn listen(slot: Slot<'_>, port: u16) -> Option<Address> {
+    let default = format!("127.0.0.1:{port}");
+    let expected = format!(
+        "must be an address and a port: {default}, 0.0.0.0:{port} or [::]:{port}; or a Unix socket, whose path has at most 107 bytes: \
+         unix:/run/brokercast.sock"
+    );
+    slot.text().default(default).read(&expected, Address::parse).required()
+}
+
+/// `trusted_proxies`, which may also stand in `subscribers`.
+fn proxies(server: &Section<'_>, subscribers: &Section<'_>) -> Proxies {
+    let (own, alias) = (server.key("trusted_proxies"), subscribers.key("trusted_proxies"));
+    if own.is_set() && alias.is_set() {
+        alias.problem("must be left out where `server.trusted_proxies` is set: it is the same");
+    }
+    let trusted = if alias.is_set() { networks(alias) } else { networks(own) };
+    Proxies { trusted, headers: server.key("forwarded").choice().or(Headers::X) }
+}
+
+fn networks(slot: Slot<'_>) -> Networks {
+    slot.list(|item| item.text().read(Entry::EXPECTED, Entry::parse).required()).or(Vec::new()).into_iter().collect()
+}
+
+/// Reads a path below which everything is offered: without the slash at its end, and empty for `/`.
+fn base_path(text: &str) -> Option<String> {
+    let base = text.strip_suffix('/').unwrap_or(text);
+    if base.is_empty() {
+        return Some(String::new());
+    }
+    let segment = |segment: &str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-._~".contains(c);
+        !segment.is_empty() && segment != "." && segment != ".." && segment.chars().all(plain)
     };
-    let expected = format!("must be an address and a port: {default}, 0.0.0.0:{port} or [::]:{port}");
-    slot.text().default(default.to_string()).read(&expected, read).required()
+    let mut segments = base.strip_prefix('/')?.split('/');
+    // Otherwise a path could be one with the base path or one without.
+    let own = ["events", "session", "publish", "dashboards", "dashboard.js", "dashboard.css"];
+    (segments.clone().all(segment) && segments.next().is_some_and(|first| !own.contains(&first))).then(|| base.to_owned())
 }
 
-/// Whether two listeners cannot be there at once. Port 0 is a free one.
-pub(crate) fn clash(a: SocketAddr, b: SocketAddr) -> bool {
-    let all = |ip: IpAddr| ip.is_unspecified();
-    a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || all(a.ip()) || all(b.ip()))
-}
-
-fn origins(server: &Section<'_>, open_on_loopback: bool) -> Origins {
+/// `server.cors`: the origins that are listed, whether they may bring cookies, and the headers that they may send.
+fn cors(server: &Section<'_>) -> Option<(Vec<Listed>, bool, HeaderValue)> {
     let cors = server.key("cors").section();
-    let expected = "must be an origin, scheme and host without a path: https://dash.example.com";
-    let read = |text: &str| if text == "*" { Some(text.to_owned()) } else { parse_origin(text) };
-    let alone = |origins: &Vec<String>| origins.len() < 2 || origins.iter().all(|origin| origin != "*");
-    let listed = cors.key("origins").list(|item| item.text().read(expected, read).required());
-    let listed = listed.check(alone, "must be `*` alone, or a list without it").or(Vec::new());
+    let expected = "must be an origin, scheme and host without a path, of http, https, capacitor, tauri, ionic or an extension, or `null`: \
+                    https://dash.example.com, or https://*.example.com for all names below it";
+    let alone = |origins: &Vec<Listed>| origins.len() < 2 || !origins.contains(&Listed::Any);
+    let origin = |item: Slot<'_>| if item.is_null() { Some(Listed::Null) } else { item.text().read(expected, Listed::parse).required() };
+    let listed = cors.key("origins").list(origin).check(alone, "must be `*` alone, or a list without it").or(Vec::new());
     let credentials = cors.key("credentials").flag().or(false);
-    let any = listed.iter().any(|origin| origin == "*");
-    if any && credentials {
-        cors.problem("credentials", "must not be true where `origins` is `*`: list the origins that may bring cookies");
+    if credentials && listed.iter().any(Listed::without_credentials) {
+        let expected = "must not be true where `origins` has `*`, `null` or all hosts of a scheme: list the origins that may bring cookies";
+        cors.problem("credentials", expected);
     }
     if credentials && listed.is_empty() {
         cors.problem("origins", "must list the origins that `credentials` is about");
     }
-    let public = server.key("public_url").text();
+    let expected = "must be the name of a request header";
+    let name = |text: &str| HeaderName::try_from(text).ok().filter(|_| text != "*").map(|name| name.as_str().to_owned());
+    let headers = cors.key("headers").texts(|item| item.text().read(expected, name).required()).or(CORS_HEADERS.map(str::to_owned).into());
+    Some((listed, credentials, HeaderValue::try_from(headers.join(", ")).ok()?))
+}
+
+fn origins(server: &Section<'_>, open_on_loopback: bool) -> Option<Origins> {
+    let cors = cors(server);
     let expected = "must be scheme and host, without a path: https://live.example.com";
-    let public = public.read(expected, |url| parse_origin(url.strip_suffix('/').unwrap_or(url))).optional();
+    let public = server.key("public_url").one_or_more(|url| url.text().read(expected, parse_public).optional());
     let expected = "must be a host name or address, with its port if it has one: live.example.com";
     let some = "must list at least one name, or be left out to answer to all";
     let hosts = server.key("hosts").texts(|item| item.text().read(expected, host_name).required()).check(|hosts| !hosts.is_empty(), some);
@@ -160,10 +236,11 @@ fn origins(server: &Section<'_>, open_on_loopback: bool) -> Origins {
         // A foreign page whose name was made to resolve to this machine must not read what is open to everybody here.
         let mut names: Vec<String> = ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned).into();
         // The name that a proxy in front was given for this server.
-        names.extend(public.as_ref().and_then(|url| url.split_once("://")).map(|(_, name)| name.to_owned()));
-        Some(hosts.or(names))
+        names.extend(public.iter().filter_map(|url| url.split_once("://")).map(|(_, name)| name.to_owned()));
+        if server.has("hosts") { Hosts::These(hosts.or(names)) } else { Hosts::Direct(hosts.or(names)) }
     } else {
-        hosts.optional()
+        hosts.optional().map_or(Hosts::All, Hosts::These)
     };
-    Origins { listed, any, credentials, public, hosts }
+    let (listed, credentials, headers) = cors?;
+    Some(Origins { listed, credentials, headers, public, hosts })
 }

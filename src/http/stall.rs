@@ -1,4 +1,5 @@
-//! A socket whose peer may be slow but not dead: if the peer takes nothing of a write for too long, the write fails.
+//! A socket whose peer may be slow but not dead: if the peer takes nothing of a write for too long, the write fails. A peer that has
+//! vanished makes reading fail ([`Watched`]).
 //!
 //! It is below TLS and HTTP, so it works for both versions of HTTP. Knows bytes only. [`super::listen`] makes sure that a socket
 //! is reported writable soon after its peer has taken something.
@@ -14,13 +15,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use crate::support::peer::Watched;
+
 /// How long to read and discard what the peer still sends while the connection closes. Closing a socket with unread bytes
 /// resets the connection, and the peer may then lose the answer that says why (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A socket with a deadline for writes that wait.
 pub(crate) struct Stall {
-    socket: TcpStream,
+    socket: Watched,
     limit: Duration,
     /// Set while the socket is full. Created only then, because most sockets never are.
     deadline: Option<Pin<Box<Sleep>>>,
@@ -29,13 +32,13 @@ pub(crate) struct Stall {
 }
 
 impl Stall {
-    /// A write that the peer takes nothing of for `limit` fails.
-    pub(crate) fn new(socket: TcpStream, limit: Duration) -> Self {
-        Self { socket, limit, deadline: None, leaving: None }
+    /// A write that the peer takes nothing of for `limit` fails. `heartbeat`: the interval at which something is written to streams.
+    pub(crate) fn new(socket: TcpStream, limit: Duration, heartbeat: Duration) -> Self {
+        Self { socket: Watched::new(socket, heartbeat), limit, deadline: None, leaving: None }
     }
 
     pub(crate) fn into_inner(self) -> TcpStream {
-        self.socket
+        self.socket.into_inner()
     }
 
     fn written(&mut self, result: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -99,9 +102,9 @@ mod tests {
     use super::*;
 
     async fn pair(limit: Duration) -> (Stall, TcpStream) {
-        let listener = super::super::listen::bind("server.listen", "127.0.0.1:0".parse().unwrap(), limit).unwrap();
-        let (client, server) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-        (Stall::new(server.unwrap().0, limit), client.unwrap())
+        let (listener, address) = super::super::listen::tests::loopback(limit);
+        let (client, server) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (Stall::new(server.unwrap().0, limit, Duration::from_secs(15)), client.unwrap())
     }
 
     #[tokio::test]

@@ -41,7 +41,7 @@ impl Face {
             let section = |name: &str| root.key(name).section();
             let (server, subscribers) = (section("server"), section("subscribers"));
             let auth = auth::Settings::read(&section("auth"));
-            let settings = Settings::read(&server, &section("admin"), &subscribers, !auth.anonymous.is_empty())?;
+            let settings = Settings::read(&server, &section("admin"), &subscribers, !auth.anonymous.is_empty(), Duration::from_secs(15))?;
             Some((
                 Authenticator::new(auth, auth::token_bytes(&server.key("limits").section())),
                 settings,
@@ -80,7 +80,7 @@ impl Face {
             request = request.header(*name, *value);
         }
         let mut request = request.body(if body.is_empty() { Body::empty() } else { Body::from(body) }).unwrap();
-        request.extensions_mut().insert(Peer { address: "127.0.0.1:4711".parse().unwrap(), tls: false, connection: 0, verified: false });
+        request.extensions_mut().insert(Peer { address: "127.0.0.1:4711".parse().ok(), tls: false, connection: 0, verified: false });
         self.router.clone().oneshot(request).await.unwrap()
     }
 
@@ -182,7 +182,8 @@ async fn refusals_come_in_their_order() {
     assert_eq!(face.ask("GET", "/events", &[]).await.1["www-authenticate"], r#"Bearer realm="brokercast""#);
     let (_, headers) = face.ask("GET", "/events", &[("authorization", "Bearer nonsense")]).await;
     assert!(headers["www-authenticate"].to_str().unwrap().contains("invalid_token"));
-    assert_eq!(face.problem("GET", "/events", &[auth, foreign], "").await.0, 403);
+    let cookie = format!("brokercast={}", &narrow[7..]);
+    assert_eq!(face.problem("GET", "/events", &[("cookie", &cookie), foreign], "").await.0, 403);
     let (status, problem) = face.problem("GET", "/events?subject=orders.eu.a&subject=orders.%3E", &[auth], "").await;
     assert_eq!((status, problem["pattern"].as_str()), (403, Some("orders.>")));
     assert_eq!(face.status("/events", &[auth]).await, 200);
@@ -347,8 +348,56 @@ async fn the_dashboard_and_own_pages_are_served_safely() {
     assert_eq!(headers["x-content-type-options"], "nosniff");
     assert_eq!(face.ask("GET", "/dashboards", &[]).await.1["location"], "/dashboards/");
     assert_eq!(face.problem("GET", "/dashboards/%2e%2e/x", &[], "").await.0, 404);
+    // Below a path of a proxy's, whether the proxy takes it off or not.
+    let below = Face::new(&format!("{OPEN}\nserver: {{ dashboards: FOLDER, base_path: /live/ }}"));
+    std::fs::write(below._folder.path().join("a.html"), "a").unwrap();
+    for path in ["/", "/dashboard.js", "/dashboards/a.html", "/events", "/session"] {
+        assert_eq!([below.status(path, &[]).await, below.status(&format!("/live{path}"), &[]).await], [200, 200], "{path}");
+    }
+    for path in ["/publish/demo.a", "/live/publish/demo.a%2Fb?x=1"] {
+        // As far as the source, which does not run here.
+        assert_eq!(below.raw("POST", path, &[], "1").await.status(), 503, "{path}");
+    }
+    for (path, location) in [("/live", "/live/"), ("/live/dashboards", "/live/dashboards/"), ("/dashboards", "/live/dashboards/")] {
+        let (status, headers) = below.ask("GET", path, &[]).await;
+        assert_eq!((status.as_u16(), headers["location"].to_str().unwrap()), (308, location), "{path}");
+    }
+    for path in ["/liver/events", "/live/live/events", "//live/events", "/Live/events"] {
+        assert_eq!(below.status(path, &[]).await, 404, "{path}");
+    }
+    let page = below.raw("GET", "/live/", &[], "").await.into_body().collect().await.unwrap().to_bytes();
+    let page = String::from_utf8(page.to_vec()).unwrap();
+    assert!(!page.contains("=\"/") && page.contains("\"dashboard.js\""), "an absolute link in {page}");
     let off = Face::new(&format!("{OPEN}\nserver: {{ dashboard: false }}"));
     for path in ["/", "/dashboard.js", "/dashboards/a.html"] {
         assert_eq!(off.problem("GET", path, &[], "").await.0, 404, "{path}");
     }
+}
+
+#[tokio::test]
+async fn only_a_bearer_token_in_its_header_is_taken_from_a_foreign_origin() {
+    const FOREIGN: (&str, &str) = ("origin", "capacitor://elsewhere");
+    let face = Face::new(&format!("{}\nserver: {{ cors: {{ origins: ['capacitor://localhost'] }} }}", tokens()));
+    let token = bearer(&json!({ "sub": "a", "subjects": ["a"], "publish": ["demo.a"] }));
+    let cookie = format!("brokercast={}", &token[7..]);
+    for path in ["/events", "/session"] {
+        assert_eq!(face.status(path, &[FOREIGN, ("authorization", &token)]).await, 200, "{path}");
+        face.opened.lock().clear();
+        // A cookie beside it changes nothing: it is not what counts.
+        assert_eq!(face.status(path, &[FOREIGN, ("authorization", &token), ("cookie", &cookie)]).await, 200, "{path}");
+        assert_eq!(face.status(path, &[FOREIGN, ("cookie", &cookie)]).await, 403, "{path}");
+        assert_eq!(face.status(path, &[FOREIGN, ("cookie", &cookie), ("authorization", "Basic eDp5")]).await, 403, "{path}");
+        face.opened.lock().clear();
+    }
+    // As far as the source, which does not run here.
+    assert_eq!(face.raw("POST", "/publish/demo.a", &[FOREIGN, ("authorization", &token)], "1").await.status(), 503);
+    let (_, headers) = face.ask("GET", "/events", &[FOREIGN, ("authorization", &token)]).await;
+    assert!(!headers.contains_key("access-control-allow-origin"), "an app that is not listed reads nothing in a browser");
+
+    let other = tokens().replace("jwt: {", "carriers: { header: Cf-Access-Jwt-Assertion }, jwt: {");
+    let face = Face::new(&other);
+    assert_eq!(face.status("/events", &[("cf-access-jwt-assertion", &token[7..])]).await, 200);
+    face.opened.lock().clear();
+    assert_eq!(face.status("/events", &[FOREIGN, ("cf-access-jwt-assertion", &token[7..])]).await, 403);
+    assert_eq!(face.status("/events", &[FOREIGN, ("cf-access-jwt-assertion", &token[7..]), ("authorization", &token)]).await, 403);
 }

@@ -189,6 +189,12 @@ impl<'t> Slot<'t> {
         }
     }
 
+    /// Whether `null` was written.
+    #[must_use]
+    pub(crate) fn is_null(&self) -> bool {
+        self.node.is_some_and(Node::is_null)
+    }
+
     /// Whether `true` or `false` was written.
     #[must_use]
     pub(crate) fn is_flag(&self) -> bool {

@@ -1,4 +1,4 @@
-//! Reading of IP networks. Pure; knows nothing of what they are for.
+//! Reading of IP networks, and lists of them. Pure; knows nothing of what they are for.
 
 use std::net::IpAddr;
 
@@ -17,6 +17,51 @@ pub(crate) fn parse(text: &str) -> Option<IpNet> {
         _ => None,
     };
     Some(mapped(&network).map_or(network, IpNet::V4))
+}
+
+/// One entry of a list of networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// Addresses.
+    Ip(IpNet),
+    /// Peers over a Unix socket, which have no address.
+    Unix,
+}
+
+impl Entry {
+    /// What an entry must be.
+    pub(crate) const EXPECTED: &str = "must be a network or an address, without host bits, or `unix`: 10.0.0.0/8, 192.168.1.7, fd00::/8";
+
+    /// Reads an entry.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        if text == "unix" { Some(Self::Unix) } else { parse(text).map(Self::Ip) }
+    }
+}
+
+/// A list of networks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Networks(Vec<Entry>);
+
+impl Networks {
+    /// Whether it is empty.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether an address is in one of them; `None`: that of a peer over a Unix socket.
+    pub(crate) fn contain(&self, address: Option<IpAddr>) -> bool {
+        self.0.iter().any(|entry| match (entry, address) {
+            (Entry::Ip(network), Some(address)) => network.contains(&address.to_canonical()),
+            (Entry::Unix, None) => true,
+            _ => false,
+        })
+    }
+}
+
+impl FromIterator<Entry> for Networks {
+    fn from_iter<T: IntoIterator<Item = Entry>>(entries: T) -> Self {
+        Self(entries.into_iter().collect())
+    }
 }
 
 #[cfg(test)]

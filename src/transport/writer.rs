@@ -18,6 +18,7 @@ use super::task;
 use crate::event::Timestamp;
 use crate::hub::Hub;
 use crate::stream::{Live, Stream};
+use crate::support::peer::Watched;
 
 mod driver;
 pub(crate) mod handle;
@@ -27,6 +28,7 @@ pub(crate) mod socket;
 pub(crate) mod step;
 #[cfg(test)]
 mod tests;
+mod vanished;
 
 use driver::Socket;
 use handle::{Handle, New};
@@ -66,6 +68,7 @@ pub struct Writer {
     /// Sockets that tasks write to.
     tasks: AtomicUsize,
     stall: Duration,
+    heartbeat: Duration,
 }
 
 /// Counts one, until it is dropped.
@@ -100,31 +103,34 @@ pub struct Ends {
 }
 
 impl Writer {
-    /// Starts `loops` threads. A socket that takes nothing for `stall`, though something waits, is closed.
+    /// Starts `loops` threads. A socket that takes nothing for `stall`, though something waits, is closed, and so is one whose client has
+    /// vanished. `heartbeat`: the interval at which the hub's channels get one.
     ///
     /// # Errors
     /// When the system has no threads or epoll sets left.
-    pub fn start(hub: &Arc<Hub>, loops: usize, stall: Duration) -> io::Result<(Arc<Self>, Ends)> {
+    pub fn start(hub: &Arc<Hub>, loops: usize, stall: Duration, heartbeat: Duration) -> io::Result<(Arc<Self>, Ends)> {
         // Bounded by the sockets there are: each comes back at most once before it is adopted again.
         let (give, returned) = mpsc::unbounded_channel();
         let mut handles = Vec::new();
         let mut ended = Vec::new();
         for number in 0..loops.clamp(1, 64) {
-            let (handle, end) = driver::start(hub, number, Settings::new(stall), give.clone())?;
+            let (handle, end) = driver::start(hub, number, Settings::new(stall), heartbeat, give.clone())?;
             handles.push(handle);
             ended.push(end);
         }
-        Ok((Arc::new(Self { loops: handles, next: AtomicUsize::new(0), tasks: AtomicUsize::new(0), stall }), Ends { returned, ended }))
+        let (next, tasks) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Ok((Arc::new(Self { loops: handles, next, tasks, stall, heartbeat }), Ends { returned, ended }))
     }
 
     /// Writes a stream to a socket until it has ended, or until a loop has taken it over. `read_ahead` bytes were read from
     /// the socket behind the request.
     pub async fn write(&self, socket: TcpStream, stream: Stream, read_ahead: usize) {
         let counted = Counted::new(&self.tasks);
+        let socket = Watched::new(socket, self.heartbeat);
         let Some((socket, live, id)) = task::catch_up(socket, stream, self.stall).await else { return };
         let handle = &self.loops[self.next.fetch_add(1, Ordering::Relaxed) % self.loops.len()];
         // A socket that cannot leave the runtime is closed, so its client comes back.
-        if let Ok(socket) = driver::from_runtime(socket) {
+        if let Ok(socket) = driver::from_runtime(socket.into_inner()) {
             drop(counted);
             handle.adopt(New { socket, live, id, read_ahead }).await;
         }

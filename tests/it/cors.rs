@@ -42,7 +42,7 @@ async fn preflight_allows_what_a_client_needs() {
             .request(reqwest::Method::OPTIONS, bridge.url(path))
             .header("Origin", origin.to_owned())
             .header("Access-Control-Request-Method", method.to_owned())
-            .header("Access-Control-Request-Headers", "authorization,last-event-id")
+            .header("Access-Control-Request-Headers", "authorization,baggage,last-event-id,sentry-trace,traceparent")
     };
     for (path, method) in [("/events", "GET"), ("/publish/public.a", "POST")] {
         let answer = preflight(path, method, LISTED).send().await.unwrap();
@@ -50,7 +50,9 @@ async fn preflight_allows_what_a_client_needs() {
         assert_eq!(answer.headers()["access-control-allow-origin"], LISTED);
         assert_eq!(answer.headers()["access-control-allow-credentials"], "true");
         let headers = answer.headers()["access-control-allow-headers"].to_str().unwrap().to_lowercase();
-        assert!(headers.contains("authorization") && headers.contains("last-event-id"), "{headers}");
+        for name in ["authorization", "last-event-id", "baggage", "sentry-trace", "traceparent", "tracestate"] {
+            assert!(headers.split(", ").any(|allowed| allowed == name), "{name} in {headers}");
+        }
         assert!(answer.headers()["access-control-allow-methods"].to_str().unwrap().contains(method));
         let foreign = preflight(path, method, "https://evil.example.com").send().await.unwrap();
         assert!(!foreign.headers().contains_key("access-control-allow-origin"), "{foreign:?}");
@@ -95,4 +97,33 @@ async fn public_url_says_what_the_same_origin_is_behind_a_proxy() {
     let post = || bridge.http.post(bridge.url("/publish/public.a")).body("1");
     assert_eq!(post().header("Origin", "https://live.example.com").send().await.unwrap().status(), 202);
     assert_eq!(post().header("Origin", bridge.url("")).send().await.unwrap().status(), 403);
+}
+
+#[tokio::test]
+async fn what_a_trusted_proxy_says_of_scheme_and_name_counts_and_follows_a_reload() {
+    let config = |server: &str| {
+        format!(
+            "reload: {{ watch: false }}\n{}",
+            config().replace("server: {", &format!("server: {{ trusted_proxies: [127.0.0.1], {server}"))
+        )
+    };
+    let bridge = Bridge::start(&config("")).await;
+    let post = async |headers: &[(&str, &str)]| {
+        let request = bridge.http.post(bridge.url("/publish/public.a")).body("1").header("Origin", "https://live.example.com");
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        request.send().await.unwrap().status().as_u16()
+    };
+    let x = [("X-Forwarded-Proto", "https"), ("X-Forwarded-Host", "live.example.com")];
+    let standard = [("Forwarded", "for=192.0.2.1;proto=https;host=live.example.com")];
+    let host = [("X-Forwarded-Proto", "https"), ("Host", "live.example.com")];
+    let statuses = async || [post(&x).await, post(&standard).await, post(&host).await, post(&x[..1]).await, post(&[]).await];
+    assert_eq!(statuses().await, [202, 403, 421, 403, 403]);
+    let reload = async |server: &str| {
+        bridge.configure(&config(server));
+        assert_eq!(bridge.http.post(bridge.admin_url("/reload")).send().await.unwrap().status(), 200);
+    };
+    reload("forwarded: forwarded,").await;
+    assert_eq!(statuses().await, [403, 202, 421, 403, 403]);
+    reload("hosts: [live.example.com],").await;
+    assert_eq!(statuses().await, [202, 421, 202, 421, 421]);
 }

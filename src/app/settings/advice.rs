@@ -2,6 +2,7 @@
 
 use super::Settings;
 use crate::auth::{self, Header};
+use crate::http::Listed;
 use crate::settings::value::show_size;
 
 /// Durable sources whose positions fit an id of 128 bytes, which browsers send to another origin without asking first
@@ -70,15 +71,18 @@ fn tokens(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
 
 fn listeners(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
     let http = &settings.http;
-    if !http.listen.ip().is_loopback() && http.tls.is_none() && (!settings.auth.issuers.is_empty() || settings.auth.backend.is_some()) {
+    if http.listen.is_remote() && http.tls.is_none() && (!settings.auth.issuers.is_empty() || settings.auth.backend.is_some()) {
         warn("server.tls", "is not set: tokens and cookies cross the network in the clear, unless a proxy in front of brokercast ends TLS");
     }
     let admin = &http.admin;
-    if !admin.listen.ip().is_loopback() && admin.token.is_none() && !admin.tls.as_ref().is_some_and(|tls| tls.verifies_clients()) {
+    if admin.listen.is_remote() && admin.token.is_none() && !admin.tls.as_ref().is_some_and(|tls| tls.verifies_clients()) {
         warn("admin.listen", "is no loopback address: metrics and sources' states are open to who can reach it; see `admin.token_file`");
     }
-    if !admin.listen.ip().is_loopback() && admin.token.is_some() && admin.tls.is_none() {
+    if admin.listen.is_remote() && admin.token.is_some() && admin.tls.is_none() {
         warn("admin.tls", "is not set: the admin listener's token crosses the network in the clear");
+    }
+    if http.origins.credentials && http.origins.listed.iter().any(Listed::is_broad) {
+        warn("server.cors.origins", "lets pages of all names below a top-level domain bring their visitors' cookies");
     }
     if http.dashboards.as_ref().is_some_and(|folder| !folder.is_dir()) {
         warn("server.dashboards", "names no folder that is there now");
@@ -87,14 +91,8 @@ fn listeners(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
 
 fn subscribers(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
     let (pool, http) = (&settings.pool, &settings.http);
-    if pool.max_per_address.is_some() && http.trusted_proxies.is_empty() && !http.listen.ip().is_loopback() {
-        warn(
-            "subscribers.max_per_address",
-            "behind a proxy all clients share its address: set `subscribers.trusted_proxies` if there is one",
-        );
-    }
-    if !http.trusted_proxies.is_empty() && pool.max_per_address.is_none() {
-        warn("subscribers.trusted_proxies", "has no effect without `subscribers.max_per_address`");
+    if pool.max_per_address.is_some() && http.proxies.trusted.is_empty() && http.listen.is_remote() {
+        warn("subscribers.max_per_address", "behind a proxy all clients share its address: set `server.trusted_proxies` if there is one");
     }
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     if let Some(limit) = limit.filter(|limit| u64::try_from(pool.max).unwrap_or(u64::MAX) > *limit) {

@@ -1,6 +1,7 @@
 use std::io::Write as _;
 
 use super::*;
+use crate::http::Hosts;
 
 mod checks;
 mod printed;
@@ -39,6 +40,10 @@ pub(super) fn bad(texts: &[&str], variables: &[(&str, &str)]) -> Vec<String> {
     error.lines().map(|line| line.replace(&folder, "")).collect()
 }
 
+fn direct(names: &[&str]) -> Hosts {
+    Hosts::Direct(names.iter().map(ToString::to_string).collect())
+}
+
 pub(super) const KEY: &str = "0123456789abcdef0123456789abcdef";
 
 #[test]
@@ -48,14 +53,16 @@ fn without_a_file_the_demo_counts() {
     assert_eq!(names, ["clock", "inbox"]);
     assert_eq!(loaded.settings.http.listen.to_string(), "127.0.0.1:8080");
     assert_eq!(loaded.settings.auth.anonymous.subscribe[0].as_str(), ">");
-    assert_eq!(loaded.settings.http.origins.hosts.as_deref().unwrap(), ["localhost", "127.0.0.1", "[::1]"]);
+    assert_eq!(loaded.settings.http.origins.hosts, direct(&["localhost", "127.0.0.1", "[::1]"]));
 }
 
 #[test]
 fn a_loopback_listener_open_to_all_answers_to_the_public_name_of_a_proxy_too() {
     let open = "auth: { anonymous: { subscribe: [a] } }";
-    let loaded = good(&["server: { public_url: \"https://Live.Example.com\" }", open], &[]);
-    assert_eq!(loaded.settings.http.origins.hosts.as_deref().unwrap(), ["localhost", "127.0.0.1", "[::1]", "live.example.com"]);
+    let loaded = good(&["server: { public_url: [\"https://Live.Example.com\", \"http://b:81\"] }", open], &[]);
+    assert_eq!(loaded.settings.http.origins.hosts, direct(&["localhost", "127.0.0.1", "[::1]", "live.example.com", "b:81"]));
+    let loaded = good(&["server: { hosts: [a] }", open], &[]);
+    assert_eq!(loaded.settings.http.origins.hosts, Hosts::These(vec!["a".to_owned()]));
 }
 
 #[test]
@@ -70,7 +77,7 @@ fn with_a_file_nothing_of_the_demo_counts_and_defaults_are_the_documented_ones()
     assert_eq!(settings.streams.retry.as_secs(), 3);
     assert_eq!((settings.drain.as_secs(), settings.drain_delay.as_secs()), (10, 0));
     assert_eq!(settings.http.bounds.header_bytes, 16 << 10);
-    assert_eq!(settings.http.origins.hosts, None);
+    assert_eq!(settings.http.origins.hosts, Hosts::All);
     assert_eq!(settings.auth.carriers.cookie.as_deref(), Some("brokercast"));
     assert_eq!((settings.pool.max, settings.pool.max_per_identity), (10_000, Some(20)));
     assert_eq!((settings.pool.max_per_address, settings.pool.waiting), (None, 100));
@@ -206,7 +213,7 @@ unknown: 1
         "0.yaml:3:3: server.listen: must be an address and a port",
         "0.yaml:4:3: server.heartbeat: must be a duration",
         "0.yaml:5:21: server.cors.origins[0]: must be an origin",
-        "0.yaml:5:48: server.cors.credential: is no known key (known: origins, credentials)",
+        "0.yaml:5:48: server.cors.credential: is no known key (known: origins, credentials, headers)",
         "0.yaml:6:3: server.dashboard: must be true or false",
         "0.yaml:8:3: subscribers.max: must be a whole number, 0 or more",
         "0.yaml:9:3: subscribers.max_stall: must be a duration longer than 0",
@@ -233,6 +240,7 @@ fn no_problem_echoes_a_value() {
     let places = [
         "server: { listen: VALUE }",
         "server: { heartbeat: VALUE, tls: VALUE, cors: { origins: [VALUE] }, hosts: [\"a/VALUE\"], public_url: VALUE }",
+        "server: { cors: { headers: [\"VALUE;\"] }, trusted_proxies: [VALUE], proxy_protocol: [VALUE], socket_mode: VALUE, forwarded: VALUE, base_path: VALUE, drain_delay: VALUE }",
         "server: { limits: { patterns: VALUE, header_bytes: VALUE }, dashboard: VALUE }",
         "auth: { jwt: { leeway: VALUE, keys: [{ algorithms: [VALUE], secret: VALUE, jwks_url: VALUE }] } }",
         "auth: { jwt: { keys: [{ algorithms: [HS256], secret: VALUE }, { algorithms: [RS256], public_key: VALUE }, VALUE] } }",

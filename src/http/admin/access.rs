@@ -105,7 +105,7 @@ mod tests {
             builder = builder.header(*name, *value);
         }
         let (mut parts, ()) = builder.body(()).unwrap().into_parts();
-        parts.extensions.insert(Peer { address: "127.0.0.1:1".parse().unwrap(), tls: false, connection: 0, verified });
+        parts.extensions.insert(Peer { address: "127.0.0.1:1".parse().ok(), tls: false, connection: 0, verified });
         parts
     }
 

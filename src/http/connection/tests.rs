@@ -15,6 +15,7 @@ const BOUNDS: Bounds = Bounds {
     handshake: Duration::from_millis(300),
     header: Duration::from_millis(300),
     stall: Duration::from_millis(400),
+    heartbeat: Duration::from_secs(15),
     header_bytes: 16 << 10,
 };
 
@@ -75,8 +76,7 @@ impl Served {
             Counts { stalled: stalled.clone(), ..Counts::default() },
             None,
         );
-        let listener = super::super::listen::bind("server.listen", "127.0.0.1:0".parse().unwrap(), Duration::from_secs(60)).unwrap();
-        let address = listener.local_addr().unwrap();
+        let (listener, address) = super::super::listen::tests::loopback(Duration::from_secs(60));
         tasks.spawn(server.run(listener));
         Self { address, ends, tasks, bodies, stalled }
     }
@@ -219,10 +219,20 @@ async fn a_stream_of_http2_whose_window_stays_shut_is_dropped_and_its_siblings_a
     let mut sender = http2(served.connect().await, &served.tasks).await;
     let mut quiet = sender.send_request(ask("/quiet")).await.unwrap();
     quiet.frame().await.unwrap().unwrap();
-    let stuck = sender.send_request(ask("/torrent")).await.unwrap();
+    let mut stuck = sender.send_request(ask("/torrent")).await.unwrap();
     assert_eq!(served.bodies.load(SeqCst), 2);
     served.bodies_fall_to(1).await;
     assert_eq!((served.stalled.get(), greeting(&mut sender).await), (1, Bytes::from_static(b"hello")));
+    // Its client is told so, behind what the window let through.
+    let reset = async {
+        loop {
+            if let Err(error) = stuck.frame().await.expect("an error before the end") {
+                return error;
+            }
+        }
+    };
+    let reset = timeout(Duration::from_secs(10), reset).await.expect("a reset");
+    assert!(format!("{reset:?}").contains("CANCEL"), "{reset:?}");
     drop((stuck, quiet));
     served.bodies_fall_to(0).await;
 }

@@ -555,7 +555,8 @@ function address(resumeFrom) {
   for (const pattern of $("subject").value.split(/\s+/).filter(Boolean)) query.append("subject", pattern);
   if (resumeFrom) query.set("last_event_id", resumeFrom);
   else if (sinceValue() && sinceValue() !== "now") query.set("since", sinceValue());
-  return `/events?${query}`;
+  // Relative, as all addresses here: the page may be below a path.
+  return `events?${query}`;
 }
 
 function stop() {
@@ -729,7 +730,7 @@ $("publish").addEventListener("submit", async (event) => {
   // Each token of the subject is escaped on its own, so that a slash in it stays part of it.
   const subject = encodeURIComponent($("publish-subject").value.trim());
   try {
-    const answer = await fetch(`/publish/${subject}`, { method: "POST", body: $("publish-data").value, headers: token ? { Authorization: `Bearer ${token}` } : {} });
+    const answer = await fetch(`publish/${subject}`, { method: "POST", body: $("publish-data").value, headers: token ? { Authorization: `Bearer ${token}` } : {} });
     if (answer.ok) return say("good", `Taken (${answer.status})`);
     const problem = await answer.json().catch(() => ({}));
     say("bad", [`${answer.status} ${problem.title ?? answer.statusText}`.trim(), problem.detail].filter(Boolean).join(": "));
@@ -738,6 +739,6 @@ $("publish").addEventListener("submit", async (event) => {
   }
 });
 
-$("here").textContent = location.protocol === "https:" ? location.origin : location.host;
+$("here").textContent = (location.protocol === "https:" ? location.origin : location.host) + location.pathname.replace(/\/[^/]*$/, "");
 recall();
 connect();

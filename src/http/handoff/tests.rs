@@ -9,12 +9,17 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
-use super::super::connection::{Bounds, Counts, Ends, Server};
+use super::super::connection::{Bounds, Counts, Ends, Public, Server};
 use super::*;
 use crate::stream::tests::{demo, request};
 
-const BOUNDS: Bounds =
-    Bounds { handshake: Duration::from_secs(2), header: Duration::from_secs(2), stall: Duration::from_secs(2), header_bytes: 16 << 10 };
+const BOUNDS: Bounds = Bounds {
+    handshake: Duration::from_secs(2),
+    header: Duration::from_secs(2),
+    stall: Duration::from_secs(2),
+    heartbeat: Duration::from_secs(15),
+    header_bytes: 16 << 10,
+};
 
 struct Left {
     socket: TcpStream,
@@ -38,9 +43,16 @@ fn serve() -> (SocketAddr, mpsc::UnboundedReceiver<Left>, TaskTracker) {
     });
     let tasks = TaskTracker::new();
     let router = Router::new().route("/events", get(answer)).route("/hello", get(|| async { "hello" }));
-    let server = Server::new(router, None, BOUNDS, Ends::default(), tasks.clone(), Counts::default(), Some(adopt));
-    let listener = super::super::listen::bind("server.listen", "127.0.0.1:0".parse().unwrap(), Duration::from_secs(60)).unwrap();
-    let address = listener.local_addr().unwrap();
+    let server = Server::new(
+        router,
+        None,
+        BOUNDS,
+        Ends::default(),
+        tasks.clone(),
+        Counts::default(),
+        Some(Public { adopt, announces: Box::new(|_| false) }),
+    );
+    let (listener, address) = super::super::listen::tests::loopback(Duration::from_secs(60));
     tasks.spawn(server.run(listener));
     (address, left, tasks)
 }

@@ -10,12 +10,15 @@ use std::time::Duration;
 use mio::{Events, Interest, Poll, Token, Waker};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::handle::Handle;
 use super::step::{Io, Next, Now, WriterLoop};
+use super::vanished::Looks;
 use super::{Returned, Settings, socket};
 use crate::event::Timestamp;
 use crate::hub::Hub;
+use crate::support::peer::Silence;
 
 /// What the loops write to.
 pub(super) type Socket = mio::net::TcpStream;
@@ -74,6 +77,7 @@ pub(super) fn start(
     hub: &Arc<Hub>,
     number: usize,
     settings: Settings,
+    heartbeat: Duration,
     returned: mpsc::UnboundedSender<Returned<Socket>>,
 ) -> io::Result<(Arc<Handle<Socket>>, oneshot::Receiver<()>)> {
     let poll = Poll::new()?;
@@ -88,14 +92,15 @@ pub(super) fn start(
     let writer = WriterLoop::new(hub.clone(), handle.clone(), settings, Reactor { poll, returned });
     let (alive, ended) = oneshot::channel();
     std::thread::Builder::new().name(format!("writer-{number}")).spawn(move || {
-        run(writer);
+        run(writer, heartbeat);
         drop(alive);
     })?;
     Ok((handle, ended))
 }
 
-fn run(mut writer: WriterLoop<Reactor>) {
+fn run(mut writer: WriterLoop<Reactor>, heartbeat: Duration) {
     let mut events = Events::with_capacity(1024);
+    let mut looks = Looks::new(heartbeat, Instant::now());
     let mut longest = None;
     loop {
         if let Err(error) = writer.io().poll.poll(&mut events, longest)
@@ -109,9 +114,16 @@ fn run(mut writer: WriterLoop<Reactor>) {
             let readable = event.is_readable() || event.is_error();
             writer.ready(event.token().0 as u32, readable, event.is_writable(), now);
         }
+        if looks.wait(now.monotonic).is_zero() {
+            writer.look(&mut looks, now, |socket| Silence::of(socket).lasts);
+        }
         longest = match writer.turn(now) {
             Next::Turn => Some(Duration::ZERO),
-            Next::Sleep { until } => until.map(|until| until.since(Timestamp::now()).clamp(Duration::from_millis(1), LONGEST_WAIT)),
+            Next::Sleep { until } => {
+                let until = until.map(|until| until.since(Timestamp::now()).clamp(Duration::from_millis(1), LONGEST_WAIT));
+                let look = (!writer.is_empty()).then(|| looks.wait(now.monotonic));
+                until.into_iter().chain(look).min()
+            }
             Next::Stop => return,
         };
     }

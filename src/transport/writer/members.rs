@@ -115,6 +115,10 @@ impl<S> Members<S> {
         self.members.iter().map(|(key, member)| (key as u32, member))
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
     /// The channel with this key, if it has members here.
     pub(super) fn channel(&self, key: u32) -> Option<&Arc<Channel>> {
         Some(&self.groups.get(key as usize)?.as_ref()?.channel)

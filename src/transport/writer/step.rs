@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -14,6 +15,7 @@ use super::handle::{Handle, New};
 use super::members::{Blocked, Member, Members, Then};
 use super::round::Round;
 use super::socket::{Socket, Written, is_open, keep, write_until_full};
+use super::vanished::Looks;
 use super::{Returned, Settings};
 use crate::event::Timestamp;
 use crate::frame::{self, Closing};
@@ -134,6 +136,27 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
             return Next::Turn;
         }
         Next::Sleep { until: self.deadline }
+    }
+
+    /// Whether it has no streams.
+    pub(super) fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Looks for clients that have vanished, and removes their streams. `silence`: for how long a socket's client has acknowledged nothing
+    /// of what it was sent.
+    pub(super) fn look(&mut self, looks: &mut Looks, now: Now, silence: impl Fn(&I::Socket) -> Duration) {
+        for (key, stream) in looks.begin(now.monotonic) {
+            let member = self.members.get_mut(key).filter(|member| member.live.id() == stream);
+            if member.is_some_and(|member| silence(&member.socket) >= looks.patience()) {
+                self.remove(key);
+            }
+        }
+        for (key, member) in self.members.iter() {
+            if looks.includes(key) && silence(&member.socket) >= looks.patience() {
+                looks.suspect(key, member.live.id(), now.monotonic);
+            }
+        }
     }
 
     fn add(&mut self, new: New<I::Socket>, now: Now) {

@@ -20,7 +20,7 @@ struct World {
 
 fn world(loops: usize, stall: Duration) -> World {
     let streams = demo(64 << 20);
-    let (writer, ends) = Writer::start(streams.hub(), loops, stall).unwrap();
+    let (writer, ends) = Writer::start(streams.hub(), loops, stall, Duration::from_secs(15)).unwrap();
     World { streams, writer, ends, listener: TcpListener::bind("127.0.0.1:0").unwrap() }
 }
 

@@ -48,6 +48,13 @@ impl Raw {
         Self { stream: socket.connect(address.parse().unwrap()).await.unwrap(), buffer: Vec::new() }
     }
 
+    /// From this address of the machine's.
+    pub async fn connect_from(own: std::net::IpAddr, address: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((own, 0).into()).unwrap();
+        Self { stream: socket.connect(address.parse().unwrap()).await.unwrap(), buffer: Vec::new() }
+    }
+
     /// Connects and sends `GET target` with HTTP/1.1.
     pub async fn get(address: &str, target: &str) -> Self {
         let mut raw = Self::connect(address).await;

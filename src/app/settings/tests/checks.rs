@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::event::{Envelope, Message, Timestamp};
+use crate::http::{Hosts, Listed};
 use crate::route::Router;
 use crate::subject::Pattern;
 
@@ -14,7 +15,23 @@ fn anonymous_access_beyond_loopback_needs_its_word() {
         let problems = bad(&[&open.replace("ROLE", role).replace("BEYOND", "")], &[]);
         assert!(problems[0].contains("auth.anonymous.beyond_loopback: must be true"), "{problems:?}");
         let loaded = good(&[&open.replace("ROLE", role).replace("BEYOND", ", beyond_loopback: true")], &[]);
-        assert_eq!(loaded.settings.http.origins.hosts, None);
+        assert_eq!(loaded.settings.http.origins.hosts, Hosts::All);
+    }
+}
+
+#[test]
+fn neither_a_unix_socket_nor_the_proxy_protocol_counts_as_loopback() {
+    for server in ["{ listen: unix:/run/s }", "{ proxy_protocol: [127.0.0.0/8] }", "{ proxy_protocol: [unix] }"] {
+        let open = |more: &str| format!("server: {server}\nauth: {{ anonymous: {{ subscribe: [a]{more} }} }}");
+        let problems = bad(&[&open("")], &[]);
+        assert!(problems.len() == 1 && problems[0].contains("auth.anonymous.beyond_loopback: must be true"), "{problems:?}");
+        let loaded = good(&[&open(", beyond_loopback: true")], &[]);
+        assert_eq!(good(&[&loaded.yaml], &[]).settings.http.listen, loaded.settings.http.listen);
+    }
+    let mode = |mode: &str| good(&[&format!("server: {{ socket_mode: {mode} }}")], &[]).settings.http.socket_mode;
+    assert_eq!([mode("0660"), mode("\"600\""), mode("0o666"), good(&[""], &[]).settings.http.socket_mode], [0o660, 0o600, 0o666, 0o660]);
+    for wrong in ["rw", "0888", "01777", "-1"] {
+        assert!(bad(&[&format!("server: {{ socket_mode: {wrong} }}")], &[])[0].contains("server.socket_mode"), "{wrong}");
     }
 }
 
@@ -103,21 +120,65 @@ fn origins_are_serialised_as_browsers_do() {
         ],
         &[],
     );
-    assert_eq!(loaded.settings.http.origins.listed, ["https://dash.example.com", "http://[::1]:3000"]);
-    assert_eq!(loaded.settings.http.origins.public.as_deref(), Some("https://live.example.com"));
-    for origin in
-        ["dash.example.com", "https://", "https://a/b", "https://u@a", "ftp://a", "https://a:x", "https://a b", "null", "https://*.a"]
-    {
+    let exact = ["https://dash.example.com", "http://[::1]:3000"].map(|origin| Listed::Exact(origin.to_owned()));
+    assert_eq!(loaded.settings.http.origins.listed, exact);
+    assert_eq!(loaded.settings.http.origins.public, ["https://live.example.com"]);
+    for origin in ["dash.example.com", "https://", "https://a/b", "https://u@a", "ftp://a", "https://a:x", "https://a b", "https://*a"] {
         let problems = bad(&[&format!("server: {{ cors: {{ origins: [\"{origin}\"] }} }}")], &[]);
         assert!(problems.len() == 1 && problems[0].contains("server.cors.origins[0]"), "{origin}: {problems:?}");
     }
-    assert!(bad(&["server: { cors: { origins: [\"*\"], credentials: true } }"], &[])[0].contains("server.cors.credentials"));
+    for everybody in ["\"*\"", "null", "\"null\"", "\"https://*\"", "\"https://*:8443\"", "\"https://a.b\", \"http://*\""] {
+        let config = format!("server: {{ cors: {{ origins: [{everybody}] }} }}");
+        let loaded = good(&[&config], &[]);
+        assert_eq!(good(&[&loaded.yaml], &[]).settings.http.origins.listed, loaded.settings.http.origins.listed);
+        let problems = bad(&[&config.replace("] }", "], credentials: true }")], &[]);
+        assert!(problems.len() == 1 && problems[0].contains("server.cors.credentials"), "{everybody}: {problems:?}");
+    }
+    let warned = |origin: &str| {
+        let loaded = good(&[&format!("server: {{ cors: {{ origins: [\"{origin}\"], credentials: true }} }}")], &[]);
+        loaded.warnings.join("").contains("server.cors.origins")
+    };
+    assert!(warned("https://*.com") && !warned("https://*.example.com") && !warned("http://*.localhost:3000"));
+}
+
+#[test]
+fn headers_of_other_origins_and_the_base_path_are_names() {
+    let loaded = good(&["server: { cors: { headers: [X-Custom, authorization] }, base_path: /a/live/ }"], &[]);
+    assert_eq!(loaded.settings.http.origins.headers, "x-custom, authorization");
+    let default = good(&[""], &[]).settings.http.origins.headers;
+    for name in ["authorization", "last-event-id", "cache-control", "baggage", "traceparent", "tracestate", "sentry-trace"] {
+        assert!(default.to_str().unwrap().split(", ").any(|listed| listed == name), "{name}");
+    }
+    for name in ["a b", "", "*", "ü"] {
+        let problems = bad(&[&format!("server: {{ cors: {{ headers: [\"{name}\"] }} }}")], &[]);
+        assert!(problems.len() == 1 && problems[0].contains("server.cors.headers[0]"), "{name}: {problems:?}");
+    }
+    for path in ["live", "/live/../x", "/li ve", "//", "/a//b", "/live?x", "/events", "/publish/x", "/l%20", "/.", "https://a/live"] {
+        let problems = bad(&[&format!("server: {{ base_path: \"{path}\" }}")], &[]);
+        assert!(problems.len() == 1 && problems[0].contains("server.base_path"), "{path}: {problems:?}");
+    }
+    good(&["server: { base_path: / }"], &[]);
+    for url in ["https://a/b", "a", "[\"https://a\", \"b\"]", "[]"] {
+        let problems = bad(&[&format!("server: {{ public_url: {url} }}")], &[]);
+        assert!(problems.len() == 1 && problems[0].contains("server.public_url"), "{url}: {problems:?}");
+    }
 }
 
 #[test]
 fn trusted_proxies_are_networks() {
-    let loaded = good(&["subscribers: { trusted_proxies: [10.0.0.0/8, 192.168.1.7, \"fd00::/8\", 0.0.0.0/0] }"], &[]);
-    assert_eq!(loaded.settings.http.trusted_proxies[1], "192.168.1.7/32".parse().unwrap());
+    for section in ["server", "subscribers"] {
+        let config = format!("{section}: {{ trusted_proxies: [10.0.0.0/8, 192.168.1.7, \"fd00::/8\", unix] }}");
+        let loaded = good(&[&config], &[]);
+        let trusted = |loaded: &Loaded| {
+            let of = |address: &str| loaded.settings.http.proxies.trusted.contain(address.parse().ok());
+            [of("192.168.1.7"), of("::ffff:10.1.1.1"), of("192.168.1.8"), loaded.settings.http.proxies.trusted.contain(None)]
+        };
+        assert_eq!(trusted(&loaded), [true, true, false, true]);
+        assert_eq!(trusted(&good(&[&loaded.yaml], &[])), [true, true, false, true]);
+    }
+    let both = bad(&["server: { trusted_proxies: [\"::1\"] }\nsubscribers: { trusted_proxies: [\"::1\"] }"], &[]);
+    assert!(both.len() == 1 && both[0].contains("subscribers.trusted_proxies: must be left out"), "{both:?}");
+    assert!(bad(&["server: { forwarded: both }"], &[])[0].contains("must be one of x-forwarded, forwarded"));
     for text in ["10.0.0.1/8", "10.0.0.0/33", "a", "10.0.0.0/", "10.0.0.0/+8"] {
         let problems = bad(&[&format!("subscribers: {{ trusted_proxies: [\"{text}\"] }}")], &[]);
         assert!(problems.len() == 1, "{text}: {problems:?}");

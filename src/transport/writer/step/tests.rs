@@ -6,13 +6,16 @@ use futures_util::FutureExt as _;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
+use super::super::vanished::PARTS;
 use super::*;
 use crate::event::{Envelope, Event, Message};
 use crate::hub::Input;
 use crate::stream::tests::{demo, first, request};
 use crate::stream::{Request, Selection, Streams};
+use crate::support::peer::AGAIN;
 
 const STALL: Duration = Duration::from_secs(10);
+const HEARTBEAT: Duration = Duration::from_secs(2);
 
 /// What a client has got, and how many bytes its socket takes at present.
 #[derive(Default)]
@@ -20,6 +23,7 @@ struct Wire {
     got: Vec<u8>,
     room: usize,
     shut: bool,
+    silence: Duration,
 }
 
 struct FakeSocket(Arc<Mutex<Wire>>);
@@ -274,4 +278,31 @@ fn a_stream_that_is_to_be_sent_something_else_is_given_back_behind_what_its_sock
         assert_eq!(text.matches("data: ").count(), usize::from(blocked), "{text}");
         assert!(!text.contains("gap"), "{text}");
     }
+}
+
+#[test]
+fn a_stream_is_removed_once_its_client_was_silent_at_two_looks() {
+    let mut world = World::new(512, 0);
+    let keys: Vec<_> = (0..20).map(|_| world.add(None)).collect();
+    let (silent, slow) = (keys[3], keys[14]);
+    let mut looks = Looks::new(HEARTBEAT, world.now.monotonic);
+    let silence = |world: &World, key: u32, silence: Duration| world.clients[&key].lock().unwrap().silence = silence;
+    silence(&world, silent, looks.patience());
+    silence(&world, slow, looks.patience());
+    // For one heartbeat: all members are looked at twice.
+    for look in 0..2 * PARTS {
+        let now = world.pass(looks.wait(world.now.monotonic));
+        assert_eq!(looks.wait(now.monotonic), Duration::ZERO);
+        world.writer.look(&mut looks, now, |socket| socket.0.lock().unwrap().silence);
+        if look == PARTS {
+            assert_eq!(world.handle.streams(), 20, "one look is not enough");
+            // An acknowledgement was on its way.
+            silence(&world, slow, Duration::ZERO);
+        }
+    }
+    let now = world.pass(AGAIN);
+    world.writer.look(&mut looks, now, |socket| socket.0.lock().unwrap().silence);
+    assert_eq!(world.handle.streams(), 19);
+    silence(&world, slow, Duration::from_secs(60));
+    assert!(world.writer.members.get_mut(silent).is_none() && world.writer.members.get_mut(slow).is_some());
 }
