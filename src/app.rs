@@ -29,7 +29,7 @@ use crate::http::tls::Tls;
 use crate::http::{Current, ListenError, Listener, Policy, admin, listen};
 use crate::hub::Hub;
 use crate::metrics::{Metrics, Readings};
-use crate::pool::Pool;
+use crate::pool::{Pool, Rates};
 use crate::stream::{self, Selection, Streams};
 use crate::support::address::Address;
 use crate::support::random::in_range;
@@ -247,6 +247,7 @@ impl Bridge {
             auth,
             token_bytes,
             pool,
+            rates,
             window,
             streams: timing,
             histories,
@@ -278,6 +279,7 @@ impl Bridge {
             auth: asked,
             auth_written,
             pool,
+            rates: Rates::new(rates),
             streams: rooms.streams.clone(),
             metrics: rooms.metrics.clone(),
             drain,
@@ -335,6 +337,7 @@ impl Bridge {
         let face = crate::http::router(crate::http::Rooms {
             policy: rooms.policy.subscribe(),
             pool: rooms.pool.clone(),
+            rates: self.reloader.rates.clone(),
             metrics: rooms.metrics.clone(),
             inbox: Box::new(move |subject| sources::inbox(&sources, subject)),
             draining: self.draining.clone(),

@@ -287,6 +287,12 @@ impl Authenticator {
         self.carriers.cookie.as_deref()
     }
 
+    /// The name of the query's parameter that may carry a token.
+    #[must_use]
+    pub fn parameter(&self) -> Option<&str> {
+        self.carriers.query.as_deref()
+    }
+
     /// Whether a request's token is a bearer token in `Authorization`, be it good or not.
     #[must_use]
     pub fn is_bearer(&self, headers: &HeaderMap) -> bool {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Authenticator;
 use crate::metrics::{Metrics, Route};
-use crate::pool::Pool;
+use crate::pool::{Pool, Rates};
 use crate::source::http::Handle;
 use crate::stream;
 use crate::subject::Subject;
@@ -77,6 +77,7 @@ pub(crate) struct Rooms {
     /// What requests are answered by, at this moment.
     pub(crate) policy: watch::Receiver<Current>,
     pub(crate) pool: Pool,
+    pub(crate) rates: Rates,
     pub(crate) metrics: Arc<Metrics>,
     /// The source that takes a subject.
     pub(crate) inbox: Box<FindInbox>,
@@ -219,7 +220,7 @@ fn route_of(path: &str) -> Route {
 pub fn read_query(query: &str, last_event_id: &[u8]) -> bool {
     let id = HeaderValue::from_bytes(last_event_id).ok().map(|id| (http::HeaderName::from_static("last-event-id"), id));
     let limits = Limits { patterns: 64, pattern_bytes: 256, pattern_tokens: 16 };
-    query::Query::read(Some(query), &http::HeaderMap::from_iter(id), &limits, crate::event::Timestamp::now()).is_ok()
+    query::Query::read(Some(query), &http::HeaderMap::from_iter(id), &limits, None, crate::event::Timestamp::now()).is_ok()
 }
 
 /// The address that `X-Forwarded-For` names, for fuzzing.

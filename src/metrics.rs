@@ -81,6 +81,8 @@ words! {
         Timeout = "timeout",
         /// The source could not keep up, or had ended.
         Unavailable = "unavailable",
+        /// The client publishes more often than `rates` permits.
+        Rate = "rate",
     }
 }
 
@@ -99,8 +101,10 @@ words! {
         OwnCap = "own_cap",
         /// The process is about to end.
         Draining = "draining",
-        /// The signing keys are not loaded yet.
+        /// Who asks cannot be verified at the moment.
         Unavailable = "unavailable",
+        /// The client comes more often than `rates` permits.
+        Rate = "rate",
     }
 }
 

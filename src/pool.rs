@@ -1,4 +1,4 @@
-//! The capped pool of subscribers: in total, of each identity, of each client address.
+//! The capped pool of subscribers: in total, of each identity, of each client address. Rates beside it.
 //!
 //! Owns the counts and the queue for a slot. Knows nothing of tokens, HTTP status codes or streams: a [`Permit`] is a slot,
 //! and dropping it is the only way to give it back.
@@ -14,11 +14,13 @@ use parking_lot::Mutex;
 use slab::Slab;
 use tokio::sync::oneshot;
 
+mod rates;
 mod settings;
 #[cfg(test)]
 mod tests;
 
-pub use settings::Settings;
+pub use rates::{Act, Rates, TooOften};
+pub use settings::{RateSettings, Settings};
 
 /// Why a subscriber gets no slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]

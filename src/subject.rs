@@ -38,6 +38,9 @@ pub enum SubjectError {
     /// `>` before the end.
     #[error("has `>` before its last token")]
     TailNotLast,
+    /// `a.#`: nobody means a subject of that name.
+    #[error("has the wildcard `#` of AMQP: here `>` at the end stands for one or more tokens, and `*` for one")]
+    Hash,
     /// More than [`MAX_SUBJECT`] bytes.
     #[error("is longer than {MAX_SUBJECT} bytes")]
     TooLong,
@@ -326,6 +329,7 @@ impl FromStr for Pattern {
                 "" => return Err(SubjectError::EmptyToken),
                 ">" if tokens.peek().is_some() => return Err(SubjectError::TailNotLast),
                 "*" | ">" => {}
+                "#" => return Err(SubjectError::Hash),
                 token if token.contains(['*', '>']) => return Err(SubjectError::PartialWildcard),
                 token if token.contains(forbidden) => return Err(SubjectError::Character),
                 _ => {}

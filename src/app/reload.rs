@@ -22,7 +22,7 @@ use crate::http::connection::Bounds;
 use crate::http::tls::Tls;
 use crate::http::{Current, Policy};
 use crate::metrics::{Metrics, Reloaded};
-use crate::pool::Pool;
+use crate::pool::{Pool, Rates};
 use crate::settings::{SettingsError, Written};
 use crate::stream::{Selection, Streams};
 use crate::telemetry::Log;
@@ -79,6 +79,7 @@ pub(super) struct Reloader {
     /// What it was made of.
     pub(super) auth_written: (Written, usize),
     pub(super) pool: Pool,
+    pub(super) rates: Rates,
     pub(super) streams: Arc<Streams>,
     pub(super) metrics: Arc<Metrics>,
     /// How long a shutdown may take.
@@ -121,8 +122,21 @@ impl Reloader {
         for warning in warnings {
             warn!(warning, "configuration");
         }
-        let Settings { mut http, drain, drain_delay, auth, token_bytes, pool, window, streams, histories, sources: wanted, routes, .. } =
-            settings;
+        let Settings {
+            mut http,
+            drain,
+            drain_delay,
+            auth,
+            token_bytes,
+            pool,
+            rates,
+            window,
+            streams,
+            histories,
+            sources: wanted,
+            routes,
+            ..
+        } = settings;
         http.bounds = self.bounds;
         if needs_restart.contains(&"server.listen") {
             // Which names are answered depends on the address that is listened on.
@@ -135,6 +149,7 @@ impl Reloader {
         }
         (self.drain, self.drain_delay) = (drain, drain_delay);
         self.pool.configure(pool);
+        self.rates.configure(rates);
         self.streams.hub().configure(window);
         self.streams.histories().configure(histories);
         self.streams.set_retry(streams.retry);

@@ -39,6 +39,8 @@ pub struct Settings {
     pub(crate) token_bytes: usize,
     /// The pool of subscribers.
     pub(crate) pool: pool::Settings,
+    /// How often clients may do something.
+    pub(crate) rates: pool::RateSettings,
     /// Events kept in memory, of each source.
     pub(crate) window: hub::Limits,
     /// Streams.
@@ -140,7 +142,7 @@ fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
     // Known from here on, in the order in which they are printed.
     let section = |name: &str| root.key(name).section();
     let [server, admin, auth] = ["server", "admin", "auth"].map(section);
-    let [subscribers, window, history, log] = ["subscribers", "window", "history", "log"].map(section);
+    let [subscribers, rates, window, history, log] = ["subscribers", "rates", "window", "history", "log"].map(section);
     let watch = section("reload").key("watch").flag().or(true);
     let sources = section("sources");
 
@@ -164,6 +166,7 @@ fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
     let drain_delay = server.key("drain_delay").duration().or(Duration::ZERO);
     let token_bytes = auth::token_bytes(&server.key("limits").section());
     let pool = pool::Settings::read(&subscribers);
+    let rates = pool::RateSettings::read(&rates);
     let window = hub::Limits::read(&window);
     let libraries = source::settings::ADAPTERS.iter().filter_map(|kind| kind.library).collect();
     let log = telemetry::Settings::read(&log, libraries);
@@ -180,6 +183,7 @@ fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
         auth: auth_settings,
         token_bytes,
         pool,
+        rates,
         window,
         streams,
         histories,

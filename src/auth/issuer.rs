@@ -66,8 +66,11 @@ struct Permits {
 
 impl Permits {
     fn of(&self, claims: &Map<String, Value>) -> Arc<[Pattern]> {
-        let (mut patterns, bad) = template::patterns(template::claim(claims, &self.path));
-        if bad > 0 {
+        let claim = template::claim(claims, &self.path);
+        let (mut patterns, bad) = template::patterns(claim);
+        if template::has_hash(claim) {
+            tracing::warn!(claim = self.path, "a token's claim has `#`, the wildcard of AMQP, which permits nothing here: write `>`");
+        } else if bad > 0 {
             tracing::warn!(claim = self.path, values = bad, "a token's claim has values that are not valid patterns: they permit nothing");
         }
         patterns.extend(self.templates.iter().flat_map(|(_, template)| template.fill(claims)));

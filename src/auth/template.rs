@@ -50,6 +50,15 @@ pub(super) fn patterns(value: Option<&Value>) -> (Vec<Pattern>, usize) {
     (good, bad)
 }
 
+/// Whether a claim holds AMQP's wildcard `#`, which permits nothing here.
+pub(super) fn has_hash(value: Option<&Value>) -> bool {
+    match value {
+        Some(Value::Array(values)) => values.iter().any(|value| has_hash(Some(value))),
+        Some(Value::String(text)) => text.split([' ', '.']).any(|token| token == "#"),
+        _ => false,
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     Literal(Box<str>),

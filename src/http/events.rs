@@ -1,8 +1,10 @@
 //! `/events`: from a request to a stream, or to a refusal in a form that its client understands.
 //!
-//! Refusals are checked in a fixed order: invalid requests (400), identity (401), permission (403), and only then the caps.
+//! Refusals are checked in a fixed order: the address's rate (429), invalid requests (400), identity (401), permission (403), and only
+//! then the identity's rates and the caps.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +26,8 @@ use crate::event::Timestamp;
 use crate::frame::{self, Closing, Form};
 use crate::hub::Filter;
 use crate::metrics::Refused;
-use crate::pool;
-use crate::stream::{Transport, Visitor};
+use crate::pool::{self, Act, TooOften};
+use crate::stream::{Begin, Transport, Visitor};
 use crate::support::backoff::jittered;
 
 /// Without a charset: a widely used proxy breaks on one, and the standard has only UTF-8.
@@ -53,6 +55,8 @@ pub(super) enum Later {
     Draining,
     /// Who sends the request cannot be found out at the moment.
     Unavailable,
+    /// The client comes too often.
+    Rate(TooOften),
 }
 
 pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): Extension<Arc<Policy>>, request: Request) -> Response {
@@ -82,6 +86,9 @@ async fn open(rooms: &Rooms, parts: &Parts, body: Body) -> Result<Response, Refu
         return Err(Refusal::Problem(Problem::unexpected_body(), Refused::Invalid));
     }
     let mut present = rooms.policy.clone();
+    // First: an address that comes too often shall cost little, and ask no backend.
+    let address = present.borrow().client_of(parts);
+    rooms.rates.of_address(Act::Connect, address).map_err(|rate| Refusal::Later(Later::Rate(rate)))?;
     loop {
         // What is being exchanged is waited for.
         let settled = tokio::time::timeout(PATIENCE, present.wait_for(|current| current.settled)).await;
@@ -102,7 +109,8 @@ async fn open(rooms: &Rooms, parts: &Parts, body: Body) -> Result<Response, Refu
 async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Option<Response>, Refusal> {
     let invalid = |problem| Refusal::Problem(problem, Refused::Invalid);
     let forbidden = |problem| Refusal::Problem(problem, Refused::Forbidden);
-    let query = Query::read(parts.uri.query(), &parts.headers, &policy.limits, Timestamp::now()).map_err(invalid)?;
+    let query =
+        Query::read(parts.uri.query(), &parts.headers, &policy.limits, policy.auth.parameter(), Timestamp::now()).map_err(invalid)?;
     let named = query.wanted != Wanted::All;
     let grant = policy.subscriber(parts).await.map_err(|denied| match denied {
         Denied::Sender(error) => self::denied(error),
@@ -122,6 +130,7 @@ async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Option
         return Err(Refusal::Later(Later::Draining));
     }
     let address = client_of(parts);
+    check_rates(rooms, &query.begin, grant.identity(), address).map_err(|rate| Refusal::Later(Later::Rate(rate)))?;
     let permit = rooms.pool.acquire(grant.identity(), address).await.map_err(|refusal| Refusal::Later(Later::Cap(refusal)))?;
     let form = if query.json { Form::Json } else { Form::Routed };
     let connection = peer_of(parts).connection;
@@ -141,6 +150,19 @@ async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Option
     let mut response = stream(Body::new(handover.clone()));
     response.extensions_mut().insert(handover);
     Ok(Some(response))
+}
+
+/// The rates that count for a request that is in order.
+fn check_rates(rooms: &Rooms, begin: &Begin, identity: Option<&Arc<str>>, address: IpAddr) -> Result<(), TooOften> {
+    let identity = identity.map(AsRef::as_ref);
+    rooms.rates.of_identity(Act::Connect, identity)?;
+    match begin {
+        Begin::Now | Begin::Unreadable => Ok(()),
+        Begin::After(_) | Begin::At(_) => {
+            rooms.rates.of_address(Act::History, address)?;
+            rooms.rates.of_identity(Act::History, identity)
+        }
+    }
 }
 
 fn denied(error: AuthError) -> Refusal {
@@ -183,13 +205,14 @@ impl Later {
             Self::Cap(pool::Refusal::Identity | pool::Refusal::Address) => Refused::OwnCap,
             Self::Draining => Refused::Draining,
             Self::Unavailable => Refused::Unavailable,
+            Self::Rate(_) => Refused::Rate,
         }
     }
 
     /// A browser's EventSource gives up for good on any status but 200. So a client that accepts only streams gets a stream that
     /// says when to come back; every other client gets a status.
     pub(super) fn answer(self, headers: &HeaderMap, retry: Duration) -> Response {
-        let wait = jittered(retry, LATER);
+        let wait = jittered(retry.max(self.wait()), LATER);
         if takes_only_streams(headers) {
             let mut text = Vec::new();
             frame::opening(&mut text, wait, None);
@@ -205,13 +228,20 @@ impl Later {
             Self::Cap(refusal @ pool::Refusal::Full) => Problem::unavailable(refusal.to_string(), wait),
             Self::Cap(refusal) => Problem::too_many(refusal.to_string(), wait),
             Self::Draining => Problem::unavailable("the server is about to stop", wait),
+            // Exactly: the client has its rate for itself.
+            Self::Rate(rate) => Problem::too_many(rate.to_string(), rate.wait),
             Self::Unavailable => Problem::unavailable("who sends this request cannot be verified at the moment", wait),
         }
     }
 
+    /// How long waiting is needed at least.
+    fn wait(self) -> Duration {
+        if let Self::Rate(rate) = self { rate.wait } else { Duration::ZERO }
+    }
+
     fn closing(self) -> Closing {
         match self {
-            Self::Cap(_) => Closing::Busy,
+            Self::Cap(_) | Self::Rate(_) => Closing::Busy,
             Self::Draining => Closing::Draining,
             Self::Unavailable => Closing::Unavailable,
         }

@@ -44,7 +44,7 @@ impl Problem {
     }
 
     /// 400 about one parameter.
-    pub(crate) fn parameter(name: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn parameter(name: &str, detail: impl Into<Cow<'static, str>>) -> Self {
         Self { about: Some(("parameter", name.into())), ..Self::bad_request(detail) }
     }
 

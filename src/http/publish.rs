@@ -17,9 +17,10 @@ use percent_encoding::percent_decode_str;
 use super::events::{LATER, Later, preflight};
 use super::problem::Problem;
 use super::sender::Denied;
-use super::{Inbox, Policy, Rooms};
+use super::{Inbox, Policy, Rooms, client_of};
 use crate::auth::AuthError;
 use crate::metrics::Published;
+use crate::pool::{Act, TooOften};
 use crate::source::http::PublishError;
 use crate::subject::Subject;
 use crate::support::backoff::jittered;
@@ -48,11 +49,14 @@ pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): E
 }
 
 async fn publish(rooms: &Rooms, policy: &Policy, parts: &http::request::Parts, body: Body) -> Result<Response, Refusal> {
+    let too_often = |rate: TooOften| (Problem::too_many(rate.to_string(), rate.wait), Published::Rate);
+    rooms.rates.of_address(Act::Publish, client_of(parts)).map_err(too_often)?;
     let subject = subject(parts.uri.path()).map_err(|problem| (problem, Published::Invalid))?;
     let grant = policy.publisher(parts).await.map_err(|denied| refusal(denied, policy.retry))?;
     if !grant.permits_publish(&subject) {
         return Err((Problem::not_granted("subject", subject.as_str()), Published::Denied));
     }
+    rooms.rates.of_identity(Act::Publish, grant.identity().map(AsRef::as_ref)).map_err(too_often)?;
     let Some(inbox) = (rooms.inbox)(&subject) else {
         let detail = format!("no `http` source takes the subject `{subject}`");
         return Err((Problem::not_found(detail), Published::Unknown));

@@ -20,6 +20,9 @@ use crate::support::form;
 /// How far a client's clock may be ahead of ours.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
+/// What they are called.
+const PARAMETERS: [&str; 4] = ["subject", "since", "envelope", "last_event_id"];
+
 /// The parameters of `GET /events`.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Query {
@@ -32,11 +35,18 @@ pub(crate) struct Query {
 }
 
 impl Query {
-    /// Reads the query and the header. Unknown parameters are ignored: clients add some to bypass caches.
+    /// Reads the query and the header. `token` is the parameter that may hold a token. Unknown parameters are ignored, since clients
+    /// add some to bypass caches, but those that are a slip of the pen: `subjects=…` would else be all that a token permits.
     ///
     /// # Errors
     /// With 400 for an invalid parameter.
-    pub(crate) fn read(query: Option<&str>, headers: &HeaderMap, limits: &Limits, now: Timestamp) -> Result<Self, Problem> {
+    pub(crate) fn read(
+        query: Option<&str>,
+        headers: &HeaderMap,
+        limits: &Limits,
+        token: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Self, Problem> {
         let mut patterns = Vec::new();
         let (mut since, mut envelope, mut cursor) = (None, None, None);
         for (name, value) in form::pairs(query.unwrap_or_default()) {
@@ -56,7 +66,9 @@ impl Query {
                 // The last one counts: clients append it to a URL that may have one already. An empty one means that the client
                 // has no id (HTML, "last event ID string"), and is ignored.
                 b"last_event_id" | b"lastEventId" if !value.is_empty() => cursor = Some(value),
-                _ => {}
+                b"last_event_id" | b"lastEventId" => {}
+                name if token.is_some_and(|token| token.as_bytes() == name) => {}
+                name => not_near(name, token)?,
             }
         }
         let since = since.as_deref().map(|s| parse_since(s, now)).transpose()?;
@@ -77,6 +89,13 @@ impl Query {
         let wanted = if patterns.is_empty() { Wanted::All } else { Wanted::These(patterns) };
         Ok(Self { wanted, begin, json })
     }
+}
+
+/// Refuses a name that is a slip of the pen.
+fn not_near(name: &[u8], token: Option<&str>) -> Result<(), Problem> {
+    let Some(meant) = near::meant(name, PARAMETERS.into_iter().chain(token)) else { return Ok(()) };
+    let name = String::from_utf8_lossy(name);
+    Err(Problem::parameter(meant, format!("there is no parameter `{}`: it is `{meant}`", name.escape_debug())))
 }
 
 fn text(name: &'static str, value: Cow<'_, [u8]>) -> Result<String, Problem> {
@@ -159,5 +178,6 @@ pub(crate) fn takes_only_streams(headers: &HeaderMap) -> bool {
     stream
 }
 
+mod near;
 #[cfg(test)]
 mod tests;

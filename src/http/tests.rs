@@ -37,7 +37,7 @@ impl Face {
     fn new(yaml: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let yaml = yaml.replace("FOLDER", folder.path().to_str().unwrap());
-        let (auth, settings, pool) = settings::tests::read(&yaml, |root| {
+        let (auth, settings, pool, rates) = settings::tests::read(&yaml, |root| {
             let section = |name: &str| root.key(name).section();
             let (server, subscribers) = (section("server"), section("subscribers"));
             let auth = auth::Settings::read(&section("auth"));
@@ -46,6 +46,7 @@ impl Face {
                 Authenticator::new(auth, auth::token_bytes(&server.key("limits").section())),
                 settings,
                 pool::Settings::read(&subscribers),
+                pool::RateSettings::read(&section("rates")),
             ))
         })
         .unwrap();
@@ -59,6 +60,7 @@ impl Face {
         let rooms = Rooms {
             policy: watch::Sender::new(Current { policy: Arc::new(policy), settled: true }).subscribe(),
             pool: pool.clone(),
+            rates: Rates::new(rates),
             metrics: metrics.clone(),
             inbox: {
                 let (reach, inbox) = (inbox.reach(), Inbox { max_payload: 64, handle: inbox.inbox().unwrap() });

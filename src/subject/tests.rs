@@ -34,7 +34,7 @@ fn subjects_are_dot_separated_tokens_without_wildcards() {
 
 #[test]
 fn patterns_take_wildcards_only_as_whole_tokens() {
-    for good in ["*", ">", "a.*", "a.>", "*.b.>", "a.b"] {
+    for good in ["*", ">", "a.*", "a.>", "*.b.>", "a.b", "a.#b", "c#"] {
         assert!(good.parse::<Pattern>().is_ok(), "{good}");
     }
     for (bad, why) in [
@@ -44,6 +44,9 @@ fn patterns_take_wildcards_only_as_whole_tokens() {
         ("a*", SubjectError::PartialWildcard),
         ("a.>b", SubjectError::PartialWildcard),
         ("a b", SubjectError::Character),
+        ("#", SubjectError::Hash),
+        ("a.#", SubjectError::Hash),
+        ("a.#.b", SubjectError::Hash),
     ] {
         assert_eq!(bad.parse::<Pattern>(), Err(why), "{bad:?}");
     }

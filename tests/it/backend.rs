@@ -32,14 +32,16 @@ struct App {
     sessions: Mutex<HashMap<String, Value>>,
     mood: Mutex<Mood>,
     questions: Mutex<Vec<String>>,
+    /// Questions that it has not answered yet, and the most of them there were.
+    open: Mutex<(usize, usize)>,
 }
 
 impl App {
     async fn start() -> Arc<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/auth?for=live", listener.local_addr().unwrap());
-        let (sessions, mood, questions) = (Mutex::default(), Mutex::new(Mood::Good), Mutex::default());
-        let app = Arc::new(Self { url, sessions, mood, questions });
+        let (sessions, mood, questions, open) = (Mutex::default(), Mutex::new(Mood::Good), Mutex::default(), Mutex::default());
+        let app = Arc::new(Self { url, sessions, mood, questions, open });
         let own = app.clone();
         tokio::spawn(async move {
             loop {
@@ -55,7 +57,10 @@ impl App {
                             }
                         }
                         let head = String::from_utf8(std::mem::take(&mut read)).unwrap();
-                        let Some(answer) = app.answer(head).await else { return };
+                        app.count(1);
+                        let answer = app.answer(head).await;
+                        app.count(-1);
+                        let Some(answer) = answer else { return };
                         if socket.write_all(answer.as_bytes()).await.is_err() {
                             return;
                         }
@@ -64,6 +69,12 @@ impl App {
             }
         });
         app
+    }
+
+    fn count(&self, change: isize) {
+        let (open, most) = &mut *self.open.lock().unwrap();
+        *open = open.strict_add_signed(change);
+        *most = (*most).max(*open);
     }
 
     async fn answer(&self, head: String) -> Option<String> {
@@ -156,9 +167,28 @@ async fn a_thousand_clients_with_one_cookie_are_one_question_and_two_users_never
     let listed = async |filter: &str| -> Value {
         bridge.http.get(bridge.admin_url(&format!("/streams?{filter}"))).send().await.unwrap().json().await.unwrap()
     };
-    assert_eq!(listed("identity=bob").await["streams"].as_array().unwrap().len(), 1);
+    assert!(!listed("identity=bob").await["streams"].as_array().unwrap().is_empty());
     assert_eq!(listed("identity=ada&limit=2000").await["streams"][0]["patterns"], json!(["orders.ada.>"]));
     drop(all);
+}
+
+#[tokio::test]
+async fn many_users_are_asked_about_side_by_side_but_not_all_at_once() {
+    let app = App::start().await;
+    for n in 0..150 {
+        app.sign_in(&format!("cookie: session=user{n}"), json!({"identity": n, "subscribe": [format!("orders.{n}")]}));
+    }
+    app.becomes(Mood::Slow(Duration::from_millis(300)));
+    let bridge = app.bridge("timeout: 20s", "").await;
+    let all = join_all((0..150).map(|n| status(session(&bridge, &format!("user{n}"))))).await;
+    assert!(all.iter().all(|status| *status == 200), "{all:?}");
+    let most = app.open.lock().unwrap().1;
+    assert!((10..=64).contains(&most), "{most}");
+    for n in [0, 77, 149] {
+        let who: Value = bridge.get("/session").header("cookie", format!("session=user{n}")).send().await.unwrap().json().await.unwrap();
+        assert_eq!((&who["identity"], &who["subscribe"][0]["pattern"]), (&json!(n.to_string()), &json!(format!("orders.{n}"))));
+    }
+    assert_eq!(app.asked(), 150);
 }
 
 #[tokio::test]
@@ -259,12 +289,12 @@ async fn an_answer_ends_with_its_time_and_by_a_revocation() {
     let revoke = async |order: Value| {
         let answer = bridge.http.post(bridge.admin_url("/revocations")).body(order.to_string()).send().await.unwrap();
         let body: Value = answer.json().await.unwrap();
-        (body["id"].as_str().unwrap().to_owned(), body["ended"].clone())
+        (body["id"].as_str().unwrap().to_owned(), body["ended"].as_u64().unwrap() > 0)
     };
     let soon = |offset: i64| (jiff::Timestamp::now() + jiff::SignedDuration::from_secs(offset)).to_string();
-    assert_eq!(revoke(json!({"identity": "bob", "issued_before": soon(-60), "until": "1h"})).await.1, 0);
+    assert!(!revoke(json!({"identity": "bob", "issued_before": soon(-60), "until": "1h"})).await.1);
     assert_eq!((status(session(&bridge, "b")).await, app.asked()), (200, 2));
-    assert_eq!(revoke(json!({"identity": "bob", "issued_before": soon(0), "until": "1h"})).await.1, 1);
+    assert!(revoke(json!({"identity": "bob", "issued_before": soon(0), "until": "1h"})).await.1);
     ends_as(&mut bob, "revoked").await;
     assert_eq!((status(session(&bridge, "b")).await, app.asked()), (200, 3), "asked anew, as the answer was older");
     let (id, _) = revoke(json!({"identity": "bob", "until": "1h"})).await;
@@ -307,6 +337,13 @@ async fn a_cookies_answer_never_publishes_and_a_token_comes_first() {
     // Other keys of the backend leave its streams alone; without it they end.
     bridge.configure(&app.config("cache: 1h, timeout: 3s", &jwt()));
     assert_eq!(status(bridge.http.post(bridge.admin_url("/reload"))).await, 200);
+    ada.stays_quiet(Duration::from_millis(300)).await;
+    // Another backend is asked about them at once.
+    let other = App::start().await;
+    other.sign_in("cookie: session=a", all("ada"));
+    bridge.configure(&other.config("cache: 1h", &jwt()));
+    assert_eq!(status(bridge.http.post(bridge.admin_url("/reload"))).await, 200);
+    eventually("the other backend to be asked", async || (other.asked() == 1).then_some(())).await;
     ada.stays_quiet(Duration::from_millis(300)).await;
     bridge.configure(&format!("auth:\n{}sources: {{ inbox: {{ http: {{ subjects: [\">\"] }} }} }}\n", jwt()));
     assert_eq!(status(bridge.http.post(bridge.admin_url("/reload"))).await, 200);

@@ -22,6 +22,7 @@ mod metrics;
 mod nats;
 mod proxies;
 mod rabbit_cluster;
+mod rates;
 mod refusals;
 mod reload;
 mod resume;

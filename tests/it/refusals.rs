@@ -25,7 +25,7 @@ async fn bad_patterns_and_parameters_are_400_before_anything_else() {
     let bridge = Bridge::start(&closed()).await;
     let long = format!("a.{}", "b".repeat(300));
     let deep = vec!["a"; 17].join(".");
-    for bad in ["a..b", ".a", "a.", "", "a.>.b", "a*", "b.c>", "a b", "a\tb", "a\nb", "\u{7f}", &long, &deep] {
+    for bad in ["a..b", ".a", "a.", "", "#", "a.#", "a.#.b", "a.>.b", "a*", "b.c>", "a b", "a\tb", "a\nb", "\u{7f}", &long, &deep] {
         let url = reqwest::Url::parse_with_params(&bridge.url("/events"), [("subject", bad)]).unwrap();
         // No token came either: 400 stands before 401.
         let body = problem(bridge.http.get(url.clone()).send().await.unwrap(), 400).await;
@@ -212,4 +212,49 @@ async fn head_that_never_ends_loses_its_connection_in_time() {
     let limit = std::time::Duration::from_secs(6);
     assert!(raw.end_within(limit).await.is_some(), "a head that never ends is waited for");
     assert!(silent.end_within(limit).await.is_some(), "a client that sends nothing is waited for");
+}
+
+#[tokio::test]
+async fn a_slip_of_the_pen_names_the_parameter_that_is_meant() {
+    let bridge = Bridge::open().await;
+    for (query, right) in [
+        ("subjects=demo.a", "subject"),
+        ("SUBJECT=demo.a", "subject"),
+        ("subject[]=demo.a", "subject"),
+        ("subjct=demo.a", "subject"),
+        ("subject=demo.a&Since=all", "since"),
+        ("last-event-id=x", "last_event_id"),
+        ("envelopes=json", "envelope"),
+    ] {
+        let body = problem(bridge.events(query).send().await.unwrap(), 400).await;
+        assert_eq!(body["parameter"], right, "{body}");
+        assert!(body["detail"].as_str().unwrap().contains(&format!("`{right}`")), "{body}");
+    }
+    for query in ["_=123", "t=1", "cachebust=x", "utm_source=y", "access_token=z", "topic=demo.a"] {
+        assert_eq!(bridge.events(query).send().await.unwrap().status(), 200, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn amqps_wildcard_is_refused_where_it_is_written_and_warned_of_in_a_token() {
+    let bridge = Bridge::start(&closed()).await;
+    let token = mint(json!({"subjects": ["demo.#", "demo.a"]}));
+    let body = problem(bridge.events("subject=demo.%23").bearer_auth(&token).send().await.unwrap(), 400).await;
+    assert!(body["detail"].as_str().unwrap().contains("`>`"), "{body}");
+    assert_eq!(bridge.events("subject=demo.a").bearer_auth(&token).send().await.unwrap().status(), 200);
+    assert_eq!(bridge.events("subject=demo.b").bearer_auth(&token).send().await.unwrap().status(), 403);
+    assert!(bridge.log().contains("wildcard of AMQP"), "{}", bridge.log());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.yaml");
+    for (config, key) in [
+        ("auth: { anonymous: { subscribe: [\"orders.#\"] } }", "auth.anonymous.subscribe[0]"),
+        ("auth: { grants: { subscribe: [\"{sub}.#\"] } }", "auth.grants.subscribe[0]"),
+        ("routes: [ { match: { subject: \"orders.#\" }, drop: true } ]", "routes[0].match.subject"),
+        ("sources: { s: { http: { subjects: [\"#\"] } } }", "sources.s.http.subjects[0]"),
+    ] {
+        std::fs::write(&file, format!("{config}\n")).unwrap();
+        let output = crate::support::bridge::run(&["check", "--config", file.to_str().unwrap()]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(78) && said.contains(key) && said.contains("`>`"), "{config}: {said}");
+    }
 }

@@ -11,7 +11,7 @@ fn limits() -> Limits {
 }
 
 fn read(query: &str) -> Result<Query, StatusCode> {
-    Query::read(Some(query), &HeaderMap::new(), &limits(), NOW).map_err(|p| p.status())
+    Query::read(Some(query), &HeaderMap::new(), &limits(), Some("access_token"), NOW).map_err(|p| p.status())
 }
 
 fn patterns(query: &str) -> Vec<String> {
@@ -72,7 +72,7 @@ fn since_is_a_word_a_duration_or_a_time() {
 fn header_beats_parameter_beats_since() {
     let begin = |query: &str, header: Option<&str>| {
         let headers = header.map(|h| (http::HeaderName::from_static("last-event-id"), HeaderValue::from_str(h).unwrap()));
-        Query::read(Some(query), &headers.into_iter().collect(), &limits(), NOW).unwrap().begin
+        Query::read(Some(query), &headers.into_iter().collect(), &limits(), Some("access_token"), NOW).unwrap().begin
     };
     let (id, at) = (id(), Begin::After(Cursor::from_id(&id()).unwrap()));
     assert_eq!(begin(&format!("since=all&last_event_id={id}"), None), at);
@@ -104,4 +104,27 @@ fn a_client_takes_only_streams_when_no_other_range_has_quality() {
     assert!(!only(&["text/event-stream, application/json"]));
     assert!(!only(&["text/event-stream", "text/html;q=0.1"]));
     assert!(!only(&["text/event-stream;q=0"]));
+}
+
+#[test]
+fn a_slip_of_the_pen_is_refused_by_the_right_name_and_other_parameters_pass() {
+    let refused = |query: &str| {
+        let read = Query::read(Some(query), &HeaderMap::new(), &limits(), Some("access_token"), NOW);
+        read.err().map(|problem| format!("{problem:?}"))
+    };
+    for (query, right) in [
+        ("subjects=a", "`subject`"),
+        ("Subject=a", "`subject`"),
+        ("subject%5B%5D=a", "`subject`"),
+        ("subject=a&sincee=1m", "`since`"),
+        ("lasteventid=x", "`last_event_id`"),
+        ("envelop=json", "`envelope`"),
+        ("access_tokens=x", "`access_token`"),
+    ] {
+        let said = refused(query).unwrap_or_else(|| panic!("{query}"));
+        assert!(said.contains(right) && said.contains("400"), "{query}: {said}");
+    }
+    for query in ["access_token=x", "_=1", "t=1&v=2", "utm_source=x", "lastEventId=", "last_event_id=", "=", "%FF=1", "topic=a"] {
+        assert_eq!(refused(query), None, "{query}");
+    }
 }
