@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -30,23 +31,29 @@ use crate::http::{Current, ListenError, Listener, Policy, admin, listen};
 use crate::hub::Hub;
 use crate::metrics::{Metrics, Readings};
 use crate::pool::{Pool, Rates};
-use crate::stream::{self, Selection, Streams};
+use crate::settings::Places;
+use crate::stream::{self, STAGGER, Selection, Streams};
 use crate::support::address::Address;
 use crate::support::random::in_range;
-use crate::telemetry::{Format, Log};
+use crate::telemetry::{Access, AccessFormat, Format, Lines, Log};
 use crate::transport::writer::{self, Writer};
 
+mod access;
+pub(crate) mod explain;
 pub(crate) mod intake;
 mod manager;
 mod readings;
 mod reload;
+mod revocations;
 pub(crate) mod settings;
 mod sources;
 mod system;
 mod watch;
 
+use explain::Explainer;
 use readings::Asked;
 use reload::{Orders, Reloader};
+use revocations::Follower;
 pub(crate) use settings::{Loaded, Settings, load};
 use sources::{All, SourceRuntime, Sources};
 use system::Signals;
@@ -54,10 +61,13 @@ use watch::Watched;
 
 /// Between two heartbeats the channels take turns in so many parts, so that not all sockets are written at once.
 const BEATS: u32 = 16;
-/// Streams end so far apart when the process drains, as long as the time allows.
-const STAGGER: Duration = Duration::from_millis(10);
 /// Streams of revoked tokens end within this time, so that their clients do not come back all at once.
 const REVOKED_WITHIN: Duration = Duration::from_millis(500);
+
+/// So long the end waits for the access log to be written.
+const FLUSH: Duration = Duration::from_millis(500);
+/// So long whoever asks why somebody sees a subject waits for keys that are on their way.
+const EXPLAIN: Duration = Duration::from_secs(2);
 
 /// Why the bridge could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -103,10 +113,14 @@ pub struct Origin {
     pub log: Log,
     /// Its form.
     pub format: Format,
+    /// The form of the access log.
+    pub access: AccessFormat,
     /// Files and folders that the configuration names.
     pub named: Vec<PathBuf>,
     /// All settings as YAML, without secrets.
     pub yaml: String,
+    /// Where the values of key paths were written.
+    pub(crate) places: Places,
 }
 
 /// Runs the bridge until it is told to end.
@@ -199,6 +213,7 @@ struct Rooms {
     readings: Arc<dyn Fn() -> Readings + Send + Sync>,
     /// Connections to the public listener.
     open: Arc<AtomicUsize>,
+    refusals: Arc<http::Refusals>,
 }
 
 impl Rooms {
@@ -210,6 +225,7 @@ impl Rooms {
         timing: stream::Settings,
         auth: tokio::sync::watch::Receiver<Arc<Authenticator>>,
         ports: &Ports,
+        access: &Arc<Access>,
     ) -> Result<Self, Error> {
         let loops = std::thread::available_parallelism().map_or(1, usize::from);
         let writer = Writer::start(streams.hub(), loops, ports.bounds.stall, timing.heartbeat);
@@ -226,6 +242,7 @@ impl Rooms {
             pool: pool.clone(),
             open: open.clone(),
             auth,
+            access: access.clone(),
             certificates: certificates.into_iter().filter_map(|(of, tls)| Some((of, tls.clone()?))).collect(),
         };
         let readings: Arc<dyn Fn() -> Readings + Send + Sync> = Arc::new(move || asked.read());
@@ -233,13 +250,15 @@ impl Rooms {
         let metrics = Arc::new(Metrics::new(move || asked()));
         let sources = sources.all().clone();
         let policy = tokio::sync::watch::Sender::new(Current { policy: Arc::new(policy), settled: true });
-        Ok(Self { sources, policy, pool, timing, streams, writer, writing, adopt, connections, metrics, readings, open })
+        let refusals = Arc::new(access::refusals(access));
+        Ok(Self { sources, policy, pool, timing, streams, writer, writing, adopt, connections, metrics, readings, open, refusals })
     }
 }
 
 impl Bridge {
     fn start(settings: Settings, origin: Origin, reload: Arc<admin::Reload>) -> Result<Self, Error> {
         let fixed = settings.fixed(origin.format);
+        let explainer = Arc::new(ArcSwap::from_pointee(Explainer::new(&settings, origin.places)));
         let Settings {
             http,
             drain,
@@ -259,19 +278,27 @@ impl Bridge {
         let ports = Ports::bind(&http)?;
         let streams = Streams::new(Hub::new(window, in_range(0..=u32::MAX)), Histories::new(histories), timing.clone());
         let sources = Sources::new(streams.clone(), window);
+        let (access, lines) = Access::new(origin.access);
+        let access = Arc::new(access);
+        access::follow(&streams, &access);
         let auth_written = (auth.written.clone(), token_bytes);
+        let control = auth.revocations.clone();
         let auth = Arc::new(Authenticator::new(auth, token_bytes));
+        let revocations = auth.revocations().clone();
         let asked = tokio::sync::watch::Sender::new(auth.clone());
         let (pool, shown) = (Pool::new(pool), Shown::of(&http, &ports));
         let policy = Policy::new(http, auth.clone(), timing.retry);
-        let rooms = Rooms::build(&sources, streams, policy, pool.clone(), timing, asked.subscribe(), &ports)?;
+        let rooms = Rooms::build(&sources, streams, policy, pool.clone(), timing, asked.subscribe(), &ports, &access)?;
         rooms.metrics.configured(&origin.yaml, Timestamp::now());
+        let mut follower = Follower::new(revocations, rooms.streams.clone());
+        follower.begin(control.as_ref(), &to_run);
         let watched = Arc::<Watched>::default();
         watched.set(watch, [origin.files.clone(), origin.named].concat());
         let reloader = Reloader {
             files: origin.files,
             watched,
             log: origin.log,
+            access,
             fixed,
             bounds: ports.bounds,
             tls: [ports.tls.clone(), ports.admin_tls.clone()],
@@ -282,6 +309,8 @@ impl Bridge {
             rates: Rates::new(rates),
             streams: rooms.streams.clone(),
             metrics: rooms.metrics.clone(),
+            explainer,
+            follower,
             drain,
             drain_delay,
         };
@@ -299,6 +328,7 @@ impl Bridge {
             admin_ends: Ends::default(),
         };
         bridge.sources.begin(to_run, &routes);
+        bridge.write_access(lines)?;
         bridge.spawn(ports, rooms, reload, &shown);
         Ok(bridge)
     }
@@ -343,6 +373,7 @@ impl Bridge {
             draining: self.draining.clone(),
             open: Box::new(move |request| Handover::new(streams.open(request, Timestamp::now()))),
             agents: http::Agents::default(),
+            refusals: rooms.refusals.clone(),
         });
         let counts = Counts { stalled: rooms.metrics.stalled.clone(), open: rooms.open.clone() };
         let policy = rooms.policy.subscribe();
@@ -355,7 +386,7 @@ impl Bridge {
     fn admin(&self, ports: &Ports, rooms: &Rooms, reload: Arc<admin::Reload>) -> Arc<Server> {
         let (sources, streams) = (rooms.sources.clone(), rooms.streams.clone());
         let source = |source: &Arc<SourceRuntime>| admin::Source { handle: source.handle().clone(), reach: source.reach.clone() };
-        let policy = rooms.policy.clone();
+        let (policy, wire) = (rooms.policy.clone(), self.reloader.follower.wire().clone());
         let face = admin::router(admin::Rooms {
             access: Box::new(move || policy.borrow().policy.admin().clone()),
             metrics: rooms.metrics.clone(),
@@ -364,11 +395,12 @@ impl Bridge {
             leaving: self.leaving.clone(),
             reload,
             streams: rooms.streams.clone(),
+            refusals: rooms.refusals.clone(),
+            explain: explain(self.reloader.explainer.clone(), self.reloader.auth.subscribe()),
             revoking: admin::Revoking {
                 revocations: self.reloader.auth.borrow().revocations().clone(),
-                end: Box::new(move |criteria| {
-                    streams.end(Selection::Revoked(criteria), Closing::Revoked, Timestamp::now(), REVOKED_WITHIN)
-                }),
+                end: Box::new(move |criteria| revocations::end(&streams, criteria)),
+                wire: Box::new(move || wire.load_full()),
             },
         });
         let counts = Counts { stalled: rooms.metrics.stalled.clone(), open: Arc::default() };
@@ -378,6 +410,8 @@ impl Bridge {
     /// Starts everything.
     fn spawn(&mut self, ports: Ports, rooms: Rooms, reload: Arc<admin::Reload>, shown: &Shown) {
         let (public, admin) = (self.public(&ports, &rooms), self.admin(&ports, &rooms, reload.clone()));
+        let refusals = rooms.refusals.clone();
+        self.own("refusals", async move { refusals.tell_left_out().await });
         self.own("watcher", watch::follow(self.reloader.watched.clone(), reload));
         self.own("keys", reload::refresh_keys(self.reloader.auth.subscribe(), self.streams.clone()));
         self.own("rechecks", reload::recheck(self.reloader.auth.subscribe(), self.streams.clone()));
@@ -394,6 +428,22 @@ impl Bridge {
         shown.announce(self.sources.len());
         self.own("listener", public.run(ports.public));
         self.own("admin listener", admin.run(ports.admin));
+    }
+
+    /// Lets a thread of its own write the access log: standard error may take its time.
+    fn write_access(&mut self, lines: Lines) -> Result<(), Error> {
+        let access = self.reloader.access.clone();
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let write = move || {
+            let _end = end;
+            access.write(&lines);
+        };
+        std::thread::Builder::new()
+            .name("access log".to_owned())
+            .spawn(write)
+            .map_err(|cause| Error::System { what: "start the thread of the access log", cause })?;
+        self.own("access log", async move { drop(ended.await) });
+        Ok(())
     }
 
     /// Runs what must not end.
@@ -423,7 +473,8 @@ impl Bridge {
         let deadline = Instant::now() + self.reloader.drain;
         self.draining.cancel();
         // Nothing new comes in, and what came is acknowledged. Those that are late go on ending until all ends.
-        let mut sources = pin!(self.sources.drain());
+        let (sources, follower) = (&mut self.sources, &mut self.reloader.follower);
+        let mut sources = pin!(async { tokio::join!(sources.drain(), follower.stop()) });
         if timeout_at(Instant::now() + self.reloader.drain / 3, &mut sources).await.is_err() {
             warn!("some sources did not end in time");
         }
@@ -460,8 +511,19 @@ impl Bridge {
         // Whoever asks the admin listener right now is answered, but not waited for.
         drop(timeout_at(deadline.min(Instant::now() + Duration::from_millis(200)), rest).await);
         self.admin_ends.cut.cancel();
+        let access = self.reloader.access.clone();
+        // Fails only where the runtime is gone.
+        drop(tokio::task::spawn_blocking(move || access.flush(FLUSH)).await);
         self.tasks.shutdown().await;
     }
+}
+
+/// Says why somebody sees a subject, by what counts at the moment.
+fn explain(explainer: Arc<ArcSwap<Explainer>>, auth: tokio::sync::watch::Receiver<Arc<Authenticator>>) -> Box<admin::Explain> {
+    Box::new(move |token, subject| {
+        let (explainer, auth) = (explainer.load_full(), auth.borrow().clone());
+        Box::pin(async move { explainer.explain(&auth, token.as_deref(), &subject, EXPLAIN).await.told })
+    })
 }
 
 /// How a cleartext stream leaves hyper.

@@ -19,6 +19,7 @@ use crate::subject::{Pattern, Subject};
 mod backend;
 mod cache;
 mod carrier;
+mod explain;
 mod issuer;
 mod jwks;
 mod keys;
@@ -34,13 +35,14 @@ mod web;
 use backend::Backend;
 pub use backend::{Credential, Question, Regrant};
 use cache::Cache;
-use carrier::{Carrier, Unreadable};
+use carrier::Unreadable;
+pub use explain::{Check, GrantRule};
 use issuer::{Denied, Issuer, union};
 #[cfg(test)]
 pub use keys::{Algorithm, KeyError};
 use refusals::Refusals;
-pub use revoked::{Criteria, Revocation, RevocationError, Revocations};
-pub use settings::{Backend as BackendSettings, Header, Issuer as IssuerSettings, Settings, Signer, token_bytes};
+pub use revoked::{Criteria, Order, Revocation, RevocationError, Revocations};
+pub use settings::{Backend as BackendSettings, Control, Header, Issuer as IssuerSettings, Settings, Signer, token_bytes};
 use settings::{Carriers, Lists};
 pub use token::{Refused, mint};
 
@@ -108,13 +110,15 @@ impl Grant {
     }
 }
 
-/// A pattern of a grant, and the rule that gives it.
+/// What a token says of itself, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ruled {
-    /// The pattern.
-    pub pattern: Pattern,
-    /// The rule's key path, or the claim.
-    pub rule: String,
+pub struct Presented {
+    /// What carried it.
+    pub carrier: &'static str,
+    /// Its `kid`.
+    pub key_id: Option<String>,
+    /// Its `iss`.
+    pub issuer: Option<String>,
 }
 
 /// What a client asks to see.
@@ -136,7 +140,7 @@ pub enum AuthError {
     /// No token, and nothing is open to anybody: 401.
     #[error("no token")]
     Missing,
-    /// A token that is refused: 401. Why is for the log only (and has been logged).
+    /// A token that is refused: 401. Why is for the log only.
     #[error("the token is refused")]
     Invalid(#[source] Refused),
     /// Nothing that a better token would mend: 400.
@@ -148,6 +152,9 @@ pub enum AuthError {
     /// The backend cannot be asked at the moment: likewise.
     #[error("the backend cannot be asked")]
     BackendUnavailable,
+    /// What was revoked is still being read: likewise.
+    #[error("the revocations are not loaded yet")]
+    RevocationsNotLoaded,
 }
 
 impl AuthError {
@@ -158,7 +165,7 @@ impl AuthError {
             Self::Missing => Some("token_missing"),
             Self::Invalid(Refused::Expired) => Some("token_expired"),
             Self::Invalid(_) => Some("token_invalid"),
-            Self::Malformed(_) | Self::KeysNotLoaded | Self::BackendUnavailable => None,
+            Self::Malformed(_) | Self::KeysNotLoaded | Self::BackendUnavailable | Self::RevocationsNotLoaded => None,
         }
     }
 
@@ -171,7 +178,7 @@ impl AuthError {
             Self::Invalid(Refused::Expired) => r#"Bearer realm="brokercast", error="invalid_token", error_description="token_expired""#,
             Self::Invalid(_) => r#"Bearer realm="brokercast", error="invalid_token", error_description="token_invalid""#,
             Self::Malformed(_) => r#"Bearer realm="brokercast", error="invalid_request""#,
-            Self::KeysNotLoaded | Self::BackendUnavailable => return None,
+            Self::KeysNotLoaded | Self::BackendUnavailable | Self::RevocationsNotLoaded => return None,
         }))
     }
 }
@@ -278,7 +285,11 @@ impl Authenticator {
     }
 
     fn not_revoked(&self, owner: Option<&Owner>, now: Timestamp) -> Result<(), AuthError> {
-        if owner.is_some_and(|owner| self.revocations.cover(owner, now)) { Err(refused(Refused::Revoked, None)) } else { Ok(()) }
+        match owner {
+            Some(_) if !self.revocations.are_known() => Err(AuthError::RevocationsNotLoaded),
+            Some(owner) if self.revocations.cover(owner, now) => Err(AuthError::Invalid(Refused::Revoked)),
+            _ => Ok(()),
+        }
     }
 
     /// The name of the cookie that may carry a token.
@@ -297,6 +308,15 @@ impl Authenticator {
     #[must_use]
     pub fn is_bearer(&self, headers: &HeaderMap) -> bool {
         matches!(carrier::find(&self.carriers, true, headers, None), Ok(Some(_)))
+    }
+
+    /// What the token of a request says of itself, whether that is true or not; `None`: there is none that can be read.
+    #[must_use]
+    pub fn presented(&self, headers: &HeaderMap, query: Option<&str>) -> Option<Presented> {
+        let (carrier, token) = carrier::find(&self.carriers, false, headers, query).ok()??;
+        let parsed = token::Parsed::new(&token).ok().filter(|_| token.len() <= self.token_bytes);
+        let issuer = parsed.as_ref().and_then(|token| token.claims().get("iss")?.as_str().map(str::to_owned));
+        Some(Presented { carrier: carrier.as_str(), key_id: parsed.and_then(|token| token.id), issuer })
     }
 
     /// Who wants to subscribe, and what they may. `query` is the request's, as it was sent.
@@ -365,9 +385,12 @@ impl Authenticator {
     /// When the backend refuses, when what it grants was revoked, or when it cannot be asked.
     pub async fn ask(&self, question: Question, address: IpAddr) -> Result<Grant, AuthError> {
         let Some(backend) = &self.backend else { return Err(AuthError::BackendUnavailable) };
+        if !self.revocations.are_known() {
+            return Err(AuthError::RevocationsNotLoaded);
+        }
         let asked = backend.ask(question, address, &self.revocations).await.map_err(|denied| match denied {
-            backend::Denied::Refused => refused(Refused::Backend, None),
-            backend::Denied::Revoked => refused(Refused::Revoked, None),
+            backend::Denied::Refused => AuthError::Invalid(Refused::Backend),
+            backend::Denied::Revoked => AuthError::Invalid(Refused::Revoked),
             backend::Denied::Unavailable => AuthError::BackendUnavailable,
         });
         asked.inspect_err(|error| self.refusals.count(error))
@@ -397,35 +420,6 @@ impl Authenticator {
         let Some(tokens) = &self.tokens else { return };
         let attempted = || tokens.attempts.send_modify(|count| *count = count.wrapping_add(1));
         join_all(tokens.issuers.iter().map(|issuer| issuer.refresh(|| tokens.cache.clear(), attempted))).await;
-    }
-
-    /// What an owner's token grants, each pattern with the rule that gives it: for subscribing, and for publishing.
-    #[must_use]
-    pub fn explain(&self, owner: Option<&Owner>) -> (Vec<Ruled>, Vec<Ruled>) {
-        let of_token = |owner: &Owner| {
-            let claims = serde_json::from_slice(&owner.claims).ok()?;
-            Some(self.tokens.as_ref()?.issuer_of(&claims).ok()?.explain(&claims))
-        };
-        let of_backend = |owner: &Owner| {
-            let answer = self.backend.as_ref()?.counts(owner.credential.as_ref()?)?;
-            let ruled = |pattern: &Pattern| Ruled { pattern: pattern.clone(), rule: "auth.backend".to_owned() };
-            Some((answer.own.subscribe.iter().map(ruled).collect(), answer.own.publish.iter().map(ruled).collect()))
-        };
-        let (mut subscribe, mut publish) = owner.and_then(|owner| of_backend(owner).or_else(|| of_token(owner))).unwrap_or_default();
-        for (kind, ruled, open) in [("subscribe", &mut subscribe, &self.open.subscribe), ("publish", &mut publish, &self.open.publish)] {
-            let rule = |n| format!("auth.anonymous.{kind}[{n}]");
-            ruled.extend(open.iter().enumerate().map(|(n, pattern)| Ruled { pattern: pattern.clone(), rule: rule(n) }));
-        }
-        (subscribe, publish)
-    }
-
-    /// What a token grants, wherever it was found. Keys that are on their way are waited for, up to `patience`.
-    ///
-    /// # Errors
-    /// When it is refused.
-    pub async fn inspect(&self, token: &str, patience: Duration) -> Result<Grant, AuthError> {
-        let grant = || self.tokens.as_ref().ok_or(AuthError::Invalid(Refused::NoKeys))?.grant(token, Carrier::Header, Timestamp::now());
-        self.patiently(patience, grant).await
     }
 
     /// Whether the key that signed an owner's token counts no more.
@@ -462,20 +456,24 @@ impl Authenticator {
     }
 
     fn find(&self, headers: &HeaderMap, query: Option<&str>, publish: bool, now: Timestamp) -> Result<Grant, AuthError> {
-        let (carrier, token) = match carrier::find(&self.carriers, publish, headers, query) {
-            Ok(Some(found)) => found,
+        let token = match carrier::find(&self.carriers, publish, headers, query) {
+            Ok(Some((_, token))) => token,
             Ok(None) => {
                 let open = if publish { &self.anonymous.publish } else { &self.anonymous.subscribe };
                 return if open.is_empty() { Err(AuthError::Missing) } else { Ok(self.anonymous.clone()) };
             }
             Err(Unreadable::Request(why)) => return Err(AuthError::Malformed(why)),
-            Err(Unreadable::Token(why)) => return Err(refused(why, None)),
+            Err(Unreadable::Token(why)) => return Err(AuthError::Invalid(why)),
         };
+        self.grant_of(&token, now)
+    }
+
+    /// What a token grants, wherever it was found. Logs nothing.
+    fn grant_of(&self, token: &str, now: Timestamp) -> Result<Grant, AuthError> {
         if token.len() > self.token_bytes {
             return Err(AuthError::Malformed("the token is longer than `server.limits.token_bytes`"));
         }
-        let Some(tokens) = &self.tokens else { return Err(refused(Refused::NoKeys, Some(carrier))) };
-        let grant = tokens.grant(&token, carrier, now)?;
+        let grant = self.tokens.as_ref().ok_or(AuthError::Invalid(Refused::NoKeys))?.grant(token, now)?;
         self.not_revoked(grant.owner.as_deref(), now)?;
         Ok(grant)
     }
@@ -490,24 +488,18 @@ pub fn read_token(token: &str) -> Result<(), Refused> {
     token::Parsed::new(token).map(drop)
 }
 
-fn refused(why: Refused, carrier: Option<Carrier>) -> AuthError {
-    tracing::info!(reason = %why, carrier = carrier.map(Carrier::as_str), "token refused");
-    AuthError::Invalid(why)
-}
-
 impl Tokens {
-    fn grant(&self, token: &str, carrier: Carrier, now: Timestamp) -> Result<Grant, AuthError> {
+    fn grant(&self, token: &str, now: Timestamp) -> Result<Grant, AuthError> {
         let fingerprint = self.cache.fingerprint(token);
         if let Some(grant) = self.cache.get(fingerprint, now) {
             return Ok(grant);
         }
         // Before the keys are looked at, so that what older keys verified is not kept.
         let epoch = self.cache.epoch();
-        let refuse = |why| refused(why, Some(carrier));
-        let parsed = token::Parsed::new(token).map_err(refuse)?;
-        let issuer = self.issuer_of(parsed.claims()).map_err(refuse)?;
+        let parsed = token::Parsed::new(token).map_err(AuthError::Invalid)?;
+        let issuer = self.issuer_of(parsed.claims()).map_err(AuthError::Invalid)?;
         let grant = issuer.grant(&parsed, now).map_err(|denied| match denied {
-            Denied::Refused(why) => refuse(why),
+            Denied::Refused(why) => AuthError::Invalid(why),
             Denied::KeyMayCome => AuthError::KeysNotLoaded,
         })?;
         Ok(self.cache.insert(fingerprint, grant, epoch))

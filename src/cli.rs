@@ -7,10 +7,12 @@ use std::io::Write as _;
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
 use crate::app::{self, Loaded};
+use crate::auth::Authenticator;
 use crate::settings::SettingsError;
 use crate::support::causes::chain;
 
@@ -26,6 +28,8 @@ mod token;
 
 /// The exit code for a configuration that cannot be used (sysexits.h, EX_CONFIG).
 const EX_CONFIG: u8 = 78;
+/// The exit code where nobody answers whom a command has to ask (sysexits.h, EX_UNAVAILABLE).
+const EX_UNAVAILABLE: u8 = 69;
 
 /// Streams message-broker traffic to browsers over Server-Sent Events.
 #[derive(Debug, Parser)]
@@ -137,6 +141,30 @@ fn print(text: &str) -> Result<(), Error> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::with("cannot write to standard output", error)),
         _ => Ok(()),
+    }
+}
+
+/// How long keys behind URLs may take.
+const KEYS: Duration = Duration::from_secs(15);
+
+/// A token that was given as an argument: `-` reads it from standard input.
+fn given(token: &str) -> Result<String, Error> {
+    let token = match token {
+        "-" => std::io::read_to_string(std::io::stdin()).map_err(|e| Error::with("cannot read the token from standard input", e))?,
+        token => token.to_owned(),
+    };
+    Ok(token.trim().to_owned())
+}
+
+/// Answers while the keys behind URLs are fetched.
+async fn with_keys<T>(authenticator: &Authenticator, answer: impl Future<Output = T>) -> T {
+    let fetching = async {
+        authenticator.refresh_keys().await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        answer = answer => answer,
+        never = fetching => never,
     }
 }
 

@@ -12,6 +12,7 @@ use axum::{Extension, Router};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Uri, header};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Authenticator;
@@ -38,6 +39,7 @@ mod origin;
 mod problem;
 mod publish;
 mod query;
+mod refusals;
 mod sender;
 mod session;
 pub(crate) mod settings;
@@ -59,6 +61,7 @@ use forwarded::{Proxies, Seen};
 use handoff::Handover;
 use origin::{Origin, Origins};
 use problem::Problem;
+pub(crate) use refusals::{Refusal, Refusals};
 
 /// A source that takes messages from HTTP.
 #[derive(Clone)]
@@ -87,6 +90,8 @@ pub(crate) struct Rooms {
     pub(crate) open: Box<dyn Fn(stream::Request) -> Handover + Send + Sync>,
     /// What clients call themselves.
     pub(crate) agents: Agents,
+    /// Where refusals are told.
+    pub(crate) refusals: Arc<Refusals>,
 }
 
 /// What the configuration says of requests. It is exchanged as a whole, and a request is answered by the one of its start.
@@ -174,6 +179,14 @@ impl Policy {
     }
 }
 
+impl Rooms {
+    /// Answers with a problem, and tells of it.
+    fn refuse(&self, policy: &Policy, parts: &http::request::Parts, problem: Problem, began: Instant) -> Response {
+        self.refusals.problem(parts, client_of(parts), &problem, Some(&policy.auth), began);
+        problem.into_response()
+    }
+}
+
 /// The public listener's router.
 pub(crate) fn router(rooms: Rooms) -> Router {
     Router::new().fallback(guard).with_state(Arc::new(rooms))
@@ -187,13 +200,12 @@ async fn guard(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
     let route = route_of(parts.uri.path());
     let seen = policy.proxies.seen(&peer_of(&parts), &parts.headers);
     let origin = policy.origins.classify(&parts, &seen);
-    let mut response = match policy.origins.host(&parts, &seen) {
-        Err(problem) => problem.into_response(),
-        Ok(()) => {
-            parts.extensions.insert(origin.clone());
-            parts.extensions.insert(seen);
-            dispatch(&rooms, &policy, Request::from_parts(parts, body)).await
-        }
+    let host = policy.origins.host(&parts, &seen);
+    parts.extensions.insert(origin.clone());
+    parts.extensions.insert(seen);
+    let mut response = match host {
+        Err(problem) => rooms.refuse(&policy, &parts, problem, Instant::now()),
+        Ok(()) => dispatch(&rooms, &policy, Request::from_parts(parts, body)).await,
     };
     let headers = response.headers_mut();
     policy.put_base_on(headers);
@@ -241,7 +253,7 @@ async fn dispatch(rooms: &Arc<Rooms>, policy: &Arc<Policy>, request: Request) ->
     let (state, policy) = (State(rooms.clone()), Extension(policy.clone()));
     match request.uri().path() {
         "/events" => events::answer(state, policy, request).await,
-        "/session" => session::answer(policy, request).await,
+        "/session" => session::answer(state, policy, request).await,
         path if path.starts_with("/publish/") => publish::answer(state, policy, request).await,
         _ => page(&policy, request).await,
     }

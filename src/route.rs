@@ -8,12 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::event::{Envelope, Event, Message, SourceName};
 use crate::subject::{Pattern, Subject};
 
+mod explain;
 mod reach;
 pub mod settings;
 mod template;
 #[cfg(test)]
 mod tests;
 
+pub use explain::Fate;
 use template::{NameTemplate, Nameless, SubjectTemplate};
 
 /// The prefix of control events' names; no route may give an event such a name.
@@ -46,6 +48,8 @@ pub struct Counts {
 /// One of `routes`.
 #[derive(Debug, Clone)]
 pub struct Rule {
+    /// The key path at which it is configured.
+    key: Arc<str>,
     /// Only messages of this source.
     source: Option<SourceName>,
     /// Only these subjects.
@@ -72,6 +76,12 @@ struct Pass {
 }
 
 impl Rule {
+    /// Drops the messages of one subject of a source, because of what is configured at the key path `key`.
+    #[must_use]
+    pub fn hide(source: SourceName, matches: Pattern, key: &str) -> Self {
+        Self { key: key.into(), source: Some(source), matches, action: Action::Drop }
+    }
+
     /// Whether it takes every message whose subject it matches. A template that needs a header may not.
     fn takes_all(&self) -> bool {
         self.renames().is_none_or(|template| !template.needs_header())

@@ -9,6 +9,7 @@ use std::fmt;
 mod environment;
 mod layers;
 mod node;
+mod places;
 mod section;
 mod shown;
 #[cfg(test)]
@@ -17,6 +18,7 @@ pub(crate) mod value;
 mod yaml;
 
 pub(crate) use layers::{Loaded, load};
+pub(crate) use places::Places;
 pub(crate) use section::{Choice, Key, Section, Slot, Written};
 pub(crate) use value::{File, Secret};
 

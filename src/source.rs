@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 
 use crate::cursor::Position;
 use crate::event::{Gap, Message, Timestamp};
-use crate::subject::Pattern;
+use crate::subject::{Pattern, Subject};
 
 pub mod amqp;
 mod amqp_stream;
@@ -132,6 +132,22 @@ pub trait Adapter: Send + Sync + 'static {
     /// disjoint. `None`: the broker cannot, or it would leave out little, so that one reader for everybody is better.
     fn selected<'a>(&'a self, start: Start, wanted: &'a [Pattern]) -> BoxFuture<'a, Result<Option<Box<dyn Connection>>, SourceError>> {
         let (_, _) = (start, wanted);
+        Box::pin(async { Ok(None) })
+    }
+
+    /// A source of the same broker that yields the messages of one subject, for whoever wants only these; at times more, so the
+    /// subject has to be looked at. It makes nothing but what is its own. `None`: there is no such source, since its messages
+    /// are not there for each reader.
+    fn narrowed(&self, subject: &Subject) -> Option<std::sync::Arc<dyn Adapter>> {
+        let _: &Subject = subject;
+        None
+    }
+
+    /// For how long the log keeps a message, as far as that is known; `None`: not known, or as long as there is room.
+    ///
+    /// # Errors
+    /// When the broker has to be asked and does not answer.
+    fn keeps_for(&self) -> BoxFuture<'_, Result<Option<Duration>, SourceError>> {
         Box::pin(async { Ok(None) })
     }
 

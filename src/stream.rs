@@ -6,8 +6,8 @@
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,6 +43,15 @@ use visit::{Place, Visit};
 
 /// The reconnection time of clients whose history could not be read, before jitter.
 const UNAVAILABLE: Duration = Duration::from_secs(15);
+
+/// Streams that end together end, or their clients come back, so far apart on average.
+pub const STAGGER: Duration = Duration::from_millis(10);
+/// No client is told to stay away for longer than this because many streams end at once.
+const MOST_SPREAD: Duration = Duration::from_secs(30);
+/// So long after many streams were told to end, they are taken to end together.
+const SPREADING: Duration = Duration::from_secs(5);
+/// Below this the usual jitter of the reconnection time is enough.
+const LEAST_SPREAD: Duration = Duration::from_secs(1);
 
 /// Where a client begins.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,6 +119,16 @@ pub struct Streams {
     closed: [AtomicU64; Closing::ALL.len()],
     /// Streams whose clients ended them.
     left: AtomicU64,
+    /// Told of each stream that has ended.
+    ended: OnceLock<Box<dyn Fn(Ended) + Send + Sync>>,
+    spread: Mutex<Spread>,
+}
+
+/// Many streams end: over what span their clients come back, and until when that counts.
+#[derive(Debug, Clone, Copy, Default)]
+struct Spread {
+    span: Duration,
+    until: Timestamp,
 }
 
 impl fmt::Debug for Streams {
@@ -122,9 +141,9 @@ impl Streams {
     /// Over a hub without sources.
     #[must_use]
     pub fn new(hub: Arc<Hub>, histories: Histories, settings: Settings) -> Arc<Self> {
-        let (routers, registry, closed) = (Mutex::default(), Registry::default(), Default::default());
-        let retry = AtomicU64::new(millis(settings.retry));
-        Arc::new(Self { hub, routers, histories, settings, retry, registry, closed, left: AtomicU64::new(0) })
+        let (routers, registry, closed, ended) = (Mutex::default(), Registry::default(), Default::default(), OnceLock::new());
+        let (retry, left, spread) = (AtomicU64::new(millis(settings.retry)), AtomicU64::new(0), Mutex::default());
+        Arc::new(Self { hub, routers, histories, settings, retry, registry, closed, left, ended, spread })
     }
 
     /// Clients that come from now on are told another reconnection time.
@@ -197,19 +216,35 @@ impl Streams {
     /// Ends streams at random times within a span from now, so that their clients do not come back all at once. When all
     /// are ended because the process drains, so are those that are opened later. Returns how many are open and meant.
     pub fn end(&self, selection: Selection<'_>, reason: Closing, now: Timestamp, within: Duration) -> usize {
-        self.registry.end(selection, reason, now, within)
+        self.registry.end(selection, reason, now, within, |count| self.spread(count, now))
+    }
+
+    /// So many streams are about to end: their clients shall not come back all at once.
+    fn spread(&self, count: usize, now: Timestamp) {
+        let span = STAGGER.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX)).min(MOST_SPREAD);
+        let mut spread = self.spread.lock();
+        if span >= spread.span || now >= spread.until {
+            *spread = Spread { span, until: now.after(SPREADING) };
+        }
+    }
+
+    /// The reconnection time for a client whose stream ends with many others.
+    fn spread_retry(&self, now: Timestamp) -> Option<Duration> {
+        let Spread { span, until } = *self.spread.lock();
+        (now < until && span >= LEAST_SPREAD).then(|| self.retry() + jittered(span, 0.0..1.0))
     }
 
     /// Ends the streams whose patterns what is `granted` to their owners covers no more. Returns how many. Leaves owners alone for
     /// whom it says nothing.
     pub fn narrow(&self, granted: impl Fn(Option<&Arc<Owner>>) -> Option<Arc<[Pattern]>>, now: Timestamp) -> usize {
-        let mut ended = 0;
+        let mut lost = Vec::new();
         self.for_granted(granted, |Granted { stream, filter, .. }, granted| {
             if !filter.patterns().iter().all(|pattern| pattern.covered_by(granted)) {
-                ended += usize::from(self.registry.end_one(stream, End { at: now, reason: Closing::Revoked }));
+                lost.push(stream);
             }
         });
-        ended
+        self.spread(lost.len(), now);
+        lost.into_iter().filter(|stream| self.registry.end_one(*stream, End { at: now, reason: Closing::Revoked })).count()
     }
 
     /// Streams whose clients named no patterns get all that is `granted` to their owners from now on. Returns how many get more.
@@ -272,7 +307,7 @@ impl Streams {
 
     /// Ends streams that are open. Returns how many.
     pub fn end_listed(&self, wanted: &Wanted, now: Timestamp) -> usize {
-        self.registry.end(Selection::Listed(wanted), Closing::Ended, now, Duration::ZERO)
+        self.end(Selection::Listed(wanted), Closing::Ended, now, Duration::ZERO)
     }
 
     /// Streams that are open.
@@ -297,6 +332,12 @@ impl Streams {
     /// the same moment.
     fn retry(&self) -> Duration {
         jittered(Duration::from_millis(self.retry.load(Ordering::Relaxed)), 0.75..1.25)
+    }
+
+    /// Whoever wants to know of each stream that has ended. Set once; must not block.
+    pub fn on_end(&self, tell: impl Fn(Ended) + Send + Sync + 'static) {
+        // Whoever comes second is not heard.
+        self.ended.set(Box::new(tell)).unwrap_or_default();
     }
 }
 
@@ -335,6 +376,25 @@ pub struct Listed {
     pub end: Option<End>,
 }
 
+/// A stream that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Whose token it was.
+    pub owner: Option<Arc<Owner>>,
+    /// Who read it.
+    pub visitor: Visitor,
+    /// What it was sent.
+    pub filter: Arc<Filter>,
+    /// How long it was open.
+    pub lasted: Duration,
+    /// Why it was ended; `None`: its client has gone.
+    pub reason: Option<Closing>,
+    /// Events that it was sent.
+    pub events: u64,
+    /// Bytes that it was sent, as they are framed.
+    pub bytes: u64,
+}
+
 /// A stream's place in the registry: dropping it is the only way out.
 struct Lease {
     streams: Arc<Streams>,
@@ -342,23 +402,29 @@ struct Lease {
 }
 
 impl Lease {
-    /// This side ends the stream, for this reason.
-    fn ended(&self, reason: Closing) {
-        self.visit.ended.store(true, Ordering::Relaxed);
+    /// This side ends the stream, with so many bytes that say so.
+    fn closed(&self, reason: Closing, bytes: usize) {
         self.streams.closed[reason as usize].fetch_add(1, Ordering::Relaxed);
+        self.visit.close(reason, bytes as u64);
     }
 
     /// Appends the end of the stream: the last id and the reason.
     fn write_closing(&self, out: &mut Vec<u8>, reason: Closing, id: &[u8]) {
-        self.ended(reason);
+        let before = out.len();
         if reason == Closing::Unavailable {
             // What is not there after so many attempts is not there in three seconds either.
             frame::retry(out, jittered(UNAVAILABLE, 0.75..1.25));
+        }
+        if matches!(reason, Closing::Revoked | Closing::Ended)
+            && let Some(retry) = self.streams.spread_retry(Timestamp::now())
+        {
+            frame::retry(out, retry);
         }
         if !id.is_empty() {
             frame::id_line(out, id);
         }
         frame::closing(out, reason);
+        self.closed(reason, out.len() - before);
     }
 
     /// Counts events that its client was sent.
@@ -369,11 +435,17 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if !self.visit.ended.load(Ordering::Relaxed) {
+        if self.visit.closed().is_none() {
             self.streams.left.fetch_add(1, Ordering::Relaxed);
         }
         self.streams.hub.deliveries().lasted(Timestamp::now().since(self.visit.since));
+        let filter = self.streams.ended.get().and_then(|_| self.streams.registry.filter_of(self.visit.id));
         self.streams.registry.remove(self.visit.id);
+        if let (Some(tell), Some(filter)) = (self.streams.ended.get(), filter) {
+            let Visit { owner, since, .. } = &*self.visit;
+            let ((events, bytes), lasted) = (self.visit.sent(), Timestamp::now().since(*since));
+            tell(Ended { owner: owner.clone(), visitor: self.visit.visitor(), filter, lasted, reason: self.visit.closed(), events, bytes });
+        }
     }
 }
 
@@ -511,7 +583,7 @@ impl Stream {
 
     /// Ends a stream that nothing can be sent any more.
     pub fn abandon(self, reason: Closing) {
-        self.lease.ended(reason);
+        self.lease.closed(reason, 0);
     }
 }
 
@@ -636,6 +708,6 @@ impl Live {
 
     /// Ends a stream that nothing can be sent any more.
     pub fn abandon(self, reason: Closing) {
-        self.lease.ended(reason);
+        self.lease.closed(reason, 0);
     }
 }

@@ -9,4 +9,5 @@ pub(crate) mod form;
 pub(crate) mod host;
 pub(crate) mod network;
 pub(crate) mod peer;
+pub(crate) mod plain;
 pub(crate) mod random;

@@ -10,9 +10,11 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
+mod access;
 mod settings;
 
-pub use settings::{Format, Settings};
+pub use access::{Access, Line, Lines};
+pub use settings::{AccessFormat, Format, Settings};
 
 /// Why the log cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +50,7 @@ fn discreet(event: &Metadata<'_>, libraries: &[&str]) -> bool {
 /// # Errors
 /// If `RUST_LOG` is not a filter, or the log is set up already.
 pub fn init(log: Settings) -> Result<Log, Error> {
-    let Settings { format, filter, libraries } = log;
+    let Settings { format, filter, libraries, .. } = log;
     let asked = std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
     let from_environment = asked.is_some();
     let filter: EnvFilter = match asked {

@@ -13,6 +13,7 @@ use crate::hub::{self, Transport};
 use crate::metrics::{HistoryReading, KeySetReading, Readings, SpansReading};
 use crate::pool::Pool;
 use crate::stream::Streams;
+use crate::telemetry::Access;
 use crate::transport::writer::Writer;
 use crate::{history, route};
 
@@ -26,6 +27,7 @@ pub(super) struct Asked {
     /// Connections to the public listener, but those that the writer has.
     pub(super) open: Arc<AtomicUsize>,
     pub(super) auth: watch::Receiver<Arc<Authenticator>>,
+    pub(super) access: Arc<Access>,
     /// Of each listener with TLS.
     pub(super) certificates: Vec<(&'static str, Arc<Tls>)>,
 }
@@ -35,6 +37,7 @@ impl Asked {
         let Self { streams, routed, .. } = self;
         let (hub, auth) = (streams.hub(), self.auth.borrow().clone());
         let deliveries = hub.deliveries();
+        let [taken, refused] = auth.revocations().messages();
         let ended = Closing::ALL.iter().map(|reason| (reason.as_str(), streams.closed(*reason)));
         let delivered = Transport::ALL.iter().map(|transport| {
             let (events, bytes) = deliveries.sent_by(*transport);
@@ -62,6 +65,9 @@ impl Asked {
             certificates: self.certificates.iter().filter_map(|(listener, tls)| Some((*listener, tls.expires()?))).collect(),
             shortened_subjects: routed.shortened(),
             reserved_names: routed.reserved_names(),
+            access_left_out: self.access.left_out(),
+            revocations: auth.revocations().len() as u64,
+            revocation_messages: [("taken", taken), ("refused", refused)],
         }
     }
 }

@@ -7,10 +7,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use super::REVOKED_WITHIN;
+use super::explain::Explainer;
+use super::revocations::Follower;
 use super::settings::{Fixed, Loaded, Settings, load_again};
 use super::sources::Sources;
 use super::watch::Watched;
@@ -25,7 +28,7 @@ use crate::metrics::{Metrics, Reloaded};
 use crate::pool::{Pool, Rates};
 use crate::settings::{SettingsError, Written};
 use crate::stream::{Selection, Streams};
-use crate::telemetry::Log;
+use crate::telemetry::{Access, Log};
 
 /// Which keys need a restart, or what is wrong with the configuration.
 type Answer = Result<Vec<&'static str>, SettingsError>;
@@ -68,6 +71,7 @@ pub(super) struct Reloader {
     /// These, and those that they name.
     pub(super) watched: Arc<Watched>,
     pub(super) log: Log,
+    pub(super) access: Arc<Access>,
     /// What cannot change.
     pub(super) fixed: Fixed,
     pub(super) bounds: Bounds,
@@ -82,6 +86,10 @@ pub(super) struct Reloader {
     pub(super) rates: Rates,
     pub(super) streams: Arc<Streams>,
     pub(super) metrics: Arc<Metrics>,
+    /// Who sees what, and why.
+    pub(super) explainer: Arc<ArcSwap<Explainer>>,
+    /// Reads revocations of a broker.
+    pub(super) follower: Follower,
     /// How long a shutdown may take.
     pub(super) drain: Duration,
     /// How long it serves as before until then.
@@ -115,9 +123,11 @@ impl Reloader {
     }
 
     async fn apply(&mut self, loaded: Loaded, sources: &mut Sources) -> Vec<&'static str> {
-        let Loaded { settings, log, warnings, files, yaml, .. } = loaded;
+        let Loaded { settings, log, warnings, files, yaml, places, .. } = loaded;
+        self.explainer.store(Arc::new(Explainer::new(&settings, places)));
         self.watched.set(settings.watch, [self.files.clone(), files].concat());
         let needs_restart = self.fixed.changed(&settings.fixed(log.format()));
+        self.access.set(log.access());
         self.log.configure(log);
         for warning in warnings {
             warn!(warning, "configuration");
@@ -154,6 +164,7 @@ impl Reloader {
         self.streams.histories().configure(histories);
         self.streams.set_retry(streams.retry);
         let before = self.auth.borrow().clone();
+        let control = auth.revocations.clone();
         let auth = self.authenticator(auth, token_bytes);
         let same_grants = Arc::ptr_eq(&auth, &before);
         let policy = Arc::new(Policy::new(http, auth.clone(), streams.retry));
@@ -162,6 +173,7 @@ impl Reloader {
         self.policy.send_replace(Current { policy: policy.clone(), settled: same_grants });
         let granted = |owner: Option<&Arc<Owner>>| Some(auth.subscribes(owner.map(Arc::as_ref), Timestamp::now()));
         let ended = if same_grants { 0 } else { self.streams.narrow(granted, Timestamp::now()) };
+        self.follower.follow(control.as_ref(), &wanted).await;
         sources.follow(wanted, &routes, window).await;
         let widened = if same_grants { 0 } else { self.streams.widen(granted) };
         if ended + widened > 0 {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::cursor::Tag;
 use crate::event::SourceName;
 use crate::route::Rule;
-use crate::settings::{Section, SettingsError};
+use crate::settings::{Places, Section, SettingsError};
 use crate::source::settings::Source;
 use crate::{auth, history, http, hub, pool, route, settings, source, stream, telemetry};
 
@@ -70,6 +70,8 @@ pub struct Loaded {
     pub notes: Vec<String>,
     /// Files and folders that the settings name.
     pub files: Vec<PathBuf>,
+    /// Where the values of key paths were written.
+    pub(crate) places: Places,
 }
 
 /// Reads `files`, later over earlier, then this process's environment.
@@ -93,9 +95,9 @@ fn load_with(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
     refuse_empty: bool,
 ) -> Result<Loaded, SettingsError> {
-    let settings::Loaded { value: (settings, log), yaml, files } = settings::load(files, variables, BUILT_IN, refuse_empty, read)?;
+    let settings::Loaded { value: (settings, log), yaml, files, places } = settings::load(files, variables, BUILT_IN, refuse_empty, read)?;
     let (warnings, notes) = (advice::warnings(&settings), advice::notes(&settings));
-    Ok(Loaded { settings, log, yaml, warnings, notes, files })
+    Ok(Loaded { settings, log, yaml, warnings, notes, files, places })
 }
 
 /// Reads a text as the only configuration, for fuzzing. Returns what `check` prints.
@@ -176,6 +178,9 @@ fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
     overlaps(&found, &sources);
     tags(&found, root, &sources);
     let routes = route::settings::read(root.key("routes"), &names);
+    control(&auth_settings, &found, &names, &auth);
+    // Before all routes: no client sees what is about them.
+    let routes = auth_settings.revocations.as_ref().and_then(super::revocations::hidden).into_iter().chain(routes).collect();
     let settings = Settings {
         http: http?,
         drain,
@@ -192,6 +197,28 @@ fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
         watch,
     };
     Some((settings, log?))
+}
+
+/// Revocations must reach every replica.
+fn control(settings: &auth::Settings, sources: &[Source], names: &[&str], section: &Section<'_>) {
+    let Some(control) = &settings.revocations else { return };
+    let section = section.key("revocations").section();
+    let Some(source) = sources.iter().find(|source| source.name.as_str() == control.source) else {
+        // One that is wrong itself has problems enough.
+        if !names.contains(&control.source.as_str()) {
+            let known = if names.is_empty() { "none are configured".to_owned() } else { format!("configured: {}", names.join(", ")) };
+            section.problem("source", format!("must be the name of a source ({known})"));
+        }
+        return;
+    };
+    if source.adapter.splits() || source.adapter.narrowed(&control.subject).is_none() {
+        let expected = "must be a source whose broker gives every replica all messages: `nats` without `queue_group` and `kv`, or `amqp` \
+                        with an exchange and no `queue`, or with `queue_type: stream`";
+        section.problem("source", expected);
+    } else if !source.adapter.reach().iter().any(|pattern| pattern.matches(control.subject.as_str())) {
+        let reach: Vec<String> = source.adapter.reach().iter().map(ToString::to_string).collect();
+        section.problem("subject", format!("must be a subject that the source `{}` reads (it reads: {})", source.name, reach.join(", ")));
+    }
 }
 
 /// A published message must have one inbox to go to.

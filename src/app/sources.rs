@@ -81,7 +81,7 @@ pub(super) struct SourceRuntime {
 }
 
 /// A source that runs. Dropped, it ends at once.
-struct Running {
+pub(super) struct Running {
     cancel: CancellationToken,
     task: JoinSet<()>,
 }
@@ -330,7 +330,7 @@ impl Sources {
     }
 
     fn start(&mut self, runtime: SourceRuntime) {
-        let running = runtime.start();
+        let running = run(runtime.supervisor.clone());
         self.running.push((Arc::new(runtime), running));
         self.show();
     }
@@ -490,29 +490,29 @@ impl SourceRuntime {
             window_bytes: window.1,
         }
     }
+}
 
-    /// Runs it until it is stopped; should its supervisor panic, again.
-    fn start(&self) -> Running {
-        let (supervisor, cancel) = (self.supervisor.clone(), CancellationToken::new());
-        let ended = cancel.clone();
-        let mut task = JoinSet::new();
-        task.spawn(async move {
-            loop {
-                let panicked = AssertUnwindSafe(supervisor.clone().run(ended.clone())).catch_unwind().await.is_err();
-                if ended.is_cancelled() {
-                    return;
-                }
-                error!(source = %supervisor.handle.name, panicked, "source has ended and is started again");
-                sleep(AGAIN).await;
+/// Runs a source until it is stopped; should its supervisor panic, again.
+pub(super) fn run(supervisor: Supervisor) -> Running {
+    let cancel = CancellationToken::new();
+    let ended = cancel.clone();
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        loop {
+            let panicked = AssertUnwindSafe(supervisor.clone().run(ended.clone())).catch_unwind().await.is_err();
+            if ended.is_cancelled() {
+                return;
             }
-        });
-        Running { cancel, task }
-    }
+            error!(source = %supervisor.handle.name, panicked, "source has ended and is started again");
+            sleep(AGAIN).await;
+        }
+    });
+    Running { cancel, task }
 }
 
 impl Running {
     /// Ends it in good order: what is in hand is handed in and acknowledged.
-    async fn stop(mut self) {
+    pub(super) async fn stop(mut self) {
         self.cancel.cancel();
         while self.task.join_next().await.is_some() {}
     }

@@ -13,13 +13,15 @@ use super::jwks::{Hope, Remote};
 use super::settings::{self, Credential, Lists};
 use super::template::{self, Template};
 use super::token::{Parsed, Refused, Rules, numeric_date};
-use super::{Grant, Owner, Ruled, keys};
+use super::{Grant, GrantRule, Owner, keys};
 use crate::event::Timestamp;
 use crate::subject::{self, Pattern};
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Issuer {
+    /// Its key path.
+    path: String,
     /// Its `iss`.
     name: Option<Arc<str>>,
     rules: Rules,
@@ -58,7 +60,10 @@ impl Ring {
 /// Where the patterns of one kind of grant come from.
 #[derive(Debug)]
 struct Permits {
+    /// The claim's path.
     path: String,
+    /// The key path at which that is configured.
+    key: String,
     /// Each with its key path.
     templates: Vec<(String, Template)>,
     anonymous: Vec<Pattern>,
@@ -78,13 +83,24 @@ impl Permits {
         union(patterns)
     }
 
-    /// Each pattern with the rule that gives it, without those of anonymous access. A pattern may come more than once.
-    fn explain(&self, claims: &Map<String, Value>) -> Vec<Ruled> {
-        let ruled = |rule: &str, pattern: Pattern| Ruled { pattern, rule: rule.to_owned() };
-        let (claimed, _) = template::patterns(template::claim(claims, &self.path));
-        let rule = format!("claim `{}`", self.path);
-        let templates = self.templates.iter().flat_map(|(path, template)| template.fill(claims).into_iter().map(move |p| ruled(path, p)));
-        claimed.into_iter().map(|pattern| ruled(&rule, pattern)).chain(templates).collect()
+    /// Each rule with what it gives, without those of anonymous access.
+    fn explain(&self, claims: &Map<String, Value>) -> Vec<GrantRule> {
+        let claim = template::claim(claims, &self.path);
+        let (gives, bad) = template::patterns(claim);
+        let lacks = match (claim, bad) {
+            (None, _) => Some("the token has no such claim".to_owned()),
+            (_, 0) => None,
+            (_, bad) => Some(format!("values of the claim that are not valid patterns, and grant nothing: {bad}")),
+        };
+        let claimed = GrantRule { name: format!("claim `{}`", self.path), key: self.key.clone(), says: self.path.clone(), gives, lacks };
+        let templates = self.templates.iter().map(|(path, template)| GrantRule {
+            name: path.clone(),
+            key: path.clone(),
+            says: template.to_string(),
+            gives: template.fill(claims),
+            lacks: template.lacks(claims),
+        });
+        std::iter::once(claimed).chain(templates).collect()
     }
 }
 
@@ -109,7 +125,8 @@ impl Issuer {
             let placed = |path: &str, templates: &[Template]| -> Vec<(String, Template)> {
                 templates.iter().enumerate().map(|(n, template)| (format!("{path}.grants.{kind}[{n}]"), template.clone())).collect()
             };
-            Permits { path: claim, templates: [placed(&path, own), placed("auth", of_all)].concat(), anonymous: anonymous.to_vec() }
+            let key = format!("{path}.claims.{kind}");
+            Permits { path: claim, key, templates: [placed(&path, own), placed("auth", of_all)].concat(), anonymous: anonymous.to_vec() }
         };
         let (mut fixed, mut remotes) = (Vec::new(), Vec::new());
         for key in keys {
@@ -120,6 +137,7 @@ impl Issuer {
             }
         }
         Self {
+            path: path.clone(),
             name: name.map(Arc::from),
             rules: Rules { audiences, leeway, max_lifetime },
             subscribe: permits(claims.subscribe, "subscribe", &grants.subscribe, &of_all.subscribe, &anonymous.subscribe),
@@ -137,6 +155,21 @@ impl Issuer {
     /// The `iss` of its tokens.
     pub(super) fn name(&self) -> Option<&str> {
         self.name.as_deref()
+    }
+
+    /// Its key path.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// What its tokens' registered claims must be.
+    pub(super) const fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// The ids of the keys that it has now; `None` for a key that takes tokens with any.
+    pub(super) fn key_ids(&self) -> Vec<Option<String>> {
+        self.ring.load().keys().map(|key| key.id.as_deref().map(str::to_owned)).collect()
     }
 
     /// Fetches its keys behind URLs for as long as it is polled. `changed` is called after each new set, `attempted` after
@@ -222,8 +255,8 @@ impl Issuer {
         Ok(Owner { identity, token_id, issuer, session_id, issued, key, claims: token.payload().into(), credential: None })
     }
 
-    /// What claims grant, for subscribing and for publishing.
-    pub(super) fn explain(&self, claims: &Map<String, Value>) -> (Vec<Ruled>, Vec<Ruled>) {
+    /// The rules that may grant something to these claims, for subscribing and for publishing.
+    pub(super) fn explain(&self, claims: &Map<String, Value>) -> (Vec<GrantRule>, Vec<GrantRule>) {
         (self.subscribe.explain(claims), self.publish.explain(claims))
     }
 

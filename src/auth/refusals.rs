@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::{AuthError, Refused};
 
 /// The reasons, as they are shown.
-const REASONS: [&str; 21] = [
+const REASONS: [&str; 22] = [
     "missing",
     "malformed",
     "algorithm",
@@ -27,6 +27,7 @@ const REASONS: [&str; 21] = [
     "keys_not_loaded",
     "backend",
     "backend_unavailable",
+    "revocations_not_loaded",
 ];
 
 /// One counter for each reason.
@@ -39,6 +40,7 @@ fn reason(error: &AuthError) -> &'static str {
         AuthError::Malformed(_) => "bad_request",
         AuthError::KeysNotLoaded => "keys_not_loaded",
         AuthError::BackendUnavailable => "backend_unavailable",
+        AuthError::RevocationsNotLoaded => "revocations_not_loaded",
         AuthError::Invalid(refused) => match refused {
             Refused::Malformed => "malformed",
             Refused::Algorithm => "algorithm",
@@ -102,7 +104,13 @@ mod tests {
         ];
         let refusals = Refusals::default();
         let all = refused.into_iter().map(AuthError::Invalid);
-        for error in all.chain([AuthError::Missing, AuthError::Malformed("x"), AuthError::KeysNotLoaded, AuthError::BackendUnavailable]) {
+        for error in all.chain([
+            AuthError::Missing,
+            AuthError::Malformed("x"),
+            AuthError::KeysNotLoaded,
+            AuthError::BackendUnavailable,
+            AuthError::RevocationsNotLoaded,
+        ]) {
             refusals.count(&error);
         }
         assert!(refusals.read().iter().all(|(_, count)| *count == 1), "{:?}", refusals.read());

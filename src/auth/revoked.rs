@@ -3,6 +3,7 @@
 //! Takes the time as an argument. Knows no request, no stream and no status code.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -65,10 +66,22 @@ pub struct Revocation {
     pub until: Timestamp,
 }
 
+/// What a message of a broker says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Tokens are refused.
+    Revoke(Revocation),
+    /// A revocation of this name is taken back.
+    Delete(Box<str>),
+    /// Tokens were refused until a time that is over.
+    Over,
+}
+
 /// An order as it is written.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
+    id: Option<Box<str>>,
     identity: Option<Box<str>>,
     issuer: Option<Box<str>>,
     token_id: Option<Box<str>>,
@@ -93,6 +106,12 @@ pub enum RevocationError {
     /// No time.
     #[error("`issued_before` must be a time as of RFC 3339, such as 2030-01-31T12:00:00Z")]
     IssuedBefore,
+    /// An id that could not be said in a URL.
+    #[error("`id` must be 1 to 128 letters, digits and `-`, `_`, `.`, `~` and `:`")]
+    Id,
+    /// The process gives the id.
+    #[error("has an `id`, which is given by brokercast")]
+    OwnId,
     /// Neither form, or over already.
     #[error("`until` must be a time in the future (RFC 3339), or a duration such as 12h or 30d")]
     Until,
@@ -108,18 +127,55 @@ impl Revocation {
     /// When it is not one.
     pub fn read(json: &[u8], now: Timestamp) -> Result<Self, RevocationError> {
         let written: Written = serde_json::from_slice(json).map_err(RevocationError::Shape)?;
-        let Written { identity, issuer, token_id, session_id, issued_before, until } = written;
+        if written.id.is_some() {
+            return Err(RevocationError::OwnId);
+        }
+        let id = format!("{:08x}{:08x}", random::in_range(0..=u32::MAX), random::in_range(0..=u32::MAX)).into();
+        Self::of(written, id, now)?.filter(|revocation| revocation.until > now).ok_or(RevocationError::Until)
+    }
+
+    /// Reads a broker's message, which was sent at `sent`: the same JSON with the `id` of the revocation, or `{"deleted": id}`. One
+    /// without an `id` gets the same one from every process that reads it.
+    ///
+    /// # Errors
+    /// When it is neither.
+    pub fn read_message(json: &[u8], sent: Timestamp, now: Timestamp) -> Result<Order, RevocationError> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Deleted {
+            deleted: Box<str>,
+        }
+        if let Ok(Deleted { deleted }) = serde_json::from_slice(json) {
+            return Ok(Order::Delete(deleted));
+        }
+        let written: Written = serde_json::from_slice(json).map_err(RevocationError::Shape)?;
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '~' | ':');
+        let id = match &written.id {
+            Some(id) if (1..=128).contains(&id.len()) && id.chars().all(good) => id.clone(),
+            Some(_) => return Err(RevocationError::Id),
+            None => format!("m{:016x}", hash(json)).into(),
+        };
+        let revocation = Self::of(written, id, sent)?.ok_or(RevocationError::Until)?;
+        Ok(if revocation.until > now { Order::Revoke(revocation) } else { Order::Over })
+    }
+
+    /// `None`: `until` is no time. A duration counts from `from`.
+    fn of(written: Written, id: Box<str>, from: Timestamp) -> Result<Option<Self>, RevocationError> {
+        let Written { id: _, identity, issuer, token_id, session_id, issued_before, until } = written;
         let issued_before = issued_before.map(|text| time(&text).ok_or(RevocationError::IssuedBefore)).transpose()?;
         let criteria = Criteria { identity, issuer, token_id, session_id, issued_before };
         let texts = [&criteria.identity, &criteria.issuer, &criteria.token_id, &criteria.session_id];
         if criteria == Criteria::default() || texts.into_iter().flatten().any(|text| text.is_empty()) {
             return Err(RevocationError::NoCriterion);
         }
-        let until = parse_duration(&until).map(|span| now.after(span)).or_else(|| time(&until));
-        let until = until.filter(|until| *until > now).ok_or(RevocationError::Until)?;
-        let id = format!("{:08x}{:08x}", random::in_range(0..=u32::MAX), random::in_range(0..=u32::MAX)).into();
-        Ok(Self { id, criteria, until })
+        let until = parse_duration(&until).map(|span| from.after(span)).or_else(|| time(&until));
+        Ok(until.map(|until| Self { id, criteria, until }))
     }
+}
+
+/// The same in every process and version (FNV-1a).
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Reads RFC 3339.
@@ -133,7 +189,13 @@ const MAX: usize = 100_000;
 
 /// All revocations that hold.
 #[derive(Debug, Default)]
-pub struct Revocations(RwLock<State>);
+pub struct Revocations {
+    state: RwLock<State>,
+    /// Those that a log holds are not all read yet.
+    unread: AtomicBool,
+    /// Messages of a broker that were taken, and that were nonsense.
+    messages: [AtomicU64; 2],
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -149,12 +211,46 @@ struct State {
 }
 
 impl Revocations {
-    /// Takes one in.
+    /// Whether it can be said of a token that it was not revoked.
+    #[must_use]
+    pub fn are_known(&self) -> bool {
+        !self.unread.load(Ordering::Acquire)
+    }
+
+    /// From now on those of a log are still to be read, or have been read.
+    pub fn set_known(&self, known: bool) {
+        self.unread.store(!known, Ordering::Release);
+    }
+
+    /// Counts a broker's message.
+    pub fn count_message(&self, taken: bool) {
+        self.messages[usize::from(!taken)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Messages of a broker that were taken, and that were nonsense.
+    #[must_use]
+    pub fn messages(&self) -> [u64; 2] {
+        [0, 1].map(|at: usize| self.messages[at].load(Ordering::Relaxed))
+    }
+
+    /// How many there are, those that are over and were not dropped yet included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.state.read().all.len()
+    }
+
+    /// Takes one in, in the place of one of the same name. Returns whether it says something new.
     ///
     /// # Errors
     /// When there are too many.
-    pub fn add(&self, revocation: Revocation, now: Timestamp) -> Result<(), RevocationError> {
-        let mut state = self.0.write();
+    pub fn add(&self, revocation: Revocation, now: Timestamp) -> Result<bool, RevocationError> {
+        let mut state = self.state.write();
+        if let Some(known) = state.all.get(&revocation.id) {
+            if **known == revocation {
+                return Ok(false);
+            }
+            state.remove(&revocation.id);
+        }
         if state.all.len() >= state.sweep_at.clamp(64, MAX) {
             state.sweep(now);
         }
@@ -165,38 +261,24 @@ impl Revocations {
         state.all.insert(revocation.id.clone(), revocation.clone());
         state.file(revocation);
         state.added += 1;
-        Ok(())
+        Ok(true)
     }
 
     /// How many were taken in so far: what was found out earlier may not count any more.
     #[must_use]
     pub fn added(&self) -> u64 {
-        self.0.read().added
+        self.state.read().added
     }
 
     /// Takes one back. Returns whether it was there.
     pub fn remove(&self, id: &str) -> bool {
-        let mut state = self.0.write();
-        let Some(revocation) = state.all.remove(id) else { return false };
-        let others = |list: &mut Vec<Arc<Revocation>>| list.retain(|other| other.id != revocation.id);
-        match revocation.criteria.key() {
-            Some((kind, text)) => {
-                if let Some(list) = state.index[kind].get_mut(text) {
-                    others(list);
-                    if list.is_empty() {
-                        state.index[kind].remove(text);
-                    }
-                }
-            }
-            None => others(&mut state.rest),
-        }
-        true
+        self.state.write().remove(id)
     }
 
     /// Those that hold, in the order in which they end.
     #[must_use]
     pub fn list(&self, now: Timestamp) -> Vec<Arc<Revocation>> {
-        let mut list: Vec<_> = self.0.read().all.values().filter(|revocation| now < revocation.until).cloned().collect();
+        let mut list: Vec<_> = self.state.read().all.values().filter(|revocation| now < revocation.until).cloned().collect();
         list.sort_by(|a, b| (a.until, &a.id).cmp(&(b.until, &b.id)));
         list
     }
@@ -204,7 +286,7 @@ impl Revocations {
     /// Whether a token is revoked.
     #[must_use]
     pub fn cover(&self, owner: &Owner, now: Timestamp) -> bool {
-        let state = self.0.read();
+        let state = self.state.read();
         if state.all.is_empty() {
             return false;
         }
@@ -224,6 +306,23 @@ fn before(revocation: &Revocation) -> Timestamp {
 }
 
 impl State {
+    fn remove(&mut self, id: &str) -> bool {
+        let Some(revocation) = self.all.remove(id) else { return false };
+        let others = |list: &mut Vec<Arc<Revocation>>| list.retain(|other| other.id != revocation.id);
+        match revocation.criteria.key() {
+            Some((kind, text)) => {
+                if let Some(list) = self.index[kind].get_mut(text) {
+                    others(list);
+                    if list.is_empty() {
+                        self.index[kind].remove(text);
+                    }
+                }
+            }
+            None => others(&mut self.rest),
+        }
+        true
+    }
+
     /// Puts it into its list, where those that concern the youngest tokens come first.
     fn file(&mut self, revocation: Arc<Revocation>) {
         let list = match revocation.criteria.key() {
@@ -261,7 +360,7 @@ mod tests {
 
     fn with(orders: &[Value]) -> Revocations {
         let all = Revocations::default();
-        orders.iter().for_each(|order| all.add(read(order).unwrap(), NOW).unwrap());
+        orders.iter().for_each(|order| assert!(all.add(read(order).unwrap(), NOW).unwrap()));
         all
     }
 
@@ -329,6 +428,7 @@ mod tests {
             json!({ "identity": "a", "until": 5 }),
             json!({ "identity": "a", "until": "2001-01-01T00:00:00Z" }),
             json!({ "identity": "a", "until": "1h", "id": "x" }),
+            json!({ "deleted": "x" }),
             json!({ "identity": 5, "until": "1h" }),
             json!({ "issued_before": "1h", "until": "1h" }),
             json!([]),
@@ -338,13 +438,58 @@ mod tests {
     }
 
     #[test]
+    fn a_message_of_a_broker_says_the_same_to_every_process() {
+        let read = |message: &str, sent: u64, now: u64| {
+            let at = |seconds| NOW.after(Duration::from_secs(seconds));
+            Revocation::read_message(message.as_bytes(), at(sent), at(now))
+        };
+        let own = Revocation::read(br#"{"identity":"alice","issued_before":"2030-01-31T12:00:00.5Z","until":"1h"}"#, NOW).unwrap();
+        let message = serde_json::to_string(&own).unwrap();
+        assert_eq!(read(&message, 9, 9).unwrap(), Order::Revoke(own.clone()), "{message}");
+        assert_eq!(read(r#"{"deleted":"x"}"#, 0, 0).unwrap(), Order::Delete("x".into()));
+        assert_eq!(read(&message, 0, 3600).unwrap(), Order::Over);
+        // A duration counts from when the message was sent.
+        let relative = r#"{"identity":"alice","until":"10s"}"#;
+        let (one, other) = (read(relative, 0, 5).unwrap(), read(relative, 0, 7).unwrap());
+        let Order::Revoke(Revocation { id, until, .. }) = &one else { panic!("{one:?}") };
+        assert_eq!((one == other, *until, id.len()), (true, NOW.after(Duration::from_secs(10)), 17));
+        assert_eq!(read(relative, 0, 10).unwrap(), Order::Over);
+        for nonsense in [
+            "",
+            "{}",
+            "[]",
+            "x",
+            r#"{"deleted":5}"#,
+            r#"{"deleted":"x","until":"1h"}"#,
+            r#"{"id":"a/b","identity":"a","until":"1h"}"#,
+            r#"{"id":"","identity":"a","until":"1h"}"#,
+            r#"{"identity":"a"}"#,
+            r#"{"until":"1h"}"#,
+            r#"{"identity":"a","until":"soon"}"#,
+        ] {
+            assert!(read(nonsense, 0, 0).is_err(), "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn a_revocation_that_comes_again_counts_once() {
+        let all = Revocations::default();
+        let first = Revocation::read(br#"{"identity":"alice","until":"1h"}"#, NOW).unwrap();
+        assert!(all.add(first.clone(), NOW).unwrap() && !all.add(first.clone(), NOW).unwrap());
+        let other = Revocation { criteria: Criteria { identity: Some("bob".into()), ..Criteria::default() }, ..first.clone() };
+        assert!(all.add(other, NOW).unwrap());
+        assert!(!all.cover(&owner(), NOW) && all.len() == 1);
+        assert!(all.remove(&first.id) && all.len() == 0);
+    }
+
+    #[test]
     fn what_is_over_makes_room() {
         let all = Revocations::default();
         for n in 0..1000_u64 {
             let order = read(&json!({ "token_id": n.to_string(), "until": "1s" })).unwrap();
             all.add(order, NOW.after(Duration::from_secs(n))).unwrap();
         }
-        assert!(all.0.read().all.len() <= 128);
+        assert!(all.state.read().all.len() <= 128);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use http::HeaderName;
 
 use super::template::Template;
 use crate::settings::{Section, Slot, Written};
-use crate::subject::Pattern;
+use crate::subject::{Pattern, Subject};
 
 mod backend;
 mod credential;
@@ -32,8 +32,19 @@ pub struct Settings {
     pub anonymous: Lists<Pattern>,
     /// Whether anonymous access holds on a listener that is not on loopback, too.
     pub beyond_loopback: bool,
+    /// Where revocations come from, beside the admin listener.
+    pub revocations: Option<Control>,
     /// All of it as it was written, files included.
     pub written: Written,
+}
+
+/// `auth.revocations`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Control {
+    /// The name of a source.
+    pub source: String,
+    /// What its broker calls the messages.
+    pub subject: Subject,
 }
 
 /// Something for subscribing, and the same for publishing.
@@ -141,8 +152,20 @@ impl Settings {
             grants,
             anonymous: Lists::read(&anonymous, pattern),
             beyond_loopback: anonymous.key("beyond_loopback").flag().or(false),
+            revocations: auth.key("revocations").optional_section().and_then(|section| Control::read(&section)),
             written: auth.written_with_files(),
         }
+    }
+}
+
+impl Control {
+    fn read(control: &Section<'_>) -> Option<Self> {
+        let source = control.key("source").text().required();
+        // What is escaped is called otherwise by the broker.
+        let plain = |subject: &String| !subject.contains(['*', '>', '%', '#']);
+        let expected = "must be one subject such as control.revoked, without wildcards";
+        let subject = control.key("subject").text().check(plain, expected).parse(expected).required();
+        Some(Self { source: source?, subject: subject? })
     }
 }
 

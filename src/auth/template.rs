@@ -86,7 +86,31 @@ impl std::str::FromStr for Template {
     }
 }
 
+/// As it is written in the settings.
+impl std::fmt::Display for Template {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|part| match part {
+            Part::Literal(text) => f.write_str(&text.replace('{', "{{").replace('}', "}}")),
+            Part::Claim(path) => write!(f, "{{{path}}}"),
+        })
+    }
+}
+
 impl Template {
+    /// Why these claims make no pattern of the template.
+    pub(super) fn lacks(&self, claims: &Map<String, Value>) -> Option<String> {
+        self.0.iter().find_map(|part| {
+            let Part::Claim(path) = part else { return None };
+            match claim(claims, path) {
+                None => Some(format!("the token has no claim `{path}`")),
+                found if tokens(found).is_empty() => {
+                    Some(format!("the claim `{path}` is not one clean token: a text or whole number without `.`, `*`, `>` and white space"))
+                }
+                Some(_) => None,
+            }
+        })
+    }
+
     /// Returns the patterns that the claims make of the template. A claim that is missing, or whose value is not a clean
     /// token, gives none; a list gives one for each of its values.
     pub(super) fn fill(&self, claims: &Map<String, Value>) -> Vec<Pattern> {

@@ -59,6 +59,7 @@ fn config(keys: Vec<Credential>) -> Settings {
         grants: Lists { subscribe: vec![], publish: vec![] },
     };
     Settings {
+        revocations: None,
         issuers: vec![issuer],
         backend: None,
         carriers: Carriers { header: Header::Bearer, cookie: Some("brokercast".into()), query: Some("access_token".into()) },

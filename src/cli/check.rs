@@ -10,6 +10,8 @@ use super::{Error, block_on, load, print, say};
 use crate::source::settings::Source;
 use crate::support::causes::chain;
 
+mod explain;
+
 /// How long a broker may take.
 const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -18,9 +20,14 @@ pub(super) struct Options {
     /// Try each source too: reach its broker, sign in, and look for what it reads, without making anything
     #[arg(long)]
     connect: bool,
+    #[command(flatten)]
+    explain: explain::Question,
 }
 
 pub(super) fn run(files: &[PathBuf], options: &Options) -> Result<ExitCode, Error> {
+    if options.explain.is_wanted() {
+        return explain::run(files, &options.explain);
+    }
     let loaded = load(files)?;
     for warning in loaded.warnings {
         say(format_args!("warning: {warning}"));

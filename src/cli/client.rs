@@ -10,6 +10,7 @@ use reqwest::{Certificate, Client, Response, Url};
 
 use super::{Error, load};
 use crate::app::Settings;
+use crate::support;
 use crate::support::address::Address;
 
 /// How to reach a bridge, and as whom.
@@ -141,7 +142,7 @@ pub(super) fn place(url: &Url) -> String {
     url.port_or_known_default().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-fn read(file: &Path) -> Result<String, Error> {
+pub(super) fn read(file: &Path) -> Result<String, Error> {
     std::fs::read_to_string(file).map_err(|e| Error::with(format!("cannot read `{}`", file.display()), e))
 }
 
@@ -163,20 +164,9 @@ pub(super) async fn refusal(mut answer: Response) -> String {
     }
 }
 
-/// A text without what a terminal would obey.
+/// A text without what a terminal would obey. Tabs stay.
 pub(super) fn plain(text: &str) -> String {
-    let hidden = |c: char| c.is_control() && c != '\t' || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    if !text.contains(hidden) {
-        return text.to_owned();
-    }
-    text.chars().fold(String::with_capacity(text.len() + 8), |mut out, c| {
-        if hidden(c) {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-        out
-    })
+    text.split('\t').map(|part| support::plain::plain(part, usize::MAX)).collect::<Vec<_>>().join("\t")
 }
 
 #[cfg(test)]

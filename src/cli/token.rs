@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{Error, load, print};
-use crate::auth::{self, Authenticator, IssuerSettings as Issuer, Signer};
+use crate::auth::{self, IssuerSettings as Issuer, Signer};
 use crate::event::Timestamp;
 use crate::settings::value::parse_duration;
 use crate::subject::Pattern;
@@ -52,10 +52,11 @@ fn claim(text: &str) -> Result<(String, Value), String> {
 }
 
 pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error> {
-    let settings = load(files)?.settings;
+    let loaded = load(files)?;
     if let Some(token) = &options.inspect {
-        return inspect::run(Authenticator::new(settings.auth, settings.token_bytes), token);
+        return inspect::run(loaded, token);
     }
+    let settings = loaded.settings;
     let (issuer, Signer { id, algorithm, secret }) = signer(&settings.auth.issuers, options.issuer.as_deref(), options.key.as_deref())?;
     let claims = claims(issuer, &options, Timestamp::now())?;
     let token = auth::mint(secret, *algorithm, &Value::Object(claims), id.as_deref());

@@ -1,9 +1,10 @@
 //! The admin listener: liveness, readiness, metrics, the state of the sources, who is there, reading the configuration again,
-//! and revocations.
+//! revocations, and why somebody sees a subject.
 //!
 //! Knows sources by their handles only. Meant for the machine's own network: what names clients or changes something is
 //! answered beyond it only with a token or a client's certificate.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +15,11 @@ use axum::response::{IntoResponse as _, Response};
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::Refusals;
+use super::connection::Peer;
 use super::problem::Problem;
 use crate::metrics::{Format, Metrics, Readings};
 use crate::settings::SettingsError;
@@ -24,12 +28,15 @@ use crate::stream::Streams;
 use crate::subject::Pattern;
 
 mod access;
+mod body;
+mod explain;
 mod revocations;
 mod streams;
 
 pub(crate) use access::Access;
 use access::Matter;
-pub(crate) use revocations::Revoking;
+pub(crate) use explain::Explain;
+pub(crate) use revocations::{Revoking, Wire};
 
 /// What the admin listener needs of other rooms.
 pub(crate) struct Rooms {
@@ -43,6 +50,10 @@ pub(crate) struct Rooms {
     /// Reads the configuration again.
     pub(crate) reload: Arc<Reload>,
     pub(crate) revoking: Revoking,
+    /// Where refusals are told.
+    pub(crate) refusals: Arc<Refusals>,
+    /// Says why somebody sees a subject or does not.
+    pub(crate) explain: Box<Explain>,
     pub(crate) streams: Arc<Streams>,
 }
 
@@ -91,10 +102,16 @@ pub(crate) fn router(rooms: Rooms) -> Router {
 async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
     let (request, body) = request.into_parts();
     if let Err(problem) = (rooms.access)().allow(Matter::of(request.uri.path()), &request) {
+        let address = request.extensions.get::<Peer>().and_then(|peer| peer.address);
+        let address = address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip().to_canonical());
+        rooms.refusals.problem(&request, address, &problem, None, Instant::now());
         return problem.into_response();
     }
     if Revoking::rest(request.uri.path()).is_some() {
         return rooms.revoking.answer(Request::from_parts(request, body)).await.unwrap_or_else(Problem::into_response);
+    }
+    if request.uri.path() == "/explain" {
+        return explain::answer(&*rooms.explain, &request.method, body).await.unwrap_or_else(Problem::into_response);
     }
     if request.uri.path() == "/streams" {
         return streams::answer(&rooms.streams, &request).unwrap_or_else(Problem::into_response);
@@ -112,7 +129,10 @@ async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
             let sources = (rooms.sources)();
             let readiness = rooms.readiness(&sources);
             let sources: Map<_, _> = sources.iter().map(|s| (s.handle.name.to_string(), state(&s.handle))).collect();
-            let body = json!({ "status": readiness.as_str(), "sources": sources });
+            let mut body = json!({ "status": readiness.as_str(), "sources": sources });
+            if !rooms.revoking.revocations.are_known() {
+                body["revocations"] = "loading".into();
+            }
             (readiness.status(), "application/json", body.to_string() + "\n")
         }
         "/sources" => (StatusCode::OK, "application/json", rooms.sources().to_string() + "\n"),
@@ -124,7 +144,8 @@ async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
             }
         }
         _ => {
-            return Problem::not_found("there are /livez, /readyz, /metrics, /sources, /streams, /revocations and /reload").into_response();
+            return Problem::not_found("there are /livez, /readyz, /metrics, /sources, /streams, /revocations, /explain and /reload")
+                .into_response();
         }
     };
     respond(&request.method, status, kind, text)
@@ -170,7 +191,7 @@ impl Rooms {
         };
         if self.leaving.is_cancelled() {
             Readiness::Draining
-        } else if !sources.iter().all(|s| s.handle.is_ready()) {
+        } else if !sources.iter().all(|s| s.handle.is_ready()) || !self.revoking.revocations.are_known() {
             Readiness::Starting
         } else if sources.iter().any(down) {
             Readiness::Degraded

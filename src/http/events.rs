@@ -16,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
+use tokio::time::Instant;
 
 use super::problem::Problem;
 use super::query::{Query, takes_only_streams};
@@ -42,8 +43,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 enum Refusal {
     /// Trying again would not help.
     Problem(Problem, Refused),
-    /// Trying again later can succeed.
-    Later(Later),
+    /// Trying again later can succeed; whose token it is that was found good.
+    Later(Later, Option<Arc<str>>),
 }
 
 /// A refusal after which trying again later can succeed.
@@ -61,21 +62,26 @@ pub(super) enum Later {
 
 pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): Extension<Arc<Policy>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
+    let began = Instant::now();
     match parts.method {
         Method::GET | Method::HEAD => {}
         Method::OPTIONS => return preflight(&policy, &parts, ALLOW),
-        _ => return Problem::method(ALLOW).into_response(),
+        _ => return rooms.refuse(&policy, &parts, Problem::method(ALLOW), began),
     }
     let metrics = &rooms.metrics;
     match open(&rooms, &parts, body).await {
         Ok(response) => response,
         Err(Refusal::Problem(problem, reason)) => {
             metrics.refused.refused(reason);
-            problem.into_response()
+            rooms.refuse(&policy, &parts, problem, began)
         }
-        Err(Refusal::Later(later)) => {
+        Err(Refusal::Later(later, identity)) => {
             metrics.refused.refused(later.counted());
-            later.answer(&parts.headers, policy.retry)
+            let response = later.answer(&parts.headers, policy.retry);
+            let (status, reason, address) = (response.status().as_u16(), later.counted().as_str(), client_of(&parts));
+            let (identity, elapsed) = (identity.as_deref(), began.elapsed());
+            rooms.refusals.any(&super::Refusal { parts: &parts, address, identity, status, reason, detail: reason, elapsed });
+            response
         }
     }
 }
@@ -87,13 +93,13 @@ async fn open(rooms: &Rooms, parts: &Parts, body: Body) -> Result<Response, Refu
     }
     let mut present = rooms.policy.clone();
     // First: an address that comes too often shall cost little, and ask no backend.
-    let address = present.borrow().client_of(parts);
-    rooms.rates.of_address(Act::Connect, address).map_err(|rate| Refusal::Later(Later::Rate(rate)))?;
+    let address = client_of(parts);
+    rooms.rates.of_address(Act::Connect, address).map_err(|rate| Refusal::Later(Later::Rate(rate), None))?;
     loop {
         // What is being exchanged is waited for.
         let settled = tokio::time::timeout(PATIENCE, present.wait_for(|current| current.settled)).await;
         let Ok(Ok(policy)) = settled.map(|current| current.map(|current| current.policy.clone())) else {
-            return Err(Refusal::Later(Later::Unavailable));
+            return Err(Refusal::Later(Later::Unavailable, None));
         };
         // A grant of a policy that was exchanged meanwhile counts no more, and whoever exchanged it may not have seen the stream.
         // Likewise with the backend's answers.
@@ -116,10 +122,12 @@ async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Option
         Denied::Sender(error) => self::denied(error),
         Denied::Page(problem) => forbidden(problem),
     })?;
+    let whose = grant.identity();
+    let forbidden = |problem: Problem| forbidden(problem.to(whose));
     let patterns = grant.subscription(query.wanted).map_err(|NotGranted(pattern)| {
         forbidden(match pattern {
             Some(pattern) => Problem::not_granted("pattern", pattern.as_str()),
-            None => Problem::forbidden("the grant of this request covers no subject"),
+            None => Problem::nothing_granted(),
         })
     })?;
     if parts.method == Method::HEAD {
@@ -127,11 +135,13 @@ async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Option
         return Ok(Some(stream(Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>()))));
     }
     if rooms.draining.is_cancelled() {
-        return Err(Refusal::Later(Later::Draining));
+        return Err(Refusal::Later(Later::Draining, whose.cloned()));
     }
     let address = client_of(parts);
-    check_rates(rooms, &query.begin, grant.identity(), address).map_err(|rate| Refusal::Later(Later::Rate(rate)))?;
-    let permit = rooms.pool.acquire(grant.identity(), address).await.map_err(|refusal| Refusal::Later(Later::Cap(refusal)))?;
+    let whose_rate = |rate| Refusal::Later(Later::Rate(rate), whose.cloned());
+    check_rates(rooms, &query.begin, grant.identity(), address).map_err(whose_rate)?;
+    let permit =
+        rooms.pool.acquire(grant.identity(), address).await.map_err(|refusal| Refusal::Later(Later::Cap(refusal), whose.cloned()))?;
     let form = if query.json { Form::Json } else { Form::Routed };
     let connection = peer_of(parts).connection;
     let handover = (rooms.open)(crate::stream::Request {
@@ -167,7 +177,9 @@ fn check_rates(rooms: &Rooms, begin: &Begin, identity: Option<&Arc<str>>, addres
 
 fn denied(error: AuthError) -> Refusal {
     match error {
-        AuthError::KeysNotLoaded | AuthError::BackendUnavailable => Refusal::Later(Later::Unavailable),
+        AuthError::KeysNotLoaded | AuthError::BackendUnavailable | AuthError::RevocationsNotLoaded => {
+            Refusal::Later(Later::Unavailable, None)
+        }
         AuthError::Malformed(_) => Refusal::Problem(Problem::denied(&error), Refused::Invalid),
         AuthError::Missing | AuthError::Invalid(_) => Refusal::Problem(Problem::denied(&error), Refused::Unauthorized),
     }

@@ -86,13 +86,13 @@ impl Origins {
     pub(crate) fn allow(&self, origin: &Origin, headers: &HeaderMap) -> Result<(), Problem> {
         match origin {
             Origin::Same | Origin::Listed(_) => Ok(()),
-            Origin::Foreign => Err(Problem::forbidden(
+            Origin::Foreign => Err(Problem::foreign(
                 "the `Origin` of this request is neither this server's own nor listed; see `server.cors.origins` and `server.public_url`",
             )),
             Origin::Absent => {
                 let cross_site = headers.get("sec-fetch-site").is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"cross-site"));
                 if cross_site && headers.contains_key(header::COOKIE) {
-                    return Err(Problem::forbidden("this request brings a cookie from another site, and no `Origin`"));
+                    return Err(Problem::foreign("this request brings a cookie from another site, and no `Origin`"));
                 }
                 Ok(())
             }

@@ -3,6 +3,7 @@
 //! Knows status codes and their headers (`WWW-Authenticate`, `Allow`, `Retry-After`); not when to refuse.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -19,8 +20,40 @@ pub(crate) struct Problem {
     status: StatusCode,
     detail: Cow<'static, str>,
     /// What the refusal is about, as a member of its own: `("pattern", "orders.>")`.
-    about: Option<(&'static str, serde_json::Value)>,
+    about: Option<Box<(&'static str, serde_json::Value)>>,
     extra: Extra,
+    cause: Cause,
+    /// Whose token the request brought, if that is good. Not told to the client.
+    whose: Option<Arc<str>>,
+}
+
+/// What a refusal is about, for the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// The token, or its absence.
+    Token(AuthError),
+    /// The page that asks.
+    Origin,
+    /// The grant, which does not cover what is asked for.
+    Grant,
+    /// Anything else.
+    Other,
+}
+
+impl Cause {
+    /// Whether the log tells of it.
+    pub(super) fn is_logged(&self) -> bool {
+        *self != Self::Other
+    }
+
+    /// What only the log tells.
+    pub(super) fn why(&self) -> Option<String> {
+        match self {
+            Self::Token(AuthError::Invalid(why)) => Some(why.to_string()),
+            Self::Token(error) => Some(error.to_string()),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +68,7 @@ enum Extra {
 
 impl Problem {
     fn new(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, detail: detail.into(), about: None, extra: Extra::None }
+        Self { status, detail: detail.into(), about: None, extra: Extra::None, cause: Cause::Other, whose: None }
     }
 
     /// 400: the request cannot be understood.
@@ -45,7 +78,7 @@ impl Problem {
 
     /// 400 about one parameter.
     pub(crate) fn parameter(name: &str, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { about: Some(("parameter", name.into())), ..Self::bad_request(detail) }
+        Self { about: Some(Box::new(("parameter", name.into()))), ..Self::bad_request(detail) }
     }
 
     /// 400, and the connection ends: the request must not have a body.
@@ -62,8 +95,8 @@ impl Problem {
             AuthError::Invalid(Refused::Expired) => Self::new(StatusCode::UNAUTHORIZED, "the token of this request has expired"),
             _ => Self::new(StatusCode::UNAUTHORIZED, "the token of this request is not valid"),
         };
-        let about = error.code().map(|code| ("code", code.into()));
-        Self { about, extra: error.challenge().map_or(Extra::None, Extra::Challenge), ..problem }
+        let about = error.code().map(|code| Box::new(("code", code.into())));
+        Self { about, extra: error.challenge().map_or(Extra::None, Extra::Challenge), cause: Cause::Token(*error), ..problem }
     }
 
     /// 401 of the admin listener, which has a token of its own (RFC 6750 section 3).
@@ -71,6 +104,7 @@ impl Problem {
         let challenge = Extra::Challenge(HeaderValue::from_static("Bearer realm=\"admin\""));
         Self {
             extra: challenge,
+            cause: Cause::Token(AuthError::Missing),
             ..Self::new(StatusCode::UNAUTHORIZED, "the admin listener asks for its token here; see `admin.token_file`")
         }
     }
@@ -80,11 +114,22 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, detail)
     }
 
+    /// 403 to a page that may not ask.
+    pub(crate) fn foreign(detail: &'static str) -> Self {
+        Self { cause: Cause::Origin, ..Self::forbidden(detail) }
+    }
+
+    /// 403 where the grant covers nothing at all.
+    pub(crate) fn nothing_granted() -> Self {
+        Self { cause: Cause::Grant, ..Self::forbidden("the grant of this request covers no subject") }
+    }
+
     /// 403 naming the pattern or subject that the grant does not cover.
     pub(crate) fn not_granted(kind: &'static str, name: &str) -> Self {
         Self {
-            about: Some((kind, name.into())),
+            about: Some(Box::new((kind, name.into()))),
             extra: Extra::Challenge(INSUFFICIENT_SCOPE),
+            cause: Cause::Grant,
             ..Self::new(StatusCode::FORBIDDEN, format!("the grant of this request does not cover the {kind} `{name}`"))
         }
     }
@@ -124,7 +169,7 @@ impl Problem {
         let one = |problem: &settings::Problem| json!({ "file": problem.file(), "line": problem.line(), "key": problem.key(), "message": problem.message() });
         let problems = error.problems().iter().map(one).collect();
         Self {
-            about: Some(("problems", problems)),
+            about: Some(Box::new(("problems", problems))),
             ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the configuration is refused; the one before it stays in use")
         }
     }
@@ -144,10 +189,54 @@ impl Problem {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "something went wrong here; the log says more")
     }
 
+    /// The same with a member of its own.
+    pub(super) fn about(self, name: &'static str, value: &str) -> Self {
+        Self { about: Some(Box::new((name, value.into()))), ..self }
+    }
+
+    /// The same, to the bearer of a good token.
+    pub(super) fn to(self, whose: Option<&Arc<str>>) -> Self {
+        Self { whose: whose.cloned(), ..self }
+    }
+
     /// The status it answers with.
-    #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {
         self.status
+    }
+
+    /// What it is about, for the log.
+    pub(super) fn cause(&self) -> &Cause {
+        &self.cause
+    }
+
+    /// Whose token the request brought, if that is good.
+    pub(super) fn whose(&self) -> Option<&str> {
+        self.whose.as_deref()
+    }
+
+    /// What it says.
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// Why, in a word.
+    pub(super) fn reason(&self) -> &'static str {
+        match (&self.cause, self.status.as_u16()) {
+            (Cause::Token(error), _) => error.code().unwrap_or("token_unreadable"),
+            (Cause::Origin, _) => "origin",
+            (Cause::Grant, _) => "grant",
+            (_, 400) => "invalid",
+            (_, 403) => "forbidden",
+            (_, 404) => "not_found",
+            (_, 405) => "method",
+            (_, 408) => "timeout",
+            (_, 413) => "too_large",
+            (_, 415) => "content_coding",
+            (_, 421) => "host",
+            (_, 429) => "own_cap",
+            (_, 503) => "unavailable",
+            _ => "error",
+        }
     }
 
     fn body(&self) -> Vec<u8> {
@@ -156,7 +245,7 @@ impl Problem {
         object.insert("title".into(), self.status.canonical_reason().unwrap_or("Error").into());
         object.insert("status".into(), self.status.as_u16().into());
         object.insert("detail".into(), self.detail.clone().into());
-        if let Some((key, value)) = &self.about {
+        if let Some((key, value)) = self.about.as_deref() {
             object.insert((*key).into(), value.clone());
         }
         let mut body = serde_json::Value::Object(object).to_string().into_bytes();

@@ -8,11 +8,12 @@ use std::time::Duration;
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
+use tokio::time::Instant;
 
 use super::events::{LATER, Later, preflight};
 use super::problem::Problem;
@@ -35,14 +36,15 @@ type Refusal = (Problem, Published);
 
 pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): Extension<Arc<Policy>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
+    let began = Instant::now();
     match parts.method {
         Method::POST => {}
         Method::OPTIONS => return preflight(&policy, &parts, ALLOW),
-        _ => return Problem::method(ALLOW).into_response(),
+        _ => return rooms.refuse(&policy, &parts, Problem::method(ALLOW), began),
     }
     let (response, outcome) = match publish(&rooms, &policy, &parts, body).await {
         Ok(response) => (response, Published::Accepted),
-        Err((problem, outcome)) => (problem.into_response(), outcome),
+        Err((problem, outcome)) => (rooms.refuse(&policy, &parts, problem, began), outcome),
     };
     rooms.metrics.published.published(outcome);
     response
@@ -54,7 +56,7 @@ async fn publish(rooms: &Rooms, policy: &Policy, parts: &http::request::Parts, b
     let subject = subject(parts.uri.path()).map_err(|problem| (problem, Published::Invalid))?;
     let grant = policy.publisher(parts).await.map_err(|denied| refusal(denied, policy.retry))?;
     if !grant.permits_publish(&subject) {
-        return Err((Problem::not_granted("subject", subject.as_str()), Published::Denied));
+        return Err((Problem::not_granted("subject", subject.as_str()).to(grant.identity()), Published::Denied));
     }
     rooms.rates.of_identity(Act::Publish, grant.identity().map(AsRef::as_ref)).map_err(too_often)?;
     let Some(inbox) = (rooms.inbox)(&subject) else {
@@ -92,7 +94,7 @@ async fn hand_in(rooms: &Rooms, mut inbox: Inbox, subject: Subject, payload: Byt
 fn refusal(denied: Denied, retry: Duration) -> Refusal {
     match denied {
         Denied::Page(problem) => (problem, Published::Denied),
-        Denied::Sender(AuthError::KeysNotLoaded | AuthError::BackendUnavailable) => {
+        Denied::Sender(AuthError::KeysNotLoaded | AuthError::BackendUnavailable | AuthError::RevocationsNotLoaded) => {
             (Later::Unavailable.problem(jittered(retry, LATER)), Published::Unavailable)
         }
         Denied::Sender(error @ AuthError::Malformed(_)) => (Problem::denied(&error), Published::Invalid),

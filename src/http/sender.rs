@@ -2,6 +2,7 @@
 //!
 //! Knows that a token comes first, and that the backend is asked only for pages that may ask. Not what becomes of a refusal.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
@@ -26,31 +27,32 @@ impl Policy {
     /// What a request may subscribe to, by whichever carrier.
     pub(super) async fn subscriber(&self, parts: &Parts) -> Result<Grant, Denied> {
         if let Some(question) = self.auth.question(&parts.headers, parts.uri.query(), false) {
-            self.may_ask(parts)?;
+            self.may_ask(parts, None)?;
             return self.auth.ask(question, client_of(parts)).await.map_err(Denied::Sender);
         }
         let grant = self.auth.authenticate_within(&parts.headers, parts.uri.query(), PATIENCE).await.map_err(Denied::Sender)?;
-        self.may_ask(parts)?;
+        self.may_ask(parts, grant.identity())?;
         Ok(grant)
     }
 
     /// What a request may publish to, by its `Authorization` header alone.
     pub(super) async fn publisher(&self, parts: &Parts) -> Result<Grant, Denied> {
         if let Some(question) = self.auth.question(&parts.headers, None, true) {
-            self.may_ask(parts)?;
+            self.may_ask(parts, None)?;
             return self.auth.ask(question, client_of(parts)).await.map_err(Denied::Sender);
         }
         let grant = self.auth.authenticate_publisher_within(&parts.headers, PATIENCE).await.map_err(Denied::Sender)?;
-        self.may_ask(parts)?;
+        self.may_ask(parts, grant.identity())?;
         Ok(grant)
     }
 
     /// Whether a page of some origin may have sent a request. A bearer token in `Authorization` says so itself: no browser sends it along
-    /// for a page that does not have it. Browsers do so with cookies, and proxies with headers of their own.
-    fn may_ask(&self, parts: &Parts) -> Result<(), Denied> {
+    /// for a page that does not have it. Browsers do so with cookies, and proxies with headers of their own. `whose`: whose good token
+    /// it brings.
+    fn may_ask(&self, parts: &Parts, whose: Option<&Arc<str>>) -> Result<(), Denied> {
         if self.auth.is_bearer(&parts.headers) {
             return Ok(());
         }
-        self.origins.allow(&origin_of(parts), &parts.headers).map_err(Denied::Page)
+        self.origins.allow(&origin_of(parts), &parts.headers).map_err(|problem| Denied::Page(problem.to(whose)))
     }
 }

@@ -5,34 +5,37 @@
 use std::sync::Arc;
 
 use axum::Extension;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
 use http::request::Parts;
 use http::{Method, header};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
-use super::Policy;
 use super::events::{LATER, Later, preflight};
 use super::problem::Problem;
 use super::sender::Denied;
-use crate::auth::{AuthError, Ruled};
+use super::{Policy, Rooms};
+use crate::auth::{AuthError, GrantRule};
 use crate::support::backoff::jittered;
 
 const ALLOW: &str = "GET, HEAD, OPTIONS";
 
-pub(super) async fn answer(Extension(policy): Extension<Arc<Policy>>, request: Request) -> Response {
+pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): Extension<Arc<Policy>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
-    match parts.method {
-        Method::GET | Method::HEAD => tell(&policy, &parts).await.unwrap_or_else(Problem::into_response),
-        Method::OPTIONS => preflight(&policy, &parts, ALLOW),
-        _ => Problem::method(ALLOW).into_response(),
-    }
+    let began = Instant::now();
+    let told = match parts.method {
+        Method::GET | Method::HEAD => tell(&policy, &parts).await,
+        Method::OPTIONS => return preflight(&policy, &parts, ALLOW),
+        _ => Err(Problem::method(ALLOW)),
+    };
+    told.unwrap_or_else(|problem| rooms.refuse(&policy, &parts, problem, began))
 }
 
 async fn tell(policy: &Policy, parts: &Parts) -> Result<Response, Problem> {
     let grant = policy.subscriber(parts).await.map_err(|denied| match denied {
         Denied::Page(problem) => problem,
-        Denied::Sender(AuthError::KeysNotLoaded | AuthError::BackendUnavailable) => {
+        Denied::Sender(AuthError::KeysNotLoaded | AuthError::BackendUnavailable | AuthError::RevocationsNotLoaded) => {
             Later::Unavailable.problem(jittered(policy.retry, LATER))
         }
         Denied::Sender(error) => Problem::denied(&error),
@@ -51,6 +54,8 @@ async fn tell(policy: &Policy, parts: &Parts) -> Result<Response, Problem> {
     Ok((headers, format!("{body}\n")).into_response())
 }
 
-fn listed(ruled: &[Ruled]) -> Value {
-    ruled.iter().map(|Ruled { pattern, rule }| json!({ "pattern": pattern.as_str(), "rule": rule })).collect()
+fn listed(rules: &[GrantRule]) -> Value {
+    let one =
+        |rule: &GrantRule| rule.gives.iter().map(|pattern| json!({ "pattern": pattern.as_str(), "rule": rule.name })).collect::<Vec<_>>();
+    rules.iter().flat_map(one).collect()
 }

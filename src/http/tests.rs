@@ -72,6 +72,7 @@ impl Face {
                 Handover::gone()
             }),
             agents: Agents::default(),
+            refusals: Arc::new(Refusals::new(|_| {})),
         };
         Self { router: router(rooms), opened, draining, pool, metrics, inbox, _folder: folder }
     }

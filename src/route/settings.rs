@@ -17,7 +17,8 @@ impl Choice for Envelope {
 /// Reads `routes`. `sources` are the names that are configured.
 #[must_use]
 pub fn read(routes: Slot<'_>, sources: &[&str]) -> Vec<Rule> {
-    routes.list(|route| rule(route, sources)).or(Vec::new())
+    let rules = routes.list(|route| rule(route, sources)).or(Vec::new());
+    rules.into_iter().enumerate().map(|(n, rule)| Rule { key: format!("routes[{n}]").into(), ..rule }).collect()
 }
 
 fn rule(route: Slot<'_>, sources: &[&str]) -> Option<Rule> {
@@ -52,7 +53,7 @@ fn rule(route: Slot<'_>, sources: &[&str]) -> Option<Rule> {
     let name = event.convert(|text| NameTemplate::new(&text, &matches).map_err(|e| e.to_string())).optional();
     let headers = headers.map(|names| names.into_iter().map(String::into_boxed_str).collect());
     let pass = Pass { subject, name, envelope: envelope.unwrap_or_default(), headers, deleted };
-    Some(Rule { source, matches, action: if drop { Action::Drop } else { Action::Pass(Arc::new(pass)) } })
+    Some(Rule { key: Arc::from(""), source, matches, action: if drop { Action::Drop } else { Action::Pass(Arc::new(pass)) } })
 }
 
 fn good_header(name: &str) -> bool {

@@ -29,7 +29,7 @@ impl Written {
         let name = self.event.as_deref().map(|text| NameTemplate::new(text, &self.matches)).transpose()?;
         let pass = Pass { subject, name, envelope: Envelope::CloudEvents, headers: None, deleted: false };
         let action = if self.drop { Action::Drop } else { Action::Pass(Arc::new(pass)) };
-        Ok(Rule { source: self.source.clone(), matches: self.matches.clone(), action })
+        Ok(Rule { key: Arc::from(""), source: self.source.clone(), matches: self.matches.clone(), action })
     }
 }
 

@@ -10,6 +10,7 @@ use figment::value::{Dict, Empty, Map, Tag, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
 use super::node::{Kind, Node, Place};
+use super::places::Places;
 use super::section::{Findings, Section};
 use super::shown::Shown;
 use super::value::read_bounded;
@@ -27,6 +28,8 @@ pub(crate) struct Loaded<T> {
     pub(crate) yaml: String,
     /// Files and folders that they name.
     pub(crate) files: Vec<PathBuf>,
+    /// Where their values were written.
+    pub(crate) places: Places,
 }
 
 /// Merges `files`, later over earlier, then `variables` such as `BROKERCAST__SERVER__LISTEN`, and lets `read` take its
@@ -84,7 +87,8 @@ pub(super) fn read_tree<T>(
     match value {
         // Nothing in it can fail to be written; if it could, an empty text would show that.
         Some(value) if problems.is_empty() => {
-            Ok(Loaded { value, yaml: serde_saphyr::to_string(&shown).unwrap_or_default(), files: findings.files.take() })
+            let yaml = serde_saphyr::to_string(&shown).unwrap_or_default();
+            Ok(Loaded { value, yaml, files: findings.files.take(), places: Places::of(&tree) })
         }
         _ => Err(SettingsError { problems }),
     }

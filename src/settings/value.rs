@@ -49,7 +49,7 @@ pub(super) fn parse_size(text: &str) -> Option<usize> {
 }
 
 /// Writes a duration as [`parse_duration`] reads it, in the largest unit that is exact.
-pub(super) fn show_duration(duration: Duration) -> String {
+pub(crate) fn show_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
     let unit = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)].into_iter().find(|(_, unit)| millis.is_multiple_of(*unit));
     match unit {

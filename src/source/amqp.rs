@@ -82,10 +82,21 @@ impl Config {
                 return super_stream::build(self, partitions, name);
             }
             let stream = self.stream;
-            let names = Arc::new(Names::new(&self, name));
-            let amqp = Amqp { config: self, name: name.clone(), names, memory: Arc::default() };
+            let amqp = Amqp::new(self, name);
             if stream { Arc::new(Stream::new(amqp)) } else { Arc::new(amqp) }
         })
+    }
+}
+
+impl Amqp {
+    fn new(config: Config, name: &SourceName) -> Self {
+        let names = Arc::new(Names::new(&config, name));
+        Self { config, name: name.clone(), names, memory: Arc::default() }
+    }
+
+    /// The same stream, which is waited for, if that is what is read.
+    pub(in crate::source) fn narrowed(&self, subject: &Subject) -> Option<Self> {
+        Some(Self::new(self.config.narrowed(subject, &self.name)?, &self.name))
     }
 }
 
@@ -116,6 +127,10 @@ impl Adapter for Amqp {
 
     fn gauges(&self) -> Gauges {
         Gauges { ready: self.memory.ready(), expires: self.config.broker.expiry.get() }
+    }
+
+    fn narrowed(&self, subject: &Subject) -> Option<Arc<dyn Adapter>> {
+        Some(Arc::new(Self::narrowed(self, subject)?))
     }
 
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {

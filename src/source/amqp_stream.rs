@@ -35,7 +35,7 @@ use super::parts::Parts;
 use super::{Adapter, Connection, ErrorKind, Gauges, Item, SourceError, Start};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, Timestamp};
-use crate::subject::Pattern;
+use crate::subject::{Pattern, Subject};
 use crate::support::causes::chain;
 
 mod log;
@@ -191,6 +191,14 @@ impl Adapter for Stream {
 
     fn gauges(&self) -> Gauges {
         Gauges { expires: self.amqp.config.broker.expiry.get(), ..Gauges::default() }
+    }
+
+    fn narrowed(&self, subject: &Subject) -> Option<Arc<dyn Adapter>> {
+        Some(Arc::new(Self::new(self.amqp.narrowed(subject)?)))
+    }
+
+    fn keeps_for(&self) -> BoxFuture<'_, Result<Option<Duration>, SourceError>> {
+        Box::pin(async { Ok(self.amqp.config.keeps_for()) })
     }
 
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {

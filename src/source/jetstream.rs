@@ -506,6 +506,20 @@ impl Adapter for JetStreamSource {
         Gauges { expires: self.servers.expiry.get(), ..Gauges::default() }
     }
 
+    fn narrowed(&self, subject: &Subject) -> Option<Arc<dyn Adapter>> {
+        let config = self.config.narrowed(subject)?;
+        let (stream, name) = (config.jetstream.clone()?, self.unnamed.as_str().parse().ok()?);
+        Some(Arc::new(Self::new(config, stream, &name)))
+    }
+
+    fn keeps_for(&self) -> BoxFuture<'_, Result<Option<Duration>, SourceError>> {
+        Box::pin(async move {
+            let mut line = self.line(true).await?;
+            let age = self.info(&mut line, false).await?.config.max_age;
+            Ok((age > 0).then(|| Duration::from_nanos(age)))
+        })
+    }
+
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {
         Box::pin(nats::publish(&self.config, subject, payload))
     }

@@ -54,6 +54,14 @@ impl Config {
         })
     }
 
+    /// The same for one subject. None of a bucket, which keeps only the newest message of a subject, or of a queue group.
+    pub(in crate::source) fn narrowed(&self, subject: &Subject) -> Option<Self> {
+        let whole = self.hidden.is_empty() && self.queue_group.is_none();
+        let subjects = vec![subject.as_str().parse().ok().filter(|_| whole)?];
+        let jetstream = self.jetstream.clone().map(|stream| JetStream { create: None, ..stream });
+        Some(Self { subjects, jetstream, ..self.clone() })
+    }
+
     /// What can come of these subscriptions, as subjects are written here.
     pub(in crate::source) fn reach(&self) -> Vec<Pattern> {
         // A `%` in a broker's name is escaped.
@@ -130,6 +138,11 @@ impl Adapter for Nats {
 
     fn gauges(&self) -> Gauges {
         Gauges { expires: self.0.servers.expiry.get(), ..Gauges::default() }
+    }
+
+    fn narrowed(&self, subject: &Subject) -> Option<Arc<dyn Adapter>> {
+        let Core { config, name, .. } = &*self.0;
+        Some(Arc::new(Self::new(config.narrowed(subject)?, name)))
     }
 
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {

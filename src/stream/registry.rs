@@ -291,18 +291,25 @@ impl Registry {
         self.state.lock().streams.len()
     }
 
-    /// Ends streams at random times within a span from now. Returns how many are meant.
-    pub(super) fn end(&self, selection: Selection<'_>, reason: Closing, now: Timestamp, within: Duration) -> usize {
+    /// Ends streams at random times within a span from now. Returns how many are meant; `before` is told that first.
+    pub(super) fn end(
+        &self,
+        selection: Selection<'_>,
+        reason: Closing,
+        now: Timestamp,
+        within: Duration,
+        before: impl FnOnce(usize),
+    ) -> usize {
         let mut state = self.state.lock();
         if matches!(selection, Selection::All) && reason == Closing::Draining {
             state.draining = Some(within);
         }
-        let mut count = 0;
-        for (_, open) in state.streams.iter_mut().filter(|(_, open)| open.is_of(selection)) {
-            count += 1;
-            open.order(sometime(reason, now, within));
+        let meant: Vec<usize> = state.streams.iter().filter(|(_, open)| open.is_of(selection)).map(|(key, _)| key).collect();
+        before(meant.len());
+        for key in &meant {
+            state.streams[*key].order(sometime(reason, now, within));
         }
-        count
+        meant.len()
     }
 
     /// Ends one stream. Returns whether it was still there. Looks at no other: many may be ended one by one.
@@ -360,7 +367,7 @@ mod tests {
                 stream
             })
             .collect();
-        let end = |selection| registry.end(selection, Closing::Revoked, now, Duration::ZERO);
+        let end = |selection| registry.end(selection, Closing::Revoked, now, Duration::ZERO, |_| {});
         assert_eq!(end(Selection::Token("2")), 1);
         assert_eq!(end(Selection::Identity("alice")), 2);
         assert_eq!(end(Selection::Identity("carol")), 0);
@@ -376,9 +383,9 @@ mod tests {
         let registry = Registry::default();
         let at = Timestamp::from_micros;
         let stream = registry.insert(Entry { expires: Some(at(50)), ..entry("a", "1", 0) }, at(0)).id;
-        assert_eq!(registry.end(Selection::All, Closing::Revoked, at(90), Duration::ZERO), 1);
+        assert_eq!(registry.end(Selection::All, Closing::Revoked, at(90), Duration::ZERO, |_| {}), 1);
         assert_eq!(registry.end_of(stream), Some(End { at: at(50), reason: Closing::Expired }));
-        registry.end(Selection::All, Closing::Draining, at(20), Duration::ZERO);
+        registry.end(Selection::All, Closing::Draining, at(20), Duration::ZERO, |_| {});
         assert_eq!(registry.end_of(stream), Some(End { at: at(20), reason: Closing::Draining }));
         let late = registry.insert(entry("b", "2", 0), at(60)).id;
         assert_eq!(registry.end_of(late), Some(End { at: at(60), reason: Closing::Draining }), "opened while it drains");

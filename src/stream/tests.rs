@@ -918,3 +918,30 @@ fn streams_that_named_no_patterns_follow_their_grant_and_others_only_end() {
     let ended = |live: &Live| live.end().map(|end| end.reason);
     assert_eq!((ended(&all), ended(&picky), ended(&other)), (Some(Closing::Revoked), Some(Closing::Revoked), None));
 }
+
+#[test]
+fn clients_of_many_streams_that_end_at_once_are_told_to_come_back_one_after_another() {
+    let (_, streams, now) = bare();
+    streams.add(source("core", volatile(">")), now);
+    let open = || {
+        let mut stream = streams.open(request("a.>"), now);
+        sent(&mut stream, now);
+        stream
+    };
+    let retry = |stream: Stream| {
+        let text = String::from_utf8(stream.close(Closing::Revoked).to_vec()).unwrap();
+        text.lines().find_map(|line| line.strip_prefix("retry: ")?.parse::<u64>().ok())
+    };
+    let alone = open();
+    assert_eq!(streams.end(Selection::All, Closing::Revoked, Timestamp::now(), Duration::ZERO), 1);
+    assert_eq!(retry(alone), None, "the usual time holds");
+    let many: Vec<_> = (0..1000).map(|_| open()).collect();
+    let one = many[0].lease.visit.id;
+    assert_eq!(streams.end(Selection::All, Closing::Revoked, Timestamp::now(), Duration::ZERO), 1000);
+    // One more does not end the spread of the many.
+    streams.end(Selection::Listed(&Wanted { id: Some(one), ..Wanted::default() }), Closing::Ended, Timestamp::now(), Duration::ZERO);
+    let retries: Vec<u64> = many.into_iter().map(|stream| retry(stream).unwrap()).collect();
+    // About 3 s, and up to 10 s more.
+    assert!(retries.iter().all(|retry| (2250..=13_750).contains(retry)), "{retries:?}");
+    assert!([3000, 5000, 7000, 9000].iter().all(|from| retries.iter().any(|retry| (*from..from + 2000).contains(retry))), "{retries:?}");
+}

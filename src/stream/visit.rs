@@ -4,13 +4,14 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use super::StreamId;
 use crate::auth::Owner;
 use crate::event::Timestamp;
+use crate::frame::Closing;
 use crate::hub::Transport;
 
 /// Who asked for a stream, and how.
@@ -51,10 +52,10 @@ pub(super) struct Visit {
     bytes: AtomicU64,
     /// While it is live: where it is in its channel's log.
     offset: AtomicU64,
+    /// Why it was ended, as a place in [`Closing::ALL`] and 1; 0: it was not.
+    closed: AtomicU8,
     /// While it catches up: the last id that it was sent.
     behind: Mutex<Option<Box<[u8]>>>,
-    /// This side has ended it.
-    pub(super) ended: AtomicBool,
 }
 
 /// Where a stream is.
@@ -80,8 +81,8 @@ impl Visit {
             events,
             bytes,
             offset,
+            closed: AtomicU8::new(0),
             behind: Mutex::new(Some(Box::default())),
-            ended: AtomicBool::new(false),
         }
     }
 
@@ -114,6 +115,17 @@ impl Visit {
     pub(super) fn sent_live(&self, events: u64, bytes: u64, offset: u64) {
         self.count(events, bytes);
         self.offset.store(offset, Ordering::Relaxed);
+    }
+
+    /// It was ended, with so many bytes that say so.
+    pub(super) fn close(&self, reason: Closing, bytes: u64) {
+        self.count(0, bytes);
+        self.closed.store(reason as u8 + 1, Ordering::Relaxed);
+    }
+
+    /// Why it was ended; `None`: it was not.
+    pub(super) fn closed(&self) -> Option<Closing> {
+        Closing::ALL.get(usize::from(self.closed.load(Ordering::Relaxed)).checked_sub(1)?).copied()
     }
 
     /// Events and bytes that it was sent.

@@ -3,7 +3,7 @@
 use tracing_subscriber::EnvFilter;
 
 use super::quietened;
-use crate::settings::{Choice, Section};
+use crate::settings::{Choice, Section, Slot};
 
 /// The settings of the log.
 #[derive(Debug)]
@@ -14,6 +14,8 @@ pub struct Settings {
     pub(super) filter: EnvFilter,
     /// Log targets of the libraries that talk to brokers.
     pub(super) libraries: Vec<&'static str>,
+    /// The access log.
+    pub(super) access: AccessFormat,
 }
 
 /// `log.format`
@@ -31,7 +33,29 @@ impl Choice for Format {
     const WORDS: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("text", Self::Text), ("json", Self::Json)];
 }
 
+/// `log.access`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum AccessFormat {
+    /// None.
+    Off,
+    /// Names and values.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Choice for AccessFormat {
+    const WORDS: &'static [(&'static str, Self)] = &[("off", Self::Off), ("text", Self::Text), ("json", Self::Json)];
+}
+
 impl Settings {
+    /// The form of the access log.
+    #[must_use]
+    pub fn access(&self) -> AccessFormat {
+        self.access
+    }
+
     /// Its form, which cannot be exchanged.
     #[must_use]
     pub fn format(&self) -> Format {
@@ -45,6 +69,7 @@ impl Settings {
         let expected = "must be a level (error, warn, info, debug, trace, off) or a list such as info,brokercast::source=debug";
         let parse = |text: &str| (!text.trim().is_empty()).then(|| quietened(text, &libraries).parse().ok())?;
         let filter = log.key("filter").text().default("info".to_owned()).read(expected, parse).required();
-        Some(Self { format, filter: filter?, libraries })
+        let access = log.key("access").or_off(None, Slot::choice).unwrap_or(AccessFormat::Off);
+        Some(Self { format, filter: filter?, libraries, access })
     }
 }

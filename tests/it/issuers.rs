@@ -113,7 +113,9 @@ fn a_token_is_inspected_without_a_bridge() {
     };
     let (code, said) = inspect(&good(now() + 600));
     assert_eq!((code, &said["valid"], &said["claims"]["aud"]), (Some(0), &json!(true), &json!("api")), "{said}");
-    assert_eq!(said["subscribe"][1], json!({"pattern": "user.ada.>", "rule": "auth.issuers[0].grants.subscribe[0]"}));
+    let ruled = &said["subscribe"][1];
+    assert_eq!((&ruled["pattern"], &ruled["rule"]), (&json!("user.ada.>"), &json!("auth.issuers[0].grants.subscribe[0]")));
+    assert!(ruled["file"] == file.to_str().unwrap() && ruled["line"].is_u64(), "{ruled}");
     for (token, reason) in [
         (good(now() - 600), "it has expired"),
         (good(now() + 7200), "its lifetime is longer"),

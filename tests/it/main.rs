@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "this whole crate is tests")]
 #![allow(unreachable_pub, reason = "the support is shared by two test programs")]
 
+mod access;
 mod admin;
 mod amqp;
 mod amqp_existing;
@@ -10,10 +11,12 @@ mod browser;
 mod caps;
 mod commands;
 mod configuration;
+mod control;
 mod cors;
 mod default_run;
 mod deploy;
 mod durable;
+mod explain;
 mod figures;
 mod history;
 mod issuers;

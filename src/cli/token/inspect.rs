@@ -1,33 +1,20 @@
 //! `token --inspect`: what a token grants and by which rules, or why it is refused. Never prints the token.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::auth::{AuthError, Authenticator, Ruled};
-use crate::cli::{Error, block_on, print};
-
-/// How long keys behind URLs may take.
-const PATIENCE: Duration = Duration::from_secs(15);
+use crate::app::Loaded;
+use crate::app::explain::{Explainer, reason};
+use crate::auth::Authenticator;
+use crate::cli::{Error, KEYS, block_on, given, print, with_keys};
 
 /// Exits with 1 where the token is refused.
-pub(super) fn run(authenticator: Authenticator, token: &str) -> Result<ExitCode, Error> {
-    let token = if token == "-" {
-        std::io::read_to_string(std::io::stdin()).map_err(|e| Error::with("cannot read the token from standard input", e))?
-    } else {
-        token.to_owned()
-    };
-    let grant = block_on(async {
-        let never = async {
-            authenticator.refresh_keys().await;
-            std::future::pending::<()>().await;
-        };
-        Ok(tokio::select! {
-            grant = authenticator.inspect(token.trim(), PATIENCE) => grant,
-            () = never => Err(AuthError::KeysNotLoaded),
-        })
-    })?;
+pub(super) fn run(loaded: Loaded, token: &str) -> Result<ExitCode, Error> {
+    let token = given(token)?;
+    let explainer = Explainer::new(&loaded.settings, loaded.places);
+    let authenticator = Authenticator::new(loaded.settings.auth, loaded.settings.token_bytes);
+    let (grant, _) = block_on(async { Ok(with_keys(&authenticator, authenticator.examine(&token, KEYS)).await) })?;
     let (said, code) = match grant {
         Ok(grant) => {
             let owner = grant.owner.as_deref();
@@ -35,17 +22,13 @@ pub(super) fn run(authenticator: Authenticator, token: &str) -> Result<ExitCode,
             let (subscribe, publish) = authenticator.explain(owner);
             let said = json!({
                 "valid": true, "identity": grant.identity(), "issuer": owner.and_then(|owner| owner.issuer.as_deref()),
-                "expires": grant.expires, "claims": claims, "subscribe": listed(&subscribe), "publish": listed(&publish),
+                "expires": grant.expires, "claims": claims,
+                "subscribe": explainer.patterns(&subscribe), "publish": explainer.patterns(&publish),
             });
             (said, ExitCode::SUCCESS)
         }
-        Err(AuthError::Invalid(why)) => (json!({ "valid": false, "reason": why.to_string() }), ExitCode::FAILURE),
-        Err(why) => (json!({ "valid": false, "reason": why.to_string() }), ExitCode::FAILURE),
+        Err(error) => (json!({ "valid": false, "reason": reason(&error) }), ExitCode::FAILURE),
     };
     print(&format!("{said:#}\n"))?;
     Ok(code)
-}
-
-fn listed(ruled: &[Ruled]) -> Value {
-    ruled.iter().map(|Ruled { pattern, rule }| json!({ "pattern": pattern.as_str(), "rule": rule })).collect()
 }

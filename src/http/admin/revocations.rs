@@ -5,29 +5,47 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{Method, StatusCode};
-use http_body_util::{BodyExt as _, Limited};
 use serde_json::json;
 
-use super::respond;
+use super::{body, respond};
 use crate::auth::{Criteria, Revocation, RevocationError, Revocations};
 use crate::event::Timestamp;
 use crate::http::problem::Problem;
+use crate::settings::value::show_duration;
 
 /// What is needed of other rooms.
 pub(crate) struct Revoking {
     pub(crate) revocations: Arc<Revocations>,
     /// Ends the streams whose tokens are meant. Returns how many.
     pub(crate) end: Box<dyn Fn(&Criteria) -> usize + Send + Sync>,
+    /// What reaches the other replicas, if there is anything.
+    pub(crate) wire: Box<dyn Fn() -> Option<Arc<Wire>> + Send + Sync>,
+}
+
+/// A broker that takes revocations to all replicas.
+pub(crate) struct Wire {
+    /// Whether it keeps them for those that start later.
+    pub(crate) durable: bool,
+    /// Publishes a message. Says why where the broker does not take it.
+    pub(crate) publish: Box<dyn Fn(Bytes) -> BoxFuture<'static, Result<(), String>> + Send + Sync>,
+    /// For how long it keeps a message, as far as that is known.
+    pub(crate) keeps_for: Box<dyn Fn() -> BoxFuture<'static, Option<Duration>> + Send + Sync>,
+}
+
+impl Wire {
+    fn scope(&self) -> &'static str {
+        if self.durable { "durable" } else { "connected" }
+    }
 }
 
 const PATH: &str = "/revocations";
-/// Bytes of an order, and how long it may take to arrive.
-const MAX_BYTES: usize = 64 << 10;
-const PATIENCE: Duration = Duration::from_secs(10);
+/// When to try again where the broker does not take a revocation.
+const RETRY: Duration = Duration::from_secs(5);
 
 impl Revoking {
     /// The rest of a path of ours: empty, or the name of a revocation behind a slash.
@@ -37,45 +55,64 @@ impl Revoking {
 
     /// Answers a request for a path of ours.
     pub(super) async fn answer(&self, request: Request) -> Result<Response, Problem> {
-        let (parts, body) = request.into_parts();
+        let (parts, content) = request.into_parts();
         match (Self::rest(parts.uri.path()).unwrap_or_default().strip_prefix('/'), &parts.method) {
-            (None, &Method::POST) => self.add(&read(body).await?),
+            (None, &Method::POST) => self.add(&body::read(content).await?).await,
             (None, method @ (&Method::GET | &Method::HEAD)) => {
                 let body = json!({ "revocations": self.revocations.list(Timestamp::now()) });
                 Ok(respond(method, StatusCode::OK, "application/json", body.to_string() + "\n"))
             }
             (None, _) => Err(Problem::method("GET, HEAD, POST")),
-            (Some(id), &Method::DELETE) if self.revocations.remove(id) => {
-                tracing::info!(id, "revocation taken back");
-                Ok(StatusCode::NO_CONTENT.into_response())
-            }
-            (Some(_), &Method::DELETE) => Err(Problem::not_found("there is no revocation of this id")),
+            (Some(id), &Method::DELETE) => self.remove(id).await,
             (Some(_), _) => Err(Problem::method("DELETE")),
         }
     }
 
-    fn add(&self, order: &[u8]) -> Result<Response, Problem> {
+    async fn add(&self, order: &[u8]) -> Result<Response, Problem> {
         let now = Timestamp::now();
         let refused = |error| match error {
             RevocationError::Full => Problem::unavailable(error.to_string(), Duration::from_secs(60)),
             _ => Problem::bad_request(format!("the revocation {error}")),
         };
         let revocation = Revocation::read(order, now).map_err(refused)?;
+        let wire = (self.wire)();
+        if let Some(wire) = wire.as_ref().filter(|wire| wire.durable)
+            && let Some(age) = (wire.keeps_for)().await
+            && revocation.until > now.after(age)
+        {
+            let most = show_duration(age);
+            return Err(Problem::bad_request(format!(
+                "`until` is later than the log of `auth.revocations` keeps messages: at most {most} from now"
+            )));
+        }
+        let message = serde_json::to_vec(&revocation).map_err(|_| Problem::internal())?;
         let Revocation { id, criteria, .. } = revocation.clone();
         // First: what is opened from here on is refused, what was opened before is found.
         self.revocations.add(revocation, now).map_err(refused)?;
         let ended = (self.end)(&criteria);
-        tracing::info!(id, ended, "tokens revoked");
-        let body = json!({ "id": id, "ended": ended, "scope": "process" });
+        let scope = wire.as_ref().map_or("process", |wire| wire.scope());
+        tracing::info!(id, ended, scope, "tokens revoked");
+        publish(wire, message, &id, "the revocation holds in this process only").await?;
+        let body = json!({ "id": id, "ended": ended, "scope": scope });
         Ok(respond(&Method::POST, StatusCode::CREATED, "application/json", body.to_string() + "\n"))
+    }
+
+    async fn remove(&self, id: &str) -> Result<Response, Problem> {
+        if !self.revocations.remove(id) {
+            return Err(Problem::not_found("there is no revocation of this id"));
+        }
+        tracing::info!(id, "revocation taken back");
+        let message = json!({ "deleted": id }).to_string().into_bytes();
+        publish((self.wire)(), message, id, "the revocation is taken back in this process only").await?;
+        Ok(StatusCode::NO_CONTENT.into_response())
     }
 }
 
-async fn read(body: Body) -> Result<Vec<u8>, Problem> {
-    match tokio::time::timeout(PATIENCE, Limited::new(body, MAX_BYTES).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes().into()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(Problem::too_large(MAX_BYTES)),
-        Ok(Err(_)) => Err(Problem::bad_request("the request's body is broken")),
-        Err(_) => Err(Problem::timeout()),
-    }
+/// Publishes a message, if there is a broker.
+async fn publish(wire: Option<Arc<Wire>>, message: Vec<u8>, id: &str, else_said: &str) -> Result<(), Problem> {
+    let Some(wire) = wire else { return Ok(()) };
+    (wire.publish)(message.into()).await.map_err(|error| {
+        tracing::error!(id, error, "a revocation could not be published");
+        Problem::unavailable(format!("{else_said}: the source of `auth.revocations` did not take it: {error}"), RETRY).about("id", id)
+    })
 }

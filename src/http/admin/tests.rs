@@ -124,7 +124,9 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
         leaving: leaving.clone(),
         reload: Arc::new(|| Box::pin(async { None })),
         streams: crate::stream::tests::demo(1 << 20),
-        revoking: Revoking { revocations: Arc::default(), end: Box::new(|_| 0) },
+        refusals: Arc::new(Refusals::new(|_| {})),
+        explain: Box::new(|_, _| Box::pin(async { Value::Null })),
+        revoking: Revoking { revocations: Arc::default(), end: Box::new(|_| 0), wire: Box::new(|| None) },
     };
     let both = async {
         let ((), ()) = tokio::join!(first.1, second.1);

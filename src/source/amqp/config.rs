@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::broker::Broker;
 use crate::event::SourceName;
 use crate::settings::{Choice, Key, Section, Slot};
+use crate::subject::Subject;
 
 /// The longest name of a queue, an exchange or a routing key: AMQP's short string.
 pub(in crate::source) const MAX_NAME: usize = 255;
@@ -138,6 +139,28 @@ impl Config {
     #[must_use]
     pub fn splits(&self) -> bool {
         !self.stream && matches!(self.origin, Origin::Named { .. })
+    }
+
+    /// The same for one routing key, where the exchange can choose by it. A stream is the same one, and is not made. None of a
+    /// queue, whose readers share its messages.
+    pub(in crate::source) fn narrowed(&self, key: &Subject, source: &SourceName) -> Option<Self> {
+        let origin = match &self.origin {
+            Origin::Exclusive(binding) if matches!(binding.kind, ExchangeType::Topic | ExchangeType::Direct) => {
+                Origin::Exclusive(Binding { keys: vec![key.as_str().to_owned()], chosen: true, ..binding.clone() })
+            }
+            Origin::Named { .. } if self.stream => Origin::Named { queue: self.queue(source), declare: None },
+            Origin::Named { .. } => return None,
+            origin => origin.clone(),
+        };
+        Some(Self { origin, ..self.clone() })
+    }
+
+    /// For how long the stream keeps a message, as far as the settings say.
+    pub(in crate::source) fn keeps_for(&self) -> Option<Duration> {
+        match &self.origin {
+            Origin::Named { declare: Some(declare), .. } if self.stream => Some(declare.max_age),
+            _ => None,
+        }
     }
 
     /// The name of the queue, where it has one of its own.
