@@ -32,7 +32,7 @@ use crate::hub::Hub;
 use crate::metrics::{Metrics, Readings};
 use crate::pool::{Pool, Rates};
 use crate::settings::Places;
-use crate::stream::{self, STAGGER, Selection, Streams};
+use crate::stream::{STAGGER, Selection, Streams};
 use crate::support::address::Address;
 use crate::support::random::in_range;
 use crate::telemetry::{Access, AccessFormat, Format, Lines, Log};
@@ -203,7 +203,6 @@ struct Rooms {
     sources: All,
     policy: tokio::sync::watch::Sender<Current>,
     pool: Pool,
-    timing: stream::Settings,
     streams: Arc<Streams>,
     writer: Arc<Writer>,
     writing: writer::Ends,
@@ -222,13 +221,12 @@ impl Rooms {
         streams: Arc<Streams>,
         policy: Policy,
         pool: Pool,
-        timing: stream::Settings,
         auth: tokio::sync::watch::Receiver<Arc<Authenticator>>,
         ports: &Ports,
         access: &Arc<Access>,
     ) -> Result<Self, Error> {
         let loops = std::thread::available_parallelism().map_or(1, usize::from);
-        let writer = Writer::start(streams.hub(), loops, ports.bounds.stall, timing.heartbeat);
+        let writer = Writer::start(streams.hub(), loops, ports.bounds.stall, streams.heartbeat());
         let (writer, writing) = writer.map_err(|cause| Error::System { what: "start the writers", cause })?;
         let adopt = adopt(writer.clone());
         let connections = TaskTracker::new();
@@ -251,7 +249,7 @@ impl Rooms {
         let sources = sources.all().clone();
         let policy = tokio::sync::watch::Sender::new(Current { policy: Arc::new(policy), settled: true });
         let refusals = Arc::new(access::refusals(access));
-        Ok(Self { sources, policy, pool, timing, streams, writer, writing, adopt, connections, metrics, readings, open, refusals })
+        Ok(Self { sources, policy, pool, streams, writer, writing, adopt, connections, metrics, readings, open, refusals })
     }
 }
 
@@ -259,41 +257,28 @@ impl Bridge {
     fn start(settings: Settings, origin: Origin, reload: Arc<admin::Reload>) -> Result<Self, Error> {
         let fixed = settings.fixed(origin.format);
         let explainer = Arc::new(ArcSwap::from_pointee(Explainer::new(&settings, origin.places)));
-        let Settings {
-            http,
-            drain,
-            drain_delay,
-            auth,
-            token_bytes,
-            pool,
-            rates,
-            window,
-            streams: timing,
-            histories,
-            sources: to_run,
-            routes,
-            watch,
-        } = settings;
+        let (http, auth, timing) = (settings.http, settings.auth, settings.streams);
+        let retry = timing.retry;
         // Both ports first: nothing else has begun when one is taken.
         let ports = Ports::bind(&http)?;
-        let streams = Streams::new(Hub::new(window, in_range(0..=u32::MAX)), Histories::new(histories), timing.clone());
-        let sources = Sources::new(streams.clone(), window);
+        let streams = Streams::new(Hub::new(settings.window, in_range(0..=u32::MAX)), Histories::new(settings.histories), timing);
+        let sources = Sources::new(streams.clone(), settings.window);
         let (access, lines) = Access::new(origin.access);
         let access = Arc::new(access);
         access::follow(&streams, &access);
-        let auth_written = (auth.written.clone(), token_bytes);
+        let auth_written = (auth.written.clone(), settings.token_bytes);
         let control = auth.revocations.clone();
-        let auth = Arc::new(Authenticator::new(auth, token_bytes));
+        let auth = Arc::new(Authenticator::new(auth, settings.token_bytes));
         let revocations = auth.revocations().clone();
         let asked = tokio::sync::watch::Sender::new(auth.clone());
-        let (pool, shown) = (Pool::new(pool), Shown::of(&http, &ports));
-        let policy = Policy::new(http, auth.clone(), timing.retry);
-        let rooms = Rooms::build(&sources, streams, policy, pool.clone(), timing, asked.subscribe(), &ports, &access)?;
+        let (pool, shown) = (Pool::new(settings.pool), Shown::of(&http, &ports));
+        let policy = Policy::new(http, auth.clone(), retry);
+        let rooms = Rooms::build(&sources, streams, policy, pool.clone(), asked.subscribe(), &ports, &access)?;
         rooms.metrics.configured(&origin.yaml, Timestamp::now());
         let mut follower = Follower::new(revocations, rooms.streams.clone());
-        follower.begin(control.as_ref(), &to_run);
+        follower.begin(control.as_ref(), &settings.sources);
         let watched = Arc::<Watched>::default();
-        watched.set(watch, [origin.files.clone(), origin.named].concat());
+        watched.set(settings.watch, [origin.files.clone(), origin.named].concat());
         let reloader = Reloader {
             files: origin.files,
             watched,
@@ -306,13 +291,13 @@ impl Bridge {
             auth: asked,
             auth_written,
             pool,
-            rates: Rates::new(rates),
+            rates: Rates::new(settings.rates),
             streams: rooms.streams.clone(),
             metrics: rooms.metrics.clone(),
             explainer,
             follower,
-            drain,
-            drain_delay,
+            drain: settings.drain,
+            drain_delay: settings.drain_delay,
         };
         let mut bridge = Self {
             tasks: JoinSet::new(),
@@ -327,7 +312,7 @@ impl Bridge {
             ends: Ends::default(),
             admin_ends: Ends::default(),
         };
-        bridge.sources.begin(to_run, &routes);
+        bridge.sources.begin(settings.sources, &settings.routes);
         bridge.write_access(lines)?;
         bridge.spawn(ports, rooms, reload, &shown);
         Ok(bridge)
@@ -424,7 +409,7 @@ impl Bridge {
         let carry_on = self.writer.clone().carry_on(rooms.writing.returned, self.connections.clone(), self.ends.cut.clone());
         self.own("returns", carry_on);
         self.own("watchdog", manager::watchdog(self.streams.hub().clone()));
-        self.own("heartbeat", beat(self.streams.hub().clone(), rooms.timing.heartbeat));
+        self.own("heartbeat", beat(self.streams.hub().clone(), self.streams.heartbeat()));
         shown.announce(self.sources.len());
         self.own("listener", public.run(ports.public));
         self.own("admin listener", admin.run(ports.admin));

@@ -198,6 +198,12 @@ impl Streams {
         &self.hub
     }
 
+    /// How often a quiet stream gets a heartbeat.
+    #[must_use]
+    pub fn heartbeat(&self) -> Duration {
+        self.settings.heartbeat
+    }
+
     /// The sources' logs.
     #[must_use]
     pub fn histories(&self) -> &Histories {

@@ -14,7 +14,7 @@ use tracing::{debug, error, info, warn};
 use super::REVOKED_WITHIN;
 use super::explain::Explainer;
 use super::revocations::Follower;
-use super::settings::{Fixed, Loaded, Settings, load_again};
+use super::settings::{Fixed, Loaded, load_again};
 use super::sources::Sources;
 use super::watch::Watched;
 use crate::auth::{self, Authenticator, Owner};
@@ -132,21 +132,7 @@ impl Reloader {
         for warning in warnings {
             warn!(warning, "configuration");
         }
-        let Settings {
-            mut http,
-            drain,
-            drain_delay,
-            auth,
-            token_bytes,
-            pool,
-            rates,
-            window,
-            streams,
-            histories,
-            sources: wanted,
-            routes,
-            ..
-        } = settings;
+        let (mut http, wanted) = (settings.http, settings.sources);
         http.bounds = self.bounds;
         if needs_restart.contains(&"server.listen") {
             // Which names are answered depends on the address that is listened on.
@@ -157,24 +143,24 @@ impl Reloader {
                 served.configure(newer);
             }
         }
-        (self.drain, self.drain_delay) = (drain, drain_delay);
-        self.pool.configure(pool);
-        self.rates.configure(rates);
-        self.streams.hub().configure(window);
-        self.streams.histories().configure(histories);
-        self.streams.set_retry(streams.retry);
+        (self.drain, self.drain_delay) = (settings.drain, settings.drain_delay);
+        self.pool.configure(settings.pool);
+        self.rates.configure(settings.rates);
+        self.streams.hub().configure(settings.window);
+        self.streams.histories().configure(settings.histories);
+        self.streams.set_retry(settings.streams.retry);
         let before = self.auth.borrow().clone();
-        let control = auth.revocations.clone();
-        let auth = self.authenticator(auth, token_bytes);
+        let control = settings.auth.revocations.clone();
+        let auth = self.authenticator(settings.auth, settings.token_bytes);
         let same_grants = Arc::ptr_eq(&auth, &before);
-        let policy = Arc::new(Policy::new(http, auth.clone(), streams.retry));
+        let policy = Arc::new(Policy::new(http, auth.clone(), settings.streams.retry));
         // Nobody is to see by an old grant what new routes and sources bring, nor by a new grant what old routes let through:
         // first grants narrow, then routes and sources change, then grants widen. Streams that begin meanwhile wait.
         self.policy.send_replace(Current { policy: policy.clone(), settled: same_grants });
         let granted = |owner: Option<&Arc<Owner>>| Some(auth.subscribes(owner.map(Arc::as_ref), Timestamp::now()));
         let ended = if same_grants { 0 } else { self.streams.narrow(granted, Timestamp::now()) };
         self.follower.follow(control.as_ref(), &wanted).await;
-        sources.follow(wanted, &routes, window).await;
+        sources.follow(wanted, &settings.routes, settings.window).await;
         let widened = if same_grants { 0 } else { self.streams.widen(granted) };
         if ended + widened > 0 {
             info!(ended, widened, "streams follow their grants");
