@@ -21,6 +21,8 @@ mod run;
 mod segment;
 mod service;
 mod settings;
+#[cfg(test)]
+mod tests;
 
 pub use reader::{Reader, Unavailable};
 use service::Service;

@@ -26,7 +26,7 @@ pub(super) struct Run {
     pause: Option<Pin<Box<Sleep>>>,
     /// What has been read and is in no segment yet.
     pub(super) items: Vec<Item>,
-    /// Since when it has been open, for this turn.
+    /// Since when it has been open, or been opened, for this turn.
     pub(super) since: Instant,
 }
 
@@ -56,6 +56,11 @@ impl Run {
         Self { stage: Stage::Opening(opening), max_payload, pause: None, items: Vec::new(), since: Instant::now() }
     }
 
+    /// Whether the broker has not given it anything yet.
+    pub(super) fn is_opening(&self) -> bool {
+        matches!(self.stage, Stage::Opening(_))
+    }
+
     /// Waits for something to read. Cancel safe.
     pub(super) async fn advance(&mut self, pace: &Pace) -> Moved {
         loop {
@@ -65,7 +70,10 @@ impl Run {
             }
             match &mut self.stage {
                 Stage::Opening(opening) => match opening.await {
-                    Ok(Some(connection)) => self.stage = Stage::Reading(connection),
+                    Ok(Some(connection)) => {
+                        self.stage = Stage::Reading(connection);
+                        self.since = Instant::now();
+                    }
                     Ok(None) => return Moved::TooBroad,
                     Err(error) => return Moved::Failed(error),
                 },

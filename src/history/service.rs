@@ -30,8 +30,11 @@ const PIECE: usize = 64 << 10;
 const IDLE: Duration = Duration::from_millis(200);
 /// A run that nobody has moved for so long ends.
 const DEAD: Duration = Duration::from_secs(2);
-/// While others wait, a run ends after so long.
+/// While others wait, a run ends after so long;
 const QUANTUM: Duration = Duration::from_millis(500);
+/// but one that would have to begin from scratch ends after so long: a broker may take its time to open a reader, or to send the
+/// newest message of each of many subjects. Ended earlier, it would be as far the next time, and never farther.
+const WHOLE: Duration = Duration::from_secs(10);
 /// What was read is kept for so long while nobody uses it: it may be gone from the broker by then.
 const LINGER: Duration = Duration::from_secs(5);
 /// Whoever is at most so many sequences ahead of a reader waits for it, rather than for one of its own;
@@ -411,7 +414,7 @@ impl Service {
             known.note_read(&run.items);
             held.segment.append(&mut run.items);
         }
-        let source = held.source;
+        let (source, newest) = (held.source, held.segment.start() == Point::Last);
         let read = held.segment.bytes() - before;
         held.run = Slot::None;
         let gone = match moved {
@@ -435,7 +438,8 @@ impl Service {
         state.bytes += read;
         let cache = state.settings.cache;
         state.trim(cache, id, read);
-        let turn_is_over = now.duration_since(run.since) > QUANTUM && state.queue.asking(now).0 > 0 && !state.has_room();
+        let turn = if run.is_opening() || newest { WHOLE } else { QUANTUM };
+        let turn_is_over = now.duration_since(run.since) > turn && state.queue.asking(now).0 > 0 && !state.has_room();
         if gone || turn_is_over {
             state.open -= 1;
             ended.push(run);
