@@ -97,7 +97,8 @@ async fn a_stream_that_begins_or_consists_of_what_cannot_be_delivered_is_read_be
         entries.publish(&BAD);
     }
     let bad = stream(&rabbit, "bad");
-    let mut live = Reading::open(&bad, Start::Recent { age: Duration::from_secs(600), bytes: 1 << 20 }).await.unwrap();
+    // The broker ends the connection for each unreadable message: one that is just being opened may be ended too.
+    let mut live = Reading::insist(&bad, Start::Recent { age: Duration::from_secs(600), bytes: 1 << 20 }).await;
     live.until(|items| items.iter().any(|item| matches!(item, Item::Gap(_)))).await;
     assert_eq!(holes(&live.gaps()), [(None, Some(50))]);
     entries.publish(&Entry::text(50));

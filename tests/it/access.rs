@@ -58,7 +58,12 @@ async fn each_end_and_each_refusal_is_a_line_whatever_the_filter_says() {
         (bridge.events("access_token=in-the-query").bearer_auth(&bad), 401, "token_invalid", None),
         (bridge.events(""), 401, "token_missing", None),
         (bridge.events("subject=b").bearer_auth(&one), 403, "grant", Some("ada")),
-        (bridge.events("").bearer_auth(&one).header("origin", "https://evil.example"), 403, "origin", Some("ada")),
+        (
+            bridge.events("").header("cookie", format!("brokercast={one}")).header("origin", "https://evil.example"),
+            403,
+            "origin",
+            Some("ada"),
+        ),
         (bridge.events("subject=a..b").bearer_auth(&one), 400, "invalid", None),
         (bridge.http.post(bridge.url("/publish/c%0Ad")).bearer_auth(&one).body("1"), 400, "invalid", None),
     ];
@@ -125,7 +130,7 @@ async fn refusals_are_told_at_info_ten_a_second_and_no_client_forges_a_line() {
         Some("another secret of at least 32 bytes"),
     );
     assert_eq!(bridge.events("subject=b").bearer_auth(&good).send().await.unwrap().status(), 403);
-    let foreign = bridge.events("").bearer_auth(&good).header("origin", "https://evil.example");
+    let foreign = bridge.events("").header("cookie", format!("brokercast={good}")).header("origin", "https://evil.example");
     assert_eq!(foreign.send().await.unwrap().status(), 403);
     for _ in 0..40 {
         assert_eq!(bridge.events("").bearer_auth(&bad).send().await.unwrap().status(), 401);
