@@ -4,7 +4,6 @@
 //! Knows sources by their handles only. Meant for the machine's own network: what names clients or changes something is
 //! answered beyond it only with a token or a client's certificate.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,8 +101,7 @@ pub(crate) fn router(rooms: Rooms) -> Router {
 async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
     let (request, body) = request.into_parts();
     if let Err(problem) = (rooms.access)().allow(Matter::of(request.uri.path()), &request) {
-        let address = request.extensions.get::<Peer>().and_then(|peer| peer.address);
-        let address = address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip().to_canonical());
+        let address = request.extensions.get::<Peer>().copied().unwrap_or_default().ip();
         rooms.refusals.problem(&request, address, &problem, None, Instant::now());
         return problem.into_response();
     }

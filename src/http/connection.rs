@@ -4,7 +4,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -55,6 +55,13 @@ pub(crate) struct Peer {
     pub(crate) connection: u32,
     /// Whether it showed a certificate that the listener's client CA has issued.
     pub(crate) verified: bool,
+}
+
+impl Peer {
+    /// The address of the socket's peer; 0.0.0.0 for a Unix socket.
+    pub(crate) fn ip(&self) -> IpAddr {
+        self.address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip().to_canonical())
+    }
 }
 
 /// Limits of time and size for a connection.

@@ -2,7 +2,7 @@
 //!
 //! Pure. Only a trusted proxy is believed; does not know what for.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, HeaderName};
 
@@ -45,9 +45,8 @@ pub(crate) struct Seen {
 impl Proxies {
     /// What is known of a request that came from `peer`.
     pub(crate) fn seen(&self, peer: &Peer, headers: &HeaderMap) -> Seen {
-        let address = peer.address.map(|address| address.ip().to_canonical());
-        let direct = Seen { client: address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), tls: peer.tls, host: None };
-        if !self.trusted.contain(address) {
+        let direct = Seen { client: peer.ip(), tls: peer.tls, host: None };
+        if !self.trusted.contain(peer.address.map(|_| direct.client)) {
             return direct;
         }
         match self.headers {

@@ -26,6 +26,7 @@ pub(in crate::source) mod link;
 pub(in crate::source) mod publish;
 pub(in crate::source) mod queue;
 mod reach;
+pub(in crate::source) mod recurring;
 pub(in crate::source) mod renewal;
 pub(in crate::source) mod scrub;
 mod sections;

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use self::log::{Ask, Log, at, beyond, first_left, joins, look, plan, position};
 use self::past::{Line, Passed, Past};
-use self::super_stream::{Growth, SuperStream};
+use self::super_stream::{SuperStream, growth};
 use super::amqp::Amqp;
 use super::amqp::acks::Acks;
 use super::amqp::error::is_internal;
@@ -28,7 +28,8 @@ use super::amqp::feed::{Came, Feed, Reads, next};
 use super::amqp::link::Link;
 use super::amqp::publish::publish;
 use super::amqp::queue::{message, stamped};
-use super::amqp::renewal::Renewal;
+use super::amqp::recurring::Recurring;
+use super::amqp::renewal::renewal;
 use super::amqp::topology::set_up;
 use super::amqp::upkeep::Upkeep;
 use super::parts::Parts;
@@ -128,7 +129,7 @@ impl Stream {
         Ok(Reader {
             feed: home.feed(line, prefetch, upkeep),
             unfed,
-            growth: if live { Growth::of(self.whole.as_ref()) } else { None },
+            growth: if live { growth(self.whole.as_ref()) } else { None },
             home,
             items,
             next: plan.from,
@@ -227,7 +228,7 @@ impl Home {
         if self.live {
             link.flow().meter(number);
         }
-        let renewal = Renewal::of(&link);
+        let renewal = renewal(&link);
         Feed { consumer, acks: Acks::new(channel, prefetch, ACK_DELAY), upkeep, renewal, queue: self.queue.clone(), channel: number, link }
     }
 }
@@ -242,7 +243,7 @@ struct Reader {
     /// See [`Stream::unfed`]; the live one's.
     unfed: Option<Arc<AtomicBool>>,
     /// Of a super stream's first partition, read live.
-    growth: Option<Growth>,
+    growth: Option<Recurring>,
     home: Home,
     /// To be handed out before anything else.
     items: Vec<Item>,

@@ -14,7 +14,7 @@ use lapin::types::ShortString;
 use super::acks::Acks;
 use super::error::lost;
 use super::link::Link;
-use super::renewal::Renewal;
+use super::recurring::Recurring;
 use super::upkeep::Upkeep;
 use crate::source::{Item, SourceError};
 
@@ -23,7 +23,8 @@ pub(in crate::source) struct Feed {
     pub(in crate::source) consumer: Consumer,
     pub(in crate::source) acks: Acks,
     pub(in crate::source) upkeep: Option<Upkeep>,
-    pub(in crate::source) renewal: Option<Renewal>,
+    /// Of its password.
+    pub(in crate::source) renewal: Option<Recurring>,
     pub(in crate::source) queue: ShortString,
     /// The number of the consumer's channel.
     pub(in crate::source) channel: u16,
@@ -69,7 +70,7 @@ impl Feed {
         if let Poll::Ready(e) = self.acks.poll(cx) {
             return Poll::Ready(lost(&self.queue, Some(e)));
         }
-        if let Some(Poll::Ready(error)) = self.renewal.as_mut().map(|renewal| renewal.poll(cx)) {
+        if let Some(Poll::Ready(error)) = self.renewal.as_mut().map(|renewal| renewal.poll(&self.link, cx)) {
             return Poll::Ready(error);
         }
         match &mut self.upkeep {

@@ -17,7 +17,7 @@ use super::config::Origin;
 use super::error::{failed, kind, lost};
 use super::feed::{Came, Feed, Reads, next};
 use super::link::{Link, answer};
-use super::renewal::Renewal;
+use super::renewal::renewal;
 use super::topology::{Memory, Place, set_up};
 use super::upkeep::Upkeep;
 use super::{Amqp, Names, headers, sections};
@@ -51,7 +51,7 @@ impl Reader {
         link.flow().meter(channel.id());
         let consumer = consume(&channel, &queue, link.tag(), config.prefetch, FieldTable::default()).await?;
         let (number, acks) = (channel.id(), Acks::new(channel, config.prefetch, ACK_DELAY));
-        let renewal = Renewal::of(&link);
+        let renewal = renewal(&link);
         let feed = Feed { consumer, acks, upkeep, renewal, queue, channel: number, link };
         // An exclusive queue is another one each time, which the supervisor tells.
         let fresh = matches!(config.origin, Origin::Named { .. });

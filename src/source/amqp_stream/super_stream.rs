@@ -3,18 +3,13 @@
 //! AMQP 0-9-1 lists no partitions. Where none are written, they are `NAME-0`, `NAME-1` and so on, until one is missing; that is
 //! looked at at each connect, and every few seconds, since partitions can be added.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
-
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
-use tokio::time::{Sleep, sleep};
 
 use super::Stream;
 use crate::event::SourceName;
 use crate::source::amqp::link::Link;
+use crate::source::amqp::recurring::Recurring;
 use crate::source::amqp::topology::is_there;
 use crate::source::amqp::{Amqp, Config, Names, Origin, Partitions};
 use crate::source::parts::{Part, Parts};
@@ -88,33 +83,11 @@ impl SuperStream {
     }
 }
 
-/// Looks for more partitions while the first is read.
-pub(super) struct Growth {
-    whole: Arc<SuperStream>,
-    due: Pin<Box<Sleep>>,
-    looking: Option<BoxFuture<'static, Result<(), SourceError>>>,
-}
-
-impl Growth {
-    /// Where partitions are not written.
-    pub(super) fn of(whole: Option<&Arc<SuperStream>>) -> Option<Self> {
-        let whole = whole.filter(|whole| whole.base.is_some())?;
-        Some(Self { whole: whole.clone(), due: Box::pin(sleep(EVERY)), looking: None })
-    }
-
-    /// Ready only with an error.
-    pub(super) fn poll(&mut self, link: &Arc<Link>, cx: &mut Context<'_>) -> Poll<SourceError> {
-        loop {
-            if let Some(looking) = &mut self.looking {
-                if let Err(error) = ready!(looking.poll_unpin(cx)) {
-                    return Poll::Ready(error);
-                }
-                self.looking = None;
-            }
-            ready!(self.due.poll_unpin(cx));
-            self.due = Box::pin(sleep(EVERY));
-            let (whole, link) = (self.whole.clone(), link.clone());
-            self.looking = Some(Box::pin(async move { whole.look(&link).await }));
-        }
-    }
+/// Looks for more partitions while the first is read, where they are not written.
+pub(super) fn growth(whole: Option<&Arc<SuperStream>>) -> Option<Recurring> {
+    let whole = whole.filter(|whole| whole.base.is_some())?.clone();
+    Some(Recurring::new(EVERY, move |link| {
+        let whole = whole.clone();
+        Box::pin(async move { whole.look(&link).await })
+    }))
 }
