@@ -154,17 +154,15 @@ impl State {
     }
 }
 
-/// A slot, or a place in the queue. It is counted until it is dropped.
+/// A client that is counted for its identity and its address, until this is dropped.
 #[derive(Debug)]
-#[must_use = "dropping a permit gives its slot back"]
-pub struct Permit {
+struct Counted {
     pool: Arc<Shared>,
     identity: u32,
     address: u32,
-    has_slot: bool,
 }
 
-impl Drop for Permit {
+impl Drop for Counted {
     fn drop(&mut self) {
         let mut state = self.pool.state.lock();
         if self.identity != NONE {
@@ -173,39 +171,49 @@ impl Drop for Permit {
         if self.address != NONE {
             state.addresses.remove(self.address);
         }
-        if self.has_slot {
-            state.release_slot();
-        }
+    }
+}
+
+/// A slot. It is taken until this is dropped.
+#[derive(Debug)]
+#[must_use = "dropping a permit gives its slot back"]
+pub struct Permit(Counted);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.pool.state.lock().release_slot();
     }
 }
 
 /// A waiting client. Dropping it (timeout, or the client went away) removes it from the queue; a slot that was handed over at
 /// that moment goes back through the permit.
 struct Waiting {
-    /// `None` once the slot was handed over.
-    permit: Option<Permit>,
+    /// `None` once it has its permit.
+    client: Option<Counted>,
     slot: oneshot::Receiver<()>,
     ticket: u64,
 }
 
 impl Waiting {
-    /// Returns the permit if a slot was handed over. After this call no slot can be handed over any more.
+    /// Waits for a slot.
+    async fn slot(&mut self) -> Option<Permit> {
+        (&mut self.slot).await.ok()?;
+        self.client.take().map(Permit)
+    }
+
+    /// Returns the permit if a slot was handed over meanwhile. After this call no slot can be handed over any more.
     fn settle(&mut self) -> Option<Permit> {
         self.slot.close();
-        let handed_over = self.slot.try_recv().is_ok();
-        let permit = self.permit.take_if(|permit| permit.has_slot || handed_over);
-        permit.map(|mut permit| {
-            permit.has_slot = true;
-            permit
-        })
+        self.slot.try_recv().ok()?;
+        self.client.take().map(Permit)
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         drop(self.settle());
-        if let Some(permit) = &self.permit {
-            permit.pool.state.lock().queue.retain(|waiter| waiter.ticket != self.ticket);
+        if let Some(client) = &self.client {
+            client.pool.state.lock().queue.retain(|waiter| waiter.ticket != self.ticket);
         }
     }
 }
@@ -236,8 +244,8 @@ impl Pool {
             Entered::Slot(permit) => return Ok(permit),
             Entered::Queue(waiting, wait) => (waiting, wait),
         };
-        if let (Ok(Ok(())), Some(permit)) = (tokio::time::timeout(wait, &mut waiting.slot).await, &mut waiting.permit) {
-            permit.has_slot = true;
+        if let Ok(Some(permit)) = tokio::time::timeout(wait, waiting.slot()).await {
+            return Ok(permit);
         }
         // The slot may have arrived at the moment of the timeout.
         waiting.settle().ok_or(Refusal::Full)
@@ -266,16 +274,16 @@ impl Pool {
             }
             None => NONE,
         };
-        let permit = Permit { pool: Arc::clone(&self.0), identity: identity_at, address: address_at, has_slot: !full };
+        let client = Counted { pool: Arc::clone(&self.0), identity: identity_at, address: address_at };
         if !full {
             state.taken += 1;
-            return Ok(Entered::Slot(permit));
+            return Ok(Entered::Slot(Permit(client)));
         }
         let (sender, slot) = oneshot::channel();
         let ticket = state.next_ticket;
         state.next_ticket += 1;
         state.queue.push_back(Waiter { ticket, slot: sender });
-        Ok(Entered::Queue(Waiting { permit: Some(permit), slot, ticket }, settings.wait))
+        Ok(Entered::Queue(Waiting { client: Some(client), slot, ticket }, settings.wait))
     }
 
     /// How many slots are taken.

@@ -25,7 +25,7 @@ async fn here(pool: &Pool, identity: Option<&str>) -> Result<Permit, Refusal> {
 
 #[test]
 fn a_permit_is_small() {
-    assert!(size_of::<Permit>() <= 24);
+    assert!(size_of::<Permit>() <= 16);
 }
 
 #[tokio::test]
