@@ -11,9 +11,11 @@
 //! sources make longer ids; nothing is left out of them.
 
 use std::fmt;
+use std::hash::Hasher as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use fnv::FnvHasher;
 
 #[cfg(test)]
 mod tests;
@@ -87,8 +89,9 @@ impl fmt::LowerHex for Check {
 
 /// FNV-1a with 64 bits, folded to 16: the same on every machine and in every version, unlike the standard library's hash.
 fn fnv16(bytes: &[u8]) -> u16 {
-    let fnv = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325, fnv);
+    let mut fnv = FnvHasher::default();
+    fnv.write(bytes);
+    let hash = fnv.finish();
     (hash ^ (hash >> 16) ^ (hash >> 32) ^ (hash >> 48)) as u16
 }
 

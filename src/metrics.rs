@@ -5,7 +5,9 @@
 //! never from a request.
 
 use std::fmt;
+use std::hash::Hasher as _;
 
+use fnv::FnvHasher;
 use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -215,8 +217,9 @@ impl Metrics {
     /// Notes that a configuration is in use from now on, by its text without secrets.
     pub fn configured(&self, text: &str, now: Timestamp) {
         // FNV-1a, of which a 64-bit float holds 48 bits exactly. Not a hash against somebody who wants two equal ones.
-        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-        self.config_hash.set((hash & 0xffff_ffff_ffff) as i64);
+        let mut hasher = FnvHasher::default();
+        hasher.write(text.as_bytes());
+        self.config_hash.set((hasher.finish() & 0xffff_ffff_ffff) as i64);
         self.config_read.set((now.as_millis() / 1000) as i64);
     }
 

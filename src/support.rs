@@ -11,3 +11,4 @@ pub(crate) mod network;
 pub(crate) mod peer;
 pub(crate) mod plain;
 pub(crate) mod random;
+pub(crate) mod seldom;

@@ -9,7 +9,6 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::REVOKED_WITHIN;
@@ -26,6 +25,7 @@ use crate::source::{Adapter, Handle, Intake, Item, Start};
 use crate::stream::{Selection, Streams};
 use crate::subject::Subject;
 use crate::support::causes::chain;
+use crate::support::seldom::Seldom;
 
 /// The key path.
 pub(super) const KEY: &str = "auth.revocations";
@@ -105,7 +105,7 @@ impl Follower {
             subject: control.subject.clone(),
             revocations: self.revocations.clone(),
             streams: self.streams.clone(),
-            told: Mutex::default(),
+            tell: Seldom::every(NONSENSE),
         };
         // What the log calls it; a name that would be too long is the source's own.
         let name = format!("{}-revocations", source.name).parse().unwrap_or_else(|_| source.name.clone());
@@ -145,8 +145,8 @@ struct Taking {
     subject: Subject,
     revocations: Arc<Revocations>,
     streams: Arc<Streams>,
-    /// When the log told of nonsense last.
-    told: Mutex<Option<Instant>>,
+    /// When the log tells of nonsense.
+    tell: Seldom,
 }
 
 impl Intake for Taking {
@@ -195,9 +195,7 @@ impl Taking {
 
     fn nonsense(&self, why: &str) {
         self.revocations.count_message(false);
-        let mut told = self.told.lock();
-        if told.is_none_or(|told| told.elapsed() >= NONSENSE) {
-            *told = Some(Instant::now());
+        if self.tell.may(Instant::now()) {
             tracing::warn!(why, "a message of auth.revocations is passed over");
         }
     }
@@ -219,7 +217,7 @@ mod tests {
         let revocations = Arc::<Revocations>::default();
         let subject: Subject = "control.revoked".parse().unwrap();
         let streams = crate::stream::tests::demo(1 << 20);
-        let taking = Taking { subject: subject.clone(), revocations: revocations.clone(), streams, told: Mutex::default() };
+        let taking = Taking { subject: subject.clone(), revocations: revocations.clone(), streams, tell: Seldom::every(NONSENSE) };
         revocations.set_known(false);
         let item = |subject: &str, payload: &'static str| {
             Item::Message(Message::new(subject.parse().unwrap(), Bytes::from_static(payload.as_bytes()), Timestamp::now(), None))

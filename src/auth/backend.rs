@@ -22,6 +22,7 @@ use super::{Grant, Owner, Revocations};
 use crate::event::Timestamp;
 use crate::subject::Pattern;
 use crate::support::causes::chain;
+use crate::support::seldom::Seldom;
 
 mod answer;
 mod breaker;
@@ -101,8 +102,10 @@ pub(super) struct Backend {
     open: Arc<Lists<Pattern>>,
     client: Arc<Mutex<Option<reqwest::Client>>>,
     desk: Arc<Desk>,
-    /// When the log last told of a failure, and of values that are no patterns.
-    told: Arc<Mutex<[Option<Instant>; 2]>>,
+    /// When the log tells of a failure.
+    failing: Arc<Seldom>,
+    /// When the log tells of values that are not patterns.
+    nonsense: Arc<Seldom>,
 }
 
 impl std::fmt::Debug for Backend {
@@ -114,7 +117,8 @@ impl std::fmt::Debug for Backend {
 impl Backend {
     pub(super) fn new(settings: Settings, open: &Lists<Pattern>) -> Self {
         let (settings, open) = (Arc::new(settings), Arc::new(open.clone()));
-        Self { settings, open, client: Arc::default(), desk: Arc::default(), told: Arc::default() }
+        let seldom = || Arc::new(Seldom::every(QUIET));
+        Self { settings, open, client: Arc::default(), desk: Arc::default(), failing: seldom(), nonsense: seldom() }
     }
 
     /// Goes on with another one's credentials where the same is forwarded: they can be asked for again. Its answers are kept
@@ -219,7 +223,7 @@ impl Backend {
         }
         let body = web::body(&mut response, MAX_BYTES).await.map_err(Failure::Body)?;
         let answer = Answer::read(&body, &self.open, asked, Timestamp::now()).map_err(Failure::Nonsense)?;
-        if answer.bad > 0 && self.may_tell(1) {
+        if answer.bad > 0 && self.nonsense.may(Instant::now()) {
             tracing::warn!(values = answer.bad, "the backend's answer has values that are not valid patterns: they permit nothing");
         }
         Ok(Some(answer))
@@ -233,16 +237,6 @@ impl Backend {
         let Settings { url, timeout, .. } = &*self.settings;
         let made = web::client(url, *timeout, redirect::Policy::none()).map_err(|e| Failure::Client(e.without_url()))?;
         Ok(client.insert(made).clone())
-    }
-
-    /// Whether the log may tell of something again.
-    fn may_tell(&self, what: usize) -> bool {
-        let (mut told, now) = (self.told.lock(), Instant::now());
-        let may = told[what].is_none_or(|last| now.duration_since(last) >= QUIET);
-        if may {
-            told[what] = Some(now);
-        }
-        may
     }
 
     /// Asks again for the credentials of open streams, for as long as it is polled. `changed` is called where that gives something
@@ -322,7 +316,7 @@ impl<'a> Trial<'a> {
                 let (error, seconds) = (chain(failure), pause.as_secs());
                 tracing::warn!(host, %error, seconds, "the backend fails and is not asked for a while");
             }
-            Failed::Counted if self.backend.may_tell(0) => {
+            Failed::Counted if self.backend.failing.may(Instant::now()) => {
                 let error = chain(failure);
                 tracing::warn!(host, %error, "the backend cannot be asked");
             }

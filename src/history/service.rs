@@ -23,6 +23,7 @@ use crate::event::{GapReason, SourceKey};
 use crate::source::{ErrorKind, Item, SourceError};
 use crate::subject::Pattern;
 use crate::support::backoff::{Backoff, jittered};
+use crate::support::seldom::Seldom;
 
 /// Bytes handed out at a time, about: so much a client holds beside what its socket has.
 const PIECE: usize = 64 << 10;
@@ -83,8 +84,8 @@ struct State {
     open: usize,
     /// Of all segments together.
     bytes: usize,
-    /// When a long wait was logged last.
-    warned: Option<Instant>,
+    /// When a long wait is logged.
+    warn: Seldom,
 }
 
 /// A segment, and who has to do with it.
@@ -191,7 +192,7 @@ impl std::fmt::Debug for Service {
 impl Service {
     pub(super) fn new(settings: Settings) -> Self {
         let pace = Pace::new(settings.rate);
-        let state = State { settings, segments: BTreeMap::new(), made: 0, queue: Queue::default(), open: 0, bytes: 0, warned: None };
+        let state = State { settings, segments: BTreeMap::new(), made: 0, queue: Queue::default(), open: 0, bytes: 0, warn: Seldom::every(QUIET) };
         Self { logs: Mutex::default(), pace, state: Mutex::new(state), moved: Notify::new(), clients: AtomicUsize::new(0) }
     }
 
@@ -367,8 +368,7 @@ impl Service {
 
     fn warn_of_long_waits(&self, state: &mut State, now: Instant) {
         let (waiting, oldest) = state.queue.asking(now);
-        if oldest > LONG && state.warned.is_none_or(|at| now.duration_since(at) > QUIET) {
-            state.warned = Some(now);
+        if oldest > LONG && state.warn.may(now) {
             let (readers, seconds) = (state.settings.readers, oldest.as_secs());
             tracing::warn!(waiting, readers, seconds, "clients wait long for a reader of a broker's log: see `history`");
         }
