@@ -2,7 +2,11 @@
 //!
 //! What they measure and how to repeat them stands in `README.md` beside this file. No socket, no runtime.
 
-use brokercast::internals::{Check, Cursor, Envelope, Form, Hub, Index, Input, Origin, Point, Position, SourceKey, Tag, body};
+use std::time::Duration;
+
+use brokercast::internals::{
+    Check, Cursor, Envelope, Form, Hub, Index, Input, Origin, Owner, Point, Position, Revocation, Revocations, SourceKey, Tag, body,
+};
 use bytes::Bytes;
 use divan::{Bencher, black_box, counter::BytesCount, counter::ItemsCount};
 
@@ -145,5 +149,38 @@ mod hub_publish {
         let (hub, source, seats) = fixture::hub(subscribers, |n| vec![format!("plant.{n}")]);
         publish::<BATCH>(bencher, &hub, source, "office.door");
         drop(seats);
+    }
+}
+
+mod revocations {
+    use super::*;
+
+    /// A token that is not revoked, among `count` revocations of all kinds.
+    #[divan::bench(args = [0, 100, 10_000])]
+    fn look(bencher: Bencher<'_, '_>, count: u64) {
+        let all = Revocations::default();
+        for n in 0..count {
+            let before = NOW.before(Duration::from_secs(7200 + n));
+            let order = match n % 4 {
+                0 => format!(r#"{{"token_id":"{n}","until":"1h"}}"#),
+                1 => format!(r#"{{"identity":"{n}","until":"1h"}}"#),
+                2 => format!(r#"{{"identity":"alice","issued_before":"{before}","until":"1h"}}"#),
+                _ => format!(r#"{{"issuer":"idp","issued_before":"{before}","until":"1h"}}"#),
+            };
+            let revocation = Revocation::read(order.as_bytes(), NOW).unwrap_or_else(|e| panic!("{order}: {e}"));
+            assert!(all.add(revocation, NOW).is_ok_and(|new| new));
+        }
+        let owner = Owner {
+            identity: Some("alice".into()),
+            issuer: Some("idp".into()),
+            token_id: Some("t".into()),
+            session_id: Some("s".into()),
+            issued: Some(NOW),
+            ..Owner::default()
+        };
+        bencher.bench_local(|| {
+            let covered = all.cover(black_box(&owner), NOW);
+            assert!(!covered);
+        });
     }
 }

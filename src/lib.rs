@@ -47,7 +47,7 @@ pub use cli::main;
 #[cfg(feature = "internals")]
 pub mod internals {
     pub use crate::app::settings::check_text;
-    pub use crate::auth::read_token;
+    pub use crate::auth::{Owner, Revocation, Revocations, read_token};
     pub use crate::cursor::{Check, Cursor, Point, Position, Tag};
     pub use crate::event::{Envelope, Event, Gap, GapReason, Headers, Message, SourceKey, SourceName, Timestamp};
     pub use crate::frame::{Encoded, Encoder, Form, Kind, Origin, body};

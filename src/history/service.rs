@@ -192,7 +192,8 @@ impl std::fmt::Debug for Service {
 impl Service {
     pub(super) fn new(settings: Settings) -> Self {
         let pace = Pace::new(settings.rate);
-        let state = State { settings, segments: BTreeMap::new(), made: 0, queue: Queue::default(), open: 0, bytes: 0, warn: Seldom::every(QUIET) };
+        let state =
+            State { settings, segments: BTreeMap::new(), made: 0, queue: Queue::default(), open: 0, bytes: 0, warn: Seldom::every(QUIET) };
         Self { logs: Mutex::default(), pace, state: Mutex::new(state), moved: Notify::new(), clients: AtomicUsize::new(0) }
     }
 
