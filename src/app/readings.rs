@@ -66,7 +66,7 @@ impl Asked {
             shortened_subjects: routed.shortened(),
             reserved_names: routed.reserved_names(),
             access_left_out: self.access.left_out(),
-            revocations: auth.revocations().len() as u64,
+            revocations: auth.revocations().count() as u64,
             revocation_messages: [("taken", taken), ("refused", refused)],
         }
     }

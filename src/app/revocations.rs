@@ -202,7 +202,7 @@ impl Taking {
 
     fn caught_up(&self) {
         if !self.revocations.are_known() {
-            tracing::info!(revocations = self.revocations.len(), "what was revoked is known");
+            tracing::info!(revocations = self.revocations.count(), "what was revoked is known");
             self.revocations.set_known(true);
         }
     }

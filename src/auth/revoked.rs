@@ -239,7 +239,7 @@ impl Revocations {
 
     /// How many there are, those that are over and were not dropped yet included.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.state.read().all.len()
     }
 
@@ -483,8 +483,8 @@ mod tests {
         assert!(all.add(first.clone(), NOW).unwrap() && !all.add(first.clone(), NOW).unwrap());
         let other = Revocation { criteria: Criteria { identity: Some("bob".into()), ..Criteria::default() }, ..first.clone() };
         assert!(all.add(other, NOW).unwrap());
-        assert!(!all.cover(&owner(), NOW) && all.len() == 1);
-        assert!(all.remove(&first.id) && all.len() == 0);
+        assert!(!all.cover(&owner(), NOW) && all.count() == 1);
+        assert!(all.remove(&first.id) && all.count() == 0);
     }
 
     #[test]
