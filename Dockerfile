@@ -3,10 +3,11 @@
 FROM rust:1-bookworm AS build
 WORKDIR /build
 COPY . .
+# With the exporter of traces, which costs nothing until `traces` is set: who runs an image should not need to build one.
 # What is downloaded and compiled stays in the builder's cache, so that a change to the program builds the program alone.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \
-    cargo build --release --locked --bin brokercast \
+    cargo build --release --locked --features otlp --bin brokercast \
  && install -D target/release/brokercast /out/brokercast
 
 # Has the C library, certificates of public authorities, and the user `nonroot` (65532).

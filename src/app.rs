@@ -35,7 +35,7 @@ use crate::settings::Places;
 use crate::stream::{STAGGER, Selection, Streams};
 use crate::support::address::Address;
 use crate::support::random::in_range;
-use crate::telemetry::{Access, AccessFormat, Format, Lines, Log};
+use crate::telemetry::{Access, AccessFormat, Format, Lines, Log, Traces};
 use crate::transport::writer::{self, Writer};
 
 mod access;
@@ -257,8 +257,7 @@ impl Bridge {
     fn start(settings: Settings, origin: Origin, reload: Arc<admin::Reload>) -> Result<Self, Error> {
         let fixed = settings.fixed(origin.format);
         let explainer = Arc::new(ArcSwap::from_pointee(Explainer::new(&settings, origin.places)));
-        let (http, auth, timing) = (settings.http, settings.auth, settings.streams);
-        let retry = timing.retry;
+        let (retry, http, auth, timing) = (settings.streams.retry, settings.http, settings.auth, settings.streams);
         // Both ports first: nothing else has begun when one is taken.
         let ports = Ports::bind(&http)?;
         let streams = Streams::new(Hub::new(settings.window, in_range(0..=u32::MAX)), Histories::new(settings.histories), timing);
@@ -284,6 +283,7 @@ impl Bridge {
             watched,
             log: origin.log,
             access,
+            traces: Traces::of(settings.traces.as_ref()),
             fixed,
             bounds: ports.bounds,
             tls: [ports.tls.clone(), ports.admin_tls.clone()],
@@ -322,11 +322,11 @@ impl Bridge {
     async fn serve(&mut self, signals: &mut Signals, orders: &mut Orders) -> Result<i32, Error> {
         let found = self.sources.found();
         loop {
-            let answer = tokio::select! {
+            let order = tokio::select! {
                 signal = signals.ends.next() => return Ok(signal),
                 ended = self.tasks.join_next() => return Err(failure(ended)),
                 () = signals.hangups.next() => None,
-                answer = orders.next() => Some(answer),
+                order = orders.next() => Some(order),
                 () = found.notified() => {
                     self.sources.grow().await;
                     continue;
@@ -335,12 +335,12 @@ impl Bridge {
             manager::reloading();
             let reloaded = tokio::select! {
                 signal = signals.ends.next() => return Ok(signal),
-                reloaded = self.reloader.reload(&mut self.sources) => reloaded,
+                reloaded = self.reloader.reload(&mut self.sources, order.as_ref().and_then(|order| order.parent)) => reloaded,
             };
             manager::ready();
-            if let Some(answer) = answer {
+            if let Some(order) = order {
                 // Whoever asked may have gone.
-                drop(answer.send(reloaded));
+                drop(order.answer.send(reloaded));
             }
         }
     }
@@ -359,6 +359,7 @@ impl Bridge {
             open: Box::new(move |request| Handover::new(streams.open(request, Timestamp::now()))),
             agents: http::Agents::default(),
             refusals: rooms.refusals.clone(),
+            traces: self.reloader.traces.clone(),
         });
         let counts = Counts { stalled: rooms.metrics.stalled.clone(), open: rooms.open.clone() };
         let policy = rooms.policy.subscribe();
@@ -499,6 +500,7 @@ impl Bridge {
         let access = self.reloader.access.clone();
         // Fails only where the runtime is gone.
         drop(tokio::task::spawn_blocking(move || access.flush(FLUSH)).await);
+        self.reloader.traces.end().await;
         self.tasks.shutdown().await;
     }
 }

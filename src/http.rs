@@ -22,6 +22,7 @@ use crate::source::http::Handle;
 use crate::stream;
 use crate::subject::Subject;
 use crate::support::network::Networks;
+use crate::telemetry::{Span, Traces};
 
 pub(crate) mod admin;
 mod agents;
@@ -92,6 +93,8 @@ pub(crate) struct Rooms {
     pub(crate) agents: Agents,
     /// Where refusals are told.
     pub(crate) refusals: Arc<Refusals>,
+    /// Where spans go.
+    pub(crate) traces: Traces,
 }
 
 /// What the configuration says of requests. It is exchanged as a whole, and a request is answered by the one of its start.
@@ -293,3 +296,24 @@ fn peer_of(parts: &http::request::Parts) -> Peer {
 fn client_of(parts: &http::request::Parts) -> std::net::IpAddr {
     parts.extensions.get::<Seen>().map_or(std::net::Ipv4Addr::UNSPECIFIED.into(), |seen| seen.client)
 }
+/// Ends the span of a request that was answered.
+fn end(span: Span, parts: &http::request::Parts, response: &Response, result: &'static str) {
+    let status = response.status();
+    span.end(status.is_server_error(), || {
+        let version = match parts.version {
+            http::Version::HTTP_2 => "2",
+            http::Version::HTTP_11 => "1.1",
+            _ => "1.0",
+        };
+        vec![
+            ("http.request.method", parts.method.to_string().into()),
+            // Never the query, which may hold a token.
+            ("url.path", parts.uri.path().to_owned().into()),
+            ("http.response.status_code", status.as_u16().into()),
+            ("network.protocol.version", version.into()),
+            ("client.address", client_of(parts).to_string().into()),
+            ("brokercast.result", result.into()),
+        ]
+    });
+}
+

@@ -1,4 +1,4 @@
-//! The log: where it goes, in which form, and how much of it.
+//! The log: where it goes, in which form, and how much of it. Beside it the access log and traces.
 //!
 //! The log goes to standard error; standard output is for a command's results. Knows nothing of what is logged.
 
@@ -12,9 +12,11 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 
 mod access;
 mod settings;
+mod traces;
 
 pub use access::{Access, Line, Lines};
 pub use settings::{AccessFormat, Format, Settings};
+pub use traces::{Settings as TraceSettings, Span, SpanRef, Traces};
 
 /// Why the log cannot be set up.
 #[derive(Debug, thiserror::Error)]

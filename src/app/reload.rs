@@ -28,7 +28,7 @@ use crate::metrics::{Metrics, Reloaded};
 use crate::pool::{Pool, Rates};
 use crate::settings::{SettingsError, Written};
 use crate::stream::{Selection, Streams};
-use crate::telemetry::{Access, Log};
+use crate::telemetry::{Access, Log, SpanRef, Traces};
 
 /// Which keys need a restart, or what is wrong with the configuration.
 type Answer = Result<Vec<&'static str>, SettingsError>;
@@ -36,18 +36,26 @@ type Answer = Result<Vec<&'static str>, SettingsError>;
 /// Orders to reload that wait for their turn; whoever gives one more waits too.
 const ORDERS: usize = 16;
 
-/// Orders to reload, each with where its answer goes.
-pub(super) struct Orders(mpsc::Receiver<oneshot::Sender<Answer>>);
+/// An order to reload.
+pub(super) struct Order {
+    /// Where its answer goes.
+    pub(super) answer: oneshot::Sender<Answer>,
+    /// The span within which it was given.
+    pub(super) parent: Option<SpanRef>,
+}
+
+/// Orders to reload.
+pub(super) struct Orders(mpsc::Receiver<Order>);
 
 impl Orders {
     /// None yet, and what gives them.
     pub(super) fn new() -> (Self, Arc<Reload>) {
-        let (give, orders) = mpsc::channel::<oneshot::Sender<Answer>>(ORDERS);
-        let reload = move || {
+        let (give, orders) = mpsc::channel(ORDERS);
+        let reload = move |parent| {
             let give = give.clone();
             let asked: futures_util::future::BoxFuture<'static, Option<Answer>> = Box::pin(async move {
                 let (answer, answered) = oneshot::channel();
-                give.send(answer).await.ok()?;
+                give.send(Order { answer, parent }).await.ok()?;
                 answered.await.ok()
             });
             asked
@@ -56,9 +64,9 @@ impl Orders {
     }
 
     /// The next one. Cancel safe.
-    pub(super) async fn next(&mut self) -> oneshot::Sender<Answer> {
+    pub(super) async fn next(&mut self) -> Order {
         match self.0.recv().await {
-            Some(answer) => answer,
+            Some(order) => order,
             None => std::future::pending().await,
         }
     }
@@ -72,6 +80,7 @@ pub(super) struct Reloader {
     pub(super) watched: Arc<Watched>,
     pub(super) log: Log,
     pub(super) access: Arc<Access>,
+    pub(super) traces: Traces,
     /// What cannot change.
     pub(super) fixed: Fixed,
     pub(super) bounds: Bounds,
@@ -97,8 +106,10 @@ pub(super) struct Reloader {
 }
 
 impl Reloader {
-    /// Reads the configuration again and applies it, or nothing of it if something is wrong with it.
-    pub(super) async fn reload(&mut self, sources: &mut Sources) -> Answer {
+    /// Reads the configuration again and applies it, or nothing of it if something is wrong with it. `parent`: the span within which
+    /// that was asked for.
+    pub(super) async fn reload(&mut self, sources: &mut Sources, parent: Option<SpanRef>) -> Answer {
+        let span = self.traces.work("reload", parent);
         let (files, watched) = (self.files.clone(), self.watched.clone());
         let read = move || {
             watched.about_to_read();
@@ -119,6 +130,10 @@ impl Reloader {
         let result = if answer.is_ok() { Reloaded::Applied } else { Reloaded::Refused };
         self.metrics.reloads.reloaded(result);
         self.metrics.in_sync.set(i64::from(answer.as_ref().is_ok_and(Vec::is_empty)));
+        span.end(answer.is_err(), || {
+            let needs_restart = answer.as_ref().map_or_else(|_| String::new(), |keys| keys.join(", "));
+            vec![("brokercast.result", result.as_str().into()), ("brokercast.needs_restart", needs_restart.into())]
+        });
         answer
     }
 
@@ -128,6 +143,7 @@ impl Reloader {
         self.watched.set(settings.watch, [self.files.clone(), files].concat());
         let needs_restart = self.fixed.changed(&settings.fixed(log.format()));
         self.access.set(log.access());
+        self.traces.configure(settings.traces.as_ref());
         self.log.configure(log);
         for warning in warnings {
             warn!(warning, "configuration");

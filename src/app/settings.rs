@@ -51,6 +51,8 @@ pub struct Settings {
     pub sources: Vec<Source>,
     /// The first that matches counts.
     pub(crate) routes: Vec<Rule>,
+    /// Where spans are exported.
+    pub(crate) traces: Option<telemetry::TraceSettings>,
     /// Whether files are read again when they change.
     pub(crate) watch: bool,
 }
@@ -145,6 +147,7 @@ fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
     let section = |name: &str| root.key(name).section();
     let [server, admin, auth] = ["server", "admin", "auth"].map(section);
     let [subscribers, rates, window, history, log] = ["subscribers", "rates", "window", "history", "log"].map(section);
+    let traces = telemetry::TraceSettings::read(root.key("traces"), cfg!(feature = "otlp"));
     let watch = section("reload").key("watch").flag().or(true);
     let sources = section("sources");
 
@@ -194,6 +197,7 @@ fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
         histories,
         sources: found,
         routes,
+        traces,
         watch,
     };
     Some((settings, log?))

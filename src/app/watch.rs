@@ -88,7 +88,7 @@ pub(super) async fn follow(watched: Arc<Watched>, reload: Arc<Reload>) {
         }
         if look().await.is_some() {
             // The reload says in the log what came of it.
-            drop(reload().await);
+            drop(reload(None).await);
         }
     }
 }

@@ -12,6 +12,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::future::BoxFuture;
+use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
@@ -25,6 +26,7 @@ use crate::settings::SettingsError;
 use crate::source;
 use crate::stream::Streams;
 use crate::subject::Pattern;
+use crate::telemetry::SpanRef;
 
 mod access;
 mod body;
@@ -56,8 +58,8 @@ pub(crate) struct Rooms {
     pub(crate) streams: Arc<Streams>,
 }
 
-/// Reads the configuration again: which keys need a restart, or what is wrong with it. `None`: the process is about to end.
-pub(crate) type Reload = dyn Fn() -> BoxFuture<'static, Option<Result<Vec<&'static str>, SettingsError>>> + Send + Sync;
+/// Reads the configuration again, within the span of whoever asks: which keys need a restart, or what is wrong with it. `None`: the process is about to end.
+pub(crate) type Reload = dyn Fn(Option<SpanRef>) -> BoxFuture<'static, Option<Result<Vec<&'static str>, SettingsError>>> + Send + Sync;
 
 /// A source, and the subjects that its events can have after routing.
 #[derive(Clone)]
@@ -115,7 +117,7 @@ async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
         return streams::answer(&rooms.streams, &request).unwrap_or_else(Problem::into_response);
     }
     if request.uri.path() == "/reload" {
-        return rooms.reload(&request.method).await.unwrap_or_else(Problem::into_response);
+        return rooms.reload(&request).await.unwrap_or_else(Problem::into_response);
     }
     let known = ["/livez", "/readyz", "/metrics", "/sources"].contains(&request.uri.path());
     if known && request.method != Method::GET && request.method != Method::HEAD {
@@ -167,14 +169,15 @@ fn state(handle: &source::Handle) -> Value {
 }
 
 impl Rooms {
-    async fn reload(&self, method: &Method) -> Result<Response, Problem> {
-        if method != Method::POST {
+    async fn reload(&self, request: &Parts) -> Result<Response, Problem> {
+        if request.method != Method::POST {
             return Err(Problem::method("POST"));
         }
-        let read = (self.reload)().await.ok_or_else(|| Problem::unavailable("the server is about to stop", Duration::from_secs(1)))?;
+        let read = (self.reload)(SpanRef::of(&request.headers)).await;
+        let read = read.ok_or_else(|| Problem::unavailable("the server is about to stop", Duration::from_secs(1)))?;
         let needs_restart = read.map_err(|error| Problem::configuration(&error))?;
         let body = json!({ "applied": true, "needs_restart": needs_restart });
-        Ok(respond(method, StatusCode::OK, "application/json", body.to_string() + "\n"))
+        Ok(respond(&request.method, StatusCode::OK, "application/json", body.to_string() + "\n"))
     }
 
     fn readiness(&self, sources: &[Source]) -> Readiness {

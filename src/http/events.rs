@@ -69,11 +69,13 @@ pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): E
         _ => return rooms.refuse(&policy, &parts, Problem::method(ALLOW), began),
     }
     let metrics = &rooms.metrics;
-    match open(&rooms, &parts, body).await {
-        Ok(response) => response,
+    // `HEAD` opens no stream.
+    let span = (parts.method == Method::GET).then(|| rooms.traces.request("connect", &parts.headers));
+    let (response, result) = match open(&rooms, &parts, body).await {
+        Ok(response) => (response, "opened"),
         Err(Refusal::Problem(problem, reason)) => {
             metrics.refused.refused(reason);
-            rooms.refuse(&policy, &parts, problem, began)
+            (rooms.refuse(&policy, &parts, problem, began), reason.as_str())
         }
         Err(Refusal::Later(later, identity)) => {
             metrics.refused.refused(later.counted());
@@ -81,9 +83,13 @@ pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): E
             let (status, reason, address) = (response.status().as_u16(), later.counted().as_str(), client_of(&parts));
             let (identity, elapsed) = (identity.as_deref(), began.elapsed());
             rooms.refusals.any(&super::Refusal { parts: &parts, address, identity, status, reason, detail: reason, elapsed });
-            response
+            (response, reason)
         }
+    };
+    if let Some(span) = span {
+        super::end(span, &parts, &response, result);
     }
+    response
 }
 
 async fn open(rooms: &Rooms, parts: &Parts, body: Body) -> Result<Response, Refusal> {

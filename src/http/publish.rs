@@ -10,6 +10,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
@@ -20,11 +21,13 @@ use super::problem::Problem;
 use super::sender::Denied;
 use super::{Inbox, Policy, Rooms, client_of};
 use crate::auth::AuthError;
+use crate::event::Headers;
 use crate::metrics::Published;
 use crate::pool::{Act, TooOften};
 use crate::source::http::PublishError;
 use crate::subject::Subject;
 use crate::support::backoff::jittered;
+use crate::telemetry::SpanRef;
 
 const ALLOW: &str = "POST, OPTIONS";
 
@@ -42,15 +45,18 @@ pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): E
         Method::OPTIONS => return preflight(&policy, &parts, ALLOW),
         _ => return rooms.refuse(&policy, &parts, Problem::method(ALLOW), began),
     }
-    let (response, outcome) = match publish(&rooms, &policy, &parts, body).await {
+    let span = rooms.traces.request("publish", &parts.headers);
+    let (response, outcome) = match publish(&rooms, &policy, &parts, body, span.for_children()).await {
         Ok(response) => (response, Published::Accepted),
         Err((problem, outcome)) => (rooms.refuse(&policy, &parts, problem, began), outcome),
     };
     rooms.metrics.published.published(outcome);
+    super::end(span, &parts, &response, outcome.as_str());
     response
 }
 
-async fn publish(rooms: &Rooms, policy: &Policy, parts: &http::request::Parts, body: Body) -> Result<Response, Refusal> {
+/// `within`: the span that the message names as that of its origin.
+async fn publish(rooms: &Rooms, policy: &Policy, parts: &Parts, body: Body, within: Option<SpanRef>) -> Result<Response, Refusal> {
     let too_often = |rate: TooOften| (Problem::too_many(rate.to_string(), rate.wait), Published::Rate);
     rooms.rates.of_address(Act::Publish, client_of(parts)).map_err(too_often)?;
     let subject = subject(parts.uri.path()).map_err(|problem| (problem, Published::Invalid))?;
@@ -64,7 +70,11 @@ async fn publish(rooms: &Rooms, policy: &Policy, parts: &http::request::Parts, b
         return Err((Problem::not_found(detail), Published::Unknown));
     };
     let payload = read(policy, inbox.max_payload, &parts.headers, body).await?;
-    let id = hand_in(rooms, inbox, subject, payload).await.map_err(|error| {
+    let mut headers = Headers::default();
+    if let Some(within) = within {
+        headers.push("traceparent", &within.to_string());
+    }
+    let id = hand_in(rooms, inbox, subject, payload, headers).await.map_err(|error| {
         let wait = jittered(policy.retry, LATER);
         let problem = match error {
             PublishError::Overloaded => Problem::unavailable("more messages come in than can be taken", wait),
@@ -80,9 +90,9 @@ async fn publish(rooms: &Rooms, policy: &Policy, parts: &http::request::Parts, b
 }
 
 /// Hands a message in. A source that is just being exchanged for another is waited for.
-async fn hand_in(rooms: &Rooms, mut inbox: Inbox, subject: Subject, payload: Bytes) -> Result<Arc<str>, PublishError> {
+async fn hand_in(rooms: &Rooms, mut inbox: Inbox, subject: Subject, payload: Bytes, headers: Headers) -> Result<Arc<str>, PublishError> {
     for _ in 0..EXCHANGING {
-        match inbox.handle.publish(subject.clone(), payload.clone()).await {
+        match inbox.handle.publish(subject.clone(), payload.clone(), headers.clone()).await {
             Err(PublishError::Closed) if !rooms.draining.is_cancelled() => tokio::time::sleep(LOOK).await,
             done => return done,
         }

@@ -73,6 +73,7 @@ impl Face {
             }),
             agents: Agents::default(),
             refusals: Arc::new(Refusals::new(|_| {})),
+            traces: Traces::default(),
         };
         Self { router: router(rooms), opened, draining, pool, metrics, inbox, _folder: folder }
     }

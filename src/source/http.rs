@@ -13,7 +13,7 @@ use tokio::time::timeout_at;
 
 use super::settings::{AdapterKind, Build, patterns};
 use super::{Adapter, Connection, Item, SourceError, Start};
-use crate::event::{Message, Timestamp};
+use crate::event::{Headers, Message, Timestamp};
 use crate::settings::Section;
 use crate::subject::{Pattern, Subject};
 
@@ -73,7 +73,7 @@ impl Handle {
     /// # Errors
     /// [`PublishError::Overloaded`] after at most five seconds: then it is not published later either, unless it was
     /// being taken in at that very moment.
-    pub async fn publish(&self, subject: Subject, payload: Bytes) -> Result<Arc<str>, PublishError> {
+    pub async fn publish(&self, subject: Subject, payload: Bytes, headers: Headers) -> Result<Arc<str>, PublishError> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         let place = match self.queue.try_reserve() {
             Ok(place) => place,
@@ -84,7 +84,8 @@ impl Handle {
             },
         };
         let (answer, answered) = oneshot::channel();
-        place.send(Letter { message: Message::new(subject, payload, Timestamp::now(), None), answer });
+        let message = Message { headers, ..Message::new(subject, payload, Timestamp::now(), None) };
+        place.send(Letter { message, answer });
         match timeout_at(deadline, answered).await {
             Ok(id) => id.map_err(|_| PublishError::Closed),
             Err(_) => Err(PublishError::Overloaded),

@@ -8,7 +8,7 @@ use futures_util::future::LocalBoxFuture;
 use tokio::time::timeout;
 
 use super::*;
-use crate::event::GapReason;
+use crate::event::{GapReason, Headers};
 
 /// What the conformance suite sees of the crate.
 mod contract {
@@ -34,7 +34,7 @@ impl Rig for InboxRig {
         let handle = self.0.inbox().expect("an inbox");
         Box::pin(async move {
             let subject = "demo.a".parse().expect("a subject");
-            handle.publish(subject, Bytes::from(body.to_owned())).await.expect("published");
+            handle.publish(subject, Bytes::from(body.to_owned()), Headers::default()).await.expect("published");
         })
     }
 }

@@ -40,5 +40,6 @@ mod streams;
 mod super_streams;
 mod support;
 mod tokens;
+mod traces;
 mod transports;
 mod vanished;

@@ -226,7 +226,7 @@ unknown: 1
         "0.yaml:17:33: sources.clock.ticker.subject: has white space",
         "0.yaml:18:3: sources.-bad: a source's name must be",
         "0.yaml:19:3: sources.none: must hold exactly one of",
-        "0.yaml:20:1: unknown: is no known key (known: server, admin, auth, subscribers, rates, window, history, log, reload, sources, routes)",
+        "0.yaml:20:1: unknown: is no known key (known: server, admin, auth, subscribers, rates, window, history, log, traces, reload, sources, routes)",
     ];
     for (at, start) in starts.iter().enumerate() {
         assert!(problems.get(at).is_some_and(|line| line.starts_with(start)), "expected {start}\nin {problems:#?}");

@@ -122,7 +122,7 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
         sources: Box::new(move || vec![first.0.clone(), second.0.clone()]),
         readings: Arc::new(move || readings.clone()),
         leaving: leaving.clone(),
-        reload: Arc::new(|| Box::pin(async { None })),
+        reload: Arc::new(|_| Box::pin(async { None })),
         streams: crate::stream::tests::demo(1 << 20),
         refusals: Arc::new(Refusals::new(|_| {})),
         explain: Box::new(|_, _| Box::pin(async { Value::Null })),

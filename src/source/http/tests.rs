@@ -32,7 +32,7 @@ async fn publishers_get_the_id_of_the_batch_they_were_in() {
     let source = inbox();
     let handle = source.inbox().expect("an inbox");
     let connection = source.connect(Start::Now).await.expect("connects");
-    let publishers = join_all((0..700).map(|n| handle.publish(subject(n), Bytes::new())));
+    let publishers = join_all((0..700).map(|n| handle.publish(subject(n), Bytes::new(), Headers::default())));
     let (ids, seen) = tokio::join!(publishers, serve(connection, 2));
     assert_eq!(seen.iter().map(Vec::len).collect::<Vec<_>>(), [512, 188]);
     for (n, id) in ids.into_iter().enumerate() {
@@ -45,11 +45,11 @@ async fn nobody_waits_for_ever_while_nothing_is_taken_and_what_was_refused_is_no
     let source = inbox();
     let handle = source.inbox().expect("an inbox");
     let start = tokio::time::Instant::now();
-    let answers = join_all((0..QUEUE + 10).map(|n| handle.publish(subject(n), Bytes::new()))).await;
+    let answers = join_all((0..QUEUE + 10).map(|n| handle.publish(subject(n), Bytes::new(), Headers::default()))).await;
     assert!(answers.iter().all(|answer| *answer == Err(PublishError::Overloaded)));
     assert_eq!(start.elapsed(), PATIENCE);
     let connection = source.connect(Start::Now).await.expect("connects");
-    let (answer, seen) = tokio::join!(handle.publish(subject(5000), Bytes::new()), serve(connection, 1));
+    let (answer, seen) = tokio::join!(handle.publish(subject(5000), Bytes::new(), Headers::default()), serve(connection, 1));
     assert_eq!(answer.as_deref(), Ok("id0"));
     assert_eq!(seen, [["demo.5000"]]);
 }
@@ -59,9 +59,9 @@ async fn a_closed_inbox_refuses_at_once_and_answers_whoever_waits() {
     let source = inbox();
     let handle = source.inbox().expect("an inbox");
     let connection = source.connect(Start::Now).await.expect("connects");
-    let (answer, ()) = tokio::join!(handle.publish(subject(1), Bytes::new()), connection.close());
+    let (answer, ()) = tokio::join!(handle.publish(subject(1), Bytes::new(), Headers::default()), connection.close());
     assert_eq!(answer, Err(PublishError::Closed));
-    assert_eq!(handle.publish(subject(2), Bytes::new()).await, Err(PublishError::Closed));
+    assert_eq!(handle.publish(subject(2), Bytes::new(), Headers::default()).await, Err(PublishError::Closed));
 }
 
 #[tokio::test]
@@ -70,7 +70,7 @@ async fn a_connection_that_was_dropped_leaves_the_queue_to_the_next() {
     let handle = source.inbox().expect("an inbox");
     drop(source.connect(Start::Now).await.expect("connects"));
     let connection = source.connect(Start::Now).await.expect("connects again");
-    let (answer, _) = tokio::join!(handle.publish(subject(1), Bytes::new()), serve(connection, 1));
+    let (answer, _) = tokio::join!(handle.publish(subject(1), Bytes::new(), Headers::default()), serve(connection, 1));
     assert_eq!(answer.as_deref(), Ok("id0"));
 }
 
