@@ -33,7 +33,7 @@ mod token;
 mod web;
 
 use backend::Backend;
-pub use backend::{Credential, Question, Regrant};
+pub use backend::{BackendLoad, Credential, Question, Regrant};
 use cache::Cache;
 use carrier::Unreadable;
 pub use explain::{Check, GrantRule};
@@ -256,6 +256,12 @@ impl Authenticator {
     #[must_use]
     pub fn refusals(&self) -> Vec<(&'static str, u64)> {
         self.refusals.read()
+    }
+
+    /// How the backend is asked; `None`: there is none.
+    #[must_use]
+    pub fn backend_load(&self) -> Option<BackendLoad> {
+        self.backend.as_ref().map(Backend::load)
     }
 
     /// The key sets behind URLs. One that several issuers name is there once, as old as the oldest of them.

@@ -20,7 +20,7 @@ mod process;
 mod read;
 mod text;
 
-pub use read::{HistoryReading, KeySetReading, Readings, SourceReading, SpansReading};
+pub use read::{BackendReading, HistoryReading, KeySetReading, Readings, SourceReading, SpansReading};
 pub use text::Format;
 
 /// Names and values, at most two of them.
@@ -289,6 +289,7 @@ mod tests {
             delivered: vec![("http/1.1", 21, 22)],
             latencies: vec![("broker", spans.clone()), ("receipt", SpansReading::default())],
             refused_tokens: vec![("expired", 23)],
+            backend: Some(BackendReading { questions: vec![("granted", 27)], cached: 28, in_flight: 29, breaker_open: true }),
             key_sets: vec![KeySetReading { url: "https://a/b".into(), age: Some(Duration::from_secs(24)) }],
             certificates: vec![("public", Timestamp::from_micros(25_000_000))],
             ..Readings::default()
@@ -333,6 +334,10 @@ mod tests {
             "brokercast_delivery_seconds_bucket{le=\"+Inf\",from=\"broker\"} 3",
             "brokercast_delivery_seconds_sum{from=\"broker\"} 7.5",
             "brokercast_refused_tokens_total{reason=\"expired\"} 23",
+            "brokercast_backend_questions_total{result=\"granted\"} 27",
+            "brokercast_backend_cached_answers_total 28",
+            "brokercast_backend_questions_in_flight 29",
+            "brokercast_backend_breaker_open 1",
             "brokercast_jwks_age_seconds{url=\"https://a/b\"} 24.0",
             "brokercast_certificate_expiry_timestamp_seconds{listener=\"public\"} 25.0",
             "brokercast_config_last_success_timestamp_seconds 26",

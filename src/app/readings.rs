@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::watch;
 
 use super::sources::{self, All};
-use crate::auth::Authenticator;
+use crate::auth::{Authenticator, BackendLoad};
 use crate::frame::Closing;
 use crate::http::tls::Tls;
 use crate::hub::{self, Transport};
-use crate::metrics::{HistoryReading, KeySetReading, Readings, SpansReading};
+use crate::metrics::{BackendReading, HistoryReading, KeySetReading, Readings, SpansReading};
 use crate::pool::Pool;
 use crate::stream::Streams;
 use crate::telemetry::Access;
@@ -61,6 +61,7 @@ impl Asked {
             delivered: delivered.collect(),
             latencies: vec![("broker", spans(from_broker)), ("receipt", spans(from_receipt))],
             refused_tokens: auth.refusals(),
+            backend: auth.backend_load().map(backend),
             key_sets: auth.key_sets().into_iter().map(|set| KeySetReading { url: set.url, age: set.age }).collect(),
             certificates: self.certificates.iter().filter_map(|(listener, tls)| Some((*listener, tls.expires()?))).collect(),
             shortened_subjects: routed.shortened(),
@@ -70,6 +71,11 @@ impl Asked {
             revocation_messages: [("taken", taken), ("refused", refused)],
         }
     }
+}
+
+fn backend(load: BackendLoad) -> BackendReading {
+    let BackendLoad { questions, cached, in_flight, breaker_open } = load;
+    BackendReading { questions: questions.to_vec(), cached, in_flight, breaker_open }
 }
 
 fn spans(read: hub::SpansReading) -> SpansReading {

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -57,6 +58,37 @@ impl PartialEq for Credential {
 
 impl Eq for Credential {}
 
+/// How the backend is asked, for the metrics.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BackendLoad {
+    /// Questions by what became of them. `not_asked`: it was the breaker's pause, or all seats were taken.
+    pub questions: [(&'static str, u64); RESULTS.len()],
+    /// Requests that were answered by an earlier question.
+    pub cached: u64,
+    /// Questions under way.
+    pub in_flight: u64,
+    /// Whether the backend is left alone.
+    pub breaker_open: bool,
+}
+
+const RESULTS: [&str; 4] = ["granted", "refused", "failed", "not_asked"];
+
+/// What became of a question: an index of [`RESULTS`].
+#[derive(Debug, Clone, Copy)]
+enum Became {
+    Granted,
+    Refused,
+    Failed,
+    NotAsked,
+}
+
+/// What is counted, over all backends of the process.
+#[derive(Debug, Default)]
+struct Counts {
+    questions: [AtomicU64; RESULTS.len()],
+    cached: AtomicU64,
+}
+
 /// Why a credential gives no grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Denied {
@@ -106,6 +138,7 @@ pub(super) struct Backend {
     failing: Arc<Seldom>,
     /// When the log tells of values that are not patterns.
     nonsense: Arc<Seldom>,
+    counts: Arc<Counts>,
 }
 
 impl std::fmt::Debug for Backend {
@@ -118,12 +151,13 @@ impl Backend {
     pub(super) fn new(settings: Settings, open: &Lists<Pattern>) -> Self {
         let (settings, open) = (Arc::new(settings), Arc::new(open.clone()));
         let seldom = || Arc::new(Seldom::every(QUIET));
-        Self { settings, open, client: Arc::default(), desk: Arc::default(), failing: seldom(), nonsense: seldom() }
+        Self { settings, open, client: Arc::default(), desk: Arc::default(), failing: seldom(), nonsense: seldom(), counts: Arc::default() }
     }
 
     /// Goes on with another one's credentials where the same is forwarded: they can be asked for again. Its answers are kept
     /// where the same backend is asked and the same is open to anybody.
     pub(super) fn in_place_of(mut self, other: &Self) -> Self {
+        self.counts = other.counts.clone();
         if self.settings.forward != other.settings.forward {
             return self;
         }
@@ -169,7 +203,12 @@ impl Backend {
     async fn outcome(&self, of: Fingerprint, question: &Question, address: IpAddr, known: bool, revocations: &Arc<Revocations>) -> Outcome {
         let ask = |epoch| self.clone().asking(of, question.clone(), address, revocations.clone(), epoch);
         match self.desk.find(of, known, Instant::now(), ask) {
-            Found::Answer(outcome) => outcome,
+            Found::Answer(outcome) => {
+                if known {
+                    self.counts.cached.fetch_add(1, Ordering::Relaxed);
+                }
+                outcome
+            }
             Found::Asking(asking) => asking.await,
         }
     }
@@ -187,23 +226,41 @@ impl Backend {
 
     /// Puts a question when it is its turn.
     async fn put(&self, question: &Question, address: IpAddr, revocations: &Revocations) -> Outcome {
+        let not_asked = || {
+            self.count(Became::NotAsked);
+            Outcome::Failed
+        };
         if !self.desk.breaker(|breaker| breaker.lets_through(Instant::now())) {
-            return Outcome::Failed;
+            return not_asked();
         }
         // Whoever waits longer is better off coming back later.
-        let Ok(Ok(_seat)) = timeout(self.settings.timeout, self.desk.seats.acquire()).await else { return Outcome::Failed };
-        let Some(trial) = Trial::begin(self) else { return Outcome::Failed };
+        let Ok(Ok(_seat)) = timeout(self.settings.timeout, self.desk.seats.acquire()).await else { return not_asked() };
+        let Some(trial) = Trial::begin(self) else { return not_asked() };
         let asked = Asked { at: Timestamp::now(), revocations: revocations.added() };
         match self.fetch(question, address, asked).await {
             Ok(answer) => {
                 trial.succeeded();
+                self.count(if answer.is_some() { Became::Granted } else { Became::Refused });
                 answer.map_or(Outcome::Refused, |answer| Outcome::Granted(Arc::new(answer)))
             }
             Err(failure) => {
                 trial.failed(&failure);
+                self.count(Became::Failed);
                 Outcome::Failed
             }
         }
+    }
+
+    fn count(&self, became: Became) {
+        self.counts.questions[became as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// For the metrics.
+    pub(super) fn load(&self) -> BackendLoad {
+        let questions = std::array::from_fn(|n| (RESULTS[n], self.counts.questions[n].load(Ordering::Relaxed)));
+        let in_flight = (SEATS - self.desk.seats.available_permits()) as u64;
+        let cached = self.counts.cached.load(Ordering::Relaxed);
+        BackendLoad { questions, cached, in_flight, breaker_open: self.desk.breaker(|breaker| breaker.is_open()) }
     }
 
     /// `None`: the backend refuses.

@@ -92,6 +92,19 @@ pub struct KeySetReading {
     pub age: Option<Duration>,
 }
 
+/// How `auth.backend` is asked.
+#[derive(Debug, Clone, Default)]
+pub struct BackendReading {
+    /// Questions, by what became of them.
+    pub questions: Vec<(&'static str, u64)>,
+    /// Requests that were answered by an earlier question.
+    pub cached: u64,
+    /// Questions under way.
+    pub in_flight: u64,
+    /// Whether the backend is left alone.
+    pub breaker_open: bool,
+}
+
 /// What others count, at the moment somebody asks.
 #[derive(Debug, Clone, Default)]
 pub struct Readings {
@@ -125,6 +138,8 @@ pub struct Readings {
     pub latencies: Vec<(&'static str, SpansReading)>,
     /// Requests whose token was refused, by reason.
     pub refused_tokens: Vec<(&'static str, u64)>,
+    /// How `auth.backend` is asked, where there is one.
+    pub backend: Option<BackendReading>,
     /// Key sets behind URLs, no two of the same URL.
     pub key_sets: Vec<KeySetReading>,
     /// When the listeners' certificates expire.
@@ -173,7 +188,13 @@ impl Writer<'_> {
     fn gauge(&mut self, name: &str, help: &str, rows: impl IntoIterator<Item = Row>) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         let gauge = |value: u64| ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-        rows.into_iter().try_for_each(|(labels, value)| gauge(value).encode(metric.encode_family(&Labels(labels))?))
+        for (labels, value) in rows {
+            if labels.is_empty() {
+                return gauge(value).encode(metric);
+            }
+            gauge(value).encode(metric.encode_family(&Labels(labels))?)?;
+        }
+        Ok(())
     }
 
     fn seconds(&mut self, name: &str, help: &str, rows: impl IntoIterator<Item = Row<f64>>) -> fmt::Result {
@@ -291,6 +312,16 @@ fn streams(w: &mut Writer<'_>, all: &Readings, stalled: u64) -> fmt::Result {
 fn security(w: &mut Writer<'_>, all: &Readings) -> fmt::Result {
     let refused = all.refused_tokens.iter().map(|(reason, n)| (label("reason", *reason), *n));
     w.counter("refused_tokens", "Requests refused for their token, by reason", refused)?;
+    let asked = all.backend.iter();
+    let questions = asked.clone().flat_map(|of| of.questions.iter().map(|(result, n)| (label("result", *result), *n)));
+    let help = "Questions to `auth.backend`, by what became of them; not_asked: the breaker was open, or too many waited";
+    w.counter("backend_questions", help, questions)?;
+    let help = "Requests that an earlier answer of `auth.backend` served";
+    w.counter("backend_cached_answers", help, asked.clone().map(|of| (Vec::new(), of.cached)))?;
+    let in_flight = asked.clone().map(|of| (Vec::new(), of.in_flight));
+    w.gauge("backend_questions_in_flight", "Questions to `auth.backend` that are under way", in_flight)?;
+    let help = "1 while `auth.backend` is not asked, or only tried, since it failed too often";
+    w.gauge("backend_breaker_open", help, asked.map(|of| (Vec::new(), u64::from(of.breaker_open))))?;
     let sets = all.key_sets.iter().filter_map(|set| Some((label("url", &set.url), set.age?.as_secs_f64())));
     w.seconds("jwks_age_seconds", "Since the key set was fetched last; absent before the first time", sets)?;
     let expiry = all.certificates.iter().map(|(listener, at)| (label("listener", *listener), seconds(*at)));

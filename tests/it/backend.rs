@@ -161,6 +161,10 @@ async fn a_thousand_clients_with_one_cookie_are_one_question_and_two_users_never
     assert_eq!(status(request("subject=orders.bob.%3E", 1, "a")).await, 403);
     assert_eq!(status(request("subject=orders.bob.%3E", 1, "b")).await, 200);
     assert_eq!(app.asked(), 2, "the wanted patterns are no part of the question");
+    assert_eq!(bridge.metric("brokercast_backend_questions_total", &["result=\"granted\""]).await, 2.0);
+    assert_eq!(bridge.metric("brokercast_backend_questions_total", &[]).await, 2.0);
+    assert!(bridge.metric("brokercast_backend_cached_answers_total", &[]).await >= 2.0);
+    assert_eq!(bridge.metric("brokercast_backend_questions_in_flight", &[]).await, 0.0);
     let asked = app.questions.lock().unwrap()[0].to_lowercase();
     assert!(asked.starts_with("get /auth?for=live http/1.1\r\n"), "{asked}");
     assert!(asked.contains("\r\nx-forwarded-for: 127.0.0.1\r\n") && !asked.contains("_ga"), "{asked}");
@@ -267,6 +271,8 @@ async fn what_is_no_answer_is_unavailable_in_a_way_that_an_eventsource_survives(
     assert_eq!(status(session(&bridge, "a")).await, 200);
     assert_eq!(status(bridge.http.get(bridge.admin_url("/readyz"))).await, 200);
     // The breaker: after ten failures in a row nothing is asked for a second, then two.
+    let results = async |result: &str| bridge.metric("brokercast_backend_questions_total", &[&format!("result=\"{result}\"")]).await;
+    assert_eq!((results("failed").await, results("granted").await, results("not_asked").await), (9.0, 1.0, 0.0));
     app.becomes(Mood::Odd("500 Oh", String::new()));
     app.questions.lock().unwrap().clear();
     for n in 0..40 {
@@ -274,8 +280,11 @@ async fn what_is_no_answer_is_unavailable_in_a_way_that_an_eventsource_survives(
     }
     assert!((10..13).contains(&app.asked()), "{}", app.asked());
     assert_eq!(status(session(&bridge, "a")).await, 200, "what is known needs no question");
+    assert_eq!(results("failed").await + results("not_asked").await, 49.0);
+    assert_eq!(bridge.metric("brokercast_backend_breaker_open", &[]).await, 1.0);
     app.becomes(Mood::Good);
     eventually("the breaker to close", async || (status(session(&bridge, "other")).await == 401).then_some(())).await;
+    assert_eq!((bridge.metric("brokercast_backend_breaker_open", &[]).await, results("refused").await), (0.0, 1.0));
     assert!(!bridge.log().contains("session=") && bridge.log().contains("the backend fails and is not asked for a while"));
 }
 

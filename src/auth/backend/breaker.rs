@@ -41,6 +41,11 @@ impl Breaker {
         self.open.is_none_or(|(_, until)| now >= until && !self.trying)
     }
 
+    /// Whether the backend is left alone, or about to be tried.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// Lets a question through, whose end must be told by one of the functions below. `Some(true)`: it tries whether the backend is
     /// back.
     pub(super) fn enter(&mut self, now: Instant) -> Option<bool> {
