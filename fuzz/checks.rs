@@ -5,7 +5,7 @@
 
 use brokercast::internals::{
     Cursor, Encoder, Envelope, Event, Form, Kind, Message, Origin, Pattern, Point, Position, Subject, Timestamp, check_text, fit,
-    read_forwarded, read_query, read_sections, read_token,
+    read_announced, read_forwarded, read_query, read_sections, read_token,
 };
 use bytes::{Bytes, BytesMut};
 
@@ -19,13 +19,14 @@ use sse_parser::{Item as Seen, Parser};
 pub(crate) type Check = fn(&[u8]);
 
 /// All of them, by the names of their targets and of their folders in the corpus.
-pub(crate) const ALL: [(&str, Check); 8] = [
+pub(crate) const ALL: [(&str, Check); 9] = [
     ("sse", sse),
     ("cursor", cursor),
     ("pattern", pattern),
     ("token", token),
     ("sections", sections),
     ("headers", headers),
+    ("announced", announced),
     ("configuration", configuration),
     ("unpack", unpack),
 ];
@@ -169,6 +170,64 @@ pub(crate) fn headers(mut data: &[u8]) {
     let stranger = std::net::IpAddr::from([192, 0, 2, 1]);
     assert_eq!(read_forwarded(stranger, &lines, &trusted), stranger);
     read_forwarded([10, 0, 0, 1].into(), &lines, &trusted);
+}
+
+/// A header of the PROXY protocol is read as a naive reader reads it, up to its last byte, or refused. What is well formed beyond doubt is
+/// not refused.
+pub(crate) fn announced(data: &[u8]) {
+    let expected = announced_v2(data).or_else(|| announced_v1(data));
+    match (read_announced(data), expected) {
+        (Some((address, rest)), Some((expected, length, _))) => assert_eq!((address, rest.as_slice()), (expected, &data[length..])),
+        (Some(read), None) => panic!("{read:?} was read of no header"),
+        (None, Some((_, _, well_formed))) => assert!(!well_formed, "a header was refused"),
+        (None, None) => {}
+    }
+}
+
+/// The client's address, the header's length, and whether it must be taken.
+type Announced = (Option<std::net::SocketAddr>, usize, bool);
+
+/// Section 2.1 of the specification.
+fn announced_v1(data: &[u8]) -> Option<Announced> {
+    let end = data.iter().take(107).position(|byte| *byte == b'\n')?;
+    let line = std::str::from_utf8(data[..end].strip_suffix(b"\r")?).ok()?;
+    let fields: Vec<&str> = line.split(' ').collect();
+    let (address, well_formed) = match fields[..] {
+        ["PROXY", "UNKNOWN"] => (None, true),
+        ["PROXY", "UNKNOWN", ..] => (None, false),
+        ["PROXY", family @ ("TCP4" | "TCP6"), source, destination, port, other] => {
+            let [source, destination] = [source, destination].map(|ip| ip.parse::<std::net::IpAddr>().ok());
+            let (source, destination) = (source?, destination?);
+            if source.is_ipv4() != (family == "TCP4") || destination.is_ipv4() != (family == "TCP4") {
+                return None;
+            }
+            let plain = |port: &str| port == "0" || !port.starts_with(['0', '+']);
+            let (number, _): (u16, u16) = (port.parse().ok()?, other.parse().ok()?);
+            (Some((source.to_canonical(), number).into()), plain(port) && plain(other))
+        }
+        _ => return None,
+    };
+    Some((address, end + 1, well_formed))
+}
+
+/// Section 2.2 of the specification.
+fn announced_v2(data: &[u8]) -> Option<Announced> {
+    let rest = data.strip_prefix(b"\r\n\r\n\0\r\nQUIT\n")?;
+    let [version, family, high, low, rest @ ..] = rest else { return None };
+    let length = usize::from(*high) << 8 | usize::from(*low);
+    let addresses = rest.get(..length).filter(|_| 16 + length <= 4096 && matches!(version, 0x20 | 0x21))?;
+    let port = |at: usize| addresses.get(at..at + 2).map(|port| u16::from(port[0]) << 8 | u16::from(port[1]));
+    let ip = |bytes: &[u8]| match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(std::net::IpAddr::from),
+        _ => <[u8; 16]>::try_from(bytes).ok().map(std::net::IpAddr::from),
+    };
+    let address = match (version, family >> 4) {
+        (0x21, 1) => Some((ip(addresses.get(..4)?)?.to_canonical(), port(8).filter(|_| length >= 12)?).into()),
+        (0x21, 2) => Some((ip(addresses.get(..16)?)?.to_canonical(), port(32).filter(|_| length >= 36)?).into()),
+        _ => None,
+    };
+    let known = (1..=2).contains(&(family & 15)) && (address.is_some() || (*family >> 4 == 3 && length >= 216));
+    Some((address, 16 + length, known || (*version == 0x20 && *family == 0)))
 }
 
 /// A configuration is taken, and printed as one that is YAML, or refused with at least one problem.

@@ -251,6 +251,27 @@ pub fn read_forwarded(peer: std::net::IpAddr, lines: &[&[u8]], trusted: &[ipnet:
     Proxies { trusted, headers: forwarded::Headers::X }.seen(&peer, &headers).client
 }
 
+/// What a connection that sends these bytes announces by the PROXY protocol, and what is left of them, for fuzzing. `None`: it is closed.
+#[cfg(feature = "internals")]
+pub fn read_announced(data: &[u8]) -> Option<(Option<std::net::SocketAddr>, Vec<u8>)> {
+    use std::io::Write as _;
+
+    use tokio::io::AsyncReadExt as _;
+
+    let (mut proxy, bridge) = std::os::unix::net::UnixStream::pair().ok()?;
+    bridge.set_nonblocking(true).ok()?;
+    proxy.write_all(data).ok()?;
+    drop(proxy);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().ok()?;
+    runtime.block_on(async {
+        let mut socket = tokio::net::TcpStream::from_std(std::os::fd::OwnedFd::from(bridge).into()).ok()?;
+        let announced = announced::read(&mut socket).await.ok()?;
+        let mut rest = Vec::new();
+        socket.read_to_end(&mut rest).await.ok()?;
+        Some((announced, rest))
+    })
+}
+
 /// By the path itself, not by its decoded parts: a subject may hold an escaped slash.
 async fn dispatch(rooms: &Arc<Rooms>, policy: &Arc<Policy>, request: Request) -> Response {
     let (state, policy) = (State(rooms.clone()), Extension(policy.clone()));
@@ -282,20 +303,6 @@ async fn page(policy: &Policy, request: Request) -> Response {
     answer.unwrap_or_else(Problem::into_response)
 }
 
-/// Where a request comes from, as the guard found it.
-fn origin_of(parts: &http::request::Parts) -> Origin {
-    parts.extensions.get().cloned().unwrap_or(Origin::Absent)
-}
-
-/// Who sent a request, as its connection found it.
-fn peer_of(parts: &http::request::Parts) -> Peer {
-    parts.extensions.get().copied().unwrap_or_default()
-}
-
-/// The address that a request comes from, as the guard found it.
-fn client_of(parts: &http::request::Parts) -> std::net::IpAddr {
-    parts.extensions.get::<Seen>().map_or(std::net::Ipv4Addr::UNSPECIFIED.into(), |seen| seen.client)
-}
 /// Ends the span of a request that was answered.
 fn end(span: Span, parts: &http::request::Parts, response: &Response, result: &'static str) {
     let status = response.status();
@@ -317,3 +324,17 @@ fn end(span: Span, parts: &http::request::Parts, response: &Response, result: &'
     });
 }
 
+/// Where a request comes from, as the guard found it.
+fn origin_of(parts: &http::request::Parts) -> Origin {
+    parts.extensions.get().cloned().unwrap_or(Origin::Absent)
+}
+
+/// Who sent a request, as its connection found it.
+fn peer_of(parts: &http::request::Parts) -> Peer {
+    parts.extensions.get().copied().unwrap_or_default()
+}
+
+/// The address that a request comes from, as the guard found it.
+fn client_of(parts: &http::request::Parts) -> std::net::IpAddr {
+    parts.extensions.get::<Seen>().map_or(std::net::Ipv4Addr::UNSPECIFIED.into(), |seen| seen.client)
+}

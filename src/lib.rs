@@ -51,7 +51,7 @@ pub mod internals {
     pub use crate::cursor::{Check, Cursor, Point, Position, Tag};
     pub use crate::event::{Envelope, Event, Gap, GapReason, Headers, Message, SourceKey, SourceName, Timestamp};
     pub use crate::frame::{Encoded, Encoder, Form, Kind, Origin, body};
-    pub use crate::http::{read_forwarded, read_query};
+    pub use crate::http::{read_announced, read_forwarded, read_query};
     pub use crate::hub::{Channel, Concerns, Filter, Hub, Input, Limits, Listener, Seat, SourceSpec};
     pub use crate::source::supervisor::Supervisor;
     pub use crate::source::{Adapter, Connection, ErrorKind, Handle, Intake, Item, SourceError, Start, State, fit, read_sections};

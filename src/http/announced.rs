@@ -37,6 +37,10 @@ pub(super) async fn read(socket: &mut TcpStream) -> io::Result<Option<SocketAddr
         socket.read_exact(&mut header[HEAD_V2..]).await?;
     } else if header.starts_with(v1::PROTOCOL_PREFIX.as_bytes()) {
         read_line(socket, &mut header).await?;
+        // `ppp` takes an `UNKNOWN` that ends otherwise.
+        if !header.ends_with(b"\r\n") {
+            return Err(broken());
+        }
     } else {
         return Err(broken());
     }
@@ -149,6 +153,8 @@ mod tests {
             &b"GET / HTTP/1.1\r\n\r\n"[..],
             b"PROXY",
             b"PROXY TCP4 192.0.2.1",
+            b"PROXY UNKNOWN\n",
+            b"PROXY UNKNOWN ffff::1 \nf",
             b"PROXY TCP4 192.0.2.1 10.0.0.1 4711\r\n",
             b"PROXY TCP4 192.0.2.300 10.0.0.1 1 2\r\n",
             b"PROXY TCP4 ::1 ::1 1 2\r\n",

@@ -85,4 +85,4 @@ macro_rules! targets {
     };
 }
 
-targets!(sse, cursor, pattern, token, sections, headers, configuration, unpack);
+targets!(sse, cursor, pattern, token, sections, headers, announced, configuration, unpack);
