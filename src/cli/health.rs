@@ -78,10 +78,10 @@ async fn ask_process(bridge: &Bridge) -> Result<Answer, Error> {
     let cannot = |e| Error::with(format!("cannot see where process {pid} listens; name it by --config or --url"), e);
     let listeners = bridge.listens().map_err(cannot)?;
     for address in listeners {
-        for scheme in ["http", "https"] {
-            let url = readyz(&client::parse(&format!("{scheme}://{address}"))?);
+        for tls in [false, true] {
+            let (url, socket) = client::of_listener(&address, tls)?;
             // One that does not answer speaks TLS, or another protocol.
-            if let Some(answer) = ask(&url, None, true).await.ok().filter(|answer| answer.of_admin) {
+            if let Some(answer) = ask(&readyz(&url), socket, true).await.ok().filter(|answer| answer.of_admin) {
                 return Ok(answer);
             }
         }

@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::support::address::Address;
+
 /// A process that serves.
 #[derive(Debug)]
 pub(super) struct Bridge {
@@ -43,7 +45,7 @@ impl Bridge {
     ///
     /// # Errors
     /// When it is another user's.
-    pub(super) fn listens(&self) -> io::Result<Vec<SocketAddr>> {
+    pub(super) fn listens(&self) -> io::Result<Vec<Address>> {
         let mut inodes = Vec::new();
         for entry in std::fs::read_dir(self.folder.join("fd"))? {
             // One that was closed meanwhile is not there any more.
@@ -53,11 +55,20 @@ impl Bridge {
         }
         let mut found = Vec::new();
         for table in ["net/tcp", "net/tcp6"] {
-            let text = std::fs::read_to_string(self.folder.join(table)).unwrap_or_default();
-            found
-                .extend(text.lines().skip(1).filter_map(listening).filter(|(_, inode)| inodes.contains(inode)).map(|(address, _)| address));
+            let text = self.table(table);
+            let listening = text.lines().skip(1).filter_map(listening).filter(|(_, inode)| inodes.contains(inode));
+            found.extend(listening.map(|(address, _)| Address::Tcp(address)));
         }
+        // A path is shown as it was bound, which may be a relative one.
+        let begin = std::fs::read_link(self.folder.join("cwd")).unwrap_or_default();
+        let text = self.table("net/unix");
+        let listening = text.lines().skip(1).filter_map(listening_at).filter(|(_, inode)| inodes.contains(inode));
+        found.extend(listening.map(|(path, _)| Address::Unix(begin.join(path))));
         Ok(found)
+    }
+
+    fn table(&self, name: &str) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.folder.join(name)).unwrap_or_default()).into_owned()
     }
 }
 
@@ -87,6 +98,19 @@ fn listening(line: &str) -> Option<(SocketAddr, u64)> {
     (state == LISTEN).then_some((SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?), inode.parse().ok()?))
 }
 
+/// The path and the inode of a line of `/proc/net/unix`, if that socket listens and has a file.
+fn listening_at(line: &str) -> Option<(&str, u64)> {
+    /// `__SO_ACCEPTCON`
+    const LISTENS: u32 = 1 << 16;
+    let mut fields = line.splitn(7, ' ');
+    let (flags, rest) = (fields.nth(3)?, fields.nth(2)?);
+    // The inode is padded with spaces.
+    let (inode, path) = rest.trim_start().split_once(' ')?;
+    // `@` begins a name that is none of a file.
+    let listens = u32::from_str_radix(flags, 16).ok()? & LISTENS != 0 && !path.starts_with('@') && !path.is_empty();
+    listens.then_some((path, inode.parse().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,10 +130,29 @@ mod tests {
     }
 
     #[test]
+    fn a_listening_unix_socket_is_read_from_the_systems_table() {
+        let read = |flags: &str, rest: &str| {
+            let line = format!("0000000000000000: 00000002 00000000 {flags} 0001 01 {rest}");
+            listening_at(&line).map(|(path, inode)| (path.to_owned(), inode))
+        };
+        assert_eq!(read("00010000", "4711 /run/a b.sock"), Some(("/run/a b.sock".to_owned(), 4711)));
+        assert_eq!(read("00010000", "   47 a.sock"), Some(("a.sock".to_owned(), 47)));
+        assert_eq!(read("00000000", "4711 /run/a.sock"), None);
+        assert_eq!(read("00010000", "4711 @abstract"), None);
+        assert_eq!(read("00010000", "4711"), None);
+        assert_eq!(listening_at("Num       RefCount Protocol Flags    Type St Inode Path"), None);
+        assert_eq!(listening_at(""), None);
+    }
+
+    #[test]
     fn this_process_listens_where_it_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let this = Bridge { pid: std::process::id(), folder: PathBuf::from("/proc/self") };
-        assert!(this.listens().unwrap().contains(&listener.local_addr().unwrap()));
+        let listens = this.listens().unwrap();
+        assert!(listens.contains(&Address::Tcp(listener.local_addr().unwrap())) && listens.contains(&Address::Unix(path)), "{listens:?}");
         assert!(!this.command_line().is_empty());
     }
 

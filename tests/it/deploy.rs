@@ -169,18 +169,19 @@ async fn the_service_manager_is_told_of_start_reload_life_and_end() {
 #[tokio::test]
 async fn health_asks_the_only_bridge_and_says_so_where_there_are_several() {
     let folder = tempfile::tempdir().unwrap();
-    let config = |name: &str, port: u16, admin: u16, source: &str| {
+    let config = |name: &str, port: u16, admin: &str, source: &str| {
         let sources = format!("sources: {{ {source} }}\n");
-        let text = format!("server: {{ listen: 127.0.0.1:{port} }}\nadmin: {{ listen: 127.0.0.1:{admin} }}\n{sources}");
+        let text = format!("server: {{ listen: 127.0.0.1:{port} }}\nadmin: {{ listen: '{admin}' }}\n{sources}");
         std::fs::write(folder.path().join(name), text).unwrap();
     };
-    let ports: Vec<_> = (0..4).map(|_| crate::support::port::Port::take()).collect();
+    let ports: Vec<_> = (0..3).map(|_| crate::support::port::Port::take()).collect();
     let port = |n: usize| ports[n].address().rsplit(':').next().unwrap().parse::<u16>().unwrap();
-    config("a.yaml", port(0), port(1), "mine: { ticker: { subject: a } }");
-    config("b.yaml", port(2), port(3), "other: { ticker: { subject: a } }");
+    config("a.yaml", port(0), &ports[1].address(), "mine: { ticker: { subject: a } }");
+    config("b.yaml", port(2), "unix:b.sock", "other: { ticker: { subject: a } }");
     let script = r#"
         trap 'kill $(jobs -p) 2> /dev/null' EXIT
         "$PROGRAM" --config a.yaml > a.log 2>&1 &
+        a=$!
         tries=0; until "$PROGRAM" health > only 2>&1; do tries=$((tries + 1)); [ $tries -lt 300 ] || exit 7; sleep 0.1; done
         # It is asked where it listens, not where its file says by now.
         echo 'admin: { listen: 127.0.0.1:1 }' > a.yaml
@@ -189,13 +190,17 @@ async fn health_asks_the_only_bridge_and_says_so_where_there_are_several() {
         tries=0; until "$PROGRAM" health --config b.yaml > named 2>&1; do tries=$((tries + 1)); [ $tries -lt 300 ] || exit 9; sleep 0.1; done
         "$PROGRAM" health > several 2>&1
         echo $? > code
+        kill $a && wait $a
+        # From another folder: its socket has a relative path.
+        cd /
+        "$PROGRAM" health > "$OUT/socket" 2>&1 || exit 10
     "#;
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "sh", "-c", script]).current_dir(folder.path());
     for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("BROKERCAST")) {
         command.env_remove(key);
     }
-    command.env("PROGRAM", env!("CARGO_BIN_EXE_brokercast"));
+    command.env("PROGRAM", env!("CARGO_BIN_EXE_brokercast")).env("OUT", folder.path());
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
     let said = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap_or_default();
     assert!(output.status.success(), "{output:?} {} {}", said("only"), said("a.log"));
@@ -204,6 +209,7 @@ async fn health_asks_the_only_bridge_and_says_so_where_there_are_several() {
     assert!(said("named").contains("other: up"), "{}", said("named"));
     assert!(said("several").contains("--config or --url"), "{}", said("several"));
     assert_eq!(said("code").trim(), "1");
+    assert!(said("socket").contains("other: up"), "{}", said("socket"));
 }
 
 /// The allocator is built for the largest pages that kernels of the architecture have.
