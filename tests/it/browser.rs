@@ -25,7 +25,11 @@ fn with_page(extra: &str) -> crate::support::bridge::Builder {
     let config = format!(
         "auth: {{ anonymous: {{ subscribe: [\">\"], publish: [\">\"] }} }}\nsources: {{ inbox: {{ http: {{ subjects: [\"demo.>\"] }} }} }}\n{extra}\n"
     );
-    let builder = Bridge::builder(&config);
+    pages(Bridge::builder(&config))
+}
+
+/// Serves the page at `/dashboards/test.html`.
+pub(crate) fn pages(builder: crate::support::bridge::Builder) -> crate::support::bridge::Builder {
     let pages = builder.folder().join("pages");
     std::fs::create_dir(&pages).unwrap();
     std::fs::write(pages.join("test.html"), PAGE).unwrap();

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use rustix::process::Signal;
+use serde_json::{Value, json};
 
+use crate::browser::pages;
+use crate::support::chromium::Chromium;
 use crate::support::port::Port;
 use crate::support::process::Process;
 use crate::support::{Bridge, Item, Nats, PATIENCE, Sse, eventually};
@@ -101,6 +104,19 @@ impl Proxy {
     }
 }
 
+/// A tab of a real browser for each proxy, in which a page from there follows the stream.
+async fn tabs(browser: &Chromium, proxies: &[Proxy]) -> Vec<Value> {
+    let mut tabs = vec![browser.tab().await];
+    for (n, proxy) in proxies.iter().enumerate() {
+        if n > 0 {
+            tabs.push(browser.open_tab().await);
+        }
+        browser.open(&format!("http://{}/dashboards/test.html", proxy.port.address())).await;
+        browser.run("start('/events?subject=log.%3E')").await;
+    }
+    tabs
+}
+
 #[tokio::test]
 async fn nothing_is_lost_behind_the_proxies_of_the_recipes_while_the_bridge_is_restarted() {
     let nats = Nats::start().await;
@@ -110,7 +126,7 @@ async fn nothing_is_lost_behind_the_proxies_of_the_recipes_while_the_bridge_is_r
          sources:\n  log: {{ nats: {{ servers: ['{}'], subjects: ['log.>'], jetstream: {{ stream: LOG, create: true }} }} }}\n  inbox: {{ http: {{ subjects: ['demo.>'] }} }}\n",
         nats.url()
     );
-    let mut bridge = Bridge::start(&config).await;
+    let mut bridge = pages(Bridge::builder(&config)).start().await;
     let proxies = [Proxy::nginx(&bridge).await, Proxy::haproxy(&bridge).await];
     for proxy in &proxies {
         // Scheme and name are the page's own origin.
@@ -118,10 +134,13 @@ async fn nothing_is_lost_behind_the_proxies_of_the_recipes_while_the_bridge_is_r
         let answer = post.header("Origin", format!("http://{}", proxy.port.address())).send().await.unwrap();
         assert_eq!(answer.status(), 202, "{}", answer.text().await.unwrap());
     }
+    let browser = Chromium::start().await;
+    let tabs = tabs(&browser, &proxies).await;
     let clients = join_all(proxies.iter().flat_map(|proxy| (0..CLIENTS).map(|_| proxy.follow())));
     let context = nats.jetstream().await;
     let load = async {
-        let subscribers = 2.0 * CLIENTS as f64;
+        // And the browser's.
+        let subscribers = 2.0 * CLIENTS as f64 + 2.0;
         for n in 0..EVENTS {
             match n {
                 0 | 200 | 400 => {
@@ -154,5 +173,11 @@ async fn nothing_is_lost_behind_the_proxies_of_the_recipes_while_the_bridge_is_r
     for (numbers, connects) in seen {
         assert_eq!(numbers, (0..EVENTS).collect::<Vec<_>>());
         assert!(connects >= 3, "{connects}");
+    }
+    for tab in &tabs {
+        browser.switch(tab).await;
+        browser.until("all events in the page", &format!("return numbers().length >= {EVENTS}")).await;
+        let seen = browser.run("return [numbers(), errors >= 2, source.readyState !== EventSource.CLOSED]").await;
+        assert_eq!(seen, json!([(0..EVENTS).collect::<Vec<_>>(), true, true]));
     }
 }

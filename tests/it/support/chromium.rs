@@ -68,6 +68,25 @@ impl Chromium {
         self.call("url", json!({ "url": url })).await;
     }
 
+    /// The tab that all is done in.
+    pub async fn tab(&self) -> Value {
+        let url = format!("http://{}/session/{}/window", self.port.address(), self.session);
+        let answer: Value = self.http.get(url).send().await.unwrap().json().await.unwrap();
+        answer["value"].clone()
+    }
+
+    /// Opens another tab, in which all is done from now on.
+    pub async fn open_tab(&self) -> Value {
+        let handle = self.call("window/new", json!({ "type": "tab" })).await["handle"].clone();
+        self.switch(&handle).await;
+        handle
+    }
+
+    /// From now on all is done in this tab.
+    pub async fn switch(&self, tab: &Value) {
+        self.call("window", json!({ "handle": tab })).await;
+    }
+
     /// Runs the body of a function in the page.
     pub async fn run(&self, script: &str) -> Value {
         self.call("execute/sync", json!({ "script": script, "args": [] })).await
