@@ -4,6 +4,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -17,7 +18,6 @@ use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{ExporterBuildError, Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider, Span};
-use parking_lot::Mutex;
 use reqwest::redirect::Policy;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -26,6 +26,7 @@ use tokio_util::context::TokioContext;
 use super::settings::Settings;
 use super::{Attribute, SpanRef, Value};
 use crate::support::causes::chain;
+use crate::support::seldom::Seldom;
 
 /// From connecting to the collector to the last byte of its answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -139,14 +140,10 @@ struct Client {
     http: reqwest::Client,
     headers: http::HeaderMap,
     runtime: Handle,
-    trouble: Mutex<Trouble>,
-}
-
-/// Exports that have failed since the last that did not.
-#[derive(Debug, Default)]
-struct Trouble {
-    failed: u64,
-    told: Option<Instant>,
+    /// Exports that have failed since the last that did not.
+    failed: AtomicU64,
+    /// When the log tells of them.
+    telling: Seldom,
 }
 
 impl Client {
@@ -156,7 +153,7 @@ impl Client {
         // Plain HTTP needs no root certificates: do not fail on a machine that has none.
         let builder = if secure { builder } else { builder.tls_certs_only([]) };
         let (http, headers) = (builder.build()?, settings.headers.clone());
-        Ok(Self { http, headers, runtime: Handle::current(), trouble: Mutex::default() })
+        Ok(Self { http, headers, runtime: Handle::current(), failed: AtomicU64::new(0), telling: Seldom::every(QUIET) })
     }
 
     async fn send(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, ExportError> {
@@ -177,10 +174,9 @@ impl Client {
 
     /// Logs failures now and then, and the first success behind them.
     fn note(&self, sent: &Result<Response<Bytes>, ExportError>) {
-        let (mut trouble, now) = (self.trouble.lock(), Instant::now());
         let error = match sent {
             Ok(response) if response.status().is_success() => {
-                if std::mem::take(&mut *trouble).failed > 0 {
+                if self.failed.swap(0, Ordering::Relaxed) > 0 {
                     tracing::info!("traces are exported again");
                 }
                 return;
@@ -188,10 +184,9 @@ impl Client {
             Ok(response) => format!("the collector answers {}", response.status().as_u16()),
             Err(error) => chain(error),
         };
-        trouble.failed += 1;
-        if trouble.told.is_none_or(|told| now.duration_since(told) >= QUIET) {
-            trouble.told = Some(now);
-            tracing::warn!(%error, failed = trouble.failed, "traces cannot be exported");
+        let failed = self.failed.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.telling.may(Instant::now()) {
+            tracing::warn!(%error, failed, "traces cannot be exported");
         }
     }
 }
