@@ -2,6 +2,15 @@
 //! and writer's loops, with a model
 //! broker on one side, model clients on the other, and an oracle that compares what was sent with what was written.
 //!
+//! A fault has an effect only if it changed what a stream was sent, as far as that can be seen. It is counted when
+//! - the stream ended with its bridge, which was killed or drained, or with an adapter that panicked while it read a history;
+//! - the stream's client was told a gap by reason of it, or was not sent messages that a crash of the broker had taken;
+//! - the client was connected when a message reached the bridge late or again, and was sent it then: late is what was in the broker
+//!   before the link to the source was up again, again is what a queue delivers because it was not acknowledged;
+//! - a history that a client waited for could not be opened, or its reader ended before the log's end.
+//!
+//! All else, as a link that was broken while nothing was written, has happened without an effect.
+//!
 //! One seed decides everything: the clock, random numbers, the order of tasks, what happens to whom. A longer run:
 //! `SIM_EVENTS=1000000 cargo test --profile sim --lib sim::long -- --ignored --nocapture`, and one seed again:
 //! `SIM_SEED=7 cargo test --lib sim::one_seed -- --ignored --nocapture`. With `SIM_CLIENT=3` it prints all that client 3 is sent.

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::broker::{Broker, CORE, Handed, Issued, JET, JOBS, RAB, SOURCES, SUBJECTS, State, told};
+use super::broker::{Broker, CORE, Fault, Handed, Issued, JET, JOBS, Link, RAB, SOURCES, SUBJECTS, State, told};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason};
 use crate::source::{Adapter, Connection, Item, SourceError, Start};
@@ -17,7 +17,23 @@ use crate::subject::Pattern;
 use crate::support::random;
 
 /// What an adapter that panics throws. Nothing is printed for it.
-pub(super) struct Panic;
+pub(super) struct Panic {
+    broker: Arc<Broker>,
+    fault: Fault,
+}
+
+impl Panic {
+    /// It has ended a stream.
+    pub(super) fn takes_effect(&self) {
+        self.broker.state.lock().effective.insert(self.fault);
+    }
+}
+
+/// Why a connection ends.
+struct End {
+    panics: bool,
+    fault: Fault,
+}
 
 fn one_in(count: u32) -> bool {
     random::in_range(0..count) == 0
@@ -51,19 +67,23 @@ impl Model {
         }
         let reader = {
             let mut state = self.broker.state.lock();
+            if let Err((fault, error)) = self.admit(&mut state) {
+                if live {
+                    state.links[self.slot][self.source].hold(fault);
+                } else {
+                    state.effective.insert(fault);
+                }
+                return Err(error);
+            }
             let link = &mut state.links[self.slot][self.source];
-            if link.refuse > 0 {
-                link.refuse -= 1;
-                return Err(SourceError::lost("refused"));
+            let breaks = link.breaks;
+            if live {
+                link.is_up();
             }
-            if state.down[self.source] {
-                return Err(SourceError::lost("down"));
-            }
-            let breaks = state.links[self.slot][self.source].breaks;
-            let base = Base { broker: self.broker.clone(), source: self.source, slot: self.slot, epoch: self.epoch, breaks };
+            let base = Base { broker: self.broker.clone(), source: self.source, slot: self.slot, epoch: self.epoch, breaks, live };
             match self.source {
                 JOBS => {
-                    return Ok(Box::new(QueueReader { base, unacknowledged: Vec::new() }) as Box<dyn Connection>);
+                    return Ok(Box::new(QueueReader { base, unacknowledged: Vec::new(), ended_by: None }) as Box<dyn Connection>);
                 }
                 CORE => {
                     if self.connected.swap(true, Ordering::Relaxed) {
@@ -88,6 +108,19 @@ impl Model {
             reader.check()?;
         }
         Ok(Box::new(reader))
+    }
+
+    /// Whether the broker lets a reader in; else why not, and because of which fault.
+    fn admit(&self, state: &mut State) -> Result<(), (Fault, SourceError)> {
+        let link = &mut state.links[self.slot][self.source];
+        if link.refuse > 0 {
+            link.refuse -= 1;
+            return Err((link.refused_by, SourceError::lost("refused")));
+        }
+        if state.down[self.source] {
+            return Err((state.down_by[self.source], SourceError::lost("down")));
+        }
+        Ok(())
     }
 }
 
@@ -123,24 +156,32 @@ struct Base {
     epoch: u32,
     /// The breaks of the link before this connection.
     breaks: u64,
+    /// Else it reads a history.
+    live: bool,
 }
 
 impl Base {
-    /// How much is handed out this time; whether the connection breaks behind it, and whether by a panic.
-    fn chunk(&self, state: &State, limit: usize) -> (usize, Option<bool>) {
-        let link = &state.links[self.slot][self.source];
+    /// How much is handed out this time, and whether the connection ends behind it.
+    fn chunk(&self, state: &mut State, limit: usize) -> (usize, Option<End>) {
+        let link = &mut state.links[self.slot][self.source];
         let most = limit.min(random::in_range(1..=64));
-        if state.down[self.source] || link.breaks != self.breaks {
+        if state.down[self.source] {
+            let fault = state.down_by[self.source];
+            if self.live {
+                link.hold(fault);
+            }
+            return (0, Some(End { panics: false, fault }));
+        }
+        if link.breaks != self.breaks {
             // Some of what had arrived is handed out before the end is noticed.
-            let breaks_log = state.down[self.source];
-            return (if breaks_log { 0 } else { random::in_range(0..=most.min(4)) }, Some(link.panics && !breaks_log));
+            return (random::in_range(0..=most.min(4)), Some(End { panics: link.panics, fault: link.broken_by }));
         }
         (most, None)
     }
 
-    fn end(panics: bool) -> Result<(), SourceError> {
-        if panics {
-            std::panic::resume_unwind(Box::new(Panic));
+    fn end(&self, end: &End) -> Result<bool, SourceError> {
+        if end.panics {
+            std::panic::resume_unwind(Box::new(Panic { broker: self.broker.clone(), fault: end.fault }));
         }
         Err(SourceError::lost("the connection is gone"))
     }
@@ -157,7 +198,9 @@ impl Base {
         loop {
             let frozen = self.broker.state.lock().links[self.slot][self.source].frozen;
             if let Some(until) = frozen.filter(|until| *until > Instant::now()) {
+                self.of_live(|link| link.hold(link.frozen_by));
                 sleep_until(until).await;
+                self.of_live(Link::is_up);
             }
             let changed = self.broker.changed[self.source].notified();
             tokio::pin!(changed);
@@ -166,6 +209,20 @@ impl Base {
                 return Ok(());
             }
             changed.await;
+        }
+    }
+
+    /// Changes the link, where this is its live reader.
+    fn of_live(&self, change: impl FnOnce(&mut Link)) {
+        if self.live {
+            change(&mut self.broker.state.lock().links[self.slot][self.source]);
+        }
+    }
+
+    /// A live reader hands out a message.
+    fn hand_out(&self, state: &mut State, index: usize) {
+        if self.live {
+            state.hand_out(self.slot, self.source, self.epoch, index);
         }
     }
 
@@ -300,8 +357,10 @@ impl LogReader {
     /// Hands out what is there. Returns whether that is anything.
     fn read(&mut self, state: &mut State, batch: &mut Vec<Item>, limit: usize) -> Result<bool, SourceError> {
         let source = self.base.source;
-        if state.logs[source].borders.len() != self.borders {
-            return Base::end(false).map(|()| false);
+        if let Some(border) = state.logs[source].borders.get(self.borders) {
+            let fault = state.written[source][*border].removed_by;
+            self.interrupt(state, fault);
+            return self.base.end(&End { panics: false, fault });
         }
         let before = batch.len();
         let (most, end) = self.base.chunk(state, limit);
@@ -312,6 +371,7 @@ impl LogReader {
             place += 1;
             let seq = state.written[source][index].seq;
             self.hole(state, seq, batch);
+            self.base.hand_out(state, index);
             batch.push(Item::Message(state.written[source][index].message(true)));
             self.at = Some(seq);
             if self.tail.is_some_and(|tail| seq >= tail) {
@@ -319,8 +379,9 @@ impl LogReader {
                 batch.push(Item::Tail(Some(state.written[source][index].position())));
             }
         }
-        if let Some(panics) = end {
-            return Base::end(panics).map(|()| false);
+        if let Some(end) = end {
+            self.interrupt(state, end.fault);
+            return self.base.end(&end);
         }
         let last = state.logs[source].next.saturating_sub(1);
         let gone = self.tail.is_some() || (source == JET && self.at.is_some_and(|at| at < last));
@@ -333,6 +394,13 @@ impl LogReader {
             }
         }
         Ok(batch.len() > before)
+    }
+
+    /// A history ends before the end of its log, though a client waits for it.
+    fn interrupt(&self, state: &mut State, fault: Fault) {
+        if !self.base.live && self.tail.is_some() {
+            state.effective.insert(fault);
+        }
     }
 
     /// Tells of what has gone before the reader came to it.
@@ -370,6 +438,7 @@ impl Connection for LogReader {
 struct QueueReader {
     base: Base,
     unacknowledged: Vec<usize>,
+    ended_by: Option<Fault>,
 }
 
 impl Connection for QueueReader {
@@ -382,11 +451,15 @@ impl Connection for QueueReader {
                 while batch.len() - before < most && self.unacknowledged.len() < 100 {
                     let Some(index) = state.queue.pop_front() else { break };
                     self.unacknowledged.push(index);
+                    base.hand_out(state, index);
                     base.handed(state, Handed::Message(index));
                     batch.push(Item::Message(state.written[JOBS][index].message(false)));
                 }
                 match end {
-                    Some(panics) => Base::end(panics).map(|()| false),
+                    Some(end) => {
+                        self.ended_by = Some(end.fault);
+                        base.end(&end)
+                    }
                     None => Ok(batch.len() > before),
                 }
             })
@@ -413,7 +486,9 @@ impl Connection for QueueReader {
 impl Drop for QueueReader {
     fn drop(&mut self) {
         let mut state = self.base.broker.state.lock();
+        let fault = self.ended_by.or(state.fault);
         for index in self.unacknowledged.drain(..).rev() {
+            state.written[JOBS][index].requeued_by.extend(fault);
             state.queue.push_front(index);
         }
         drop(state);
@@ -438,6 +513,7 @@ impl Connection for CoreReader {
                     let subscriber = &mut state.subscribers[self.key];
                     match subscriber.buffer.pop_front() {
                         Some(index) => {
+                            base.hand_out(state, index);
                             base.handed(state, Handed::Message(index));
                             batch.push(Item::Message(state.written[CORE][index].message(false)));
                         }
@@ -449,7 +525,7 @@ impl Connection for CoreReader {
                     }
                 }
                 match end {
-                    Some(panics) => Base::end(panics).map(|()| false),
+                    Some(end) => base.end(&end),
                     None => Ok(batch.len() > before),
                 }
             })

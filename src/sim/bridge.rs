@@ -148,10 +148,11 @@ impl Bridge {
 
 /// Ends a task quietly where an adapter panics as the simulation wants it to.
 pub(super) async fn unless_an_adapter_panics(task: impl Future<Output = ()>) {
-    if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await
-        && !panic.is::<Panic>()
-    {
-        std::panic::resume_unwind(panic);
+    if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
+        match panic.downcast::<Panic>() {
+            Ok(panic) => panic.takes_effect(),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
     }
 }
 
@@ -232,7 +233,9 @@ impl source::Intake for Witness {
                 let dropped = matches!(what, Handed::Message(index) | Handed::Oversized(index)
                     if routed(s.written[self.source][index].subject).is_none());
                 if !dropped {
-                    noted.push(Taken { seq, source: self.source, what });
+                    let link = &s.links[self.slot][self.source];
+                    let faults = if let Handed::Gap(_) = what { link.held.clone() } else { Vec::new() };
+                    noted.push(Taken { seq, source: self.source, what, faults });
                     seq -= 1;
                 }
             }

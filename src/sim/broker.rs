@@ -3,7 +3,7 @@
 //!
 //! Knows messages and how brokers lose them; nothing of bridges. How bridges read from it is [`super::adapter`]'s affair.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -46,6 +46,18 @@ pub(super) fn routed(subject: &str) -> Option<&str> {
     }
 }
 
+/// The number of a fault, from 1; 0 is none.
+pub(super) type Fault = u64;
+
+/// A message that a bridge got later than without some faults, or again.
+#[derive(Debug, Clone)]
+pub(super) struct Late {
+    pub(super) epoch: u32,
+    /// When the bridge got it.
+    pub(super) arrived: Timestamp,
+    pub(super) faults: Vec<Fault>,
+}
+
 /// Something that was written once, or a place where a log was made anew or cut.
 #[derive(Debug, Clone)]
 pub(super) struct Written {
@@ -58,9 +70,20 @@ pub(super) struct Written {
     pub(super) cut: bool,
     /// No message: from here on the log's positions mean something else.
     pub(super) border: bool,
+    /// What removed it, or made the border.
+    pub(super) removed_by: Fault,
+    /// The bridges that got it late.
+    pub(super) late: Vec<Late>,
+    /// It is back in its queue because of these.
+    pub(super) requeued_by: Vec<Fault>,
 }
 
 impl Written {
+    fn new(seq: u64, subject: &'static str, payload: Bytes) -> Self {
+        let (removed, cut, border, removed_by, late, requeued_by) = (false, false, false, 0, Vec::new(), Vec::new());
+        Self { seq, subject, payload, time: Timestamp::now(), removed, cut, border, removed_by, late, requeued_by }
+    }
+
     pub(super) fn position(&self) -> Position {
         Position { seq: self.seq, check: Some(Check::of(&[self.subject.as_bytes(), &self.payload])) }
     }
@@ -129,12 +152,14 @@ impl Handed {
 }
 
 /// What a bridge has taken in of a source without a log.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Taken {
     /// The bridge's sequence.
     pub(super) seq: u64,
     pub(super) source: usize,
     pub(super) what: Handed,
+    /// The faults that a gap is told for.
+    pub(super) faults: Vec<Fault>,
 }
 
 /// How a bridge is connected to a source.
@@ -150,6 +175,32 @@ pub(super) struct Link {
     pub(super) borders: usize,
     /// Nothing arrives before this.
     pub(super) frozen: Option<tokio::time::Instant>,
+    /// The faults that broke, refuse and froze it last.
+    pub(super) broken_by: Fault,
+    pub(super) refused_by: Fault,
+    pub(super) frozen_by: Fault,
+    /// A live reader is connected.
+    standing: bool,
+    /// The faults that hold up what comes.
+    pub(super) held: Vec<Fault>,
+    /// When the link was up again after them.
+    up: Option<Timestamp>,
+}
+
+impl Link {
+    /// A fault holds up what comes from now on.
+    pub(super) fn hold(&mut self, fault: Fault) {
+        self.up = None;
+        if !self.held.contains(&fault) {
+            self.held.push(fault);
+        }
+    }
+
+    /// A live reader is connected, or gets something again.
+    pub(super) fn is_up(&mut self) {
+        self.standing = true;
+        self.up = Some(Timestamp::now());
+    }
 }
 
 /// Who reads core.
@@ -169,6 +220,7 @@ pub(super) struct State {
     pub(super) kept: Vec<bool>,
     pub(super) subscribers: Slab<Subscriber>,
     pub(super) down: [bool; 4],
+    pub(super) down_by: [Fault; 4],
     pub(super) links: [[Link; 4]; 3],
     /// By epoch and source.
     pub(super) handed: BTreeMap<(u32, usize), VecDeque<Handed>>,
@@ -176,6 +228,12 @@ pub(super) struct State {
     pub(super) noticed: BTreeMap<(u32, usize), usize>,
     /// By epoch: what was taken in of sources without a log.
     pub(super) taken: BTreeMap<u32, Vec<Taken>>,
+    /// The fault that happens at this moment.
+    pub(super) fault: Option<Fault>,
+    /// By epoch: the fault that ended the bridge.
+    pub(super) ended: BTreeMap<u32, Fault>,
+    /// The faults that changed what a stream was sent.
+    pub(super) effective: BTreeSet<Fault>,
     /// Names of what was found to be wrong, with what is known of it.
     pub(super) alarms: Vec<String>,
 }
@@ -216,7 +274,7 @@ impl Broker {
             log.next += 1;
             log.live.push_back(index);
         }
-        s.written[source].push(Written { seq, subject, payload, time: Timestamp::now(), removed: false, cut: false, border: false });
+        s.written[source].push(Written::new(seq, subject, payload));
         match source {
             JOBS => {
                 s.queue.push_back(index);
@@ -266,16 +324,19 @@ impl State {
         Some(&self.written[source][*index]).filter(|written| written.seq == seq)
     }
 
-    fn remove(&mut self, source: usize, count: usize) {
+    /// Returns whether anything was removed.
+    fn remove(&mut self, source: usize, count: usize) -> bool {
         for _ in 0..count {
             if let Some(index) = self.logs[source].live.pop_front() {
                 self.written[source][index].removed = true;
+                self.written[source][index].removed_by = self.fault.unwrap_or_default();
             }
         }
+        count > 0
     }
 
     /// Limits take the oldest messages: of a RabbitMQ stream whole segments, and never all.
-    pub(super) fn truncate(&mut self, source: usize, keep: usize) {
+    pub(super) fn truncate(&mut self, source: usize, keep: usize) -> bool {
         let mut count = self.logs[source].live.len().saturating_sub(keep);
         if source == RAB {
             let begins = |at: usize| {
@@ -286,13 +347,13 @@ impl State {
                 count -= 1;
             }
         }
-        self.remove(source, count);
+        self.remove(source, count)
     }
 
     /// Somebody empties the log; its sequences go on.
-    pub(super) fn purge(&mut self, source: usize) {
-        self.remove(source, self.logs[source].live.len());
+    pub(super) fn purge(&mut self, source: usize) -> bool {
         self.logs[source].purged = self.logs[source].next - 1;
+        self.remove(source, self.logs[source].live.len())
     }
 
     /// The log is deleted and made again, under the same numbers.
@@ -312,8 +373,8 @@ impl State {
             if self.logs[source].live.len() > usize::from(source == RAB)
                 && let Some(index) = self.logs[source].live.pop_back()
             {
-                self.written[source][index].removed = true;
-                self.written[source][index].cut = true;
+                let written = &mut self.written[source][index];
+                (written.removed, written.cut, written.removed_by) = (true, true, self.fault.unwrap_or_default());
                 self.logs[source].next = self.written[source][index].seq;
             }
         }
@@ -323,11 +384,34 @@ impl State {
     fn border(&mut self, source: usize) {
         let index = self.written[source].len();
         self.logs[source].borders.push(index);
-        let (payload, time) = (Bytes::new(), Timestamp::now());
-        self.written[source].push(Written { seq: 0, subject: "", payload, time, removed: true, cut: true, border: true });
-        for links in &mut self.links {
-            links[source].breaks += 1;
-            links[source].panics = false;
+        let removed_by = self.fault.unwrap_or_default();
+        self.written[source].push(Written { removed: true, cut: true, border: true, removed_by, ..Written::new(0, "", Bytes::new()) });
+        (0..self.links.len()).for_each(|slot| self.break_link(slot, source, false));
+    }
+
+    /// All connections of a bridge to a source end.
+    pub(super) fn break_link(&mut self, slot: usize, source: usize, panics: bool) {
+        let fault = self.fault.unwrap_or_default();
+        let link = &mut self.links[slot][source];
+        link.breaks += 1;
+        link.panics = panics;
+        link.broken_by = fault;
+        if std::mem::take(&mut link.standing) {
+            link.hold(fault);
+        }
+    }
+
+    /// A live reader hands out a message: notes whether faults held it up, or had it delivered again.
+    pub(super) fn hand_out(&mut self, slot: usize, source: usize, epoch: u32, index: usize) {
+        let (link, written) = (&mut self.links[slot][source], &mut self.written[source][index]);
+        let mut faults = std::mem::take(&mut written.requeued_by);
+        match link.up {
+            Some(up) if written.time <= up => faults.extend(&link.held),
+            Some(_) => link.held.clear(),
+            None => {}
+        }
+        if !faults.is_empty() {
+            written.late.push(Late { epoch, arrived: Timestamp::now(), faults });
         }
     }
 }

@@ -14,7 +14,7 @@ use super::world::World;
 use super::writer::Chunks;
 use crate::cursor::Cursor;
 use crate::event::Timestamp;
-use crate::frame;
+use crate::frame::{self, Closing};
 use crate::support::random;
 
 /// How late a stream may notice that its token has expired: timers count milliseconds, and a piece is made at once.
@@ -28,10 +28,19 @@ async fn pause(millis: std::ops::Range<u64>) {
     sleep(Duration::from_millis(random::in_range(millis))).await;
 }
 
+/// How a stream came to its end.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Left {
+    /// The client had enough of it, or was told why it ends.
+    Told,
+    /// The connection ended, or the bridge is drained.
+    Ended,
+}
+
 /// See the module. Runs for as long as its world.
 pub(super) async fn run(world: Rc<World>, number: usize, patterns: Vec<&'static str>, json: bool, first: Start) {
     world.judges.borrow_mut().push((number, Judge::new(patterns.clone())));
-    let mut reader = Reader { world: world.clone(), number, last_id: None, expires: None, pending: Vec::new() };
+    let mut reader = Reader { world: world.clone(), number, last_id: None, expires: None, closing: None, pending: Vec::new() };
     loop {
         let Some(bridge) = world.some_bridge() else {
             pause(10..200).await;
@@ -65,9 +74,12 @@ pub(super) async fn run(world: Rc<World>, number: usize, patterns: Vec<&'static 
         let (server, socket) = pair(random::in_range(world.plan.socket.clone()));
         let chunked = world.plan.has("writer") && one_in(2);
         bridge.write(&world.executor, stream, server, chunked);
-        world.opened(bridge.epoch);
+        world.opened();
+        let epoch = bridge.epoch;
         drop(bridge);
-        reader.read(socket, chunked.then(Chunks::default)).await;
+        if reader.read(socket, chunked.then(Chunks::default)).await == Left::Ended {
+            world.ended(epoch);
+        }
         pause(1..if one_in(8) { 20_000 } else { 400 }).await;
     }
 }
@@ -78,13 +90,16 @@ struct Reader {
     last_id: Option<String>,
     /// When the open stream's token expires.
     expires: Option<Timestamp>,
+    /// The reason that the open stream was closed with.
+    closing: Option<String>,
     pending: Vec<u8>,
 }
 
 impl Reader {
     /// Reads until the stream ends or the client has had enough of it.
-    async fn read(&mut self, socket: ClientEnd, mut chunks: Option<Chunks>) {
+    async fn read(&mut self, socket: ClientEnd, mut chunks: Option<Chunks>) -> Left {
         self.pending.clear();
+        self.closing = None;
         let leave = Instant::now() + Duration::from_millis(random::in_range(0..if one_in(4) { 30_000 } else { 3_000 }));
         loop {
             if !self.world.quiet.get() && one_in(40) {
@@ -94,9 +109,12 @@ impl Reader {
                 Ok(next) => next,
                 // In the end everybody stays.
                 Err(_) if self.world.quiet.get() => socket.read().await,
-                Err(_) => return,
+                Err(_) => return Left::Told,
             };
-            let Some(bytes) = next else { return };
+            let Some(bytes) = next else {
+                let told = self.closing.as_ref().is_some_and(|reason| reason != Closing::Draining.as_str());
+                return if told { Left::Told } else { Left::Ended };
+            };
             let taken = match &mut chunks {
                 Some(chunks) => chunks.push(&bytes, &mut self.pending),
                 None => {
@@ -105,7 +123,7 @@ impl Reader {
                 }
             };
             if !self.world.judge(self.number, |_, _, _| taken) {
-                return;
+                return Left::Told;
             }
             let mut from = 0;
             while let Some(end) = memmem::find(&self.pending[from..], b"\n\n") {
@@ -134,6 +152,9 @@ impl Reader {
         let cursor = id.map(Cursor::from_id).transpose();
         self.world.note(Some(self.number), || format!("    {cursor:?}"));
         let content = data.map_or(Ok(Content::Nothing), |data| content(name, data));
+        if let Ok(Content::Closing(reason)) = &content {
+            self.closing = Some(reason.clone());
+        }
         let judged = match (cursor, content) {
             (Ok(id), Ok(content)) => {
                 let (block, expires) = (Block { id, content }, self.expires);
@@ -159,15 +180,15 @@ impl Reader {
 }
 
 fn content(name: Option<&[u8]>, data: &[u8]) -> Result<Content, String> {
-    if name == Some(frame::CLOSING.as_bytes()) {
-        return Ok(Content::Closing);
-    }
     let broken = || "data that nobody wrote".to_owned();
-    if name == Some(frame::GAP.as_bytes()) {
+    if name == Some(frame::CLOSING.as_bytes()) || name == Some(frame::GAP.as_bytes()) {
         let value: serde_json::Value = serde_json::from_slice(data).map_err(|e| e.to_string())?;
+        let reason = value["reason"].as_str().ok_or_else(broken)?.to_owned();
+        if name == Some(frame::CLOSING.as_bytes()) {
+            return Ok(Content::Closing(reason));
+        }
         let number = |key: &str| value[key].as_str().and_then(|text| text.parse().ok());
         let source = SOURCES.iter().position(|source| value["source"] == *source);
-        let reason = value["reason"].as_str().ok_or_else(broken)?.to_owned();
         return Ok(Content::Gap { source, reason, from: number("from"), to: number("to") });
     }
     let start = memmem::find(data, b"{\"n\":").ok_or_else(broken)?;

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::broker::{Handed, Issued, JET, SOURCES, SUBJECTS, State, Written, routed};
+use super::broker::{Fault, Handed, Issued, JET, SOURCES, SUBJECTS, State, Written, routed};
 use crate::cursor::{Cursor, Point, Position, Tag};
 use crate::event::Timestamp;
 
@@ -32,7 +32,8 @@ pub(super) enum Content {
         from: Option<u64>,
         to: Option<u64>,
     },
-    Closing,
+    /// Why.
+    Closing(String),
 }
 
 /// Where a client asks to begin.
@@ -131,6 +132,11 @@ pub(super) struct Judge {
     /// Sources whose restart was told.
     restarted: BTreeSet<usize>,
     expects_unknown: bool,
+    /// The bridge that it is at, and since when.
+    epoch: u32,
+    opened: Timestamp,
+    /// Faults that changed what the client was sent: see the simulation's definition.
+    pub(super) effects: Vec<Fault>,
     pub(super) counts: Counts,
 }
 
@@ -171,6 +177,9 @@ impl Judge {
             gaps: Vec::new(),
             restarted: BTreeSet::new(),
             expects_unknown: false,
+            epoch: 0,
+            opened: Timestamp::default(),
+            effects: Vec::new(),
             counts: Counts::default(),
         }
     }
@@ -194,6 +203,7 @@ impl Judge {
 
     /// The client opens a stream.
     pub(super) fn open(&mut self, state: &State, epoch: u32, start: &Start) {
+        (self.epoch, self.opened) = (epoch, Timestamp::now());
         for (source, log) in self.logs.iter_mut().enumerate() {
             log.stale =
                 log.went_back || state.noticed.get(&(epoch, source)).is_none_or(|noticed| *noticed < state.logs[source].borders.len());
@@ -237,7 +247,7 @@ impl Judge {
     pub(super) fn block(&mut self, state: &State, floors: Floors<'_>, block: &Block) -> Result<(), String> {
         let mut told = None;
         match &block.content {
-            Content::Nothing | Content::Closing => {}
+            Content::Nothing | Content::Closing(_) => {}
             Content::Event { source, index, subject } => {
                 self.counts.events += 1;
                 let written = state.written[*source].get(*index).ok_or("an event that nobody wrote")?;
@@ -247,6 +257,8 @@ impl Judge {
                 if subject.as_deref().is_some_and(|subject| Some(subject) != routed(written.subject)) {
                     return Err(format!("{} {index} came as {subject:?}", written.subject));
                 }
+                let late = written.late.iter().filter(|late| late.epoch == self.epoch && late.arrived >= self.opened);
+                self.effects.extend(late.flat_map(|late| &late.faults));
                 if *source < 2 {
                     self.event(state, *source, *index, block)?;
                 }
@@ -326,7 +338,13 @@ impl Judge {
             let crossed = state.logs[source].borders.iter().any(|border| (log.next..to).contains(border));
             for (index, written) in state.written[source].iter().enumerate().take(to).skip(log.next) {
                 removed |= written.removed;
-                if written.cut || !self.must_know(written) {
+                if !self.must_know(written) {
+                    continue;
+                }
+                if log.mode == Mode::Follow && written.removed {
+                    self.effects.push(written.removed_by);
+                }
+                if written.cut {
                     continue;
                 }
                 let excused = match &log.mode {
@@ -495,6 +513,8 @@ impl Judge {
                 return Err(format!("{gap:?}: {borders} resets were told before"));
             }
         }
+        let border = state.logs[source].borders.get(borders.wrapping_sub(1));
+        self.effects.extend(border.map(|border| state.written[source][*border].removed_by));
         let log = &mut self.logs[source];
         log.borders = borders.max(log.borders);
         log.mode = Mode::Earliest;
@@ -621,6 +641,7 @@ impl Judge {
         for t in taken[from..].iter().take_while(|t| t.seq <= seq) {
             if t.seq == seq && told == Some((t.source, t.what.shown())) && !self.told_lost(t.source, t.seq) {
                 found = true;
+                self.effects.extend(&t.faults);
                 continue;
             }
             let (required, time) = match t.what {

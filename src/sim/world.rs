@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::sleep;
 
 use super::bridge::{Bounds, Bridge};
-use super::broker::{Broker, JET, RAB, SOURCES, State};
+use super::broker::{Broker, Fault, JET, RAB, SOURCES, State};
 use super::client;
 use super::executor::Executor;
 use super::oracle::{Counts, Floors, Judge, Start};
@@ -81,7 +81,10 @@ impl Plan {
 #[derive(Debug, Default, Clone)]
 pub(super) struct Report {
     pub(super) events: u64,
+    /// Faults that happened.
     pub(super) faults: u64,
+    /// Of these, those that changed what a stream was sent.
+    pub(super) effective: u64,
     pub(super) streams: u64,
     pub(super) counts: Counts,
     pub(super) trace: u64,
@@ -92,6 +95,7 @@ impl Report {
     pub(super) fn add(&mut self, other: &Self) {
         self.events += other.events;
         self.faults += other.faults;
+        self.effective += other.effective;
         self.streams += other.streams;
         self.counts.add(&other.counts);
     }
@@ -99,8 +103,9 @@ impl Report {
 
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { events, faults, streams, counts, .. } = self;
-        write!(f, "{events} events, {faults} faults, {streams} streams, {} deliveries, {} gaps", counts.events, counts.gaps)?;
+        let Self { events, faults, effective, streams, counts, .. } = self;
+        write!(f, "{events} events, {faults} faults of which {effective} had an effect, {streams} streams, ")?;
+        write!(f, "{} deliveries, {} gaps", counts.events, counts.gaps)?;
         write!(
             f,
             "; limits: resets told again {}, by windows of an old log {}, read on blindly {}, equal checks {}",
@@ -218,53 +223,83 @@ impl World {
     }
 
     fn fault(&self) {
-        self.faults.set(self.faults.get() + 1);
         self.mend();
+        let number = self.faults.get() + 1;
+        self.broker.state.lock().fault = Some(number);
+        if self.happens() {
+            self.faults.set(number);
+        }
+        self.broker.state.lock().fault = None;
+        self.broker.changed.iter().for_each(tokio::sync::Notify::notify_waiters);
+    }
+
+    /// Something happens to a source or a bridge, or nothing, as it was so already.
+    fn happens(&self) -> bool {
         let (slot, source) = (random::in_range(0..BRIDGES), random::in_range(self.plan.sources.clone()));
+        let log = source == JET || source == RAB;
         let mut state = self.broker.state.lock();
+        let fault = state.fault.unwrap_or_default();
         let what = random::in_range(0..100);
-        self.note(None, || format!("fault {what} of bridge {slot}, {}", SOURCES[source]));
+        self.note(None, || format!("fault {fault}, {what} of bridge {slot}, {}", SOURCES[source]));
         match what {
             0..40 => {
+                state.break_link(slot, source, one_in(4));
                 let link = &mut state.links[slot][source];
-                link.breaks += 1;
-                link.panics = one_in(4);
-                link.refuse = if one_in(3) { random::in_range(0..6) } else { 0 };
+                (link.refuse, link.refused_by) = (if one_in(3) { random::in_range(0..6) } else { 0 }, fault);
+                true
             }
             40..48 => {
                 let until = tokio::time::Instant::now() + Duration::from_millis(random::in_range(0..10_000));
-                state.links[slot][source].frozen = Some(until);
+                let link = &mut state.links[slot][source];
+                (link.frozen, link.frozen_by) = (Some(until), fault);
+                true
             }
-            48..56 => state.down[source] = !state.down[source],
-            56..66 if (source == JET || source == RAB) && self.plan.has("truncate") => {
-                let keep = random::in_range(0..60);
-                state.truncate(source, keep);
+            48..56 => {
+                state.down_by[source] = if state.down[source] { state.down_by[source] } else { fault };
+                !std::mem::replace(&mut state.down[source], true)
             }
+            56..66 if log && self.plan.has("truncate") => state.truncate(source, random::in_range(0..60)),
             66..70 if self.plan.has("purge") => state.purge(JET),
-            70..73 if (source == JET || source == RAB) && self.plan.has("recreate") => state.recreate(source),
-            73..77 if (source == JET || source == RAB) && self.plan.has("cut") => {
-                let count = random::in_range(1..10);
-                state.cut(source, count);
+            70..73 if log && self.plan.has("recreate") => {
+                state.recreate(source);
+                true
+            }
+            73..77 if log && self.plan.has("cut") => {
+                state.cut(source, random::in_range(1..10));
+                true
             }
             77..92 if self.plan.has("kill") => {
                 drop(state);
-                let down = self.bridges.borrow()[slot].is_none();
-                if down || one_in(2) {
-                    self.kill(slot);
-                    self.start(slot);
-                } else {
-                    self.kill(slot);
-                }
+                self.crash(slot, fault)
             }
             92.. if self.plan.has("drain") => {
                 drop(state);
-                if let Some(bridge) = &self.bridges.borrow()[slot] {
-                    bridge.drain(Duration::from_millis(random::in_range(0..3_000)));
-                }
+                self.drain(slot, fault)
             }
-            _ => self.faults.set(self.faults.get() - 1),
+            _ => false,
         }
-        self.broker.changed.iter().for_each(tokio::sync::Notify::notify_waiters);
+    }
+
+    /// Kills a bridge; one that is gone already comes back.
+    fn crash(&self, slot: usize, fault: Fault) -> bool {
+        let epoch = self.bridges.borrow()[slot].as_ref().map(|bridge| bridge.epoch);
+        if let Some(epoch) = epoch {
+            self.broker.state.lock().ended.entry(epoch).or_insert(fault);
+            self.kill(slot);
+        }
+        if epoch.is_none() || one_in(2) {
+            self.start(slot);
+        }
+        epoch.is_some()
+    }
+
+    fn drain(&self, slot: usize, fault: Fault) -> bool {
+        let bridge = self.bridges.borrow()[slot].clone().filter(|bridge| !bridge.is_draining());
+        if let Some(bridge) = &bridge {
+            self.broker.state.lock().ended.insert(bridge.epoch, fault);
+            bridge.drain(Duration::from_millis(random::in_range(0..3_000)));
+        }
+        bridge.is_some()
     }
 
     /// What is down does not stay so for long.
@@ -301,8 +336,15 @@ impl World {
         bridge.filter(|bridge| !bridge.is_draining())
     }
 
-    pub(super) fn opened(&self, _: u32) {
+    pub(super) fn opened(&self) {
         self.streams.set(self.streams.get() + 1);
+    }
+
+    /// A stream of this bridge has ended, and its client was told no reason of its own.
+    pub(super) fn ended(&self, epoch: u32) {
+        let mut state = self.broker.state.lock();
+        let fault = state.ended.get(&epoch).copied();
+        state.effective.extend(fault);
     }
 
     /// Prints what happens to a client, or to the brokers and bridges, where `SIM_CLIENT` names one.
@@ -331,8 +373,10 @@ impl World {
         if state.alarms.len() > 1 {
             return true;
         }
-        let patterns = judge.patterns.clone();
-        match ask(judge, &state, &floors) {
+        let asked = ask(judge, &state, &floors);
+        state.effective.extend(judge.effects.drain(..));
+        let patterns = &judge.patterns;
+        match asked {
             Ok(()) => true,
             Err(error) => {
                 state.alarms.push(format!("client {number} {patterns:?}: {error}"));
@@ -350,6 +394,7 @@ impl World {
         let mut report = Report {
             events: state.written.iter().map(|written| written.iter().filter(|w| !w.border).count() as u64).sum(),
             faults: self.faults.get(),
+            effective: state.effective.range(1..).count() as u64,
             streams: self.streams.get(),
             trace: self.trace.get(),
             alarms: state.alarms.clone(),
