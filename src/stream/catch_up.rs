@@ -525,6 +525,10 @@ impl CatchUp {
     fn write_gaps(&mut self, before: &Cursor) {
         let gaps = std::mem::take(&mut self.gaps);
         let last = gaps.len().saturating_sub(1);
+        let mut before = before.clone();
+        // A source that the client's id did not know has its place in the cursor already.
+        let unknown = |tag: &Tag| gaps.iter().any(|(source, gap)| *gap == UNKNOWN && source.is_some_and(|of| self.tag(of) == Some(*tag)));
+        before.durable.retain(|(tag, _)| !unknown(tag));
         for (n, (source, gap)) in gaps.into_iter().enumerate() {
             if n == last {
                 self.client.write_id(&mut self.out);

@@ -96,12 +96,6 @@ impl Body {
         }
     }
 
-    /// Whether it has caught up.
-    #[cfg(test)]
-    pub(crate) fn is_live(&self) -> bool {
-        matches!(self.state, State::Live(_))
-    }
-
     fn last(&mut self, bytes: Bytes) -> Poll<Option<Bytes>> {
         self.state = State::Ended;
         Poll::Ready(Some(bytes))
