@@ -2,6 +2,11 @@
 //! and writer's loops, with a model
 //! broker on one side, model clients on the other, and an oracle that compares what was sent with what was written.
 //!
+//! What happens: connections break, with a panic of the adapter or without, freeze, and are refused; the broker denies a right for
+//! a while, to the live reader or to histories; a source is down; a log is cut, truncated, purged or made anew, or has messages that
+//! cannot be read; bridges are killed, drained, and started again with another name of a source or without it. All the time,
+//! and not counted as faults, clients stall, leave and come back, tokens expire, answers are late and acknowledgements fail.
+//!
 //! A fault has an effect only if it changed what a stream was sent, as far as that can be seen. It is counted when
 //! - the stream ended with its bridge, which was killed or drained, or with an adapter that panicked while it read a history;
 //! - the stream's client was told a gap by reason of it, or was not sent messages that a crash of the broker had taken;
@@ -31,7 +36,7 @@ use world::{Report, World};
 
 /// Events and calm of one world: many small worlds are more different than a large one.
 const EVENTS: usize = 4_000;
-const CALM: usize = 60;
+const CALM: usize = 40;
 
 fn run(seed: u64) -> Report {
     World::run(seed, EVENTS, CALM)
@@ -108,7 +113,7 @@ fn every_mutant_fits_the_code() {
         assert_eq!(code.matches(&before).count(), 1, "{} does not fit {file}", path.display());
         count += 1;
     }
-    assert!(count >= 14, "{count}");
+    assert!(count >= 18, "{count}");
 }
 
 #[test]

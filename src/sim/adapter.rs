@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::broker::{Broker, CORE, Fault, Handed, Issued, JET, JOBS, Link, RAB, SOURCES, SUBJECTS, State, told};
 use crate::cursor::Position;
-use crate::event::{Gap, GapReason};
+use crate::event::{Gap, GapReason, Timestamp};
 use crate::source::{Adapter, Connection, Item, SourceError, Start};
 use crate::subject::Pattern;
 use crate::support::random;
@@ -43,6 +43,11 @@ async fn pause(millis: u64) {
     sleep(Duration::from_micros(random::in_range(0..=millis * 1000))).await;
 }
 
+/// A history could not be opened or read.
+fn note_failure(state: &mut State, epoch: u32, source: usize) {
+    state.failing.entry((epoch, source)).or_insert_with(Timestamp::now);
+}
+
 /// One source of one bridge.
 pub(super) struct Model {
     pub(super) broker: Arc<Broker>,
@@ -67,11 +72,12 @@ impl Model {
         }
         let reader = {
             let mut state = self.broker.state.lock();
-            if let Err((fault, error)) = self.admit(&mut state) {
+            if let Err((fault, error)) = self.admit(&mut state, live) {
                 if live {
                     state.links[self.slot][self.source].hold(fault);
                 } else {
                     state.effective.insert(fault);
+                    note_failure(&mut state, self.epoch, self.source);
                 }
                 return Err(error);
             }
@@ -105,13 +111,13 @@ impl Model {
         // Between the look at the log and the reading something may happen to it.
         if one_in(8) {
             pause(200).await;
-            reader.check()?;
+            reader.check().inspect_err(|_| note_failure(&mut self.broker.state.lock(), self.epoch, self.source))?;
         }
         Ok(Box::new(reader))
     }
 
     /// Whether the broker lets a reader in; else why not, and because of which fault.
-    fn admit(&self, state: &mut State) -> Result<(), (Fault, SourceError)> {
+    fn admit(&self, state: &mut State, live: bool) -> Result<(), (Fault, SourceError)> {
         let link = &mut state.links[self.slot][self.source];
         if link.refuse > 0 {
             link.refuse -= 1;
@@ -119,6 +125,14 @@ impl Model {
         }
         if state.down[self.source] {
             return Err((state.down_by[self.source], SourceError::lost("down")));
+        }
+        let link = &mut state.links[self.slot][self.source];
+        if live && link.denied > 0 {
+            link.denied -= 1;
+            return Err((link.denied_by, SourceError::denied("no right to read")));
+        }
+        if !live && link.histories_denied.is_some_and(|until| until > Instant::now()) {
+            return Err((link.histories_denied_by, SourceError::denied("no right to make a reader")));
         }
         Ok(())
     }
@@ -284,6 +298,11 @@ impl LogReader {
                     newest.extend(state.logs[source].live.iter().rev().find(|index| state.written[source][**index].subject == *subject));
                 }
                 newest.sort_unstable();
+                if newest.iter().any(|index| !state.written[source][*index].is_readable()) {
+                    // Which of them cannot be read is not known: none is handed out.
+                    newest.clear();
+                    items.push(Item::Gap(Gap { reason: GapReason::Unreadable, from: None, to: None, position: end }));
+                }
                 for index in newest {
                     let message = state.written[source][index].message(true);
                     // Seen with nats-server 2.9: the same one twice.
@@ -369,14 +388,27 @@ impl LogReader {
         while batch.len() - before < most {
             let Some(index) = state.logs[source].live.get(place).copied() else { break };
             place += 1;
-            let seq = state.written[source][index].seq;
-            self.hole(state, seq, batch);
-            self.base.hand_out(state, index);
-            batch.push(Item::Message(state.written[source][index].message(true)));
-            self.at = Some(seq);
-            if self.tail.is_some_and(|tail| seq >= tail) {
-                self.tail = None;
-                batch.push(Item::Tail(Some(state.written[source][index].position())));
+            self.hole(state, state.written[source][index].seq, batch);
+            let mut last = index;
+            if state.written[source][index].is_readable() {
+                self.base.hand_out(state, index);
+                batch.push(Item::Message(state.written[source][index].message(true)));
+            } else {
+                // Of a RabbitMQ stream, only what can be read again behind such messages is known.
+                while source == RAB
+                    && let Some(index) = state.logs[source].live.get(place).filter(|index| !state.written[source][**index].is_readable())
+                {
+                    last = *index;
+                    place += 1;
+                }
+                let (first, position) = (state.written[source][index].seq, state.written[source][last].position());
+                let (reason, from, to) = (GapReason::Unreadable, first.checked_sub(1), Some(position.seq + 1));
+                batch.push(Item::Gap(Gap { reason, from, to, position: Some(position) }));
+            }
+            let position = state.written[source][last].position();
+            self.at = Some(position.seq);
+            if self.tail.take_if(|tail| position.seq >= *tail).is_some() {
+                batch.push(Item::Tail(Some(position)));
             }
         }
         if let Some(end) = end {
@@ -398,7 +430,11 @@ impl LogReader {
 
     /// A history ends before the end of its log, though a client waits for it.
     fn interrupt(&self, state: &mut State, fault: Fault) {
-        if !self.base.live && self.tail.is_some() {
+        if self.base.live {
+            return;
+        }
+        note_failure(state, self.base.epoch, self.base.source);
+        if self.tail.is_some() {
             state.effective.insert(fault);
         }
     }

@@ -13,14 +13,14 @@ use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use super::adapter::{Model, Panic};
-use super::broker::{Broker, Handed, JOBS, MAX_PAYLOAD, SOURCES, Taken, routed};
+use super::broker::{Broker, Handed, JOBS, MAX_PAYLOAD, Names, SOURCES, Taken, routed};
 use super::executor::{Executor, Group};
 use super::oracle::Start;
 use super::pipe::ServerEnd;
 use super::writer::Writers;
 use crate::app::intake::{Counts, Intake};
 use crate::cursor::{Cursor, Point};
-use crate::event::{GapReason, SourceKey, Timestamp};
+use crate::event::{GapReason, SourceKey, SourceName, Timestamp};
 use crate::frame::{Closing, Form};
 use crate::history::{self, Histories};
 use crate::hub::{Filter, Hub, Limits};
@@ -48,10 +48,20 @@ pub(super) struct Bridge {
     pub(super) epoch: u32,
     pub(super) group: Group,
     hub: Arc<Hub>,
-    keys: Vec<SourceKey>,
+    /// Of the sources that it has.
+    keys: [Option<SourceKey>; 4],
+    pub(super) names: Names,
     streams: Arc<Streams>,
     writers: Rc<Writers>,
     stop: CancellationToken,
+}
+
+/// Where a bridge is, and what it is like.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) executor: &'a Executor,
+    pub(super) broker: &'a Arc<Broker>,
+    pub(super) bounds: &'a Bounds,
 }
 
 /// Which stream a client asks for.
@@ -72,10 +82,8 @@ fn rules() -> Vec<Rule> {
 }
 
 impl Bridge {
-    pub(super) fn start(executor: &Executor, broker: &Arc<Broker>, slot: usize, epoch: u32, group: Group, bounds: &Bounds) -> Rc<Self> {
-        let models: Vec<Arc<dyn Adapter>> =
-            (0..SOURCES.len()).map(|source| Arc::new(Model::new(broker, source, slot, epoch)) as Arc<dyn Adapter>).collect();
-        let name = |source: usize| SOURCES[source].parse().expect("a source's name");
+    pub(super) fn start(place: Place<'_>, slot: usize, epoch: u32, group: Group, names: Names) -> Rc<Self> {
+        let Place { executor, broker, bounds } = place;
         let window = Limits { bytes: bounds.window, age: bounds.age };
         let hub = Hub::with_logs(window, bounds.logs, epoch);
         let (heartbeat, retry) = (bounds.heartbeat, Duration::from_secs(1));
@@ -83,13 +91,16 @@ impl Bridge {
         let histories = Histories::new(history::Settings { readers: bounds.readers, rate: 64 << 20, cache: 8 << 10 });
         let streams = Streams::new(hub.clone(), histories, settings);
         let stop = CancellationToken::new();
-        let mut keys = Vec::new();
-        for (source, adapter) in models.into_iter().enumerate() {
-            let router = Arc::new(Router::new(&rules(), &name(source), &adapter.reach(), Arc::default()));
-            let handle = Arc::new(Handle::new(name(source), &*adapter, true));
+        let mut keys = [None; 4];
+        for (source, name) in names.into_iter().enumerate() {
+            let Some(name) = name else { continue };
+            let name: SourceName = name.parse().expect("a source's name");
+            let adapter: Arc<dyn Adapter> = Arc::new(Model::new(broker, source, slot, epoch));
+            let router = Arc::new(Router::new(&rules(), &name, &adapter.reach(), Arc::default()));
+            let handle = Arc::new(Handle::new(name.clone(), &*adapter, true));
             let log = history::Log::of(&handle, adapter.clone(), MAX_PAYLOAD);
-            let key = streams.add(stream::Source { name: name(source), part: None, router: router.clone(), log }, Timestamp::now());
-            keys.push(key);
+            let key = streams.add(stream::Source { name, part: None, router: router.clone(), log }, Timestamp::now());
+            keys[source] = Some(key);
             let inner = Intake::new(key, router, hub.clone(), Arc::<Counts>::default());
             let intake = Arc::new(Witness { inner, broker: broker.clone(), slot, source, epoch });
             let warm_up = source::Start::Recent { age: bounds.age, bytes: bounds.window as u64 };
@@ -98,7 +109,7 @@ impl Bridge {
         }
         executor.spawn(group, crate::app::beat(hub.clone(), bounds.heartbeat));
         let writers = Writers::start(executor, group, &hub);
-        Rc::new(Self { epoch, group, hub, keys, streams, writers, stop })
+        Rc::new(Self { epoch, group, hub, keys, names, streams, writers, stop })
     }
 
     /// Ends its sources and its streams in good order.
@@ -113,7 +124,7 @@ impl Bridge {
 
     /// The last sequence that a source's window has dropped.
     pub(super) fn floor(&self, source: usize) -> u64 {
-        self.hub.state().source(self.keys[source]).map_or(0, |of| of.window().floor())
+        self.keys[source].and_then(|key| Some(self.hub.state().source(key)?.window().floor())).unwrap_or_default()
     }
 
     pub(super) fn open(&self, opening: Opening) -> Stream {

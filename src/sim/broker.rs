@@ -4,11 +4,13 @@
 //! Knows messages and how brokers lose them; nothing of bridges. How bridges read from it is [`super::adapter`]'s affair.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use slab::Slab;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::cursor::{Check, Position};
 use crate::event::{Gap, GapReason, Message, Timestamp};
@@ -36,6 +38,12 @@ pub(super) const SUBJECTS: [&[&str]; 4] = [
     &["jobs.a", "jobs.b"],
     &["core.a", "core.b", "core.drop.z"],
 ];
+
+/// What the sources with a log are called after an operator renamed them.
+pub(super) const RENAMED: [&str; 2] = ["jet2", "rab2"];
+
+/// What a bridge calls its sources; `None`: it has no such source.
+pub(super) type Names = [Option<&'static str>; 4];
 
 /// What routing makes of a subject, said here anew: the bridge's own router is not its judge.
 pub(super) fn routed(subject: &str) -> Option<&str> {
@@ -70,6 +78,8 @@ pub(super) struct Written {
     pub(super) cut: bool,
     /// No message: from here on the log's positions mean something else.
     pub(super) border: bool,
+    /// What made it unreadable: no reader is given it. 0: it is readable.
+    pub(super) unreadable: Fault,
     /// What removed it, or made the border.
     pub(super) removed_by: Fault,
     /// The bridges that got it late.
@@ -80,12 +90,19 @@ pub(super) struct Written {
 
 impl Written {
     fn new(seq: u64, subject: &'static str, payload: Bytes) -> Self {
-        let (removed, cut, border, removed_by, late, requeued_by) = (false, false, false, 0, Vec::new(), Vec::new());
-        Self { seq, subject, payload, time: Timestamp::now(), removed, cut, border, removed_by, late, requeued_by }
+        let (removed, cut, border, late, requeued_by) = (false, false, false, Vec::new(), Vec::new());
+        let (time, removed_by, unreadable) = (Timestamp::now(), 0, 0);
+        Self { seq, subject, payload, time, removed, cut, border, unreadable, removed_by, late, requeued_by }
     }
 
+    /// Nothing can be computed from what cannot be read.
     pub(super) fn position(&self) -> Position {
-        Position { seq: self.seq, check: Some(Check::of(&[self.subject.as_bytes(), &self.payload])) }
+        let check = self.is_readable().then(|| Check::of(&[self.subject.as_bytes(), &self.payload]));
+        Position { seq: self.seq, check }
+    }
+
+    pub(super) fn is_readable(&self) -> bool {
+        self.unreadable == 0
     }
 
     pub(super) fn message(&self, durable: bool) -> Message {
@@ -121,6 +138,10 @@ pub(super) struct Log {
     pub(super) live: VecDeque<usize>,
     /// The sequence of the next message.
     pub(super) next: u64,
+    /// All sequences from here on are new, also to logs that were there before.
+    unused: u64,
+    /// The next messages that cannot be read, and by which fault.
+    poison: (u32, Fault),
     /// Which log it is: another one after it was made anew.
     pub(super) created: u32,
     /// Where it was made anew or cut, as indices of what was written.
@@ -174,11 +195,16 @@ pub(super) struct Link {
     /// So often the log had been made anew or cut when the live reader began.
     pub(super) borders: usize,
     /// Nothing arrives before this.
-    pub(super) frozen: Option<tokio::time::Instant>,
+    pub(super) frozen: Option<Instant>,
     /// The faults that broke, refuse and froze it last.
     pub(super) broken_by: Fault,
     pub(super) refused_by: Fault,
     pub(super) frozen_by: Fault,
+    /// Attempts of the live reader that are still denied, and until when all histories are; and by which faults.
+    pub(super) denied: u32,
+    pub(super) denied_by: Fault,
+    pub(super) histories_denied: Option<Instant>,
+    pub(super) histories_denied_by: Fault,
     /// A live reader is connected.
     standing: bool,
     /// The faults that hold up what comes.
@@ -232,6 +258,10 @@ pub(super) struct State {
     pub(super) fault: Option<Fault>,
     /// By epoch: the fault that ended the bridge.
     pub(super) ended: BTreeMap<u32, Fault>,
+    /// By epoch and source: since when histories have failed.
+    pub(super) failing: BTreeMap<(u32, usize), Timestamp>,
+    /// By epoch: the fault that gave a bridge other sources than it had before.
+    pub(super) renamed: BTreeMap<u32, Fault>,
     /// The faults that changed what a stream was sent.
     pub(super) effective: BTreeSet<Fault>,
     /// Names of what was found to be wrong, with what is known of it.
@@ -260,7 +290,7 @@ impl Broker {
         let index = s.written[source].len();
         let size = if random::in_range(0..100) == 0 { random::in_range(0..2 * MAX_PAYLOAD) } else { random::in_range(0..60) };
         let payload = format!("{{\"n\":{index},\"s\":{source},\"x\":\"{:x<size$}\"}}", "").into();
-        let mut seq = index as u64;
+        let (mut seq, mut unreadable) = (index as u64, 0);
         if let Some(log) = s.logs.get_mut(source) {
             if source == RAB {
                 if log.segment == 0 {
@@ -273,8 +303,14 @@ impl Broker {
             seq = log.next;
             log.next += 1;
             log.live.push_back(index);
+            // Where another message had this sequence, a reader that stands there could not tell that the log is another one.
+            if log.poison.0 > 0 && seq >= log.unused {
+                log.poison.0 -= 1;
+                unreadable = log.poison.1;
+            }
+            log.unused = log.unused.max(log.next);
         }
-        s.written[source].push(Written::new(seq, subject, payload));
+        s.written[source].push(Written { unreadable, ..Written::new(seq, subject, payload) });
         match source {
             JOBS => {
                 s.queue.push_back(index);
@@ -333,6 +369,11 @@ impl State {
             }
         }
         count > 0
+    }
+
+    /// The next messages of a log cannot be read.
+    pub(super) fn poison(&mut self, source: usize, count: u32) {
+        self.logs[source].poison = (count, self.fault.unwrap_or_default());
     }
 
     /// Limits take the oldest messages: of a RabbitMQ stream whole segments, and never all.
@@ -399,6 +440,19 @@ impl State {
         if std::mem::take(&mut link.standing) {
             link.hold(fault);
         }
+    }
+
+    /// A bridge has no right to read a source, so often.
+    pub(super) fn deny(&mut self, slot: usize, source: usize, times: u32) {
+        let link = &mut self.links[slot][source];
+        (link.denied, link.denied_by) = (times, self.fault.unwrap_or_default());
+        self.break_link(slot, source, false);
+    }
+
+    /// A bridge has no right to make readers for histories, for so long.
+    pub(super) fn deny_histories(&mut self, slot: usize, source: usize, span: Duration) {
+        let link = &mut self.links[slot][source];
+        (link.histories_denied, link.histories_denied_by) = (Some(Instant::now() + span), self.fault.unwrap_or_default());
     }
 
     /// A live reader hands out a message: notes whether faults held it up, or had it delivered again.

@@ -7,7 +7,7 @@ use memchr::memmem;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::bridge::{Opening, index};
-use super::broker::SOURCES;
+use super::broker::{Names, SOURCES};
 use super::oracle::{Block, Content, Judge, Start};
 use super::pipe::{ClientEnd, pair};
 use super::world::World;
@@ -19,6 +19,9 @@ use crate::support::random;
 
 /// How late a stream may notice that its token has expired: timers count milliseconds, and a piece is made at once.
 const LATE: Duration = Duration::from_millis(20);
+
+/// What the Fetch standard lets a browser send across origins without a preflight.
+const LONGEST_ID: usize = 128;
 
 fn one_in(count: u32) -> bool {
     random::in_range(0..count) == 0
@@ -40,7 +43,8 @@ enum Left {
 /// See the module. Runs for as long as its world.
 pub(super) async fn run(world: Rc<World>, number: usize, patterns: Vec<&'static str>, json: bool, first: Start) {
     world.judges.borrow_mut().push((number, Judge::new(patterns.clone())));
-    let mut reader = Reader { world: world.clone(), number, last_id: None, expires: None, closing: None, pending: Vec::new() };
+    let mut reader =
+        Reader { world: world.clone(), number, last_id: None, expires: None, names: [None; 4], closing: None, pending: Vec::new() };
     loop {
         let Some(bridge) = world.some_bridge() else {
             pause(10..200).await;
@@ -61,14 +65,14 @@ pub(super) async fn run(world: Rc<World>, number: usize, patterns: Vec<&'static 
         }
         world.note(Some(number), || format!("opens {start:?} at {}", bridge.epoch));
         world.judge(number, |judge, state, _| {
-            judge.open(state, bridge.epoch, &start);
+            judge.open(state, (bridge.epoch, bridge.names), &start);
             Ok(())
         });
         let expires = (!world.quiet.get() && one_in(6)).then(|| {
             let span = Duration::from_millis(random::in_range(0..8_000));
             Timestamp::from_micros(Timestamp::now().as_micros() + span.as_micros() as u64)
         });
-        reader.expires = expires;
+        (reader.expires, reader.names) = (expires, bridge.names);
         let last_id = reader.last_id.clone();
         let stream = bridge.open(Opening { patterns: patterns.clone(), json, start, last_id, expires });
         let (server, socket) = pair(random::in_range(world.plan.socket.clone()));
@@ -90,6 +94,8 @@ struct Reader {
     last_id: Option<String>,
     /// When the open stream's token expires.
     expires: Option<Timestamp>,
+    /// What the bridge of the open stream calls its sources.
+    names: Names,
     /// The reason that the open stream was closed with.
     closing: Option<String>,
     pending: Vec<u8>,
@@ -150,8 +156,10 @@ impl Reader {
             }
         }
         let cursor = id.map(Cursor::from_id).transpose();
+        let short = id.is_none_or(|id| id.len() <= LONGEST_ID);
+        self.world.judge(self.number, |_, _, _| if short { Ok(()) } else { Err("an id is too long".into()) });
         self.world.note(Some(self.number), || format!("    {cursor:?}"));
-        let content = data.map_or(Ok(Content::Nothing), |data| content(name, data));
+        let content = data.map_or(Ok(Content::Nothing), |data| content(name, data, &self.names));
         if let Ok(Content::Closing(reason)) = &content {
             self.closing = Some(reason.clone());
         }
@@ -179,7 +187,7 @@ impl Reader {
     }
 }
 
-fn content(name: Option<&[u8]>, data: &[u8]) -> Result<Content, String> {
+fn content(name: Option<&[u8]>, data: &[u8], names: &Names) -> Result<Content, String> {
     let broken = || "data that nobody wrote".to_owned();
     if name == Some(frame::CLOSING.as_bytes()) || name == Some(frame::GAP.as_bytes()) {
         let value: serde_json::Value = serde_json::from_slice(data).map_err(|e| e.to_string())?;
@@ -188,7 +196,10 @@ fn content(name: Option<&[u8]>, data: &[u8]) -> Result<Content, String> {
             return Ok(Content::Closing(reason));
         }
         let number = |key: &str| value[key].as_str().and_then(|text| text.parse().ok());
-        let source = SOURCES.iter().position(|source| value["source"] == *source);
+        let source = match value["source"].as_str() {
+            Some("*") => None,
+            source => Some(names.iter().position(|name| name.is_some() && *name == source).ok_or("a gap of a source that is not there")?),
+        };
         return Ok(Content::Gap { source, reason, from: number("from"), to: number("to") });
     }
     let start = memmem::find(data, b"{\"n\":").ok_or_else(broken)?;

@@ -3,10 +3,12 @@
 //! A client's id is taken at its word: whatever it claims to have, the client must have been sent, or told to be lost.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use super::broker::{Fault, Handed, Issued, JET, SOURCES, SUBJECTS, State, Written, routed};
+use super::broker::{Fault, Handed, Issued, JET, Names, RENAMED, SOURCES, SUBJECTS, State, Written, routed};
 use crate::cursor::{Cursor, Point, Position, Tag};
 use crate::event::Timestamp;
+use crate::frame::Closing;
 
 /// A block of a stream.
 #[derive(Debug, Default)]
@@ -66,6 +68,37 @@ struct Follower {
     stale: bool,
     /// It was told a reset by such a bridge since: it may have gone back into the old log, and is told again behind that.
     went_back: bool,
+    /// The bridge has to say first that the client's id knew nothing of this source.
+    expects_unknown: bool,
+    /// It was told that the newest of each subject cannot be read.
+    newest_lost: bool,
+}
+
+impl Follower {
+    fn new() -> Self {
+        Self {
+            mode: Mode::Unknown,
+            next: 0,
+            gaps: Vec::new(),
+            borders: 0,
+            point: None,
+            unverified: false,
+            stale: false,
+            went_back: false,
+            expects_unknown: false,
+            newest_lost: false,
+        }
+    }
+
+    /// It stands nowhere, and begins with what the bridge says.
+    fn forget(&mut self) {
+        self.point = None;
+        self.gaps.clear();
+        self.next = 0;
+        self.unverified = true;
+        self.mode = Mode::Unknown;
+        self.expects_unknown = false;
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -103,6 +136,8 @@ pub(super) struct Counts {
     pub(super) blind: u64,
     /// Two messages with the same sequence and the same check.
     pub(super) collisions: u64,
+    /// Streams that were closed since a log could not be read.
+    pub(super) unavailable: u64,
 }
 
 impl Counts {
@@ -113,6 +148,7 @@ impl Counts {
         self.stale += other.stale;
         self.blind += other.blind;
         self.collisions += other.collisions;
+        self.unavailable += other.unavailable;
     }
 }
 
@@ -123,7 +159,14 @@ pub(super) type Floors<'a> = &'a dyn Fn(u32, usize) -> u64;
 pub(super) struct Judge {
     pub(super) patterns: Vec<&'static str>,
     concerned: [bool; 4],
+    /// What the bridge calls its sources.
+    names: Names,
     logs: [Follower; 2],
+    /// What the client has had of the same logs under their other names, and whether `logs` is what it had under these.
+    others: [Follower; 2],
+    swapped: [bool; 2],
+    /// The process that the last id is of.
+    id_epoch: Option<u32>,
     volatile: Volatile,
     /// What the windows had dropped, by source, when the client came to this process: it need not know of that.
     began: [u64; 4],
@@ -154,16 +197,6 @@ fn matches(pattern: &str, subject: &str) -> bool {
 
 impl Judge {
     pub(super) fn new(patterns: Vec<&'static str>) -> Self {
-        let follower = || Follower {
-            mode: Mode::Unknown,
-            next: 0,
-            gaps: Vec::new(),
-            borders: 0,
-            point: None,
-            unverified: false,
-            stale: false,
-            went_back: false,
-        };
         let concerned = SUBJECTS.map(|subjects| {
             let wanted = |subject: &str| patterns.iter().any(|pattern| matches(pattern, subject));
             subjects.iter().any(|subject| routed(subject).is_some_and(wanted))
@@ -171,7 +204,11 @@ impl Judge {
         Self {
             patterns,
             concerned,
-            logs: [follower(), follower()],
+            names: [None; 4],
+            logs: [Follower::new(), Follower::new()],
+            others: [Follower::new(), Follower::new()],
+            swapped: [false; 2],
+            id_epoch: None,
             volatile: Volatile::Unknown,
             began: [0; 4],
             gaps: Vec::new(),
@@ -189,21 +226,27 @@ impl Judge {
     }
 
     fn wants(&self, written: &Written) -> bool {
-        self.matches(written.subject) && !written.oversized()
+        self.matches(written.subject) && !written.oversized() && written.is_readable()
     }
 
     pub(super) fn is_concerned(&self, source: usize) -> bool {
-        self.concerned[source]
+        self.concerned[source] && self.names[source].is_some()
     }
 
-    /// Something that the client must have been told of.
-    fn must_know(&self, written: &Written) -> bool {
-        self.matches(written.subject)
+    /// Something that the client must have been told of. The subject of what cannot be read is not known.
+    fn must_know(&self, source: usize, written: &Written) -> bool {
+        if written.is_readable() { self.matches(written.subject) } else { self.is_concerned(source) }
     }
 
     /// The client opens a stream.
-    pub(super) fn open(&mut self, state: &State, epoch: u32, start: &Start) {
-        (self.epoch, self.opened) = (epoch, Timestamp::now());
+    pub(super) fn open(&mut self, state: &State, (epoch, names): (u32, Names), start: &Start) {
+        (self.epoch, self.names, self.opened) = (epoch, names, Timestamp::now());
+        for source in 0..2 {
+            let swapped = names[source].map_or(self.swapped[source], |name| name == RENAMED[source]);
+            if std::mem::replace(&mut self.swapped[source], swapped) != swapped {
+                std::mem::swap(&mut self.logs[source], &mut self.others[source]);
+            }
+        }
         for (source, log) in self.logs.iter_mut().enumerate() {
             log.stale =
                 log.went_back || state.noticed.get(&(epoch, source)).is_none_or(|noticed| *noticed < state.logs[source].borders.len());
@@ -212,7 +255,11 @@ impl Judge {
         self.restarted.clear();
         self.expects_unknown = *start == Start::Unreadable;
         if *start == Start::Resume {
-            for log in &mut self.logs {
+            // An id of the same process is from before the source was live there.
+            let knows_others = (0..2).any(|source| self.parked(source).any(|(_, other)| other.point.is_some()));
+            let early = self.id_epoch == Some(epoch) && !knows_others;
+            for (source, log) in self.logs.iter_mut().enumerate() {
+                log.expects_unknown = log.point.is_none() && self.concerned[source] && names[source].is_some() && !early;
                 log.unverified |= !matches!(log.point, Some(Point::At(Position { check: Some(_), .. })));
                 if let Mode::Last(seen) = &mut log.mode {
                     seen.clear();
@@ -223,12 +270,12 @@ impl Judge {
             }
             return;
         }
-        for log in &mut self.logs {
-            log.point = None;
-            log.gaps.clear();
-            log.next = 0;
-            log.unverified = true;
+        self.others.iter_mut().for_each(Follower::forget);
+        for (log, name) in self.logs.iter_mut().zip(names) {
+            log.forget();
+            log.newest_lost = false;
             log.mode = match start {
+                _ if name.is_none() => Mode::Unknown,
                 Start::Earliest => Mode::Earliest,
                 Start::Since(time) => Mode::Since(*time),
                 Start::Last => Mode::Last(BTreeMap::new()),
@@ -247,6 +294,7 @@ impl Judge {
     pub(super) fn block(&mut self, state: &State, floors: Floors<'_>, block: &Block) -> Result<(), String> {
         let mut told = None;
         match &block.content {
+            Content::Closing(reason) if reason == Closing::Unavailable.as_str() => self.unavailable(state)?,
             Content::Nothing | Content::Closing(_) => {}
             Content::Event { source, index, subject } => {
                 self.counts.events += 1;
@@ -259,6 +307,9 @@ impl Judge {
                 }
                 let late = written.late.iter().filter(|late| late.epoch == self.epoch && late.arrived >= self.opened);
                 self.effects.extend(late.flat_map(|late| &late.faults));
+                if self.names[*source].is_none() {
+                    return Err(format!("{} {index} is of a source that is not there", written.subject));
+                }
                 if *source < 2 {
                     self.event(state, *source, *index, block)?;
                 }
@@ -286,20 +337,65 @@ impl Judge {
             return Err("the unreadable cursor was not told first".into());
         }
         let Some(id) = &block.id else { return Ok(()) };
+        self.id_epoch = Some(id.epoch);
         for (source, name) in SOURCES.iter().enumerate().take(2) {
-            // Of what does not concern it, a client is not told: there its id moves as it may.
-            if self.concerned[source]
-                && let Some(point) = point(id, source)
-            {
-                self.claim(state, source, point).map_err(|error| format!("{name}: {error}"))?;
-            }
+            self.claims(state, source, id).map_err(|error| format!("{name}: {error}"))?;
         }
         self.volatile_claim(state, floors, id, told)
     }
 
+    /// Where an id stands in a source, as the bridge calls it.
+    fn point(&self, id: &Cursor, source: usize) -> Option<Point> {
+        point(id, self.names[source]?)
+    }
+
+    /// What the client has had of a log under names that the bridge does not know, with these names.
+    fn parked(&self, source: usize) -> impl Iterator<Item = (&'static str, &Follower)> {
+        let names = if self.swapped[source] { [RENAMED[source], SOURCES[source]] } else { [SOURCES[source], RENAMED[source]] };
+        let log = self.names[source].is_none().then_some((names[0], &self.logs[source]));
+        log.into_iter().chain([(names[1], &self.others[source])])
+    }
+
+    /// What an id says of a log, under each of its names.
+    fn claims(&mut self, state: &State, source: usize, id: &Cursor) -> Result<(), String> {
+        if let Some((name, other)) = self.parked(source).find(|(name, other)| point(id, name).is_some_and(|now| other.point != Some(now))) {
+            return Err(format!("its id moved from {:?} in {name}, which is not there", other.point));
+        }
+        if point(id, if self.swapped[source] { SOURCES[source] } else { RENAMED[source] }).is_none() {
+            self.others[source].forget();
+        }
+        if self.names[source].is_none() {
+            if point(id, if self.swapped[source] { RENAMED[source] } else { SOURCES[source] }).is_none() {
+                self.logs[source].forget();
+            }
+            return Ok(());
+        }
+        let Some(point) = self.point(id, source) else {
+            let before = self.logs[source].point;
+            return if before.is_none() { Ok(()) } else { Err(format!("its id lost where it was: {before:?}")) };
+        };
+        if self.logs[source].expects_unknown {
+            return Err(format!("its id stands at {point:?}, and it was not told that it was not known before"));
+        }
+        // Of what does not concern it, a client is not told: there its id moves as it may.
+        if self.concerned[source] {
+            return self.claim(state, source, point);
+        }
+        self.logs[source].point = Some(point);
+        Ok(())
+    }
+
+    /// A bridge gives a stream up when it could not read a log for 20 s.
+    fn unavailable(&mut self, state: &State) -> Result<(), String> {
+        self.counts.unavailable += 1;
+        let long_ago = Timestamp::now().before(Duration::from_secs(20));
+        let fails = |source: usize| state.failing.get(&(self.epoch, source)).is_some_and(|since| *since <= long_ago);
+        if (0..2).any(fails) { Ok(()) } else { Err("it was given up, though no log could not be read for long".into()) }
+    }
+
     fn event(&mut self, state: &State, source: usize, index: usize, block: &Block) -> Result<(), String> {
         let written = &state.written[source][index];
-        let now = block.id.as_ref().and_then(|id| point(id, source));
+        let now = block.id.as_ref().and_then(|id| self.point(id, source));
         let log = &mut self.logs[source];
         if let (Mode::Last(seen), Some(Point::Last)) = (&mut log.mode, now) {
             if seen.insert(written.subject, index) == Some(index) {
@@ -338,7 +434,7 @@ impl Judge {
             let crossed = state.logs[source].borders.iter().any(|border| (log.next..to).contains(border));
             for (index, written) in state.written[source].iter().enumerate().take(to).skip(log.next) {
                 removed |= written.removed;
-                if !self.must_know(written) {
+                if !self.must_know(source, written) {
                     continue;
                 }
                 if log.mode == Mode::Follow && written.removed {
@@ -436,9 +532,12 @@ impl Judge {
 
     /// Whether the newest of each subject came.
     fn newest(&self, state: &State, seen: &BTreeMap<&'static str, usize>, to: usize) -> Result<(), String> {
+        if self.logs[JET].newest_lost {
+            return Ok(());
+        }
         for subject in SUBJECTS[JET].iter().copied().filter(|subject| self.matches(subject)) {
             let of_it = |w: &&Written| w.subject == subject;
-            let newest = state.written[JET][..=to].iter().rev().find(of_it).filter(|w| !w.removed && !w.oversized());
+            let newest = state.written[JET][..=to].iter().rev().find(of_it).filter(|w| !w.removed && !w.oversized() && w.is_readable());
             if let Some(newest) = newest
                 && !seen.contains_key(subject)
             {
@@ -452,7 +551,7 @@ impl Judge {
     fn oversized(&mut self, state: &State, source: usize, gap: (&str, Option<u64>, Option<u64>), now: Option<Point>) -> Result<(), String> {
         let (_, from, to) = gap;
         if now == Some(Point::Last) {
-            let same = |w: &Written| self.must_know(w) && w.oversized() && from == w.seq.checked_sub(1) && to == Some(w.seq + 1);
+            let same = |w: &Written| self.matches(w.subject) && w.oversized() && from == w.seq.checked_sub(1) && to == Some(w.seq + 1);
             return if state.written[source].iter().any(same) { Ok(()) } else { Err(format!("{gap:?} is of no message")) };
         }
         let Some(Point::At(position)) = now else { return Err(format!("an oversized gap has an id of {now:?}")) };
@@ -460,21 +559,66 @@ impl Judge {
         if !state.written[source][index].oversized() || from != position.seq.checked_sub(1) || to != Some(position.seq + 1) {
             return Err(format!("{gap:?} is not that of {index} at {position:?}"));
         }
-        if !self.must_know(&state.written[source][index]) {
+        if !self.matches(state.written[source][index].subject) {
             return Err(format!("{gap:?} is of a subject that the client may not have"));
         }
         self.reach(state, source, index)
     }
 
+    /// A gap in place of messages that cannot be read: all of them and only they are between its bounds.
+    fn unreadable(
+        &mut self,
+        state: &State,
+        source: usize,
+        gap: (&str, Option<u64>, Option<u64>),
+        now: Option<Point>,
+    ) -> Result<(), String> {
+        let (_, from, to) = gap;
+        let written = &state.written[source];
+        let Some(to) = to else {
+            let log = &mut self.logs[source];
+            if source != JET || from.is_some() || now != Some(Point::Last) || !matches!(log.mode, Mode::Last(_)) {
+                return Err(format!("{gap:?} at {now:?} is not of the newest messages"));
+            }
+            log.newest_lost = true;
+            self.effects.extend(written.iter().map(|w| w.unreadable).max());
+            return Ok(());
+        };
+        let first = from.map_or(0, |from| from + 1);
+        let mut unreadable = written.iter().enumerate().filter(|(_, w)| !w.is_readable());
+        let Some((begin, _)) = unreadable.find(|(_, w)| w.seq == first) else { return Err(format!("{gap:?} begins at no such message")) };
+        let count = written[begin..].iter().take_while(|w| !w.is_readable() && w.seq < to).count();
+        let end = begin + count;
+        if written[end - 1].seq != to - 1 || now != Some(Point::At(Position::unverified(to - 1))) {
+            return Err(format!("{gap:?} at {now:?} is not of messages {begin} to {end}"));
+        }
+        let next = self.logs[source].next;
+        if self.logs[source].mode == Mode::Follow && end <= next {
+            return Err(format!("{gap:?} was told twice or late: all before {next} had come"));
+        }
+        self.effects.extend(written[begin..end].iter().map(|w| w.unreadable));
+        self.pass(state, source, begin.max(next)).map_err(|error| format!("before {gap:?}: {error}"))?;
+        let log = &mut self.logs[source];
+        (log.next, log.point, log.unverified) = (end, now, true);
+        Ok(())
+    }
+
     fn gap(&mut self, state: &State, source: usize, gap: (&str, Option<u64>, Option<u64>), block: &Block) -> Result<(), String> {
         let (reason, from, to) = gap;
-        let now = block.id.as_ref().and_then(|id| point(id, source));
+        let now = block.id.as_ref().and_then(|id| self.point(id, source));
         if reason == "oversized" {
             return self.oversized(state, source, gap, now);
         }
+        if reason == "unreadable" {
+            return self.unreadable(state, source, gap, now);
+        }
         if reason == "unknown_cursor" {
-            // It came from a bridge that did not know this log yet.
-            let (point, unknown) = (self.logs[source].point, self.logs[source].mode == Mode::Unknown);
+            // It came from a bridge that did not know this log, or not by this name.
+            let log = &mut self.logs[source];
+            let (point, unknown) = (log.point, log.mode == Mode::Unknown);
+            if std::mem::take(&mut log.expects_unknown) {
+                self.effects.extend(state.renamed.get(&self.epoch));
+            }
             return if point.is_none() && unknown { Ok(()) } else { Err(format!("{gap:?} was told to one who stood at {point:?}")) };
         }
         let log = &mut self.logs[source];
@@ -691,8 +835,9 @@ impl Judge {
     pub(super) fn missing(&self, state: &State) -> Option<String> {
         for (source, log) in self.logs.iter().enumerate() {
             let since = if let Mode::Since(time) = log.mode { time } else { Timestamp::default() };
-            let missing = |w: &&Written| !w.removed && w.time >= since && self.must_know(w);
-            if !matches!(log.mode, Mode::Unknown | Mode::Last(_))
+            let missing = |w: &&Written| !w.removed && w.time >= since && self.must_know(source, w);
+            if self.is_concerned(source)
+                && !matches!(log.mode, Mode::Unknown | Mode::Last(_))
                 && let Some(written) = state.written[source].iter().skip(log.next).find(missing)
             {
                 return Some(format!(
@@ -722,7 +867,7 @@ fn covers((from, to): (Option<u64>, Option<u64>), seq: u64) -> bool {
     from.is_none_or(|from| seq > from) && to.is_none_or(|to| seq < to)
 }
 
-fn point(id: &Cursor, source: usize) -> Option<Point> {
-    let tag = Tag::of(SOURCES[source]);
+fn point(id: &Cursor, name: &str) -> Option<Point> {
+    let tag = Tag::of(name);
     id.durable.iter().find(|(t, _)| *t == tag).map(|(_, point)| *point)
 }

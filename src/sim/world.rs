@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::sleep;
 
-use super::bridge::{Bounds, Bridge};
-use super::broker::{Broker, Fault, JET, RAB, SOURCES, State};
+use super::bridge::{Bounds, Bridge, Place};
+use super::broker::{Broker, Fault, JET, Names, RAB, RENAMED, SOURCES, State};
 use super::client;
 use super::executor::Executor;
 use super::oracle::{Counts, Floors, Judge, Start};
@@ -50,6 +50,8 @@ pub(super) struct Plan {
     pub(super) bounds: Bounds,
     /// Bytes that a socket takes.
     pub(super) socket: Range<usize>,
+    /// Whether some messages cannot be read: then more places have no check, and resets are judged less strictly.
+    pub(super) poison: bool,
     /// Sources that something is written to.
     pub(super) sources: Range<usize>,
     /// What does not happen here: `SIM_WITHOUT=cut,last` leaves these out.
@@ -68,8 +70,9 @@ impl Plan {
             heartbeat: Duration::from_secs(1),
             readers: choose(&[1, 2, 16]),
         };
-        let without = std::env::var("SIM_WITHOUT").unwrap_or_default().split(',').map(str::to_owned).collect();
-        Self { events, calm, bounds, socket: choose(&[200..2_000, 1_000..60_000]), sources: 0..4, without }
+        let without: Vec<_> = std::env::var("SIM_WITHOUT").unwrap_or_default().split(',').map(str::to_owned).collect();
+        let poison = one_in(2) && !without.iter().any(|without| without == "poison");
+        Self { events, calm, bounds, socket: choose(&[200..2_000, 1_000..60_000]), poison, sources: 0..4, without }
     }
 
     pub(super) fn has(&self, what: &str) -> bool {
@@ -105,7 +108,7 @@ impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { events, faults, effective, streams, counts, .. } = self;
         write!(f, "{events} events, {faults} faults of which {effective} had an effect, {streams} streams, ")?;
-        write!(f, "{} deliveries, {} gaps", counts.events, counts.gaps)?;
+        write!(f, "{} deliveries, {} gaps, {} given up", counts.events, counts.gaps, counts.unavailable)?;
         write!(
             f,
             "; limits: resets told again {}, by windows of an old log {}, read on blindly {}, equal checks {}",
@@ -124,6 +127,8 @@ pub(super) struct World {
     pub(super) quiet: Cell<bool>,
     /// See [`World::note`].
     watched: Option<usize>,
+    /// What the bridges call their sources.
+    names: RefCell<[Names; BRIDGES]>,
     groups: Cell<u32>,
     faults: Cell<u64>,
     streams: Cell<u64>,
@@ -146,6 +151,7 @@ impl World {
                 judges: RefCell::default(),
                 quiet: Cell::new(false),
                 watched: std::env::var("SIM_CLIENT").ok().and_then(|number| number.parse().ok()),
+                names: RefCell::new([SOURCES.map(Some); BRIDGES]),
                 groups: Cell::new(1),
                 faults: Cell::new(0),
                 streams: Cell::new(0),
@@ -157,7 +163,9 @@ impl World {
     }
 
     async fn live(self: Rc<Self>) {
-        (0..BRIDGES).for_each(|slot| self.start(slot));
+        for slot in 0..BRIDGES {
+            self.start(slot);
+        }
         for (number, patterns) in FILTERS.iter().enumerate() {
             let first = choose(&[Start::Now, Start::Earliest, Start::Since(Timestamp::default()), Start::Last]);
             let first = if first == Start::Last && !self.plan.has("last") { Start::Earliest } else { first };
@@ -186,14 +194,19 @@ impl World {
             let mut state = self.broker.state.lock();
             state.down = [false; 4];
             for link in state.links.iter_mut().flatten() {
-                link.refuse = 0;
+                (link.refuse, link.denied) = (0, 0);
+                // Denied histories are denied to the end: only so does a client wait long enough to be given up.
                 link.frozen = None;
             }
         }
         self.broker.changed.iter().for_each(tokio::sync::Notify::notify_waiters);
         for slot in 0..BRIDGES {
             let bridge = self.bridges.borrow()[slot].clone();
-            if bridge.is_none_or(|bridge| bridge.is_draining()) {
+            let names = self.names.borrow()[slot];
+            for (name, source) in self.names.borrow_mut()[slot].iter_mut().zip(SOURCES) {
+                name.get_or_insert(source);
+            }
+            if bridge.is_none_or(|bridge| bridge.is_draining()) || names.contains(&None) {
                 self.kill(slot);
                 self.start(slot);
             }
@@ -239,7 +252,7 @@ impl World {
         let log = source == JET || source == RAB;
         let mut state = self.broker.state.lock();
         let fault = state.fault.unwrap_or_default();
-        let what = random::in_range(0..100);
+        let what = random::in_range(0..120);
         self.note(None, || format!("fault {fault}, {what} of bridge {slot}, {}", SOURCES[source]));
         match what {
             0..40 => {
@@ -272,12 +285,42 @@ impl World {
                 drop(state);
                 self.crash(slot, fault)
             }
-            92.. if self.plan.has("drain") => {
+            92..100 if self.plan.has("drain") => {
                 drop(state);
                 self.drain(slot, fault)
             }
+            100..104 if self.plan.has("deny") => {
+                state.deny(slot, source, random::in_range(1..5));
+                true
+            }
+            104..110 if log && self.plan.has("deny") => {
+                state.deny_histories(slot, source, Duration::from_millis(random::in_range(0..40_000)));
+                true
+            }
+            110..116 if log && self.plan.poison => {
+                state.poison(source, random::in_range(1..4));
+                true
+            }
+            116.. if log && self.plan.has("rename") => {
+                drop(state);
+                self.rename(slot, source, fault)
+            }
             _ => false,
         }
+    }
+
+    /// A bridge is started again with another name of a source, or without the source.
+    fn rename(&self, slot: usize, source: usize, fault: Fault) -> bool {
+        let mut others = vec![Some(SOURCES[source]), Some(RENAMED[source]), None];
+        others.retain(|name| *name != self.names.borrow()[slot][source]);
+        self.names.borrow_mut()[slot][source] = choose(&others);
+        if let Some(bridge) = &self.bridges.borrow()[slot] {
+            self.broker.state.lock().ended.entry(bridge.epoch).or_insert(fault);
+        }
+        self.kill(slot);
+        let epoch = self.start(slot);
+        self.broker.state.lock().renamed.insert(epoch, fault);
+        true
     }
 
     /// Kills a bridge; one that is gone already comes back.
@@ -314,12 +357,15 @@ impl World {
         self.broker.state.lock().down.iter_mut().filter(|down| **down).for_each(|down| *down = !one_in(3));
     }
 
-    fn start(&self, slot: usize) {
+    /// Returns the epoch.
+    fn start(&self, slot: usize) -> u32 {
         let group = self.groups.get();
         self.groups.set(group + 1);
         let epoch = random::in_range(1..u32::MAX);
-        let bridge = Bridge::start(&self.executor, &self.broker, slot, epoch, group, &self.plan.bounds);
+        let place = Place { executor: &self.executor, broker: &self.broker, bounds: &self.plan.bounds };
+        let bridge = Bridge::start(place, slot, epoch, group, self.names.borrow()[slot]);
         self.bridges.borrow_mut()[slot] = Some(bridge);
+        epoch
     }
 
     /// Ends a bridge where it stands.
