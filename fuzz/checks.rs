@@ -75,7 +75,8 @@ pub(crate) fn sse(mut data: &[u8]) {
         let seen: Vec<_> = parser.items.iter().collect();
         let [Seen::Event(first), Seen::Event(next)] = seen.as_slice() else { panic!("{seen:?}") };
         assert_eq!((first.id.as_str(), next.data.as_str()), ("some-id", "next"));
-        assert_eq!(first.name, if named && form == Form::Routed { name.trim_start_matches('\u{feff}') } else { "message" }.to_owned());
+        // A byte order mark is left out at a stream's beginning only, so a name keeps its own.
+        assert_eq!(first.name, if named && form == Form::Routed { name.as_str() } else { "message" });
         if form == Form::Json || envelope == Envelope::Json {
             assert_eq!(first.json()["subject"], subject.as_str());
         } else if envelope == Envelope::Raw
