@@ -271,6 +271,7 @@ impl Bridge {
         let revocations = auth.revocations().clone();
         let asked = tokio::sync::watch::Sender::new(auth.clone());
         let (pool, shown) = (Pool::new(settings.pool), Shown::of(&http, &ports));
+        let listens = (http.listen.clone(), http.admin.listen.clone());
         let policy = Policy::new(http, auth.clone(), retry);
         let rooms = Rooms::build(&sources, streams, policy, pool.clone(), asked.subscribe(), &ports, &access)?;
         rooms.metrics.configured(&origin.yaml, Timestamp::now());
@@ -286,6 +287,8 @@ impl Bridge {
             traces: Traces::of(settings.traces.as_ref()),
             fixed,
             bounds: ports.bounds,
+            listen: listens.0,
+            admin_listen: listens.1,
             tls: [ports.tls.clone(), ports.admin_tls.clone()],
             policy: rooms.policy.clone(),
             auth: asked,

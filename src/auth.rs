@@ -244,9 +244,10 @@ impl Authenticator {
                 others.issuers.iter().for_each(|other| issuer.keep_fetched(other));
             }
         }
-        if let (Some(own), Some(others)) = (self.backend.take(), &other.backend) {
-            self.backend = Some(own.in_place_of(others));
-        }
+        self.backend = self.backend.map(|own| match &other.backend {
+            Some(others) => own.in_place_of(others),
+            None => own,
+        });
         self.revocations = other.revocations.clone();
         self.refusals = other.refusals.clone();
         self

@@ -51,7 +51,9 @@ pub(crate) mod tls;
 
 pub use listen::ListenError;
 pub(crate) use listen::Listener;
-pub(crate) use origin::{Hosts, Listed};
+#[cfg(test)]
+pub(crate) use origin::Hosts;
+pub(crate) use origin::Listed;
 pub(crate) use settings::{Limits, Settings};
 
 pub(crate) use agents::Agents;
@@ -149,11 +151,6 @@ impl Policy {
     /// Who may ask what of the admin listener.
     pub(crate) fn admin(&self) -> &Arc<admin::Access> {
         &self.admin
-    }
-
-    /// The names that are answered.
-    pub(crate) fn hosts(&self) -> &Hosts {
-        &self.origins.hosts
     }
 
     /// Whether a connection from an address, or over a Unix socket, begins with a header of the PROXY protocol.

@@ -158,6 +158,11 @@ pub trait Adapter: Send + Sync + 'static {
         Box::pin(async { Err(SourceError::configuration(format!("a source of kind `{}` cannot be published to", self.kind()))) })
     }
 
+    /// The only subject that can be published, where that is not each one that the source reads.
+    fn publishes_only(&self) -> Option<String> {
+        None
+    }
+
     /// Tries all that [`Adapter::connect`] needs, and makes nothing: reaches the broker, signs in, and finds, or could make,
     /// what it reads. Returns all that is wrong. For `brokercast check --connect`.
     fn check(&self) -> BoxFuture<'_, Vec<SourceError>> {

@@ -28,6 +28,7 @@ use crate::metrics::{Metrics, Reloaded};
 use crate::pool::{Pool, Rates};
 use crate::settings::{SettingsError, Written};
 use crate::stream::{Selection, Streams};
+use crate::support::address::Address;
 use crate::telemetry::{Access, Log, SpanRef, Traces};
 
 /// Which keys need a restart, or what is wrong with the configuration.
@@ -84,6 +85,10 @@ pub(super) struct Reloader {
     /// What cannot change.
     pub(super) fixed: Fixed,
     pub(super) bounds: Bounds,
+    /// Where the public listener is.
+    pub(super) listen: Address,
+    /// Where the admin listener is.
+    pub(super) admin_listen: Address,
     /// Of the public listener and the admin listener.
     pub(super) tls: [Option<Arc<Tls>>; 2],
     pub(super) policy: watch::Sender<Current>,
@@ -110,10 +115,10 @@ impl Reloader {
     /// that was asked for.
     pub(super) async fn reload(&mut self, sources: &mut Sources, parent: Option<SpanRef>) -> Answer {
         let span = self.traces.work("reload", parent);
-        let (files, watched) = (self.files.clone(), self.watched.clone());
+        let (files, watched, listen) = (self.files.clone(), self.watched.clone(), self.listen.clone());
         let read = move || {
             watched.about_to_read();
-            load_again(&files)
+            load_again(&files, &listen)
         };
         // On a file system that hangs, only this waits.
         let read = tokio::task::spawn_blocking(read).await;
@@ -150,15 +155,13 @@ impl Reloader {
         }
         let (mut http, wanted) = (settings.http, settings.sources);
         http.bounds = self.bounds;
-        if needs_restart.contains(&"server.listen") {
-            // Which names are answered depends on the address that is listened on.
-            http.origins.hosts = self.policy.borrow().policy.hosts().clone();
-        }
         for (served, newer) in self.tls.iter().zip([&http.tls, &http.admin.tls]) {
             if let (Some(served), Some(newer)) = (served, newer) {
                 served.configure(newer);
             }
         }
+        // Who may ask the admin listener depends on where it listens and what it speaks until the restart.
+        (http.admin.listen, http.admin.tls) = (self.admin_listen.clone(), self.tls[1].clone());
         (self.drain, self.drain_delay) = (settings.drain, settings.drain_delay);
         self.pool.configure(settings.pool);
         self.rates.configure(settings.rates);

@@ -65,10 +65,9 @@ impl Follower {
         &self.wire
     }
 
-    /// Begins, where the process does: until a log was read, nobody can say what was revoked.
+    /// Begins, where the process does.
     pub(super) fn begin(&mut self, control: Option<&Control>, sources: &[Source]) {
         if let Some((control, source)) = find(control, sources) {
-            self.revocations.set_known(!source.adapter.durable());
             self.read(control, source);
         }
     }
@@ -83,11 +82,11 @@ impl Follower {
             return;
         }
         self.stop().await;
-        if let Some((control, source)) = wanted {
-            self.read(control, source);
+        match wanted {
+            Some((control, source)) => self.read(control, source),
+            // The log that was read before is not waited for any more.
+            None => self.revocations.set_known(true),
         }
-        // Nobody waits for a log that is not read any more.
-        self.revocations.set_known(true);
     }
 
     /// Ends.
@@ -100,6 +99,8 @@ impl Follower {
 
     fn read(&mut self, control: &Control, source: &Source) {
         let Some(adapter) = source.adapter.narrowed(&control.subject) else { return };
+        // Until a log has been read, also one that a reload has changed, it is not known what was revoked.
+        self.revocations.set_known(!source.adapter.durable());
         self.wire.store(Some(Arc::new(wire(&source.adapter, &control.subject))));
         let intake = Taking {
             subject: control.subject.clone(),

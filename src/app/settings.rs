@@ -12,6 +12,7 @@ use crate::event::SourceName;
 use crate::route::Rule;
 use crate::settings::{Places, Section, SettingsError};
 use crate::source::settings::Source;
+use crate::support::address::Address;
 use crate::{auth, history, http, hub, pool, route, settings, source, stream, telemetry};
 
 mod advice;
@@ -81,23 +82,25 @@ pub struct Loaded {
 /// # Errors
 /// With all problems at once.
 pub fn load(files: &[PathBuf]) -> Result<Loaded, SettingsError> {
-    load_with(files, std::env::vars_os(), false)
+    load_with(files, std::env::vars_os(), None)
 }
 
-/// The same for a process that runs: a file that is empty is one that is being written, and is refused.
+/// The same for a process that runs, whose public listener stays at `served`: a file that is empty is one that is being written, and
+/// is refused.
 ///
 /// # Errors
 /// With all problems at once.
-pub(super) fn load_again(files: &[PathBuf]) -> Result<Loaded, SettingsError> {
-    load_with(files, std::env::vars_os(), true)
+pub(super) fn load_again(files: &[PathBuf], served: &Address) -> Result<Loaded, SettingsError> {
+    load_with(files, std::env::vars_os(), Some(served))
 }
 
 fn load_with(
     files: &[PathBuf],
     variables: impl IntoIterator<Item = (OsString, OsString)>,
-    refuse_empty: bool,
+    served: Option<&Address>,
 ) -> Result<Loaded, SettingsError> {
-    let settings::Loaded { value: (settings, log), yaml, files, places } = settings::load(files, variables, BUILT_IN, refuse_empty, read)?;
+    let loaded = settings::load(files, variables, BUILT_IN, served.is_some(), |root| read(root, served))?;
+    let settings::Loaded { value: (settings, log), yaml, files, places } = loaded;
     let (warnings, notes) = (advice::warnings(&settings), advice::notes(&settings));
     Ok(Loaded { settings, log, yaml, warnings, notes, files, places })
 }
@@ -108,7 +111,7 @@ fn load_with(
 /// With all problems at once.
 #[cfg(feature = "internals")]
 pub fn check_text(text: &str) -> Result<String, SettingsError> {
-    Ok(settings::load(&[], [], ("text", text), false, read)?.yaml)
+    Ok(settings::load(&[], [], ("text", text), false, |root| read(root, None))?.yaml)
 }
 
 /// What cannot change while the process runs: keys, and their values as text.
@@ -142,7 +145,8 @@ impl Settings {
     }
 }
 
-fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
+/// `served`: where the public listener is, in a process that runs.
+fn read(root: &Section<'_>, served: Option<&Address>) -> Option<(Settings, telemetry::Settings)> {
     // Known from here on, in the order in which they are printed.
     let section = |name: &str| root.key(name).section();
     let [server, admin, auth] = ["server", "admin", "auth"].map(section);
@@ -154,12 +158,12 @@ fn read(root: &Section<'_>) -> Option<(Settings, telemetry::Settings)> {
     let auth_settings = auth::Settings::read(&auth);
     let open = !auth_settings.anonymous.is_empty();
     let streams = stream::Settings::read(&server);
-    let http = http::Settings::read(&server, &admin, &subscribers, open, streams.heartbeat);
+    let http = http::Settings::read(&server, &admin, &subscribers, open, served, streams.heartbeat);
     if let Some(http) = &http {
         if http.listen.clashes(&http.admin.listen) {
             admin.problem("listen", "must be another address than `server.listen`");
         }
-        let loopback = http.listen.is_loopback() && http.announcing.is_empty();
+        let loopback = served.into_iter().chain([&http.listen]).all(Address::is_loopback) && http.announcing.is_empty();
         if open && !loopback && !auth_settings.beyond_loopback {
             let expected = "must be true where anonymous access is granted, and `server.listen` is no loopback address or \
                             `server.proxy_protocol` is set";
@@ -222,6 +226,11 @@ fn control(settings: &auth::Settings, sources: &[Source], names: &[&str], sectio
     } else if !source.adapter.reach().iter().any(|pattern| pattern.matches(control.subject.as_str())) {
         let reach: Vec<String> = source.adapter.reach().iter().map(ToString::to_string).collect();
         section.problem("subject", format!("must be a subject that the source `{}` reads (it reads: {})", source.name, reach.join(", ")));
+    } else if let Some(only) = source.adapter.publishes_only().filter(|only| only != control.subject.as_str()) {
+        section.problem(
+            "subject",
+            format!("must be `{only}`: nothing else can be published to the source `{}` as it is configured", source.name),
+        );
     }
 }
 

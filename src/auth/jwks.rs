@@ -30,18 +30,12 @@ const MAX_BYTES: usize = 1 << 20;
 /// Why a set could not be fetched. Does not name the URL, which may hold a password.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FetchError {
-    /// No connection, or no answer in time.
+    /// No key set was answered.
     #[error("the key set could not be fetched")]
-    Http(#[source] reqwest::Error),
-    /// An answer that breaks off, or is larger than a megabyte.
-    #[error("the key set could not be read")]
-    Body(#[source] BodyError),
-    /// A status other than 200.
-    #[error("the key set's server answered {0}")]
-    Status(u16),
-    /// Not UTF-8.
-    #[error("the key set is not UTF-8 text")]
-    Text,
+    KeySet(#[source] GetError),
+    /// No OpenID provider's metadata were answered.
+    #[error("the issuer's `/.well-known/openid-configuration` could not be fetched")]
+    Discovery(#[source] GetError),
     /// Not an OpenID provider's metadata.
     #[error("the issuer's `/.well-known/openid-configuration` is not a JSON object with `issuer` and `jwks_uri`")]
     Metadata,
@@ -54,6 +48,23 @@ pub(super) enum FetchError {
     /// Fetched, but not usable.
     #[error("the key set cannot be used")]
     Set(#[source] KeyError),
+}
+
+/// Why there is no text behind a URL, which it does not name.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum GetError {
+    /// No connection, or no answer in time.
+    #[error(transparent)]
+    Http(reqwest::Error),
+    /// An answer that breaks off, or is larger than a megabyte.
+    #[error("the answer cannot be read")]
+    Body(#[source] BodyError),
+    /// A status other than 200.
+    #[error("the server answered {0}")]
+    Status(u16),
+    /// Not UTF-8.
+    #[error("the answer is not UTF-8 text")]
+    Text,
 }
 
 /// Where a set is.
@@ -170,7 +181,7 @@ impl Remote {
 
     fn client(&self) -> Result<reqwest::Client, FetchError> {
         let redirects = reqwest::redirect::Policy::limited(3);
-        web::client(self.url(), TIMEOUT, redirects).map_err(|e| FetchError::Http(e.without_url()))
+        web::client(self.url(), TIMEOUT, redirects).map_err(|e| FetchError::KeySet(GetError::Http(e.without_url())))
     }
 
     /// The set's text.
@@ -179,7 +190,7 @@ impl Remote {
             Place::Set(url) => url.clone(),
             Place::Issuer(name, url) => find(client, name, url).await?,
         };
-        get(client, url, "application/jwk-set+json, application/json").await
+        get(client, url, "application/jwk-set+json, application/json").await.map_err(FetchError::KeySet)
     }
 
     /// Makes one attempt. Returns the keys if they have changed.
@@ -284,7 +295,8 @@ struct Metadata {
 async fn find(client: &reqwest::Client, name: &str, issuer: &Url) -> Result<Url, FetchError> {
     let mut url = issuer.clone();
     url.set_path(&format!("{}/.well-known/openid-configuration", issuer.path().trim_end_matches('/')));
-    let metadata: Metadata = serde_json::from_str(&get(client, url, "application/json").await?).map_err(|_| FetchError::Metadata)?;
+    let metadata = get(client, url, "application/json").await.map_err(FetchError::Discovery)?;
+    let metadata: Metadata = serde_json::from_str(&metadata).map_err(|_| FetchError::Metadata)?;
     if metadata.issuer != name {
         return Err(FetchError::Issuer);
     }
@@ -293,12 +305,12 @@ async fn find(client: &reqwest::Client, name: &str, issuer: &Url) -> Result<Url,
     if trusted(&keys) { Ok(keys) } else { Err(FetchError::Clear) }
 }
 
-async fn get(client: &reqwest::Client, url: Url, accept: &'static str) -> Result<String, FetchError> {
-    let http = |e: reqwest::Error| FetchError::Http(e.without_url());
+async fn get(client: &reqwest::Client, url: Url, accept: &'static str) -> Result<String, GetError> {
+    let http = |e: reqwest::Error| GetError::Http(e.without_url());
     let mut response = client.get(url).header(http::header::ACCEPT, accept).send().await.map_err(http)?;
     if response.status() != http::StatusCode::OK {
-        return Err(FetchError::Status(response.status().as_u16()));
+        return Err(GetError::Status(response.status().as_u16()));
     }
-    let body = web::body(&mut response, MAX_BYTES).await.map_err(FetchError::Body)?;
-    String::from_utf8(body).map_err(|_| FetchError::Text)
+    let body = web::body(&mut response, MAX_BYTES).await.map_err(GetError::Body)?;
+    String::from_utf8(body).map_err(|_| GetError::Text)
 }

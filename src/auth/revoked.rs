@@ -115,7 +115,7 @@ pub enum RevocationError {
     #[error("has an `id`, which is given by brokercast")]
     OwnId,
     /// Neither form, or over already.
-    #[error("`until` must be a time in the future (RFC 3339), or a duration such as 12h or 30d")]
+    #[error("`until` must be a time in the future, at the latest 9999-12-30T22:00:00Z (RFC 3339), or a duration such as 12h or 30d")]
     Until,
     /// There are [`MAX`] of them.
     #[error("there are {MAX} revocations already; `issued_before` revokes many tokens by one")]
@@ -440,6 +440,9 @@ mod tests {
         ] {
             assert!(read(&order).is_err(), "{order}");
         }
+        let until = |until: &str| read(&json!({ "identity": "a", "until": until }));
+        assert!(until("9999-12-30T22:00:00Z").is_ok());
+        assert!(until("9999-12-31T23:59:59Z").is_err_and(|why| why.to_string().contains("at the latest 9999-12-30T22:00:00Z")));
     }
 
     #[test]

@@ -198,9 +198,9 @@ impl Issuer {
         let audiences = issuer.key("audience").one_or_more(text);
         let leeway = issuer.key("leeway").duration().or(Duration::from_secs(30));
         let max_lifetime = issuer.key("max_lifetime").duration().positive().or(MAX_LIFETIME);
-        let discovered = discovery(issuer, name.as_deref());
+        let (discovers, discovered) = discovery(issuer, name.as_deref());
         let keys = issuer.key("keys").list(credential).default(Vec::new());
-        let keys = keys.check(|keys| !keys.is_empty() || issuer.has("discover"), some).optional().unwrap_or_default();
+        let keys = keys.check(|keys| !keys.is_empty() || discovers, some).optional().unwrap_or_default();
         let claims = issuer.key("claims").section();
         // A name with dots is tried before its parts, so URLs can be names of claims too.
         let claim = |name: &str, default: &str| {

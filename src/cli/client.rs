@@ -17,8 +17,8 @@ use crate::support::address::Address;
 #[derive(Debug, clap::Args)]
 pub(super) struct Reach {
     /// The bridge's address; by default that of the configuration's `server.listen`
-    #[arg(long, value_name = "URL", value_parser = address)]
-    pub(super) url: Option<Url>,
+    #[arg(long, value_name = "URL", value_parser = Target::parse)]
+    pub(super) url: Option<Target>,
     /// A token to send; better in the environment, where `ps` does not show it
     #[arg(long, env = "BROKERCAST_TOKEN", hide_env_values = true)]
     token: Option<String>,
@@ -28,7 +28,7 @@ pub(super) struct Reach {
     /// Certificate authorities (PEM) to trust instead of the system's, for a bridge with a private certificate
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// The Unix socket of a bridge whose configuration names one.
+    /// The Unix socket of a bridge that has one.
     #[arg(skip)]
     socket: OnceLock<PathBuf>,
 }
@@ -37,19 +37,22 @@ impl Reach {
     /// The bridge's address, from the configuration where none is given.
     pub(super) fn address(&self, files: &[PathBuf]) -> Result<Url, Error> {
         match &self.url {
-            Some(url) => Ok(url.clone()),
+            Some(target) => Ok(self.reach(target.clone())),
             None => self.address_of(&load(files)?.settings),
         }
     }
 
     /// The bridge's address, where its configuration has been read.
     pub(super) fn address_of(&self, settings: &Settings) -> Result<Url, Error> {
-        if let Some(url) = &self.url {
-            return Ok(url.clone());
+        match &self.url {
+            Some(target) => Ok(self.reach(target.clone())),
+            None => Ok(self.reach(Target::of_listener(&settings.http.listen, settings.http.tls.is_some())?)),
         }
-        let (url, socket) = of_listener(&settings.http.listen, settings.http.tls.is_some())?;
-        socket.into_iter().for_each(|socket| self.socket.set(socket).unwrap_or_default());
-        Ok(url)
+    }
+
+    fn reach(&self, target: Target) -> Url {
+        target.socket.into_iter().for_each(|socket| self.socket.set(socket).unwrap_or_default());
+        target.url
     }
 
     /// A client that shows the token, for the bridge whose address was asked for.
@@ -81,11 +84,59 @@ impl Reach {
     }
 }
 
-/// An address as it is typed.
-pub(super) fn address(text: &str) -> Result<Url, &'static str> {
-    // `127.0.0.1:8080` is no URL, and `localhost:8080` one of a scheme that nobody means.
-    let url = text.parse().ok().filter(|url: &Url| matches!(url.scheme(), "http" | "https"));
-    url.ok_or("must begin with http:// or https://, as http://127.0.0.1:8080 does")
+/// Where a bridge is asked: its address, and the Unix socket that leads there, if it is one.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub(super) url: Url,
+    socket: Option<PathBuf>,
+}
+
+impl Target {
+    /// Reads an address as it is typed.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        if let Some(Address::Unix(path)) = Address::parse(text) {
+            return Self::of_socket(path, false).map_err(|error| error.to_string());
+        }
+        // `127.0.0.1:8080` is no URL, and `localhost:8080` one of a scheme that nobody means.
+        let url = text.parse().ok().filter(|url: &Url| matches!(url.scheme(), "http" | "https"));
+        let expected =
+            "must begin with http:// or https://, as http://127.0.0.1:8080 does, or name a Unix socket: unix:/run/brokercast.sock";
+        Ok(Self { url: url.ok_or(expected)?, socket: None })
+    }
+
+    /// How a listener of this machine's is reached.
+    pub(super) fn of_listener(listen: &Address, tls: bool) -> Result<Self, Error> {
+        match listen {
+            Address::Tcp(address) => Ok(Self { url: url(&reachable(*address).to_string(), tls)?, socket: None }),
+            Address::Unix(path) => Self::of_socket(path.clone(), tls),
+        }
+    }
+
+    fn of_socket(path: PathBuf, tls: bool) -> Result<Self, Error> {
+        Ok(Self { url: url("localhost", tls)?, socket: Some(path) })
+    }
+
+    /// A client that comes there.
+    pub(super) fn lead(&self, client: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
+        match &self.socket {
+            Some(socket) => client.unix_socket(socket.as_path()),
+            None => client,
+        }
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.socket {
+            Some(socket) => write!(f, "unix:{}", socket.display()),
+            None => f.write_str(&place(&self.url)),
+        }
+    }
+}
+
+fn url(host: &str, tls: bool) -> Result<Url, Error> {
+    let scheme = if tls { "https" } else { "http" };
+    format!("{scheme}://{host}").parse().map_err(|e| Error::with(format!("`{host}` cannot be asked"), e))
 }
 
 /// What every client here is: no redirects (a token must not follow one), a bound on connecting.
@@ -97,24 +148,11 @@ pub(super) fn client() -> reqwest::ClientBuilder {
         .tcp_keepalive(Duration::from_secs(15))
 }
 
-pub(super) fn parse(text: &str) -> Result<Url, Error> {
-    address(text).map_err(|why| Error::new(format!("the bridge's address {why}")))
-}
-
 /// `path`, below the path that the address may have.
 pub(super) fn below(address: &Url, path: &str) -> Url {
     let mut url = address.clone();
     url.set_path(&format!("{}{path}", address.path().trim_end_matches('/')));
     url
-}
-
-/// How a listener of this machine's is reached: its address, and the Unix socket that leads there, if it is one.
-pub(super) fn of_listener(listen: &Address, tls: bool) -> Result<(Url, Option<PathBuf>), Error> {
-    let scheme = if tls { "https" } else { "http" };
-    match listen {
-        Address::Tcp(address) => Ok((parse(&format!("{scheme}://{}", reachable(*address)))?, None)),
-        Address::Unix(path) => Ok((parse(&format!("{scheme}://localhost"))?, Some(path.clone()))),
-    }
 }
 
 /// Where to ask for a listener of this machine's: who listens everywhere is found on loopback.
@@ -183,10 +221,12 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_one_of_http() {
-        assert_eq!(address("http://127.0.0.1:8080").unwrap().as_str(), "http://127.0.0.1:8080/");
-        for typed in ["127.0.0.1:8080", "localhost:8080", "ftp://h", "http://", ""] {
-            assert!(address(typed).is_err_and(|why| why.contains("http://127.0.0.1:8080")), "{typed}");
+    fn an_address_is_one_of_http_or_a_unix_socket() {
+        let parse = |typed: &str| Target::parse(typed).map(|target| (target.url.to_string(), target.socket));
+        assert_eq!(parse("http://127.0.0.1:8080"), Ok(("http://127.0.0.1:8080/".to_owned(), None)));
+        assert_eq!(parse("unix:/run/a.sock"), Ok(("http://localhost/".to_owned(), Some("/run/a.sock".into()))));
+        for typed in ["127.0.0.1:8080", "localhost:8080", "ftp://h", "http://", "unix:", "/run/a.sock", ""] {
+            assert!(parse(typed).is_err_and(|why| why.contains("http://127.0.0.1:8080")), "{typed}");
         }
     }
 
@@ -198,7 +238,7 @@ mod tests {
             ("https://h/live/", "https://h/live/events"),
             ("https://h/live", "https://h/live/events"),
         ] {
-            assert_eq!(below(&parse(address).unwrap(), "/events").as_str(), url);
+            assert_eq!(below(&address.parse().unwrap(), "/events").as_str(), url);
         }
     }
 

@@ -12,20 +12,21 @@ use clap::Parser as _;
 use reqwest::Url;
 use serde_json::Value;
 
+use super::client::Target;
 use super::processes::{Bridge, bridges};
 use super::{Arguments, Command, Error, block_on, client, load, print};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
     /// The admin listener's address; by default that of the only brokercast that runs here, or with --config its `admin.listen`
-    #[arg(long, value_name = "URL", value_parser = client::address)]
-    url: Option<Url>,
+    #[arg(long, value_name = "URL", value_parser = Target::parse)]
+    url: Option<Target>,
 }
 
 /// `given`: whether the command line names the configuration.
 pub(super) fn run(files: &[PathBuf], given: bool, options: Options) -> Result<ExitCode, Error> {
     let Answer { ready, said, .. } = match options.url {
-        Some(url) => block_on(ask(&readyz(&url), None, false))?,
+        Some(target) => block_on(ask(&target, false))?,
         None if given => ask_configured(files)?,
         None => match bridges(serves).as_slice() {
             [only] => block_on(ask_process(only))?,
@@ -50,8 +51,7 @@ fn readyz(address: &Url) -> Url {
 /// Asks the listener that the configuration says.
 fn ask_configured(files: &[PathBuf]) -> Result<Answer, Error> {
     let admin = load(files)?.settings.http.admin;
-    let (address, socket) = client::of_listener(&admin.listen, admin.tls.is_some())?;
-    block_on(ask(&readyz(&address), socket, true))
+    block_on(ask(&Target::of_listener(&admin.listen, admin.tls.is_some())?, true))
 }
 
 /// Whether the environment configures anything.
@@ -79,9 +79,9 @@ async fn ask_process(bridge: &Bridge) -> Result<Answer, Error> {
     let listeners = bridge.listens().map_err(cannot)?;
     for address in listeners {
         for tls in [false, true] {
-            let (url, socket) = client::of_listener(&address, tls)?;
+            let target = Target::of_listener(&address, tls)?;
             // One that does not answer speaks TLS, or another protocol.
-            if let Some(answer) = ask(&readyz(&url), socket, true).await.ok().filter(|answer| answer.of_admin) {
+            if let Some(answer) = ask(&target, true).await.ok().filter(|answer| answer.of_admin) {
                 return Ok(answer);
             }
         }
@@ -89,18 +89,15 @@ async fn ask_process(bridge: &Bridge) -> Result<Answer, Error> {
     Err(Error::new(format!("process {pid} has no admin listener that answers")))
 }
 
-async fn ask(url: &Url, socket: Option<PathBuf>, own: bool) -> Result<Answer, Error> {
+/// `own`: it is a listener of this machine's.
+async fn ask(target: &Target, own: bool) -> Result<Answer, Error> {
     // A proxy from the environment has no business between a container and itself.
     // On this machine it asks for what everybody is told, and brings no secret: whose certificate it is does not matter, and
     // few certificates name a loopback address.
     let client = client::client().tls_danger_accept_invalid_certs(own).no_proxy().timeout(Duration::from_secs(3));
-    let client = match socket {
-        Some(socket) => client.unix_socket(socket),
-        None => client,
-    };
-    let client = client.build().map_err(|e| Error::with("cannot make an HTTP client", e))?;
-    let failed = |e: reqwest::Error| Error::with(format!("no answer from the admin listener at {}", client::place(url)), e.without_url());
-    let answer = client.get(url.clone()).send().await.map_err(failed)?;
+    let client = target.lead(client).build().map_err(|e| Error::with("cannot make an HTTP client", e))?;
+    let failed = |e: reqwest::Error| Error::with(format!("no answer from the admin listener at {target}"), e.without_url());
+    let answer = client.get(readyz(&target.url)).send().await.map_err(failed)?;
     let status = answer.status();
     let body: Option<Value> = answer.json().await.ok();
     let said = body.as_ref().and_then(describe);

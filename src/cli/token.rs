@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{Error, load, print};
-use crate::auth::{self, IssuerSettings as Issuer, Signer};
+use super::{Error, block_on, load, print};
+use crate::app::explain::reason;
+use crate::auth::{self, AuthError, Authenticator, IssuerSettings as Issuer, Refused, Signer};
 use crate::event::Timestamp;
-use crate::settings::value::parse_duration;
+use crate::settings::value::{parse_duration, show_duration};
 use crate::subject::Pattern;
 
 mod inspect;
@@ -60,7 +61,17 @@ pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error
     let (issuer, Signer { id, algorithm, secret }) = signer(&settings.auth.issuers, options.issuer.as_deref(), options.key.as_deref())?;
     let claims = claims(issuer, &options, Timestamp::now())?;
     let token = auth::mint(secret, *algorithm, &Value::Object(claims), id.as_deref());
-    print(&format!("{}\n", token.map_err(|e| Error::with("no token can be made", e))?))?;
+    let token = token.map_err(|e| Error::with("no token can be made", e))?;
+    let longest = format!("it is good for longer than `{}.max_lifetime` ({})", issuer.path, show_duration(issuer.max_lifetime));
+    let authenticator = Authenticator::new(settings.auth, settings.token_bytes);
+    let (grant, _) = block_on(async { Ok(authenticator.examine(&token, Duration::ZERO).await) })?;
+    match grant {
+        // One for later.
+        Ok(_) | Err(AuthError::Invalid(Refused::NotYet) | AuthError::KeysNotLoaded) => {}
+        Err(AuthError::Invalid(Refused::Lifetime)) => return Err(Error::new(format!("the token would be refused: {longest}"))),
+        Err(error) => return Err(Error::new(format!("the token would be refused: {}", reason(&error)))),
+    }
+    print(&format!("{token}\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Refusals;
 use super::connection::Peer;
+use super::origin::one_host;
 use super::problem::Problem;
 use crate::metrics::{Format, Metrics, Readings};
 use crate::settings::SettingsError;
@@ -102,7 +103,8 @@ pub(crate) fn router(rooms: Rooms) -> Router {
 
 async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
     let (request, body) = request.into_parts();
-    if let Err(problem) = (rooms.access)().allow(Matter::of(request.uri.path()), &request) {
+    let allowed = one_host(&request).and_then(|()| (rooms.access)().allow(Matter::of(request.uri.path()), &request));
+    if let Err(problem) = allowed {
         let address = request.extensions.get::<Peer>().copied().unwrap_or_default().ip();
         rooms.refusals.problem(&request, address, &problem, None, Instant::now());
         return problem.into_response();

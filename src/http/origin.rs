@@ -130,13 +130,9 @@ impl Origins {
     /// Whether the server answers to the name that the request calls it by.
     ///
     /// # Errors
-    /// With 400 where HTTP/1.1 names none or several (RFC 9112 section 3.2), else 421.
+    /// As [`one_host`], else with 421.
     pub(crate) fn host(&self, request: &Parts, seen: &Seen) -> Result<(), Problem> {
-        let mut named = request.headers.get_all(header::HOST).iter();
-        let first = named.next();
-        if named.next().is_some() || (request.version == http::Version::HTTP_11 && first.is_none()) {
-            return Err(Problem::bad_request("a request has exactly one `Host`"));
-        }
+        one_host(request)?;
         let (hosts, forwarded) = match &self.hosts {
             Hosts::All => return Ok(()),
             Hosts::These(hosts) => (hosts, seen.host.as_deref()),
@@ -152,13 +148,28 @@ impl Origins {
     }
 }
 
+/// Whether it is clear which name a request calls the server by.
+///
+/// # Errors
+/// With 400 where HTTP/1.1 has no `Host`, where there are several (RFC 9112 section 3.2), and where one names a user.
+pub(super) fn one_host(request: &Parts) -> Result<(), Problem> {
+    let mut named = request.headers.get_all(header::HOST).iter();
+    let first = named.next();
+    if named.next().is_some() || (request.version == http::Version::HTTP_11 && first.is_none()) {
+        return Err(Problem::bad_request("a request has exactly one `Host`"));
+    }
+    if authority(request).into_iter().chain(first.and_then(|host| host.to_str().ok())).any(|host| host.contains('@')) {
+        return Err(Problem::bad_request("a `Host` is a name or address, and perhaps a port"));
+    }
+    Ok(())
+}
+
 /// `host[:port]` as the request has it: `:authority` or the absolute form before `Host`.
 pub(super) fn authority(request: &Parts) -> Option<&str> {
     match request.uri.authority() {
         Some(authority) => Some(authority.as_str()),
         None => request.headers.get(header::HOST)?.to_str().ok(),
     }
-    .map(|a| a.rsplit_once('@').map_or(a, |(_, host)| host))
     .filter(|a| !a.is_empty())
 }
 

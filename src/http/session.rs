@@ -40,14 +40,15 @@ async fn tell(policy: &Policy, parts: &Parts) -> Result<Response, Problem> {
         }
         Denied::Sender(error) => Problem::denied(&error),
     })?;
-    let (subscribe, publish) = policy.auth.explain(grant.owner.as_deref());
-    // Only the `Authorization` header publishes.
-    let publishes = policy.publisher(parts).await.is_ok();
+    let (subscribe, _) = policy.auth.explain(grant.owner.as_deref());
+    // Only the `Authorization` header publishes: with another carrier a page publishes as one without a token.
+    let publisher = policy.publisher(parts).await;
+    let publish = publisher.map(|grant| policy.auth.explain(grant.owner.as_deref()).1).unwrap_or_default();
     let body = json!({
         "identity": grant.identity(),
         "expires": grant.expires,
         "subscribe": listed(&subscribe),
-        "publish": listed(if publishes { &publish } else { &[] }),
+        "publish": listed(&publish),
     });
     let headers =
         [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store"), (header::VARY, "Authorization, Cookie")];

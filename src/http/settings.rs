@@ -108,12 +108,13 @@ pub(crate) struct Limits {
 
 impl Settings {
     /// Takes the keys of `server` and `admin`, and those of `subscribers` that concern connections. `anonymous`: whether
-    /// there is access without a token. `heartbeat`: that of streams.
+    /// there is access without a token. `served`: where the public listener is, in a process that runs. `heartbeat`: that of streams.
     pub(crate) fn read(
         server: &Section<'_>,
         admin: &Section<'_>,
         subscribers: &Section<'_>,
         anonymous: bool,
+        served: Option<&Address>,
         heartbeat: Duration,
     ) -> Option<Self> {
         let listen = listen(server.key("listen"), 8080);
@@ -121,7 +122,8 @@ impl Settings {
         let mode = |text: &str| u32::from_str_radix(text.strip_prefix("0o").unwrap_or(text), 8).ok().filter(|mode| *mode <= 0o777);
         let mode = server.key("socket_mode").text().default("0660".to_owned()).read(expected, mode).optional();
         let tls = server.key("tls").optional_section().map(|tls| Tls::read(&tls));
-        let origins = origins(server, listen.as_ref().is_some_and(Address::is_loopback) && anonymous);
+        // Which names are answered depends on the address that is listened on, until a restart.
+        let origins = origins(server, served.or(listen.as_ref()).is_some_and(Address::is_loopback) && anonymous);
         let limits = server.key("limits").section();
         let seconds = Duration::from_secs;
         let bounds = Bounds {

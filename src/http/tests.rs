@@ -41,7 +41,8 @@ impl Face {
             let section = |name: &str| root.key(name).section();
             let (server, subscribers) = (section("server"), section("subscribers"));
             let auth = auth::Settings::read(&section("auth"));
-            let settings = Settings::read(&server, &section("admin"), &subscribers, !auth.anonymous.is_empty(), Duration::from_secs(15))?;
+            let open = !auth.anonymous.is_empty();
+            let settings = Settings::read(&server, &section("admin"), &subscribers, open, None, Duration::from_secs(15))?;
             Some((
                 Authenticator::new(auth, auth::token_bytes(&server.key("limits").section())),
                 settings,

@@ -53,10 +53,13 @@ pub(crate) fn load<T>(
     for file in files {
         let name = file.display().to_string();
         match read_file(file) {
-            Ok(text) if refuse_empty && text.trim().is_empty() => {
-                problems.push(of_file(name, "this configuration file is empty".to_owned()))
-            }
-            Ok(text) => layers.extend(read_layer(&name, &text, &mut problems)),
+            Ok(text) => match read_layer(&name, &text, &mut problems) {
+                // A file that says `{}` holds nothing on purpose.
+                Some(Node { kind: Kind::Null, .. }) if refuse_empty => {
+                    problems.push(of_file(name, "this configuration file is empty".to_owned()));
+                }
+                layer => layers.extend(layer),
+            },
             Err(what) => problems.push(of_file(name, format!("this configuration file cannot be read: {what}"))),
         }
     }
@@ -66,7 +69,8 @@ pub(crate) fn load<T>(
     }
     let below = merge(&layers);
     layers.push(environment::overlay(variables, below.as_ref(), &mut problems));
-    let tree = merge(&layers).unwrap_or_else(|| layers.remove(0));
+    // What cannot be merged holds nothing, as the variables' layer does then.
+    let tree = merge(&layers).unwrap_or_else(|| layers.swap_remove(layers.len() - 1));
     read_tree(tree, problems, read)
 }
 

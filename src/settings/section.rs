@@ -201,6 +201,12 @@ impl<'t> Slot<'t> {
         self.node.is_some_and(|node| matches!(node.kind, Kind::Bool(_)))
     }
 
+    /// Whether `false` was written.
+    #[must_use]
+    pub(crate) fn is_off(&self) -> bool {
+        self.node.is_some_and(|node| matches!(node.kind, Kind::Bool(false)))
+    }
+
     /// Notes a problem, of which all further ones with this value are consequences.
     fn unusable(&self, expected: impl Into<String>) {
         self.problem(expected);
@@ -398,8 +404,10 @@ impl<'t> Slot<'t> {
                 None
             }
             Some(Kind::Bool(true)) => {
-                self.unusable("must be a value");
-                None
+                let key = read(self);
+                let expected = format!("must be {} other than true", key.noun);
+                // As a text it would be taken by its word.
+                key.check(|_| false, &expected).optional().and(None)
             }
             _ => {
                 self.shown.set(Value::Bool(false));

@@ -12,7 +12,7 @@ use super::Problem;
 use super::node::{Kind, Node, Place};
 use super::value::join;
 
-/// Reads a document, which must be a map or empty. A key that stands twice is noted, and its first value taken. Each
+/// Reads a document, which must be a map or nothing: a null. A key that stands twice is noted, and its first value taken. Each
 /// duplicate becomes one of `problems`.
 ///
 /// # Errors
@@ -33,8 +33,7 @@ pub(super) fn parse(source: &Arc<str>, text: &str, problems: &mut Vec<Problem>) 
     })?;
     let node = Builder { source, text, problems }.node(parsed.0, "");
     match node.kind {
-        Kind::Map(_) => Ok(node),
-        Kind::Null => Ok(Node { kind: Kind::Map(Vec::new()), ..node }),
+        Kind::Map(_) | Kind::Null => Ok(node),
         _ => Err(Problem { place: Some(node.place), path: String::new(), expected: "must be a map of keys and values".to_owned() }),
     }
 }

@@ -96,6 +96,11 @@ impl Amqp {
     }
 
     /// The same stream, which is waited for, if that is what is read.
+    /// Without an exchange, only the queue itself can be published to.
+    pub(in crate::source) fn publishes_only(&self) -> Option<String> {
+        if self.config.binding().is_some() { None } else { self.config.queue(&self.name) }
+    }
+
     pub(in crate::source) fn narrowed(&self, subject: &Subject) -> Option<Self> {
         Some(Self::new(self.config.narrowed(subject, &self.name)?, &self.name))
     }
@@ -132,6 +137,10 @@ impl Adapter for Amqp {
 
     fn narrowed(&self, subject: &Subject) -> Option<Arc<dyn Adapter>> {
         Some(Arc::new(Self::narrowed(self, subject)?))
+    }
+
+    fn publishes_only(&self) -> Option<String> {
+        Self::publishes_only(self)
     }
 
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {

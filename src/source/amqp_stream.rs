@@ -202,6 +202,10 @@ impl Adapter for Stream {
         Box::pin(async { Ok(self.amqp.config.keeps_for()) })
     }
 
+    fn publishes_only(&self) -> Option<String> {
+        self.amqp.publishes_only()
+    }
+
     fn publish<'a>(&'a self, subject: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SourceError>> {
         Box::pin(publish(&self.amqp, subject, payload))
     }

@@ -358,6 +358,17 @@ async fn a_cookies_answer_never_publishes_and_a_token_comes_first() {
     assert_eq!(status(bridge.http.post(bridge.admin_url("/reload"))).await, 200);
     ends_as(&mut ada, "revoked").await;
     assert_eq!(status(session(&bridge, "a")).await, 401);
+    // One that a reload brings is asked. What anybody may publish, a cookie's sender may too.
+    bridge.configure(&app.config("cache: 1h", &(jwt() + "  anonymous: { publish: [open] }\n")));
+    assert_eq!(status(bridge.http.post(bridge.admin_url("/reload"))).await, 200);
+    assert_eq!(status(session(&bridge, "a")).await, 200);
+    let told: Value = get().header("cookie", "session=a").send().await.unwrap().json().await.unwrap();
+    assert_eq!(told["publish"], json!([{"pattern": "open", "rule": "auth.anonymous.publish[0]"}]), "{told}");
+    let token = mint(json!({"sub": "eve", "subjects": ["t"], "publish": ["t"]}));
+    for (request, expected) in [(get().bearer_auth(&token), 2), (get().header("cookie", format!("brokercast={token}")), 1)] {
+        assert_eq!(who(request).await.1, expected);
+    }
+    assert_eq!(status(post().header("cookie", "session=a")).await, 403);
 }
 
 #[test]

@@ -132,6 +132,18 @@ async fn minted_token_opens_what_it_names_and_nothing_else() {
     assert_eq!(status("b").await, 403);
     let post = bridge.http.post(bridge.url("/publish/a.in")).bearer_auth(&token).body("1");
     assert_eq!(post.send().await.unwrap().status(), 202);
+    // One that is never good is not made.
+    for (options, said) in [
+        (["--expires", "400d"], "`auth.jwt.max_lifetime` (366d)"),
+        (["--claim", "exp=5"], "it has expired"),
+        (["--claim", "exp=\"tomorrow\""], "`exp`"),
+        (["--claim", "sub=5"], "`sub`"),
+    ] {
+        let refused = run(&[&["token", "--config", &path, "--subscribe", "a"], &options[..]].concat());
+        assert!(refused.status.code() == Some(1) && text(&refused.stderr).contains(said), "{refused:?}");
+        assert!(refused.stdout.is_empty());
+    }
+    succeeded(&run(&["token", "--config", &path, "--claim", "nbf=99999999999"]));
     let (_folder, keyless) = file(OPEN);
     let refused = run(&["token", "--config", &keyless, "--subscribe", "a"]);
     assert_eq!(refused.status.code(), Some(1));

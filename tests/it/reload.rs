@@ -3,6 +3,7 @@
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::support::certs::Certs;
 use crate::support::sse::Parser;
 use crate::support::{Bridge, Item, Nats, Raw, Sse, eventually};
 
@@ -38,9 +39,12 @@ server: { cors: { origins: ['https://app.example.com'] }, heartbeat: 14s }
 log: { format: json, filter: debug }
 window: { bytes: 2MiB }
 ";
-    bridge.configure(&still(more));
+    let certs = Certs::new();
+    let [certificate, key, ca] = ["server.crt", "server.key", "ca.crt"].map(|name| certs.path(name).display().to_string());
+    let tls = format!("admin: {{ tls: {{ certificate: {certificate}, private_key: {key}, client_ca: {ca} }} }}\n");
+    bridge.configure(&still(&(tls + more)));
     let (status, body) = reload(&bridge).await;
-    assert_eq!((status, body), (200, json!({ "applied": true, "needs_restart": ["server.heartbeat", "log.format"] })));
+    assert_eq!((status, body), (200, json!({ "applied": true, "needs_restart": ["server.heartbeat", "admin.tls", "log.format"] })));
     assert_eq!(bridge.metric("brokercast_config_in_sync", &[]).await, 0.0);
     // The stream goes on, follows the new source, and gets no gap.
     bridge.publish("c.1", "1").await;
@@ -53,6 +57,8 @@ window: { bytes: 2MiB }
     assert!(bridge.log().contains("\"level\":\"DEBUG\""), "{}", bridge.log());
     let _second = bridge.subscribe("").await;
     assert_eq!(bridge.events("").send().await.unwrap().status(), 503);
+    // No certificate is asked for by a listener that does not speak TLS yet.
+    assert_eq!(bridge.http.get(bridge.admin_url("/streams")).send().await.unwrap().status(), 200);
 
     apply(&bridge, &first).await;
     assert_eq!(bridge.metric("brokercast_config_in_sync", &[]).await, 1.0);
@@ -96,9 +102,11 @@ async fn a_bad_file_changes_nothing_and_is_explained_as_check_does() {
     assert_eq!((sse.event().await.subject().as_str(), publish_status(&bridge, "z.1").await), ("a.1", 404));
 
     // A file in which nothing is yet is refused too, unlike at the start.
-    bridge.configure("");
-    let (status, body) = reload(&bridge).await;
-    assert_eq!((status, &body["problems"][0]["message"]), (422, &json!("this configuration file is empty")));
+    for nothing in ["", " \n", "# what comes first\n", "~\n", "\u{feff}"] {
+        bridge.configure(nothing);
+        let (status, body) = reload(&bridge).await;
+        assert_eq!((status, &body["problems"][0]["message"]), (422, &json!("this configuration file is empty")), "{nothing:?}");
+    }
     assert_eq!(bridge.http.get(bridge.admin_url("/reload")).send().await.unwrap().status(), 405);
     apply(&bridge, &good).await;
 }

@@ -56,6 +56,22 @@ async fn both_listeners_can_be_unix_sockets() {
         assert_eq!(addresses, ["0.0.0.0", "192.0.2.9"]);
         let health = brokercast(&["health"]).await;
         assert!(health.status.success(), "{}", String::from_utf8_lossy(&health.stderr));
+        // By their addresses alone, whatever is configured.
+        let [public, admin] = [&listen.1, &admin_listen.1].map(String::as_str);
+        for args in [
+            &["health", "--url", admin][..],
+            &["check", "--explain", "--admin", admin, "--subject", "demo.a"],
+            &["publish", "inbox", "demo.a", "2", "--url", public],
+        ] {
+            let mut command = command();
+            command.args(args);
+            if args[0] == "publish" {
+                command.args(["--config", &file]);
+            }
+            let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+            assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        assert_eq!(live.event().await.payload(), json!(2));
         bridge.kill();
     }
     bridge.launch();

@@ -29,13 +29,13 @@ pub(super) fn environment(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
 
 pub(super) fn good(texts: &[&str], variables: &[(&str, &str)]) -> Loaded {
     let files = files(texts);
-    load_with(&files.paths, environment(variables), false).unwrap_or_else(|e| panic!("{e}"))
+    load_with(&files.paths, environment(variables), None).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The problems' lines, files called by their number.
 pub(super) fn bad(texts: &[&str], variables: &[(&str, &str)]) -> Vec<String> {
     let files = files(texts);
-    let error = load_with(&files.paths, environment(variables), false).expect_err("a configuration error");
+    let error = load_with(&files.paths, environment(variables), None).expect_err("a configuration error");
     let folder = format!("{}/", files._folder.path().display());
     error.lines().map(|line| line.replace(&folder, "")).collect()
 }
@@ -48,7 +48,7 @@ pub(super) const KEY: &str = "0123456789abcdef0123456789abcdef";
 
 #[test]
 fn without_a_file_the_demo_counts() {
-    let loaded = load_with(&[], [], false).unwrap_or_else(|e| panic!("{e}"));
+    let loaded = load_with(&[], [], None).unwrap_or_else(|e| panic!("{e}"));
     let names: Vec<_> = loaded.settings.sources.iter().map(|source| &source.name).map(ToString::to_string).collect();
     assert_eq!(names, ["clock", "inbox"]);
     assert_eq!(loaded.settings.http.listen.to_string(), "127.0.0.1:8080");
@@ -196,6 +196,7 @@ server:
 subscribers:
   max: -1
   max_stall: 0s
+  max_per_identity: true
 routes:
   - match: { source: nobody, subject: \"a.*\" }
     subject: \"b.{2}\"
@@ -217,16 +218,17 @@ unknown: 1
         "0.yaml:6:3: server.dashboard: must be true or false",
         "0.yaml:8:3: subscribers.max: must be a whole number, 0 or more",
         "0.yaml:9:3: subscribers.max_stall: must be a duration longer than 0",
-        "0.yaml:11:14: routes[0].match.source: must be the name of a source (configured: clock, -bad, none)",
-        "0.yaml:12:5: routes[0].subject: uses `{2}`",
-        "0.yaml:13:5: routes[0].event: begins with `brokercast.`",
-        "0.yaml:14:14: routes[1].match.subject: has an empty token",
-        "0.yaml:15:5: routes[2]: must say what it is about",
-        "0.yaml:17:3: sources.clock: must hold exactly one of",
-        "0.yaml:17:33: sources.clock.ticker.subject: has white space",
-        "0.yaml:18:3: sources.-bad: a source's name must be",
-        "0.yaml:19:3: sources.none: must hold exactly one of",
-        "0.yaml:20:1: unknown: is no known key (known: server, admin, auth, subscribers, rates, window, history, log, traces, reload, sources, routes)",
+        "0.yaml:10:3: subscribers.max_per_identity: must be a whole number, 0 or more, or false",
+        "0.yaml:12:14: routes[0].match.source: must be the name of a source (configured: clock, -bad, none)",
+        "0.yaml:13:5: routes[0].subject: uses `{2}`",
+        "0.yaml:14:5: routes[0].event: begins with `brokercast.`",
+        "0.yaml:15:14: routes[1].match.subject: has an empty token",
+        "0.yaml:16:5: routes[2]: must say what it is about",
+        "0.yaml:18:3: sources.clock: must hold exactly one of",
+        "0.yaml:18:33: sources.clock.ticker.subject: has white space",
+        "0.yaml:19:3: sources.-bad: a source's name must be",
+        "0.yaml:20:3: sources.none: must hold exactly one of",
+        "0.yaml:21:1: unknown: is no known key (known: server, admin, auth, subscribers, rates, window, history, log, traces, reload, sources, routes)",
     ];
     for (at, start) in starts.iter().enumerate() {
         assert!(problems.get(at).is_some_and(|line| line.starts_with(start)), "expected {start}\nin {problems:#?}");
@@ -289,7 +291,7 @@ fn duplicate_keys_are_refused_all_of_them() {
 fn files_that_are_missing_or_no_yaml_are_all_named() {
     let kept = files(&["a: [", "- a list"]);
     let paths = [vec![PathBuf::from("/nowhere/brokercast.yaml")], kept.paths.clone()].concat();
-    let lines: Vec<_> = load_with(&paths, [], false).err().unwrap().lines().collect();
+    let lines: Vec<_> = load_with(&paths, [], None).err().unwrap().lines().collect();
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(lines[0].starts_with("/nowhere/brokercast.yaml: this configuration file cannot be read"), "{lines:?}");
     assert!(lines[1].contains("0.yaml:") && lines[1].contains("is no YAML"), "{lines:?}");
@@ -424,7 +426,7 @@ proptest::proptest! {
         let kept = files(&[&words.concat()]);
         let named = variables.chunks(2).map(|pair| (format!("BROKERCAST__{}", pair[0].trim()), pair[pair.len() - 1].to_owned()));
         let environment = named.map(|(name, value)| (name.replace([':', ' '], "__").into(), value.into()));
-        if let Err(error) = load_with(&kept.paths, environment.collect::<Vec<_>>(), false) {
+        if let Err(error) = load_with(&kept.paths, environment.collect::<Vec<_>>(), None) {
             proptest::prop_assert!(error.lines().count() > 0);
         }
     }

@@ -94,13 +94,17 @@ pub(in crate::auth) fn credential(slot: Slot<'_>) -> Option<Credential> {
     set.convert(|set| keys::from_set(&set, id, algorithms).map_err(|e| e.to_string())).required().map(Credential::Set)
 }
 
-/// The keys that OpenID discovery finds, where that is asked for.
-pub(in crate::auth) fn discovery(issuer: &Section<'_>, name: Option<&str>) -> Option<Credential> {
+/// The keys that OpenID discovery finds, where that is asked for: whether it is, and what was made of it.
+pub(in crate::auth) fn discovery(issuer: &Section<'_>, name: Option<&str>) -> (bool, Option<Credential>) {
     let slot = issuer.key("discover");
-    if !slot.is_set() {
-        return slot.flag().default(false).optional().and(None);
+    if !slot.is_set() || slot.is_off() {
+        return (slot.flag().or(false), None);
     }
-    let algorithms = slot.flag_or_section()?.key("algorithms").list(|item| item.choice::<Algorithm>().required());
+    (true, slot.flag_or_section().and_then(|section| discovered(issuer, &section, name)))
+}
+
+fn discovered(issuer: &Section<'_>, discover: &Section<'_>, name: Option<&str>) -> Option<Credential> {
+    let algorithms = discover.key("algorithms").list(|item| item.choice::<Algorithm>().required());
     let some = "must list at least one algorithm";
     let algorithms = algorithms.default(vec![Algorithm::RS256, Algorithm::ES256]).check(|algorithms| !algorithms.is_empty(), some);
     let algorithms = for_public(algorithms, false);

@@ -203,6 +203,8 @@ fn issuers_are_read_beside_jwt_and_must_differ() {
         (json!({ "issuers": [entry(json!("one"), json!([]))] }), "auth.issuers[0].audience: must not be empty"),
         (json!({ "issuers": [entry(json!("one"), json!(["a", ""]))] }), "auth.issuers[0].audience[1]: must not be empty"),
         (json!({ "issuers": [{ "issuer": "one" }] }), "auth.issuers[0].keys: must list at least one key"),
+        (json!({ "jwt": { "issuer": "https://one.example", "discover": false } }), "auth.jwt.keys: must list at least one key"),
+        (json!({ "carriers": { "cookie": true } }), "auth.carriers.cookie: must be a text other than true, or false"),
         (json!({ "issuers": [{ "issuer": "one", "discover": true }] }), "auth.issuers[0].issuer: must be a URL for `discover`"),
         (json!({ "jwt": { "discover": true } }), "auth.jwt.issuer: must be a URL for `discover`"),
         (json!({ "jwt": { "issuer": "http://id.example.com", "discover": true } }), "auth.jwt.issuer: must be a URL for `discover`"),
@@ -229,6 +231,9 @@ async fn keys_are_found_by_discovery() {
         &json!({ "keys": [jwk(&RSA, Algorithm::RS256, json!({ "kid": "one" })), jwk(&P256, Algorithm::ES256, json!({ "kid": "two" }))] }),
     );
     let at = "/realms/x/.well-known/openid-configuration";
+    let remote = Remote::new(Place::Issuer(issuer.clone(), issuer.parse().unwrap()), None, vec![Algorithm::RS256]);
+    let error = remote.attempt(&mut None).await.expect_err("there is nothing yet");
+    assert!(crate::support::causes::chain(&error).starts_with("the issuer's `/.well-known/openid-configuration` could not"), "{error}");
     server.also(at, &json!({ "issuer": format!("{issuer}/"), "jwks_uri": format!("{base}/jwks") }));
     let authenticator = Arc::new(Authenticator::new(read(&json!({ "jwt": { "issuer": issuer, "discover": true } })), TOKEN_BYTES));
     let refreshing = Arc::clone(&authenticator);

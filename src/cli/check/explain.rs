@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use reqwest::{Certificate, Identity, Url};
+use reqwest::{Certificate, Identity};
 use serde_json::{Value, json};
 
 use crate::app::explain::{Explained, Explainer};
 use crate::auth::Authenticator;
+use crate::cli::client::Target;
 use crate::cli::{EX_UNAVAILABLE, Error, KEYS, block_on, client, given, load, print, say, with_keys};
 use crate::subject::Subject;
 use crate::support::causes::chain;
@@ -29,8 +30,8 @@ pub(in crate::cli) struct Question {
     #[arg(long, value_name = "SUBJECT", requires = "explain")]
     subject: Option<Subject>,
     /// Ask the admin listener of a bridge that runs, instead of reading a configuration
-    #[arg(long, value_name = "URL", requires = "explain", value_parser = client::address)]
-    admin: Option<Url>,
+    #[arg(long, value_name = "URL", requires = "explain", value_parser = Target::parse)]
+    admin: Option<Target>,
     /// A file that holds the admin listener's token
     #[arg(long, value_name = "FILE", requires = "admin")]
     admin_token_file: Option<PathBuf>,
@@ -80,9 +81,9 @@ fn read(files: &[PathBuf], token: Option<&str>, subject: &Subject) -> Result<Exp
 }
 
 /// By a bridge that runs.
-async fn ask(admin: &Url, options: &Question, token: Option<&str>, subject: &Subject) -> Result<Explained, Error> {
-    let url = client::below(admin, "/explain");
-    let mut builder = client::client().no_proxy().timeout(PATIENCE);
+async fn ask(admin: &Target, options: &Question, token: Option<&str>, subject: &Subject) -> Result<Explained, Error> {
+    let url = client::below(&admin.url, "/explain");
+    let mut builder = admin.lead(client::client().no_proxy().timeout(PATIENCE));
     if let Some(file) = &options.admin_ca {
         let certificates = Certificate::from_pem_bundle(client::read(file)?.as_bytes());
         let what = || format!("`{}` holds no certificates in PEM", file.display());
@@ -93,11 +94,11 @@ async fn ask(admin: &Url, options: &Question, token: Option<&str>, subject: &Sub
         builder = builder.identity(Identity::from_pem(client::read(file)?.as_bytes()).map_err(|e| Error::with(what(), e))?);
     }
     let client = builder.build().map_err(|e| Error::with("cannot make an HTTP client", e))?;
-    let mut request = client.post(url.clone()).body(json!({ "token": token, "subject": subject.as_str() }).to_string());
+    let mut request = client.post(url).body(json!({ "token": token, "subject": subject.as_str() }).to_string());
     if let Some(file) = &options.admin_token_file {
         request = request.bearer_auth(client::read(file)?.trim());
     }
-    let failed = |e: reqwest::Error| Error::with(format!("no answer from the admin listener at {}", client::place(&url)), e.without_url());
+    let failed = |e: reqwest::Error| Error::with(format!("no answer from the admin listener at {admin}"), e.without_url());
     let answer = request.send().await.map_err(failed)?;
     if !answer.status().is_success() {
         return Err(Error::new(format!("the admin listener refused the question: {}", client::refusal(answer).await)));

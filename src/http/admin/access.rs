@@ -126,6 +126,7 @@ mod tests {
             ("rebound.example.com", 403),
             ("localhost.example.com", 403),
             ("192.168.0.1", 403),
+            ("user@localhost", 403),
             ("", 403),
         ] {
             for method in [Method::GET, Method::POST, Method::DELETE] {

@@ -59,7 +59,7 @@ struct Admin {
 
 impl Admin {
     async fn get(&self, path: &str) -> (u16, Value) {
-        let request = http::Request::get(path).body(Body::empty()).unwrap();
+        let request = http::Request::get(path).header("host", "localhost").body(Body::empty()).unwrap();
         let response = self.router.clone().oneshot(request).await.unwrap();
         let status = response.status().as_u16();
         (status, serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap())
@@ -183,7 +183,7 @@ async fn the_admin_listener_is_read_only() {
     let (_main, on) = watch::channel(true);
     let (admin, _running) = admin([&on, &on]);
     let ask = |method: &str, path: &str| {
-        let request = http::Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        let request = http::Request::builder().method(method).uri(path).header("host", "localhost").body(Body::empty()).unwrap();
         admin.router.clone().oneshot(request)
     };
     for path in ["/livez", "/metrics", "/sources"] {
@@ -197,4 +197,6 @@ async fn the_admin_listener_is_read_only() {
     }
     assert_eq!(ask("GET", "/metrics").await.unwrap().headers()["content-type"], Format::Text.content_type());
     assert_eq!(ask("GET", "/events").await.unwrap().status(), 404);
+    let two = http::Request::post("/reload").header("host", "localhost").header("host", "evil.example").body(Body::empty()).unwrap();
+    assert_eq!(admin.router.clone().oneshot(two).await.unwrap().status(), 400);
 }

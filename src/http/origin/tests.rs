@@ -94,6 +94,7 @@ fn only_the_names_of_this_server_are_answered() {
     assert_eq!(some.host(&request(&[]), &direct(false)).map_err(|p| p.status()), Err(StatusCode::BAD_REQUEST));
     let two = request(&[("host", "localhost"), ("host", "localhost")]);
     assert_eq!(some.host(&two, &direct(false)).map_err(|p| p.status()), Err(StatusCode::BAD_REQUEST));
+    assert_eq!(host("user@localhost"), Err(StatusCode::BAD_REQUEST));
     let (absolute, ()) = Request::builder().uri("http://evil.example/").header("host", "localhost").body(()).unwrap().into_parts();
     assert_eq!(some.host(&absolute, &direct(false)).map_err(|p| p.status()), Err(StatusCode::MISDIRECTED_REQUEST));
 }

@@ -21,9 +21,7 @@ const PERSISTENT: u8 = 2;
 pub(in crate::source) async fn publish(source: &Amqp, key: &str, payload: Bytes) -> Result<(), SourceError> {
     let routing_key = ShortString::try_new(key)
         .map_err(|e| SourceError::configuration("the subject is too long for a routing key of RabbitMQ").because(e))?;
-    if let (None, Some(queue)) = (source.config.binding(), source.config.queue(&source.name))
-        && key != queue
-    {
+    if let Some(queue) = source.publishes_only().filter(|queue| queue != key) {
         return Err(SourceError::configuration(format!(
             "this source reads queue `{queue}`, to which only subject `{queue}` can be published"
         )));

@@ -16,6 +16,16 @@ fn anonymous_access_beyond_loopback_needs_its_word() {
         assert!(problems[0].contains("auth.anonymous.beyond_loopback: must be true"), "{problems:?}");
         let loaded = good(&[&open.replace("ROLE", role).replace("BEYOND", ", beyond_loopback: true")], &[]);
         assert_eq!(loaded.settings.http.origins.hosts, Hosts::All);
+        // A process that runs listens where it did until it is restarted.
+        let loopback = open.replace("0.0.0.0", "127.0.0.1").replace("ROLE", role);
+        let at = |address: &str, text: &str| {
+            let files = files(&[text]);
+            load_with(&files.paths, [], Address::parse(address).as_ref()).map(|loaded| loaded.settings.http.origins.hosts)
+        };
+        let error = at("0.0.0.0:80", &loopback.replace("BEYOND", "")).expect_err("a word");
+        assert!(error.to_string().contains("auth.anonymous.beyond_loopback"), "{error}");
+        let names = at("127.0.0.1:80", &open.replace("ROLE", role).replace("BEYOND", ", beyond_loopback: true"));
+        assert_eq!(names.unwrap_or_else(|e| panic!("{e}")), direct(&["localhost", "127.0.0.1", "[::1]"]));
     }
 }
 
@@ -191,7 +201,7 @@ fn every_example_is_good() {
         let path = entry.unwrap().path();
         // The manifest for Kubernetes holds a configuration, and is none: see `tests/it/deploy.rs`.
         if path.extension().is_some_and(|e| e == "yaml") && !path.ends_with("kubernetes.yaml") {
-            let loaded = load_with(std::slice::from_ref(&path), [], false).unwrap_or_else(|e| panic!("{e}"));
+            let loaded = load_with(std::slice::from_ref(&path), [], None).unwrap_or_else(|e| panic!("{e}"));
             assert!(!loaded.settings.sources.is_empty(), "{}", path.display());
         }
     }
