@@ -181,6 +181,8 @@ struct Bridge {
 /// The ports, and what every connection to them is held to.
 struct Ports {
     bounds: Bounds,
+    /// As the settings say: public, admin.
+    listens: [Address; 2],
     tls: Option<Arc<Tls>>,
     public: Listener,
     admin: Listener,
@@ -194,7 +196,8 @@ impl Ports {
         let public = Listener::bind("server.listen", &settings.listen, options)?;
         let admin = Listener::bind("admin.listen", &settings.admin.listen, options)?;
         let (tls, admin_tls) = (settings.tls.clone(), settings.admin.tls.clone());
-        Ok(Self { bounds: settings.bounds, tls, public, admin, admin_tls })
+        let listens = [settings.listen.clone(), settings.admin.listen.clone()];
+        Ok(Self { bounds: settings.bounds, listens, tls, public, admin, admin_tls })
     }
 }
 
@@ -265,13 +268,11 @@ impl Bridge {
         let (access, lines) = Access::new(origin.access);
         let access = Arc::new(access);
         access::follow(&streams, &access);
-        let auth_written = (auth.written.clone(), settings.token_bytes);
-        let control = auth.revocations.clone();
+        let (auth_written, control) = ((auth.written.clone(), settings.token_bytes), auth.revocations.clone());
         let auth = Arc::new(Authenticator::new(auth, settings.token_bytes));
         let revocations = auth.revocations().clone();
         let asked = tokio::sync::watch::Sender::new(auth.clone());
         let (pool, shown) = (Pool::new(settings.pool), Shown::of(&http, &ports));
-        let listens = (http.listen.clone(), http.admin.listen.clone());
         let policy = Policy::new(http, auth.clone(), retry);
         let rooms = Rooms::build(&sources, streams, policy, pool.clone(), asked.subscribe(), &ports, &access)?;
         rooms.metrics.configured(&origin.yaml, Timestamp::now());
@@ -287,8 +288,7 @@ impl Bridge {
             traces: Traces::of(settings.traces.as_ref()),
             fixed,
             bounds: ports.bounds,
-            listen: listens.0,
-            admin_listen: listens.1,
+            listens: ports.listens.clone(),
             tls: [ports.tls.clone(), ports.admin_tls.clone()],
             policy: rooms.policy.clone(),
             auth: asked,

@@ -85,10 +85,8 @@ pub(super) struct Reloader {
     /// What cannot change.
     pub(super) fixed: Fixed,
     pub(super) bounds: Bounds,
-    /// Where the public listener is.
-    pub(super) listen: Address,
-    /// Where the admin listener is.
-    pub(super) admin_listen: Address,
+    /// Where the public listener and the admin listener are.
+    pub(super) listens: [Address; 2],
     /// Of the public listener and the admin listener.
     pub(super) tls: [Option<Arc<Tls>>; 2],
     pub(super) policy: watch::Sender<Current>,
@@ -115,10 +113,10 @@ impl Reloader {
     /// that was asked for.
     pub(super) async fn reload(&mut self, sources: &mut Sources, parent: Option<SpanRef>) -> Answer {
         let span = self.traces.work("reload", parent);
-        let (files, watched, listen) = (self.files.clone(), self.watched.clone(), self.listen.clone());
+        let (files, watched, [public, _]) = (self.files.clone(), self.watched.clone(), self.listens.clone());
         let read = move || {
             watched.about_to_read();
-            load_again(&files, &listen)
+            load_again(&files, &public)
         };
         // On a file system that hangs, only this waits.
         let read = tokio::task::spawn_blocking(read).await;
@@ -161,7 +159,7 @@ impl Reloader {
             }
         }
         // Who may ask the admin listener depends on where it listens and what it speaks until the restart.
-        (http.admin.listen, http.admin.tls) = (self.admin_listen.clone(), self.tls[1].clone());
+        (http.admin.listen, http.admin.tls) = (self.listens[1].clone(), self.tls[1].clone());
         (self.drain, self.drain_delay) = (settings.drain, settings.drain_delay);
         self.pool.configure(settings.pool);
         self.rates.configure(settings.rates);

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::{Value, json};
 
-use crate::support::bridge::command;
+use crate::support::bridge::{command, run};
 use crate::support::certs::Certs;
 use crate::support::{Bridge, PATIENCE, Raw, Sse, eventually};
 
@@ -63,12 +63,7 @@ async fn both_listeners_can_be_unix_sockets() {
             &["check", "--explain", "--admin", admin, "--subject", "demo.a"],
             &["publish", "inbox", "demo.a", "2", "--url", public],
         ] {
-            let mut command = command();
-            command.args(args);
-            if args[0] == "publish" {
-                command.args(["--config", &file]);
-            }
-            let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+            let output = run(&[args, &["--config", &file]].concat());
             assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         }
         assert_eq!(live.event().await.payload(), json!(2));
