@@ -283,7 +283,10 @@ async fn dispatch(rooms: &Arc<Rooms>, policy: &Arc<Policy>, request: Request) ->
 /// Everything outside the API: the dashboard, the operator's own pages, else 404.
 async fn page(policy: &Policy, request: Request) -> Response {
     let path = request.uri().path();
-    let moved = |to: &'static str| (http::StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, to)]).into_response();
+    let moved = |to: &'static str| {
+        let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
+        (http::StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, format!("{to}{query}"))]).into_response()
+    };
     let answer = if !policy.base.is_empty() && path == policy.base {
         // Without the slash the page's relative links would be wrong.
         Ok(moved("/"))

@@ -363,7 +363,12 @@ async fn the_dashboard_and_own_pages_are_served_safely() {
         // As far as the source, which does not run here.
         assert_eq!(below.raw("POST", path, &[], "1").await.status(), 503, "{path}");
     }
-    for (path, location) in [("/live", "/live/"), ("/live/dashboards", "/live/dashboards/"), ("/dashboards", "/live/dashboards/")] {
+    for (path, location) in [
+        ("/live", "/live/"),
+        ("/live?x=1&y=%3E", "/live/?x=1&y=%3E"),
+        ("/live/dashboards", "/live/dashboards/"),
+        ("/dashboards?x", "/live/dashboards/?x"),
+    ] {
         let (status, headers) = below.ask("GET", path, &[]).await;
         assert_eq!((status.as_u16(), headers["location"].to_str().unwrap()), (308, location), "{path}");
     }

@@ -54,6 +54,11 @@ fn tokens(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
     if carriers.header == Header::Off && carriers.cookie.is_none() && carriers.query.is_none() {
         warn("auth.carriers", "all are off: no token can reach brokercast");
     }
+    if let Header::Named(name) = &carriers.header
+        && ["host", "origin", "last-event-id", "accept"].contains(&name.as_str())
+    {
+        warn("auth.carriers.header", "is a header that clients send for another purpose: what it holds is taken for a token, and refused");
+    }
     for issuer in &auth.issuers {
         if issuer.audiences.is_empty() && issuer.has_key_set() {
             let what = "is not set: tokens that the same issuer made for other services are taken too, since it signs all with these keys";

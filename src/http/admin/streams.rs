@@ -130,7 +130,11 @@ impl Asked {
         let before = match name {
             "id" => wanted.id.replace(value.parse().map_err(|_| wrong("the id of a stream, as it is listed"))?).is_some(),
             "identity" => wanted.identity.replace(value.into_owned()).is_some(),
-            "address" => wanted.address.replace(value.parse().map_err(|_| wrong("an address: 192.0.2.1 or 2001:db8::1"))?).is_some(),
+            "address" => {
+                let address: IpAddr = value.parse().map_err(|_| wrong("an address: 192.0.2.1 or 2001:db8::1"))?;
+                // As streams have it.
+                wanted.address.replace(address.to_canonical()).is_some()
+            }
             "pattern" => wanted.pattern.replace(value.parse().map_err(|_| wrong("a pattern, as it is listed"))?).is_some(),
             "after" => after.replace(value.parse().map_err(|_| wrong("the `next` of an earlier answer"))?).is_some(),
             "limit" => {
@@ -156,6 +160,7 @@ mod tests {
             (asked.wanted.id.unwrap().to_string(), asked.after.unwrap().to_string(), asked.limit),
             ("3-7".into(), "4-9".into(), Some(5))
         );
+        assert_eq!(Asked::read("address=::ffff:192.0.2.1").unwrap(), Asked::read("address=192.0.2.1").unwrap());
         assert_eq!(Asked::read("").unwrap(), Asked::default());
         for (query, named) in [
             ("identity=", "identity"),

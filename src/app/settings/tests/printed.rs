@@ -82,6 +82,11 @@ fn warnings_name_what_may_not_be_meant() {
     assert!(warnings("window: { bytes: 1KiB }\nsources: { a: { ticker: { subject: x } } }").contains("does not fit `window.bytes`"));
     assert!(warnings("server: { listen: 0.0.0.0:1 }\nsubscribers: { max_per_address: 3 }").contains("trusted_proxies"));
     assert!(warnings("subscribers: { max: 4000000000 }").contains("hard limit"));
+    let carrier = |name: &str| {
+        let keys = format!("[{{ algorithms: [HS256], secret: {KEY} }}]");
+        warnings(&format!("auth: {{ jwt: {{ keys: {keys} }}, carriers: {{ header: {name} }} }}")).contains("auth.carriers.header")
+    };
+    assert_eq!(["Origin", "last-event-id", "X-Token"].map(carrier), [true, true, false]);
     let demo = load_with(&[], [], None).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(demo.warnings, [""; 0]);
 }
