@@ -384,6 +384,7 @@ impl Bridge {
             leaving: self.leaving.clone(),
             reload,
             streams: rooms.streams.clone(),
+            tasks: self.admin_connections.clone(),
             refusals: rooms.refusals.clone(),
             explain: explain(self.reloader.explainer.clone(), self.reloader.auth.subscribe()),
             revoking: admin::Revoking {

@@ -328,6 +328,11 @@ impl Streams {
         self.closed[reason as usize].load(Ordering::Relaxed)
     }
 
+    fn note_closed(&self, visit: &Visit, reason: Closing, bytes: usize) {
+        self.closed[reason as usize].fetch_add(1, Ordering::Relaxed);
+        visit.close(reason, bytes as u64);
+    }
+
     /// Streams whose clients have gone.
     #[must_use]
     pub fn left(&self) -> u64 {
@@ -344,6 +349,28 @@ impl Streams {
     pub fn on_end(&self, tell: impl Fn(Ended) + Send + Sync + 'static) {
         // Whoever comes second is not heard.
         self.ended.set(Box::new(tell)).unwrap_or_default();
+    }
+}
+
+/// A stream whose client may turn out to take nothing, for a part that sees this and does not move the stream.
+pub struct Watched {
+    streams: Arc<Streams>,
+    visit: Arc<Visit>,
+}
+
+impl Watched {
+    /// The stream is ended for this reason, unless it has already ended for another. Called right before what moves the stream is
+    /// dropped, and never while that runs.
+    pub fn abandon(&self, reason: Closing) {
+        if self.visit.closed().is_none() {
+            self.streams.note_closed(&self.visit, reason, 0);
+        }
+    }
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched").field("id", &self.visit.id).finish_non_exhaustive()
     }
 }
 
@@ -410,8 +437,7 @@ struct Lease {
 impl Lease {
     /// This side ends the stream, with so many bytes that say so.
     fn closed(&self, reason: Closing, bytes: usize) {
-        self.streams.closed[reason as usize].fetch_add(1, Ordering::Relaxed);
-        self.visit.close(reason, bytes as u64);
+        self.streams.note_closed(&self.visit, reason, bytes);
     }
 
     /// Appends the end of the stream: the last id and the reason.
@@ -590,6 +616,12 @@ impl Stream {
     /// Ends a stream that nothing can be sent any more.
     pub fn abandon(self, reason: Closing) {
         self.lease.closed(reason, 0);
+    }
+
+    /// For a part that sees that the client takes nothing.
+    #[must_use]
+    pub fn watched(&self) -> Watched {
+        Watched { streams: self.lease.streams.clone(), visit: self.lease.visit.clone() }
     }
 }
 

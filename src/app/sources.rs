@@ -360,14 +360,17 @@ impl Sources {
     fn admitted(&self, source: &SourceName) -> Box<Admit> {
         let (all, source) = (self.all.clone(), source.clone());
         Box::new(move |names| {
-            let mut tags: Vec<_> = all.load().iter().filter_map(|of| Some((of.tag()?, of.handle().name.clone()))).collect();
+            let known = |of: &Arc<SourceRuntime>| Some((of.tag()?, of.handle().name.clone(), of.part.clone()));
+            let mut tags: Vec<_> = all.load().iter().filter_map(known).collect();
             for name in names {
                 let tag = parts::tag(&source, Some(name));
-                match tags.iter().find(|(of, _)| *of == tag) {
-                    // It is read already.
-                    Some((_, other)) if *other == source => continue,
-                    Some((_, other)) => return Err(format!("clients' cursors could not tell partition `{name}` from source `{other}`")),
-                    None => tags.push((tag, source.clone())),
+                match tags.iter().find(|(of, ..)| *of == tag) {
+                    Some((_, other, part)) if (other, part.as_ref()) == (&source, Some(name)) => continue, // It is read already.
+                    Some((_, other, part)) => {
+                        let part = part.as_ref().map(|part| format!("partition `{part}` of ")).unwrap_or_default();
+                        return Err(format!("clients' cursors could not tell partition `{name}` from {part}source `{other}`"));
+                    }
+                    None => tags.push((tag, source.clone(), Some(name.clone()))),
                 }
             }
             if tags.len() > MAX_DURABLE {

@@ -17,6 +17,7 @@ use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::Refusals;
 use super::connection::Peer;
@@ -57,6 +58,8 @@ pub(crate) struct Rooms {
     /// Says why somebody sees a subject or does not.
     pub(crate) explain: Box<Explain>,
     pub(crate) streams: Arc<Streams>,
+    /// Where runs what is not to end with its request.
+    pub(crate) tasks: TaskTracker,
 }
 
 /// Reads the configuration again, within the span of whoever asks: which keys need a restart, or what is wrong with it. `None`: the process is about to end.
@@ -110,7 +113,10 @@ async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
         return problem.into_response();
     }
     if Revoking::rest(request.uri.path()).is_some() {
-        return rooms.revoking.answer(Request::from_parts(request, body)).await.unwrap_or_else(Problem::into_response);
+        // A client that hangs up cancels this future, but not a task: a revocation that holds here is also published.
+        let asked = rooms.clone();
+        let answer = rooms.tasks.spawn(async move { asked.revoking.answer(Request::from_parts(request, body)).await });
+        return answer.await.unwrap_or_else(|_| Err(Problem::internal())).unwrap_or_else(Problem::into_response);
     }
     if request.uri.path() == "/explain" {
         return explain::answer(&*rooms.explain, &request.method, body).await.unwrap_or_else(Problem::into_response);

@@ -1,17 +1,19 @@
-//! What becomes of a response's body on HTTP/2, where many share a connection: counted while it lasts, and reset
-//! when its client takes nothing for too long.
+//! What becomes of a response's body that hyper writes: counted while it lasts, ended as slow when its connection was given up
+//! because its client takes nothing ([`super::stall`]), and on HTTP/2, where many share a connection, reset when its client takes
+//! nothing of it alone for too long.
 //!
 //! On HTTP/1.1 a client that takes nothing fills its socket, and [`super::stall`] ends that. On HTTP/2 it may keep the
 //! connection alive and just never open the window of one stream: hyper then never asks the body again. Only ending the task in which
 //! hyper answers resets the stream (RFC 9113 section 6.4).
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::response::Response;
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http_body::{Frame, SizeHint};
@@ -19,9 +21,15 @@ use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-/// The requests of one HTTP/2 connection.
+use super::handoff::Handover;
+use crate::frame::Closing;
+use crate::stream::Watched;
+
+/// The requests of one connection.
 pub(crate) struct Streams {
     born: Instant,
+    /// The connection was given up because its client takes nothing.
+    stalled: Arc<AtomicBool>,
     open: AtomicUsize,
     seen: AtomicU64,
     /// When the last one ended, in milliseconds since `born`.
@@ -32,9 +40,10 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    pub(crate) fn new() -> Arc<Self> {
+    pub(crate) fn new(stalled: Arc<AtomicBool>) -> Arc<Self> {
         Arc::new(Self {
             born: Instant::now(),
+            stalled,
             open: AtomicUsize::new(0),
             seen: AtomicU64::new(0),
             idle_since: AtomicU64::new(0),
@@ -60,10 +69,16 @@ impl Streams {
     }
 
     /// Keeps an eye on a response's body.
-    pub(crate) fn watch(&self, entered: Entered, body: Body) -> Body {
+    pub(crate) fn watch(&self, entered: Entered, response: Response) -> Response {
+        let stream = response.extensions().get::<Handover>().and_then(Handover::watched);
+        response.map(|body| self.watch_body(entered, body, stream))
+    }
+
+    fn watch_body(&self, entered: Entered, body: Body, stream: Option<Watched>) -> Body {
         let slot = Slot {
             born: self.born,
             body: Mutex::new(Some(body)),
+            stream,
             due: AtomicU64::new(0),
             waker: AtomicWaker::new(),
             task: entered.task.clone(),
@@ -72,7 +87,7 @@ impl Streams {
         let mut bodies = self.bodies.lock();
         bodies.retain(|body| body.strong_count() > 0);
         bodies.push(Arc::downgrade(&slot));
-        Body::new(Watched { slot, _entered: entered })
+        Body::new(Watching { slot, entered })
     }
 
     /// For how long no request was open, and whether there was any yet; `None` while one is.
@@ -92,9 +107,7 @@ impl Streams {
         for slot in bodies {
             let due = slot.due.load(Relaxed);
             if due > 0 && now.saturating_sub(due) >= u64::try_from(limit.as_millis()).unwrap_or(u64::MAX) {
-                // Dropped outside the lock: it may have much to do.
-                let body = slot.body.lock().take();
-                dropped += u64::from(body.is_some());
+                dropped += u64::from(slot.give_up(true));
                 slot.task.get().into_iter().for_each(AbortHandle::abort);
             }
         }
@@ -124,6 +137,8 @@ struct Slot {
     born: Instant,
     /// `None` once it was given up.
     body: Mutex<Option<Body>>,
+    /// The stream of events that it is, if it is one.
+    stream: Option<Watched>,
     /// Since when something waits for the client; 0 while nothing does.
     due: AtomicU64,
     waker: AtomicWaker,
@@ -137,6 +152,17 @@ impl Slot {
         if self.due.load(Relaxed) == 0 {
             self.due.store(millis(self.born), Relaxed);
         }
+    }
+
+    /// Drops the body, which the client may have been too slow for. Returns whether it was still there.
+    fn give_up(&self, slow: bool) -> bool {
+        let Some(body) = self.body.lock().take() else { return false };
+        if let Some(stream) = self.stream.as_ref().filter(|_| slow) {
+            stream.abandon(Closing::Slow);
+        }
+        // Dropped outside the lock: it may have much to do.
+        drop(body);
+        true
     }
 }
 
@@ -152,21 +178,19 @@ impl Wake for Slot {
     }
 }
 
-struct Watched {
+struct Watching {
     slot: Arc<Slot>,
-    _entered: Entered,
+    entered: Entered,
 }
 
 /// The body holds a waker, which holds the slot, which holds the body: without this nobody would ever let go of it.
-impl Drop for Watched {
+impl Drop for Watching {
     fn drop(&mut self) {
-        // Dropped outside the lock: it may have much to do.
-        let body = self.slot.body.lock().take();
-        drop(body);
+        self.slot.give_up(self.entered.streams.stalled.load(Relaxed));
     }
 }
 
-impl http_body::Body for Watched {
+impl http_body::Body for Watching {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -204,9 +228,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_whose_client_takes_nothing_is_dropped_and_an_idle_one_is_kept() {
-        let streams = Streams::new();
+        let streams = Streams::new(Arc::default());
         let (sender, mut receiver) = tokio::sync::mpsc::channel::<Result<Bytes, std::io::Error>>(1);
-        let mut body = streams.watch(streams.enter(), Body::from_stream(futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx))));
+        let body = Body::from_stream(futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx)));
+        let mut body = streams.watch(streams.enter(), Response::new(body)).into_body();
         assert!(body.frame().now_or_never().is_none());
         std::thread::sleep(Duration::from_millis(20));
         assert_eq!(streams.drop_stalled(Duration::from_millis(10)), 0);

@@ -211,11 +211,12 @@ impl Server {
                 let look = timeout(self.bounds.header, speaks_http2(&mut socket));
                 let Some(Ok(Ok((h2, start)))) = self.unless_closed(look).await else { return };
                 let io = self.stall(socket);
+                let streams = Streams::new(io.stalled());
                 // The other cases are boxed: otherwise the task of every connection would be four times as large.
                 match self.public.as_ref().map(|public| &public.adopt) {
-                    _ if h2 => Box::pin(self.serve_http2(Lenient::untouched(start, io), peer)).await,
-                    Some(adopt) => self.serve_adoptable(Lenient::behind(start, io), peer, adopt, open).await,
-                    None => Box::pin(self.serve_http1(Lenient::behind(start, io), peer)).await,
+                    _ if h2 => Box::pin(self.serve_http2(Lenient::untouched(start, io), peer, streams)).await,
+                    Some(adopt) => self.serve_adoptable(Lenient::behind(start, io), peer, streams, adopt, open).await,
+                    None => Box::pin(self.serve_http1(Lenient::behind(start, io), peer, streams)).await,
                 }
             }
             Some(tls) => Box::pin(self.serve_tls(socket, peer, tls)).await,
@@ -239,13 +240,15 @@ impl Server {
     }
 
     async fn serve_tls(&self, socket: TcpStream, mut peer: Peer, tls: &Tls) {
-        let handshake = tls.acceptor().accept(self.stall(socket));
+        let socket = self.stall(socket);
+        let streams = Streams::new(socket.stalled());
+        let handshake = tls.acceptor().accept(socket);
         let Some(Ok(Ok(io))) = self.unless_closed(timeout(self.bounds.handshake, handshake)).await else { return };
         peer.verified = io.get_ref().1.peer_certificates().is_some();
         if io.get_ref().1.alpn_protocol() == Some(b"h2") {
-            Box::pin(self.serve_http2(io, peer)).await;
+            Box::pin(self.serve_http2(io, peer, streams)).await;
         } else {
-            Box::pin(self.serve_http1(Lenient::behind(Bytes::new(), io), peer)).await;
+            Box::pin(self.serve_http1(Lenient::behind(Bytes::new(), io), peer, streams)).await;
         }
     }
 
@@ -259,9 +262,9 @@ impl Server {
     }
 
     /// As [`Self::serve_http1`], until a stream leaves with the socket.
-    async fn serve_adoptable(&self, io: Lenient<Stall>, peer: Peer, adopt: &Adopt, open: Open) {
+    async fn serve_adoptable(&self, io: Lenient<Stall>, peer: Peer, streams: Arc<Streams>, adopt: &Adopt, open: Open) {
         let leaving = Arc::new(Leaving::default());
-        let service = Service { router: self.router.clone(), peer, streams: None, leaving: Some(leaving.clone()) };
+        let service = Service { router: self.router.clone(), peer, streams, leaving: Some(leaving.clone()) };
         let mut connection = self.http1.serve_connection(Io::new(io, leaving.clone()), service);
         let mut closing = false;
         loop {
@@ -304,8 +307,8 @@ impl Server {
         }
     }
 
-    async fn serve_http1<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, io: I, peer: Peer) {
-        let service = Service { router: self.router.clone(), peer, streams: None, leaving: None };
+    async fn serve_http1<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, io: I, peer: Peer, streams: Arc<Streams>) {
+        let service = Service { router: self.router.clone(), peer, streams, leaving: None };
         let mut connection = std::pin::pin!(self.http1.serve_connection(TokioIo::new(io), service));
         tokio::select! {
             ended = connection.as_mut() => {
@@ -333,19 +336,20 @@ impl Server {
         stalled
     }
 
-    async fn serve_http2<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, io: I, peer: Peer) {
-        let streams = Streams::new();
-        let service = Service { router: self.router.clone(), peer, streams: Some(streams.clone()), leaving: None };
+    async fn serve_http2<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, io: I, peer: Peer, streams: Arc<Streams>) {
+        let service = Service { router: self.router.clone(), peer, streams: streams.clone(), leaving: None };
         let mut connection = std::pin::pin!(self.http2(streams.clone()).serve_connection(TokioIo::new(io), service));
         let look = (self.bounds.stall.min(self.bounds.header) / 4).clamp(Duration::from_millis(100), Duration::from_secs(5));
         let mut looks = tokio::time::interval(look);
         let mut closing = false;
         loop {
             tokio::select! {
+                // A connection that was given up counts once, and not its streams beside it.
+                biased;
                 ended = connection.as_mut() => {
-                self.note(ended);
-                return;
-            }
+                    self.note(ended);
+                    return;
+                }
                 () = self.ends.cut.cancelled() => return,
                 () = self.ends.close.cancelled(), if !closing => {
                     closing = true;
@@ -396,7 +400,7 @@ async fn speaks_http2(socket: &mut TcpStream) -> std::io::Result<(bool, Bytes)> 
 struct Service {
     router: Router,
     peer: Peer,
-    streams: Option<Arc<Streams>>,
+    streams: Arc<Streams>,
     leaving: Option<Arc<Leaving>>,
 }
 
@@ -407,10 +411,10 @@ impl hyper::service::Service<Request<Incoming>> for Service {
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         request.extensions_mut().insert(self.peer);
-        let watch = self.streams.as_ref().map(|streams| (streams.clone(), streams.enter()));
         // An answer to HTTP/1.0 is not chunked, so hyper must write it.
         let may_leave = request.method() == Method::GET && request.version() == Version::HTTP_11;
         let leaving = self.leaving.clone().filter(|_| may_leave);
+        let watch = leaving.is_none().then(|| (self.streams.clone(), self.streams.enter()));
         let answer = self.router.clone().call(request.map(Body::new));
         Box::pin(async move {
             let mut response = answer.await?;
@@ -418,7 +422,7 @@ impl hyper::service::Service<Request<Incoming>> for Service {
                 leaving.prepare(&mut response);
             }
             Ok(match watch {
-                Some((streams, entered)) => response.map(|body| streams.watch(entered, body)),
+                Some((streams, entered)) => streams.watch(entered, response),
                 None => response,
             })
         })

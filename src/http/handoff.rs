@@ -28,7 +28,7 @@ use super::stall::Stall;
 use crate::event::Timestamp;
 use crate::frame;
 use crate::hub::{Hub, Transport};
-use crate::stream::{Step, Stream};
+use crate::stream::{Step, Stream, Watched};
 use crate::transport::body::Body as StreamBody;
 
 /// Takes a socket over, once its head and the first bytes of its stream were flushed. `usize`: bytes of its input that were
@@ -56,6 +56,11 @@ impl Handover {
     #[cfg(test)]
     pub(crate) fn gone() -> Self {
         Self(Arc::new(Mutex::new(Slot::Gone)))
+    }
+
+    /// For the part that watches a body, unless hyper has begun to write it.
+    pub(crate) fn watched(&self) -> Option<Watched> {
+        if let Slot::Stream(stream) = &*self.0.lock() { Some(stream.watched()) } else { None }
     }
 
     /// Takes the stream, unless hyper has begun to write it.

@@ -8,6 +8,8 @@ use std::future::Future as _;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -29,12 +31,19 @@ pub(crate) struct Stall {
     deadline: Option<Pin<Box<Sleep>>>,
     /// Set once this side has written everything.
     leaving: Option<Pin<Box<Sleep>>>,
+    /// Set before the write fails that its peer took nothing of.
+    stalled: Arc<AtomicBool>,
 }
 
 impl Stall {
     /// A write that the peer takes nothing of for `limit` fails. `heartbeat`: the interval at which something is written to streams.
     pub(crate) fn new(socket: TcpStream, limit: Duration, heartbeat: Duration) -> Self {
-        Self { socket: Watched::new(socket, heartbeat), limit, deadline: None, leaving: None }
+        Self { socket: Watched::new(socket, heartbeat), limit, deadline: None, leaving: None, stalled: Arc::default() }
+    }
+
+    /// Whether it was given up because its peer takes nothing.
+    pub(crate) fn stalled(&self) -> Arc<AtomicBool> {
+        self.stalled.clone()
     }
 
     pub(crate) fn into_inner(self) -> TcpStream {
@@ -48,6 +57,7 @@ impl Stall {
         }
         let limit = self.limit;
         ready!(self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit))).as_mut().poll(cx));
+        self.stalled.store(true, Ordering::Relaxed);
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing")))
     }
 }

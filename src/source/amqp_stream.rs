@@ -30,7 +30,7 @@ use super::amqp::publish::publish;
 use super::amqp::queue::{message, stamped};
 use super::amqp::recurring::Recurring;
 use super::amqp::renewal::renewal;
-use super::amqp::topology::set_up;
+use super::amqp::topology::{kept, set_up};
 use super::amqp::upkeep::Upkeep;
 use super::parts::Parts;
 use super::{Adapter, Connection, ErrorKind, Gauges, Item, SourceError, Start};
@@ -199,7 +199,10 @@ impl Adapter for Stream {
     }
 
     fn keeps_for(&self) -> BoxFuture<'_, Result<Option<Duration>, SourceError>> {
-        Box::pin(async { Ok(self.amqp.config.keeps_for()) })
+        Box::pin(async {
+            let link = self.shared().await?;
+            kept(&link, self.queue.as_str(), self.amqp.config.keeps_for()).await
+        })
     }
 
     fn publishes_only(&self) -> Option<String> {

@@ -24,6 +24,7 @@ mod api;
 mod detour;
 mod holes;
 mod line;
+mod newest;
 mod pull;
 mod purge;
 mod reader;
@@ -245,7 +246,7 @@ impl JetStreamSource {
         if live {
             self.tell_what_never_comes(&info);
         }
-        let (mut begin, mut new) = self.begin(&mut line, &info, start, live).await?;
+        let (mut begin, mut new) = self.begin(&mut line, &info, start, live, &filters).await?;
         match &filters[..] {
             // It wants a filter, and older servers only one.
             [] | [_, _, ..] if begin.next == Next::Newest => new.filter_subject = Some(">".to_owned()),
@@ -261,7 +262,14 @@ impl JetStreamSource {
     }
 
     /// How a reader begins, and the consumer for it.
-    async fn begin(&self, line: &mut Line, info: &StreamInfo, start: Start, live: bool) -> Result<(Begin, NewConsumer), SourceError> {
+    async fn begin(
+        &self,
+        line: &mut Line,
+        info: &StreamInfo,
+        start: Start,
+        live: bool,
+        filters: &[String],
+    ) -> Result<(Begin, NewConsumer), SourceError> {
         let end = self.position(line, info.state.last_seq).await?;
         let (known, credit) = if live { (Some(self.known.clone()), LIVE) } else { (None, HISTORY) };
         let (items, trouble) = (Vec::new(), self.trouble.clone());
@@ -280,15 +288,21 @@ impl JetStreamSource {
                 let (after, gap) = self.resume(line, info, place, end, live).await?;
                 follow(&mut begin, after, gap);
             }
-            // One of the newest cannot be read: hand out a gap, and go on from the end.
-            Start::LastPerSubject if self.trouble.lock().was_lost_at(Next::Newest) => {
-                self.trouble.lock().skipped_newest();
-                follow(&mut begin, end.seq, Some(Gap { reason: GapReason::Unreadable, from: None, to: None, position: Some(end) }));
-            }
-            Start::LastPerSubject => {
-                new.deliver_policy = "last_per_subject";
-                begin.next = Next::Newest;
-            }
+            Start::LastPerSubject => match self.newest(line, filters, end.seq).await? {
+                Some(items) => {
+                    begin.items = items;
+                    follow(&mut begin, end.seq, None);
+                }
+                // One of the newest cannot be read: hand out a gap, and go on from the end.
+                None if self.trouble.lock().was_lost_at(Next::Newest) => {
+                    self.trouble.lock().skipped_newest();
+                    follow(&mut begin, end.seq, Some(Gap { reason: GapReason::Unreadable, from: None, to: None, position: Some(end) }));
+                }
+                None => {
+                    new.deliver_policy = "last_per_subject";
+                    begin.next = Next::Newest;
+                }
+            },
             Start::Earliest => new.deliver_policy = "all",
             Start::Since(time) => new.start_at(time),
             Start::Recent { age, bytes } => {

@@ -28,6 +28,8 @@ pub(super) struct Behind {
     reader: Option<Reader>,
     items: Vec<Item>,
     ends: Ends,
+    /// It was sent a piece since it last let others have their turn.
+    sent: bool,
 }
 
 /// What became of a stream.
@@ -43,7 +45,7 @@ pub(super) enum Next {
 impl Behind {
     pub(super) fn new(stream: Stream) -> Self {
         let ends = Ends::of(&stream);
-        let mut this = Self { stream, reader: None, items: Vec::new(), ends };
+        let mut this = Self { stream, reader: None, items: Vec::new(), ends, sent: false };
         // What was ordered before there was a driver.
         this.stream.follow();
         this
@@ -56,8 +58,13 @@ impl Behind {
 
     /// Waits for what comes next.
     pub(super) async fn next(mut self) -> Next {
+        if std::mem::take(&mut self.sent) {
+            // A socket may take a whole history without a wait. Of a crowd of clients the last would get its first event when all
+            // others have everything.
+            tokio::task::yield_now().await;
+        }
         let moved = loop {
-            let Self { stream, reader, items, ends } = &mut self;
+            let Self { stream, reader, items, ends, .. } = &mut self;
             tokio::select! {
                 biased;
                 order = ends.wait() => match order {
@@ -68,7 +75,7 @@ impl Behind {
             }
         };
         match moved {
-            Ok(Some(bytes)) => Next::Send(bytes, self),
+            Ok(Some(bytes)) => Next::Send(bytes, Self { sent: true, ..self }),
             Ok(None) => match self.stream.into_live() {
                 Ok((live, id)) => Next::Live(live, id, self.ends),
                 // Not so: `advance` returned because it is live.

@@ -11,7 +11,7 @@ use lapin::{BasicProperties, ExchangeKind};
 use serde_json::json;
 
 use crate::support::certs::Certs;
-use crate::support::drive::{Reading, chain, source, subjects, texts};
+use crate::support::drive::{PATIENCE, Reading, chain, source, subjects, texts};
 use crate::support::plain::{Plain, long, short};
 use crate::support::proxy::Proxy;
 use crate::support::rabbit::{Amqp, Rabbit};
@@ -98,6 +98,10 @@ async fn a_queue_keeps_what_was_not_acknowledged() {
     assert_eq!(subjects(&reading.all())[0], "jobs.done");
     // No more than the prefetch is on its way, and nothing is acknowledged by reading alone.
     assert_eq!(depth(&client, "jobs.done").await, 60);
+    let known = within(PATIENCE, "what waits to be known", async || jobs.gauges().ready);
+    // The first look may have been before the prefetch was on its way.
+    let ready = tokio::select! { ready = known => ready, () = reading.take(41) => unreachable!("more than the prefetch") };
+    assert!((60..=100).contains(&ready), "{ready} wait");
     drop(reading);
     let mut reading = Reading::insist(&jobs, Start::Now).await;
     assert_eq!(texts(&reading.messages(100).await), (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
@@ -294,6 +298,8 @@ async fn tls_checks_the_broker_and_shows_a_certificate() {
     good.publish("a.c", vec![b'x'; 300_000].into()).await.unwrap();
     let read = reading.messages(2).await;
     assert_eq!((subjects(&read)[0].as_str(), read[1].payload.len()), ("a.b", 300_000));
+    // The first second of 4096, by rcgen's default.
+    assert_eq!(good.gauges().expires.certificate, Some(67_090_118_400));
     reading.close().await;
     refused(&with(json!({ "certificate": at("client.crt"), "private_key": at("client.key") })), Configuration, "no TLS connection").await;
     // The broker says why, or the end of the connection overtakes that.

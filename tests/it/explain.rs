@@ -6,6 +6,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use crate::support::bridge::{command, run};
+use crate::support::certs::Certs;
 use crate::support::port::Port;
 use crate::support::token::{jwt, mint, now};
 use crate::support::{Bridge, eventually};
@@ -70,6 +71,46 @@ async fn the_configuration_and_the_bridge_that_runs_say_the_same() {
     assert_eq!(explain(&["--admin", &bridge.url(""), "--subject", "a"]).0, Some(69), "that is another listener");
     assert_eq!(explain(&["--config", &file, "--subject", "a.>"]).0, Some(2));
     assert_eq!(explain(&["--config", "/nowhere.yaml", "--subject", "a"]).0, Some(78));
+}
+
+#[tokio::test]
+async fn a_bridge_behind_a_token_and_client_certificates_is_asked() {
+    let certs = Certs::new();
+    let path = |name: &str| certs.path(name).display().to_string();
+    std::fs::write(path("token"), "opensesame\n").unwrap();
+    std::fs::write(path("wrong"), "openbarley\n").unwrap();
+    let [certificate, key] = ["client.crt", "client.key"].map(|name| std::fs::read_to_string(path(name)).unwrap());
+    std::fs::write(path("both.pem"), certificate + &key).unwrap();
+    let tls = format!("certificate: {}, private_key: {}, client_ca: {}", path("server.crt"), path("server.key"), path("ca.crt"));
+    let admin = format!("admin: {{ token_file: {}, tls: {{ {tls} }} }}\n", path("token"));
+    let mut bridge = Bridge::builder(&config(&admin)).build();
+    bridge.launch();
+    let (admin, ada) = (format!("https://{}", bridge.admin_address()), mint(json!({"sub": "ada"})));
+    let [token, wrong, ca, both, key] = ["token", "wrong", "ca.crt", "both.pem", "client.key"].map(path);
+    let ask = |subject: &str, more: &[(&str, &str)]| {
+        let more = more.iter().flat_map(|(option, file)| [*option, *file]);
+        let all: Vec<_> = ["--admin", &admin, "--token", &ada, "--subject", subject].into_iter().chain(more).collect();
+        explain(&all)
+    };
+    let (by_token, by_ca, by_certificate) = (("--admin-token-file", &*token), ("--admin-ca", &*ca), ("--admin-certificate", &*both));
+    let all = [by_token, by_ca, by_certificate];
+    eventually("the bridge to answer", async || (ask("user.ada.x", &all).0 == Some(0)).then_some(())).await;
+    let (exit, told, said) = ask("user.eve.x", &all);
+    assert_eq!((exit, told["seen"].as_bool()), (Some(1), Some(false)), "{said}");
+    for (options, part) in [
+        (&[by_ca, by_certificate][..], "token"),
+        (&[("--admin-token-file", &*wrong), by_ca, by_certificate], "token"),
+        (&[by_token, by_certificate], "certificate"),
+        (&[by_token, by_ca], "client certificate"),
+        (&[by_token, ("--admin-ca", &*key), by_certificate], "no"),
+        (&[("--admin-token-file", "/nowhere"), by_ca, by_certificate], "/nowhere"),
+        (&[by_token, ("--admin-ca", "/nowhere"), by_certificate], "/nowhere"),
+        (&[by_token, by_ca, ("--admin-certificate", &*ca)], "ca.crt"),
+    ] {
+        let (exit, _, said) = ask("user.ada.x", options);
+        assert!(exit == Some(69) && said.contains(part), "{options:?}: {exit:?} {said}");
+        assert!(!said.contains("opensesame") && !said.contains("openbarley") && !said.contains(&ada), "{options:?}: {said}");
+    }
 }
 
 #[tokio::test]

@@ -111,12 +111,26 @@ async fn connections_deliveries_and_ends_are_those_that_clients_saw() {
 
 #[tokio::test]
 async fn a_client_that_takes_nothing_is_counted_whatever_wrote_to_it() {
-    let bridge = Bridge::start(&format!("{OPEN}\nsubscribers: {{ max_stall: 1s }}\nwindow: {{ bytes: 16MiB }}\n")).await;
+    let bridge =
+        Bridge::start(&format!("{OPEN}\nsubscribers: {{ max_stall: 1s }}\nwindow: {{ bytes: 16MiB }}\nlog: {{ access: text }}\n")).await;
     let filler = format!("{{\"filler\":\"{}\"}}", "x".repeat(64 << 10));
-    for (n, query) in [(1.0, ""), (2.0, "since=all")] {
-        let mut raw = Raw::connect_narrow(&bridge.address()).await;
-        raw.send(format!("GET /events?{query} HTTP/1.1\r\nHost: {}\r\n\r\n", bridge.address())).await;
-        raw.head().await;
+    let http2 = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
+    let mut open = Vec::new();
+    // Written by a loop, by a task, and by hyper: HTTP/1.0, HTTP/2 whose socket is full, and HTTP/2 of which one stream is.
+    for (n, way) in [(1.0, " HTTP/1.1"), (2.0, "since=all HTTP/1.1"), (3.0, " HTTP/1.0"), (4.0, "socket"), (5.0, "stream")] {
+        if way == "stream" {
+            open.push(Err(http2.get(bridge.url("/events")).send().await.unwrap()));
+        } else {
+            let mut raw = Raw::connect_narrow(&bridge.address()).await;
+            if way == "socket" {
+                raw.send(wide_http2_request(&bridge.address())).await;
+            } else {
+                raw.send(format!("GET /events?{way}\r\nHost: {}\r\n\r\n", bridge.address())).await;
+                raw.head().await;
+            }
+            open.push(Ok(raw));
+        }
+        eventually("its stream to be open", async || (bridge.metric("brokercast_subscribers", &[]).await == 1.0).then_some(())).await;
         for _ in 0..200 {
             bridge.publish("demo.a", filler.clone()).await;
         }
@@ -125,6 +139,26 @@ async fn a_client_that_takes_nothing_is_counted_whatever_wrote_to_it() {
         let slow = async || (bridge.metric("brokercast_ended_subscribers_total", &["reason=\"slow\""]).await == n).then_some(());
         eventually("its stream to be counted", slow).await;
     }
+    assert_eq!(bridge.metric("brokercast_ended_subscribers_total", &["reason=\"client_gone\""]).await, 0.0);
+    let log = bridge.log();
+    assert_eq!((log.matches("reason=\"slow\"").count(), log.matches("reason=\"gone\"").count()), (5, 0), "{log}");
+}
+
+/// The bytes of a request for `/events` by HTTP/2, from a client whose windows are as large as they can be.
+fn wide_http2_request(address: &str) -> Vec<u8> {
+    let frame = |kind: u8, flags: u8, stream: u8, content: &[u8]| {
+        [&[0, 0, u8::try_from(content.len()).unwrap(), kind, flags, 0, 0, 0, stream], content].concat()
+    };
+    let literal = |index: u8, value: &str| [&[index, u8::try_from(value.len()).unwrap()], value.as_bytes()].concat();
+    // `:method: GET` and `:scheme: http` of HPACK's table, then `:path` and `:authority`.
+    let head = [vec![0x82, 0x86], literal(0x04, "/events"), literal(0x01, address)].concat();
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(0x4, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]),
+        frame(0x8, 0, 0, &[0x7f, 0, 0, 0]),
+        frame(0x1, 0x5, 1, &head),
+    ]
+    .concat()
 }
 
 #[tokio::test]

@@ -105,6 +105,10 @@ routes:
             assert_eq!(numbers(&[event]), [n]);
         }
     }
+    // That of a token that was told after the first one, with a few seconds for whatever was under way.
+    let expiry = bridge.metric("brokercast_source_credentials_expiry_timestamp_seconds", &["\"tokens\"", "credential=\"token\""]).await;
+    let first = (now() - begun.elapsed().as_secs()) as f64 + LIFE as f64;
+    assert!(expiry > first && expiry <= (now() + LIFE) as f64, "{expiry} where the first expired at {first}");
     // Told on the living connection, a token costs none.
     assert_eq!(reconnects("tokens").await, 0.0, "{}", bridge.log());
     assert!(count > 200, "{count}");

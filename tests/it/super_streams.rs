@@ -9,12 +9,16 @@ use crate::support::bridge::{numbers, run};
 use crate::support::rabbit::Amqp;
 use crate::support::{Bridge, Rabbit, Sse, eventually};
 
-/// Makes a partition as `rabbitmq-streams add_super_stream` does, which RabbitMQ has since 3.11.
-async fn partition(client: &Amqp, number: usize) {
+async fn stream(client: &Amqp, name: &str) {
     let (durable, mut table) = (QueueDeclareOptions { durable: true, ..Default::default() }, FieldTable::default());
     table.insert("x-queue-type".into(), AMQPValue::LongString("stream".into()));
+    client.channel.queue_declare(name.into(), durable, table).await.unwrap();
+}
+
+/// Makes a partition as `rabbitmq-streams add_super_stream` does, which RabbitMQ has since 3.11.
+async fn partition(client: &Amqp, number: usize) {
     let name = format!("invoices-{number}");
-    client.channel.queue_declare(name.as_str().into(), durable, table).await.unwrap();
+    stream(client, &name).await;
     let (key, none) = (number.to_string(), FieldTable::default());
     client.channel.queue_bind(name.into(), "invoices".into(), key.into(), QueueBindOptions::default(), none).await.unwrap();
 }
@@ -123,4 +127,17 @@ routes:
         move || run(&["check", "--connect", "--config", &file])
     });
     assert!(checked.await.unwrap().status.success());
+
+    // Two of these have the same tag: found by trying names.
+    for number in 0..5 {
+        stream(&client, &format!("q906919-{number}")).await;
+    }
+    let same = format!("sources:\n  same: {{ required: false, amqp: {{ url: \"{url}\", queue: q906919, queue_type: super_stream }} }}\n");
+    let changed = std::fs::read_to_string(bridge.folder().join("config.yaml")).unwrap().replace("sources:\n", &same);
+    bridge.configure(&changed);
+    assert_eq!(bridge.http.post(bridge.admin_url("/reload")).send().await.unwrap().status(), 200);
+    let refused = bridge.source_is("same", "down").await;
+    let words = "could not tell partition `q906919-4` from partition `q906919-1` of source `same`";
+    assert!(refused["error"].as_str().unwrap().contains(words), "{refused}");
+    assert_eq!(refused["kind"], "configuration");
 }

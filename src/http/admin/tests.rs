@@ -124,6 +124,7 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
         leaving: leaving.clone(),
         reload: Arc::new(|_| Box::pin(async { None })),
         streams: crate::stream::tests::demo(1 << 20),
+        tasks: TaskTracker::new(),
         refusals: Arc::new(Refusals::new(|_| {})),
         explain: Box::new(|_, _| Box::pin(async { Value::Null })),
         revoking: Revoking { revocations: Arc::default(), end: Box::new(|_| 0), wire: Box::new(|| None) },

@@ -1,6 +1,7 @@
 //! Configuration, reach and frames; what needs a broker is in `tests/amqp`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -252,6 +253,17 @@ fn a_key_that_is_no_text_is_kept_aside_until_its_message_is_taken() {
     let open_ok = frame(1, 1, &[0, 20, 0, 11, 0, 0, 0, 0]);
     scrubbed(&[deliver(b"\xe9", 7), open_ok].concat(), 100, &odd);
     assert_eq!(odd.take(1, 7), None);
+}
+
+#[test]
+fn ages_are_read_as_rabbitmq_writes_them() {
+    let day = 24 * 3600;
+    for (text, seconds) in [("1Y", 365 * day), ("2M", 60 * day), ("7D", 7 * day), ("24h", day), ("90m", 5400), ("7200s", 7200), ("0s", 0)] {
+        assert_eq!(topology::age(text), Some(Duration::from_secs(seconds)), "{text}");
+    }
+    for text in ["", "s", "5", "5w", "-1s", "1.5h", "99999999999999999Y", "5é"] {
+        assert_eq!(topology::age(text), None, "{text}");
+    }
 }
 
 #[test]

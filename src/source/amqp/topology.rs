@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use lapin::options::{
     BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
@@ -275,14 +276,51 @@ async fn compare_queue(link: &Link, name: &str, declare: &Declare) -> Result<Vec
     Ok(differences)
 }
 
+/// For how long a stream keeps messages, as far as the broker says; where it does not, what the settings say. `None`: no limit is
+/// known. A policy's limit is not among an argument's differences.
+pub(in crate::source) async fn kept(link: &Link, name: &str, assumed: Option<Duration>) -> Result<Option<Duration>, SourceError> {
+    // No stream can have this age. So the broker names the one that there is, and makes no stream where one has just gone.
+    let mut asked: BTreeMap<_, _> =
+        [("x-queue-type", "stream"), (MAX_AGE, "never")].map(|(key, value)| (short(key), AMQPValue::LongString(value.into()))).into();
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    for _ in 0..MOST {
+        let Some(said) = difference(declare_queue(link, name, options, asked.clone().into()).await?)? else { break };
+        match current(&said) {
+            Some((MAX_AGE, "none")) => return Ok(None),
+            Some((MAX_AGE, current)) => return Ok(current.split('\'').nth(1).and_then(age).or(assumed)),
+            _ if !adopt(&mut asked, &said) => break,
+            _ => {}
+        }
+    }
+    Ok(assumed)
+}
+
+/// An age as RabbitMQ writes it: a number and one of `Y`, `M`, `D`, `h`, `m`, `s`.
+pub(super) fn age(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let day = 24 * 3600;
+    let seconds = match unit {
+        "Y" => 365 * day,
+        "M" => 30 * day,
+        "D" => day,
+        "h" => 3600,
+        "m" => 60,
+        "s" => 1,
+        _ => return None,
+    };
+    Some(Duration::from_secs(number.parse::<u64>().ok()?.checked_mul(seconds)?))
+}
+
+/// The argument that the broker named, and its words on what that is now.
+fn current(said: &str) -> Option<(&str, &str)> {
+    let (argument, _) = said.split_once("inequivalent arg '")?.1.split_once('\'')?;
+    Some((argument, said.rsplit_once(" but current is ")?.1))
+}
+
 /// Takes over the argument that the broker named. Returns whether that could be read.
 pub(super) fn adopt(arguments: &mut BTreeMap<ShortString, AMQPValue>, said: &str) -> bool {
-    let read = || {
-        let (argument, _) = said.split_once("inequivalent arg '")?.1.split_once('\'')?;
-        let current = said.rsplit_once(" but current is ")?.1;
-        argument.starts_with("x-").then_some((short(argument), current))
-    };
-    let Some((argument, current)) = read() else { return false };
+    let named = current(said).filter(|(argument, _)| argument.starts_with("x-"));
+    let Some((argument, current)) = named.map(|(argument, current)| (short(argument), current)) else { return false };
     if current == "none" {
         return arguments.remove(&argument).is_some();
     }
@@ -295,6 +333,8 @@ pub(super) fn adopt(arguments: &mut BTreeMap<ShortString, AMQPValue>, said: &str
     arguments.insert(argument, value.clone()) != Some(value)
 }
 
+/// How long a stream keeps messages.
+const MAX_AGE: &str = "x-max-age";
 /// The size of a stream's segments.
 const SEGMENT: &str = "x-stream-max-segment-size-bytes";
 /// So many differences of a queue are named.
@@ -308,7 +348,7 @@ pub(super) fn arguments(declare: &Declare) -> BTreeMap<ShortString, AMQPValue> {
     // Always sent: left out, it would be the vhost's default type.
     text("x-queue-type", declare.queue_type.word());
     if declare.queue_type == QueueType::Stream {
-        text("x-max-age", &format!("{}s", declare.max_age.as_secs()));
+        text(MAX_AGE, &format!("{}s", declare.max_age.as_secs()));
         let mut number = |key: &str, value: u64| {
             table.insert(short(key), AMQPValue::LongLongInt(i64::try_from(value).unwrap_or(i64::MAX)));
         };

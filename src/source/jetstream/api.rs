@@ -283,6 +283,17 @@ pub(super) async fn find(line: &mut Line, stream: &str, seq: u64, filters: &[Str
     Ok(first.map_or(Found::Nothing, Found::Message))
 }
 
+/// The newest message of a subject; `None`: this user may not ask.
+pub(super) async fn newest(line: &mut Line, stream: &str, subject: &str) -> Result<Option<Found>, SourceError> {
+    let what = serde_json::json!({ "last_by_subj": subject }).to_string();
+    let Some(answer) = line.try_request(&message_question(stream), &what, ANSWER).await? else { return Ok(None) };
+    match read_message(&answer) {
+        Ok(found) => Ok(Some(found.map_or(Found::Nothing, Found::Message))),
+        Err(error) if is_refusal(&answer) => Err(error),
+        Err(_) => Ok(Some(Found::Unreadable)),
+    }
+}
+
 /// What a delivered message's reply subject tells of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {

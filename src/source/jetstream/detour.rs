@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::JetStreamSource;
-use super::api::{self, Found, StreamInfo};
+use super::api::{self, Found, Stored, StreamInfo};
 use super::line::Line;
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, Message, Timestamp};
@@ -141,14 +141,9 @@ impl JetStreamSource {
                 stop = stored.seq.saturating_add(BEHIND);
             }
             (end, next) = (Some(position), stored.seq + 1);
-            if self.subjects.iter().any(|ours| ours.matches(&stored.subject)) {
+            if let Some(message) = self.message_of(stored) {
                 left -= 1;
-                bytes += stored.payload.len();
-                let shown = stored.subject.strip_prefix(self.config.hidden).unwrap_or(&stored.subject);
-                let subject = Subject::from_broker(shown.as_bytes(), &self.unnamed);
-                let time = Timestamp::from_micros(stored.time / 1000);
-                let mut message = Message::new(subject, stored.payload, time, Some(position));
-                headers::take(&mut message, stored.headers);
+                bytes += message.payload.len();
                 items.push(Item::Message(message));
             }
         }
@@ -158,5 +153,18 @@ impl JetStreamSource {
             return Ok(Detour::default());
         }
         Ok(Detour { items, end })
+    }
+
+    /// A stored message, if it is of this source.
+    pub(super) fn message_of(&self, stored: Stored) -> Option<Message> {
+        if !self.subjects.iter().any(|ours| ours.matches(&stored.subject)) {
+            return None;
+        }
+        let shown = stored.subject.strip_prefix(self.config.hidden).unwrap_or(&stored.subject);
+        let subject = Subject::from_broker(shown.as_bytes(), &self.unnamed);
+        let position = Position { seq: stored.seq, check: Some(stored.check) };
+        let mut message = Message::new(subject, stored.payload, Timestamp::from_micros(stored.time / 1000), Some(position));
+        headers::take(&mut message, stored.headers);
+        Some(message)
     }
 }

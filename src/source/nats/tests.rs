@@ -250,11 +250,14 @@ async fn each_way_to_say_who_we_are_works_and_a_wrong_one_is_told_without_its_se
     source.connect(Start::Now).await.map(|_| ()).expect("is let in by the address");
 }
 
+/// When JWTs expire here, in seconds since 1970.
+const EXPIRY: u64 = 4_000_000_000;
+
 /// A JWT of NATS: claims about `subject`, signed by `by`.
 fn nats_jwt(kind: &str, subject: &nkeys::KeyPair, by: &nkeys::KeyPair) -> String {
     use base64::Engine as _;
     let text = |json: serde_json::Value| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json.to_string());
-    let claims = serde_json::json!({"jti": kind, "iat": 1, "iss": by.public_key(), "name": kind, "sub": subject.public_key(),
+    let claims = serde_json::json!({"jti": kind, "iat": 1, "exp": EXPIRY, "iss": by.public_key(), "name": kind, "sub": subject.public_key(),
         "nats": {"type": kind, "version": 2, "subs": -1, "data": -1, "payload": -1,
             "limits": {"subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1}}});
     let signed = format!("{}.{}", text(serde_json::json!({"typ": "JWT", "alg": "ed25519-nkey"})), text(claims));
@@ -280,8 +283,10 @@ async fn a_credentials_file_says_who_we_are() {
     );
     std::fs::write(&file, text).expect("writes");
     let json = serde_json::json!({"servers": [server.url()], "subjects": ["a"], "credentials_file": file});
-    let running = Running::start(adapter(json.clone()));
+    let source = adapter(json.clone());
+    let running = Running::start(source.clone());
     running.until_state(State::Up).await;
+    assert_eq!(source.gauges().expires.token, Some(EXPIRY));
     adapter(json.clone()).publish("a", "1".into()).await.expect("publishes");
     running.until_messages(1).await;
     std::fs::write(&file, "nothing").expect("writes");

@@ -1,15 +1,17 @@
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::task::Poll;
 
 use bytes::Bytes;
 
 use super::*;
+use crate::cursor::Point;
 use crate::event::{Envelope, Event, Message, Timestamp};
 use crate::frame::Closing;
 use crate::frame::Form;
 use crate::hub::{Filter, Input};
 use crate::stream::tests::{demo, first, request};
-use crate::stream::{Request, Selection, Streams};
+use crate::stream::{Begin, Request, Selection, Streams};
 
 struct World {
     streams: Arc<Streams>,
@@ -259,4 +261,26 @@ fn a_loop_ends_when_it_is_stopped() {
     for ended in world.ends.ended.drain(..) {
         assert!(ended.blocking_recv().is_err());
     }
+}
+
+#[tokio::test]
+async fn a_client_that_is_far_behind_lets_others_have_their_turn_after_each_piece() {
+    let world = world(1, Duration::from_secs(10));
+    world.publish_all("a", &vec!["x".repeat(1000); 300]);
+    let request = Request { begin: Begin::At(Point::Earliest), ..request("a") };
+    let mut body = crate::transport::body::Body::new(world.streams.open(request, Timestamp::now()));
+    let (mut pieces, mut turns, mut seen) = (0, 0, 0);
+    while seen < 300 {
+        match std::future::poll_fn(|cx| Poll::Ready(body.poll_next(cx))).await {
+            Poll::Ready(piece) => {
+                pieces += 1;
+                seen += lines(&piece.expect("it has not ended")).len();
+            }
+            Poll::Pending => {
+                turns += 1;
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    assert!(pieces >= 4 && turns >= pieces - 1, "{turns} turns of others between {pieces} pieces");
 }
