@@ -1,7 +1,7 @@
 //! CloudEvents that a broker's publisher sent, recognised so that they are passed on as what they are.
 //!
-//! Structured: the payload is the whole event as JSON. Binary: headers hold the attributes and the payload is the data; they
-//! are called `ce-…` by the bindings of NATS and HTTP, where values are percent-encoded, and `cloudEvents:…` or
+//! Structured: the payload is the whole event as JSON. Binary: headers hold the attributes and the payload is the data; the content
+//! type tells one from the other (CloudEvents 1.0, bindings of NATS and AMQP, section 3). The headers are called `ce-…` by the bindings of NATS and HTTP, where values are percent-encoded, and `cloudEvents:…` or
 //! `cloudEvents_…` by that of AMQP. Pure.
 
 use std::borrow::Cow;
@@ -24,23 +24,39 @@ const REQUIRED: [&str; 4] = ["specversion", "id", "source", "type"];
 
 impl<'a> Cloud<'a> {
     pub(super) fn of(event: &'a Event) -> Option<Self> {
-        if is_structured(&event.payload) {
-            return Some(Self::Structured);
+        // What has the attributes in its headers is only the data, whatever that looks like.
+        if !is_said_structured(event)
+            && let Some(attributes) = in_headers(event)
+        {
+            return Some(Self::Binary(attributes));
         }
-        let mut found: Vec<(String, Cow<'a, str>)> = Vec::new();
-        for (name, value) in event.headers.iter() {
-            let Some((name, value)) = attribute(name, value) else { continue };
-            if !found.iter().any(|(known, _)| *known == name) {
-                found.push((name, value));
-            }
-        }
-        let has = |name: &str| found.iter().any(|(known, value)| known == name && !value.is_empty());
-        if !REQUIRED.iter().all(|name| has(name)) || !found.iter().any(|(name, value)| name == "specversion" && value.starts_with("1.")) {
-            return None;
-        }
-        found.sort_by_key(|(name, _)| REQUIRED.iter().position(|required| required == name).unwrap_or(REQUIRED.len()));
-        Some(Self::Binary(found))
+        is_structured(&event.payload).then_some(Self::Structured)
     }
+}
+
+/// Whether the content type says that the payload is the whole event.
+fn is_said_structured(event: &Event) -> bool {
+    let kind = event.headers.get("content-type").or_else(|| event.headers.get("content_type"));
+    kind.and_then(|kind| kind.get(..CONTENT_TYPE.len())).is_some_and(|kind| kind.eq_ignore_ascii_case(CONTENT_TYPE))
+}
+
+const CONTENT_TYPE: &str = "application/cloudevents";
+
+/// All attributes but `datacontenttype`, if there are all that a CloudEvent must have.
+fn in_headers(event: &Event) -> Option<Vec<(String, Cow<'_, str>)>> {
+    let mut found: Vec<(String, Cow<'_, str>)> = Vec::new();
+    for (name, value) in event.headers.iter() {
+        let Some((name, value)) = attribute(name, value) else { continue };
+        if !found.iter().any(|(known, _)| *known == name) {
+            found.push((name, value));
+        }
+    }
+    let has = |name: &str| found.iter().any(|(known, value)| known == name && !value.is_empty());
+    if !REQUIRED.iter().all(|name| has(name)) || !found.iter().any(|(name, value)| name == "specversion" && value.starts_with("1.")) {
+        return None;
+    }
+    found.sort_by_key(|(name, _)| REQUIRED.iter().position(|required| required == name).unwrap_or(REQUIRED.len()));
+    Some(found)
 }
 
 /// Begins the JSON object with the attributes.

@@ -312,6 +312,12 @@ fn cloud_events_pass_as_they_came() {
     );
     assert!(data(&cloud(&amqp[1..], b"")).ends_with("\"type\":\"t\"}"));
     assert!(data(&cloud(&amqp[1..], b"\xff")).ends_with("\"type\":\"t\",\"data_base64\":\"/w==\"}"));
+    // What the content type says decides, where the headers have all that a CloudEvent needs: the data may be one, too.
+    let inner = cloud(&[&nats[..], &[("Content-Type", "application/json")]].concat(), structured.as_bytes());
+    assert!(data(&inner).starts_with("{\"specversion\":\"1.0\",\"id\":\"\u{20ac} 1\""), "{}", data(&inner));
+    assert_eq!(payload(&inner), structured.as_bytes());
+    let said = cloud(&[&nats[..], &[("content-type", "application/CloudEvents+json; charset=utf-8")]].concat(), structured.as_bytes());
+    assert_eq!(data(&said), structured);
     // The client's own envelope is around what came.
     assert!(encode(&binary, Form::Json).contains("\"subject\":\"orders.eu\",\"event\":\"n\""));
 }

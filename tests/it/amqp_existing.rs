@@ -50,6 +50,7 @@ async fn rabbitmq_things_that_are_there_are_used_as_they_are_and_one_warning_nam
     exchange(&client, "hash", "x-consistent-hash", durable, &[]).await;
     exchange(&client, "fan", "fanout", durable, &[]).await;
     exchange(&client, "direct", "direct", durable, &[]).await;
+    exchange(&client, "odd", "topic", ExchangeDeclareOptions { auto_delete: true, internal: true, ..Default::default() }, &[]).await;
     queue(&client, "jobs", &[("x-queue-type", "quorum"), ("x-dead-letter-exchange", "lost")]).await;
     queue(&client, "days", &[("x-queue-type", "stream"), ("x-max-age", "1D")]).await;
     queue(&client, "plain", &[("x-queue-type", "stream")]).await;
@@ -67,11 +68,13 @@ sources:
   weight: {{ amqp: {{ url: "{url}", exchange: hash, exchange_type: x-consistent-hash, binding_keys: ["1"] }} }}
   fan: {{ amqp: {{ url: "{url}", exchange: fan }} }}
   direct: {{ amqp: {{ url: "{url}", exchange: direct, binding_keys: [a.b] }} }}
+  odd: {{ amqp: {{ url: "{url}", exchange: odd }} }}
   jobs: {{ amqp: {{ url: "{url}", queue: jobs, declare: true, queue_type: quorum }} }}
   days: {{ amqp: {{ url: "{url}", queue: days, declare: true, queue_type: stream, max_age: 48h }} }}
   untyped: {{ required: false, amqp: {{ url: "{url}", queue: plain }} }}
   classic: {{ required: false, amqp: {{ url: "{url}", queue: plain, declare: true, queue_type: classic }} }}
   narrow: {{ required: false, amqp: {{ url: "{url}", exchange: fan, binding_keys: [a.b] }} }}
+  keyless: {{ required: false, amqp: {{ url: "{url}", exchange: direct }} }}
   unknown: {{ required: false, amqp: {{ url: "{url}", exchange: never, exchange_type: x-never }} }}
   weightless: {{ required: false, amqp: {{ url: "{url}", exchange: hash, exchange_type: x-consistent-hash, binding_keys: [a] }} }}
 routes:
@@ -103,6 +106,9 @@ routes:
         ("hash", "arg 'type'"),
         ("fan", "current is 'fanout'"),
         ("direct", "current is 'direct'"),
+        ("odd", "arg 'durable'"),
+        ("odd", "arg 'auto_delete'"),
+        ("odd", "arg 'internal'"),
         ("jobs", "arg 'x-dead-letter-exchange'"),
         ("days", "arg 'x-max-length-bytes'"),
         ("days", "received '172800s' but current is '1D'"),
@@ -116,6 +122,7 @@ routes:
         ("untyped", "queue `plain` is a stream: `queue_type: stream` reads it as one"),
         ("classic", "queue `plain` is a stream: `queue_type: stream` reads it as one"),
         ("narrow", "`exchange_type` must be its type"),
+        ("keyless", "exchange `direct` is a direct one: `binding_keys` must name the keys"),
         ("unknown", "the broker knows no exchange type `x-never` (`exchange_type`"),
         ("weightless", "cannot bind a queue to exchange `hash` (`binding_keys`)"),
     ] {

@@ -1,12 +1,13 @@
 //! What a message carries beside its payload: AMQP's properties by their names in the protocol (`message_id`), then its headers.
 //!
-//! Text, numbers and truth values become text; of a list the first value counts. Other values are left out.
+//! Text, numbers and truth values become text, a header's time that of RFC 3339; of a list the first value counts. Other values
+//! are left out.
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, ShortString};
 
 use super::queue::OFFSET;
-use crate::event::Headers;
+use crate::event::{Headers, Timestamp};
 
 pub(super) fn of(properties: &BasicProperties) -> Headers {
     let mut headers = Headers::default();
@@ -51,7 +52,7 @@ fn text(value: &AMQPValue) -> Option<String> {
         AMQPValue::LongInt(value) => value.to_string(),
         AMQPValue::LongUInt(value) => value.to_string(),
         AMQPValue::LongLongInt(value) => value.to_string(),
-        AMQPValue::Timestamp(value) => value.to_string(),
+        AMQPValue::Timestamp(seconds) => Timestamp::from_micros(seconds.checked_mul(1_000_000)?).to_string(),
         AMQPValue::Float(value) => value.to_string(),
         AMQPValue::Double(value) => value.to_string(),
         AMQPValue::ShortString(value) => value.as_str().to_owned(),
@@ -59,4 +60,37 @@ fn text(value: &AMQPValue) -> Option<String> {
         AMQPValue::FieldArray(values) => values.as_slice().iter().find_map(text)?,
         AMQPValue::DecimalValue(_) | AMQPValue::ByteArray(_) | AMQPValue::FieldTable(_) | AMQPValue::Void => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::types::{FieldArray, FieldTable};
+
+    use super::*;
+
+    #[test]
+    fn values_become_text() {
+        let mut table = FieldTable::default();
+        for (name, value) in [
+            ("cloudEvents:time", AMQPValue::Timestamp(1_700_000_000)),
+            ("late", AMQPValue::Timestamp(u64::MAX)),
+            ("n", AMQPValue::LongInt(-5)),
+            ("list", AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::Void, AMQPValue::Boolean(true)]))),
+            ("bytes", AMQPValue::LongString(vec![0xff].into())),
+            (OFFSET, AMQPValue::LongLongInt(7)),
+        ] {
+            table.insert(name.into(), value);
+        }
+        let headers = of(&BasicProperties::default().with_headers(table).with_timestamp(1_700_000_000).with_priority(3));
+        let mut found: Vec<_> = headers.iter().collect();
+        found.sort_unstable();
+        let expected = [
+            ("cloudEvents:time", "2023-11-14T22:13:20.000000Z"),
+            ("list", "true"),
+            ("n", "-5"),
+            ("priority", "3"),
+            ("timestamp", "1700000000"),
+        ];
+        assert_eq!(found, expected);
+    }
 }

@@ -131,7 +131,7 @@ pub(in crate::source) async fn consume(
     let from_offset = table.contains_key(OFFSET);
     let consuming = channel.basic_consume(queue.clone(), tag, BasicConsumeOptions::default(), table);
     answer("consuming", consuming).await?.map_err(|e| match kind(&e) {
-        ErrorKind::Configuration if from_offset => failed(format!("queue `{queue}` is no stream: `queue_type: stream` is wrong"), e),
+        ErrorKind::Configuration if from_offset => failed(format!("queue `{queue}` is no stream: `queue_type` says otherwise"), e),
         _ => wrong(e),
     })
 }

@@ -267,6 +267,25 @@ fn ages_are_read_as_rabbitmq_writes_them() {
 }
 
 #[test]
+fn what_the_broker_says_of_an_exchange_is_taken_over() {
+    let said = |property: &str, rest: &str| format!("inequivalent arg '{property}' for exchange 'x' in vhost '/': received {rest}");
+    let mut asked = Binding { exchange: "x".into(), kind: ExchangeType::Topic, keys: vec!["#".into()], chosen: false };
+    let mut options = lapin::options::ExchangeDeclareOptions { durable: true, ..Default::default() };
+    for said in [
+        said("type", "'topic' but current is 'x-odd'"),
+        said("durable", "'true' but current is 'false'"),
+        said("auto_delete", "'false' but current is 'true'"),
+        said("internal", "'false' but current is 'true'"),
+    ] {
+        assert!(topology::adopt_property(&mut asked, &mut options, &said), "{said}");
+    }
+    assert_eq!(asked.kind.as_str(), "x-odd");
+    assert_eq!((options.durable, options.auto_delete, options.internal), (false, true, true));
+    let lost = said("alternate-exchange", "none but current is the value 'lost' of type 'longstr'");
+    assert!(!topology::adopt_property(&mut asked, &mut options, &lost) && !topology::adopt_property(&mut asked, &mut options, "odd"));
+}
+
+#[test]
 fn what_the_broker_says_of_an_argument_is_taken_over() {
     use lapin::types::AMQPValue::{LongLongInt, LongString};
     let sent = || BTreeMap::from([("x-max-age".into(), LongString("9s".into())), ("x-max-length-bytes".into(), LongLongInt(9))]);

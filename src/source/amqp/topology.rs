@@ -123,28 +123,64 @@ pub(in crate::source) async fn set_up(link: &Link, source: &Amqp) -> Result<Plac
 }
 
 /// Finds the exchange, or makes it. Returns how one that is there differs from the settings, which give messages of `reach`.
-pub(in crate::source) async fn exchange(link: &Link, binding: &Binding, reach: &[Pattern]) -> Result<Option<String>, SourceError> {
+pub(in crate::source) async fn exchange(link: &Link, binding: &Binding, reach: &[Pattern]) -> Result<Vec<String>, SourceError> {
     let name = &binding.exchange;
-    let found = find_exchange(link, binding).await?;
-    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    let declared = declare_exchange(link, binding, durable, FieldTable::default()).await?;
-    if !found {
-        return declared.map(|()| None).map_err(|e| not_made(binding, e));
+    if !find_exchange(link, binding).await? {
+        let declared = declare_exchange(link, binding, DURABLE, FieldTable::default()).await?;
+        return declared.map(|()| Vec::new()).map_err(|e| not_made(binding, e));
     }
-    let difference = match declared {
-        Err(e) if is_unknown_type(&e) => return Err(not_made(binding, e)),
-        declared => difference(declared)?,
-    };
+    let differences = compare_exchange(link, binding).await?;
+    let Some(said) = differences.iter().find(|said| said.contains("arg 'type'")) else { return Ok(differences) };
+    let (kind, direct) = (binding.kind.as_str(), said.ends_with("'direct'"));
+    if direct && !binding.chosen {
+        let what = format!("exchange `{name}` is a direct one: `binding_keys` must name the keys, and `exchange_type` must be `direct`");
+        return Err(SourceError::configuration(format!("{what} ({said})")));
+    }
     // The settings promise what subjects there are: by the words of a topic exchange, a direct one gives no others.
-    let other = |said: &String| said.contains("arg 'type'") && !(binding.kind == ExchangeType::Topic && said.ends_with("'direct'"));
-    if reach != [Pattern::all()]
-        && let Some(said) = difference.as_ref().filter(|said| other(said))
-    {
-        let kind = binding.kind.as_str();
+    let promised = direct && binding.kind == ExchangeType::Topic;
+    if reach != [Pattern::all()] && !promised {
         let what = format!("exchange `{name}` does not read `binding_keys` as a {kind} exchange does: `exchange_type` must be its type");
         return Err(SourceError::configuration(format!("{what} ({said})")));
     }
-    Ok(difference)
+    Ok(differences)
+}
+
+const DURABLE: ExchangeDeclareOptions =
+    ExchangeDeclareOptions { passive: false, durable: true, auto_delete: false, internal: false, nowait: false };
+
+/// How an exchange that is there differs from the one that would be made. As with queues, the broker names one difference at
+/// a time.
+async fn compare_exchange(link: &Link, binding: &Binding) -> Result<Vec<String>, SourceError> {
+    let (mut asked, mut options, mut differences) = (binding.clone(), DURABLE, Vec::new());
+    for _ in 0..MOST {
+        let said = match declare_exchange(link, &asked, options, FieldTable::default()).await? {
+            Err(e) if is_unknown_type(&e) => return Err(not_made(binding, e)),
+            declared => difference(declared)?,
+        };
+        let Some(said) = said else { break };
+        let more = adopt_property(&mut asked, &mut options, &said);
+        differences.push(said);
+        if !more {
+            break;
+        }
+    }
+    Ok(differences)
+}
+
+/// Takes over the property of an exchange that the broker named. Returns whether that could be read.
+pub(super) fn adopt_property(asked: &mut Binding, options: &mut ExchangeDeclareOptions, said: &str) -> bool {
+    let read = || {
+        let (property, _) = said.split_once("inequivalent arg '")?.1.split_once('\'')?;
+        Some((property, said.rsplit_once(" but current is '")?.1.strip_suffix('\'')?))
+    };
+    match read() {
+        Some(("type", kind)) => asked.kind = kind.to_owned().into(),
+        Some(("durable", _)) => options.durable ^= true,
+        Some(("auto_delete", _)) => options.auto_delete ^= true,
+        Some(("internal", _)) => options.internal ^= true,
+        _ => return false,
+    }
+    true
 }
 
 /// Whether the exchange is there.

@@ -238,7 +238,7 @@ fn some(delivery: Option<lapin::Result<Delivery>>, queue: &ShortString) -> Resul
 
 /// A delivery's offset in its stream.
 fn place_in(delivery: &Delivery, queue: &ShortString) -> Result<u64, SourceError> {
-    let wrong = || SourceError::configuration(format!("queue `{queue}` is no stream: `queue_type: stream` is wrong"));
+    let wrong = || SourceError::configuration(format!("queue `{queue}` is no stream: `queue_type` says otherwise"));
     offset(delivery).ok_or_else(wrong)
 }
 
