@@ -58,6 +58,11 @@ impl Segment {
         self.end
     }
 
+    /// Whether it has the newest of each subject, and not all of them yet.
+    pub(super) fn is_newest(&self) -> bool {
+        self.newest
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }

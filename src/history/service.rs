@@ -117,7 +117,8 @@ enum Slot {
     Idle(Box<Run>, Instant),
 }
 
-/// Why a segment has nothing.
+/// Why a segment has nothing, or no more.
+#[derive(Clone, Copy)]
 enum Trouble {
     /// It could not be opened, and will be again.
     Failing { since: Instant, failures: u32, again: Instant },
@@ -286,7 +287,10 @@ impl Service {
             _ => {}
         }
         let nobody_reads = matches!(held.run, Slot::None);
-        if let Some(found) = state.find(place, at, now, Some(id)) {
+        // Whoever still wants the newest of each subject has this much of them: another reader helps if it has come further.
+        let helps =
+            |(other, _): &(u64, u64)| at != Point::Last || state.segments.get(other).is_some_and(|held| held.segment.next() > number);
+        if let Some(found) = state.find(place, at, now, Some(id)).filter(helps) {
             state.leave(place, now);
             state.enter(place, found);
             return None;
@@ -350,8 +354,10 @@ impl Service {
             .map(|(id, _)| id)
             .filter(|id| state.segments.get(id).is_some_and(|held| held.segment.start() == at && held.segment.next() == 0));
         let id = again.unwrap_or_else(|| {
+            // The newest of each subject are read from the start again: that is the same attempt.
+            let failed = place.at.filter(|_| at == Point::Last).and_then(|(id, _)| state.segments.get(&id)?.trouble);
             state.leave(place, now);
-            let id = state.make(place, at, now);
+            let id = state.make(place, at, failed, now);
             state.enter(place, (id, 0));
             id
         });
@@ -430,7 +436,7 @@ impl Service {
                 true
             }
         };
-        if read > 0 {
+        if read > 0 && !held.segment.is_newest() {
             held.trouble = None;
         }
         if anew {
@@ -536,7 +542,7 @@ impl State {
         }
     }
 
-    fn make(&mut self, place: &Place, at: Point, now: Instant) -> u64 {
+    fn make(&mut self, place: &Place, at: Point, trouble: Option<Trouble>, now: Instant) -> u64 {
         self.made += 1;
         let held = Held {
             source: place.source,
@@ -547,7 +553,7 @@ impl State {
             clients: 0,
             born: now,
             used: now,
-            trouble: None,
+            trouble,
             outdated: false,
             resets: (place.known.log.resets)(),
         };

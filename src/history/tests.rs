@@ -1,5 +1,6 @@
 //! How clients share readers that are few.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +18,55 @@ struct Slow {
     opening: Duration,
     each: Duration,
     messages: u64,
+}
+
+/// A log whose readers come to a message that they cannot pass.
+struct Broken {
+    opened: Arc<AtomicU32>,
+}
+
+struct BrokenReader {
+    left: std::ops::Range<u64>,
+}
+
+impl Adapter for Broken {
+    fn kind(&self) -> &'static str {
+        "broken"
+    }
+    fn durable(&self) -> bool {
+        true
+    }
+    fn keeps_last(&self) -> bool {
+        true
+    }
+    fn reach(&self) -> Vec<Pattern> {
+        vec![Pattern::all()]
+    }
+    fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Ok(Box::new(BrokenReader { left: 1..11 }) as Box<dyn Connection>) })
+    }
+}
+
+impl Connection for BrokenReader {
+    fn next<'a>(&'a mut self, batch: &'a mut Vec<Item>, _: usize) -> BoxFuture<'a, Result<(), SourceError>> {
+        let left = std::mem::take(&mut self.left);
+        Box::pin(async {
+            if left.is_empty() {
+                return Err(SourceError::lost("the connection was lost"));
+            }
+            batch.extend(left.map(message));
+            Ok(())
+        })
+    }
+    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async {})
+    }
+}
+
+fn message(seq: u64) -> Item {
+    let position = Some(Position::unverified(seq));
+    Item::Message(Message::new("a".parse().expect("a subject"), Bytes::new(), Timestamp::default(), position))
 }
 
 struct SlowReader {
@@ -57,10 +107,9 @@ impl Connection for SlowReader {
         Box::pin(async {
             sleep(self.each).await;
             let Some(seq) = self.left.next() else { return std::future::pending().await };
-            let position = Some(Position::unverified(seq));
-            batch.push(Item::Message(Message::new("a".parse().unwrap(), Bytes::new(), Timestamp::default(), position)));
+            batch.push(message(seq));
             if self.left.is_empty() {
-                batch.push(Item::Tail(position));
+                batch.push(Item::Tail(Some(Position::unverified(seq))));
             }
             Ok(())
         })
@@ -102,4 +151,20 @@ async fn readers_that_open_slowly_are_waited_for_though_others_wait() {
 async fn the_newest_of_many_subjects_are_read_to_their_end_though_others_wait() {
     let log = Slow { opening: Duration::ZERO, each: Duration::from_millis(100), messages: 30 };
     all_come_to_the_end(log, Point::Last).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_newest_that_cannot_be_read_to_their_end_are_given_up() {
+    let opened = Arc::new(AtomicU32::new(0));
+    let histories = Histories::new(Settings { readers: 4, rate: 1 << 20, cache: 1 << 20 });
+    let source = SourceKey::new(0, 0);
+    let adapter = Arc::new(Broken { opened: opened.clone() });
+    histories.add(source, Log { adapter, max_payload: 1000, up: Arc::new(|| true), resets: Arc::new(|| 0) });
+    let asker = Asker { identity: 0, wanted: None };
+    let mut reader = histories.reader(Request { source, number: 0, from: Point::Last }, asker).expect("a log");
+    let (begun, mut items) = (tokio::time::Instant::now(), Vec::new());
+    timeout(Duration::from_secs(120), async { while reader.next(&mut items, Point::Last).await.is_ok() {} }).await.expect("in time");
+    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+    let opened = opened.load(Ordering::Relaxed);
+    assert!((3..30).contains(&opened) && items.len() == 10 * opened as usize, "{opened} {}", items.len());
 }

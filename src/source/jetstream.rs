@@ -293,10 +293,9 @@ impl JetStreamSource {
                     begin.items = items;
                     follow(&mut begin, end.seq, None);
                 }
-                // One of the newest cannot be read: hand out a gap, and go on from the end.
-                None if self.trouble.lock().was_lost_at(Next::Newest) => {
-                    self.trouble.lock().skipped_newest();
-                    follow(&mut begin, end.seq, Some(Gap { reason: GapReason::Unreadable, from: None, to: None, position: Some(end) }));
+                None if self.trouble.lock().stops_newest() => {
+                    begin.items = self.newest_past_odd(line, info, filters, end).await?;
+                    follow(&mut begin, end.seq, None);
                 }
                 None => {
                     new.deliver_policy = "last_per_subject";

@@ -2,6 +2,7 @@
 //!
 //! Most questions must be answered; the one for a single message is done without where the user may not ask it.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -292,6 +293,28 @@ pub(super) async fn newest(line: &mut Line, stream: &str, subject: &str) -> Resu
         Err(error) if is_refusal(&answer) => Err(error),
         Err(_) => Ok(Some(Found::Unreadable)),
     }
+}
+
+/// The stream's subjects that a filter takes, if they are no more than `most`. Of a subject that is not UTF-8 each wrong byte has become
+/// a replacement character.
+pub(super) async fn subjects(line: &mut Line, stream: &str, filter: &str, most: usize) -> Result<Option<Vec<String>>, SourceError> {
+    #[derive(Deserialize)]
+    struct Answer {
+        state: State,
+        #[serde(default)]
+        total: usize,
+    }
+    #[derive(Deserialize)]
+    struct State {
+        #[serde(default)]
+        subjects: Option<HashMap<String, u64>>,
+    }
+    let (question, what) = (info_question(stream), serde_json::json!({ "subjects_filter": filter }).to_string());
+    let answer = line.request(&question, &what, &question).await?;
+    let Some(Answer { state, total }) = read(&answer, "the stream")? else { return Ok(None) };
+    let subjects = state.subjects.unwrap_or_default();
+    // A server gives so many in one answer, and says how many there are.
+    Ok((total.max(subjects.len()) <= most.min(subjects.len())).then(|| subjects.into_keys().collect()))
 }
 
 /// What a delivered message's reply subject tells of it.

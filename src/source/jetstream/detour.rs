@@ -57,7 +57,7 @@ pub(super) struct Trouble {
     lost: HashMap<Next, u32>,
     /// Messages that the library cannot read, or may not.
     odd: BTreeSet<u64>,
-    /// There are some among the newest of each subject.
+    /// The newest messages have stopped readers: they are asked for one by one.
     odd_newest: bool,
 }
 
@@ -87,10 +87,21 @@ impl Trouble {
         self.odd_newest || !self.odd.is_empty()
     }
 
-    /// The newest of each subject cannot be read, and a gap says so.
-    pub(super) fn skipped_newest(&mut self) {
+    /// Whether the newest message of each subject had better be asked for one by one.
+    pub(super) fn stops_newest(&mut self) -> bool {
+        self.odd_newest |= self.was_lost_at(Next::Newest);
+        self.odd_newest
+    }
+
+    /// The newest messages have been asked for, and some could not be read or not by the library.
+    pub(super) fn asked_for_newest(&mut self, odd: bool) {
         self.lost.remove(&Next::Newest);
-        self.odd_newest = true;
+        self.odd_newest = odd;
+    }
+
+    /// Between which sequences a message is that cannot be found by its subject, as far as that is known.
+    pub(super) fn around_odd(&self) -> Option<(u64, u64)> {
+        Some((self.odd.first()?.saturating_sub(1), self.odd.last()?.saturating_add(1)))
     }
 
     fn found(&mut self, odd: u64) {

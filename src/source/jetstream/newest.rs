@@ -1,16 +1,21 @@
-//! The newest messages of subjects that are named in full, asked for one by one.
+//! The newest messages of subjects, asked for one by one: where the subjects are named in full, and where the library cannot read
+//! one of the messages.
 //!
 //! A consumer that begins with the newest message of each subject makes the server look at every subject of the stream while
 //! publishers wait: 0.1 s for 200,000 subjects. The server finds the newest message of one subject at once.
 
 use super::JetStreamSource;
-use super::api::{self, Found};
+use super::api::{self, Found, StreamInfo};
 use super::line::Line;
+use crate::cursor::Position;
+use crate::event::{Gap, GapReason};
 use crate::source::{Item, SourceError};
 use crate::subject::Pattern;
 
 /// For more subjects than this a consumer costs less.
 const NAMED: usize = 16;
+/// So many subjects are asked for one by one where the library cannot read a message.
+const ODD: usize = 10_000;
 
 impl JetStreamSource {
     /// The newest message of each subject up to the sequence `end`, in the log's order. `None`: a consumer has to find them,
@@ -32,5 +37,45 @@ impl JetStreamSource {
         }
         newest.sort_unstable_by_key(|stored| stored.seq);
         Ok(Some(newest.into_iter().filter_map(|stored| self.message_of(stored)).map(Item::Message).collect()))
+    }
+
+    /// The newest message of each subject up to `end`, in the log's order, where the library cannot read one of them. A gap at the end
+    /// stands for what cannot be found: of a subject that is not UTF-8 the server cannot be asked.
+    pub(super) async fn newest_past_odd(
+        &self,
+        line: &mut Line,
+        info: &StreamInfo,
+        filters: &[String],
+        end: Position,
+    ) -> Result<Vec<Item>, SourceError> {
+        let (mut newest, mut odd, mut missing) = (Vec::new(), false, false);
+        let all = [">".to_owned()];
+        for filter in if filters.is_empty() { &all } else { filters } {
+            let Some(subjects) = api::subjects(line, &self.stream.stream, filter, ODD).await? else {
+                missing = true;
+                continue;
+            };
+            for subject in subjects {
+                match api::newest(line, &self.stream.stream, &subject).await? {
+                    Some(Found::Message(stored)) => {
+                        odd |= stored.odd;
+                        newest.extend(Some(stored).filter(|stored| stored.seq <= end.seq));
+                    }
+                    // It was deleted meanwhile.
+                    Some(Found::Nothing) if !subject.contains(char::REPLACEMENT_CHARACTER) => {}
+                    Some(Found::Nothing | Found::Unreadable) | None => missing = true,
+                }
+            }
+        }
+        newest.sort_unstable_by_key(|stored| stored.seq);
+        let mut items: Vec<_> = newest.into_iter().filter_map(|stored| self.message_of(stored)).map(Item::Message).collect();
+        let mut trouble = self.trouble.lock();
+        trouble.asked_for_newest(odd || missing);
+        if missing {
+            let (from, to) = trouble.around_odd().unwrap_or((info.first() - 1, end.seq + 1));
+            tracing::warn!(stream = &*self.stream.stream, from, to, "the newest message of a subject cannot be read");
+            items.push(Item::Gap(Gap { reason: GapReason::Unreadable, from: Some(from), to: Some(to), position: Some(end) }));
+        }
+        Ok(items)
     }
 }
