@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::nats::servers::Servers;
 use super::nats::wire::GRACE;
 use super::nats::{self, Config, JetStream};
-use super::{Adapter, Connection, ErrorKind, Gauges, Item, SourceError, Start};
+use super::{Adapter, Connection, Gauges, Item, SourceError, Start};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, SourceName, Timestamp};
 use crate::subject::{self, Pattern, Subject};
@@ -114,12 +114,11 @@ impl JetStreamSource {
             return Ok(info);
         }
         let Some(limits) = self.stream.create.filter(|_| create) else {
-            let hint = match (name.strip_prefix("KV_").filter(|_| !self.config.hidden.is_empty()), &self.stream.create) {
-                (Some(bucket), _) => format!(": make the bucket `{bucket}` (`kv`)"),
-                (None, None) => " (with `create` it would be made)".to_owned(),
-                (None, Some(_)) => String::new(),
-            };
-            return Err(SourceError::missing(format!("there is no stream `{name}`{hint}")));
+            return Err(if self.stream.create.is_some() {
+                SourceError::missing(format!("there is no stream `{name}`"))
+            } else {
+                self.missing()
+            });
         };
         let new = NewStream {
             name,
@@ -144,27 +143,70 @@ impl JetStreamSource {
     async fn faults(&self) -> Result<Vec<SourceError>, SourceError> {
         let mut line = self.line(true).await?;
         let name = &*self.stream.stream;
+        let consumer = line.new_consumer_name();
+        let (info, next) = (api::info_question(name), api::next_question(name, &consumer));
+        let create = [format!("CONSUMER.CREATE.{name}.{consumer}"), format!("CONSUMER.CREATE.{name}")];
+        // A consumer that is not there says nothing, and one without a configuration is not made.
+        for question in create.iter().chain([&next]) {
+            line.ask(question, "x", "");
+        }
         let mut faults = Vec::new();
         match api::stream_info(&mut line, name).await {
-            Ok(Some(info)) => faults.extend(self.suits(&info).err()),
-            Ok(None) if self.stream.create.is_some() => faults.extend(line.may_not(&format!("STREAM.CREATE.{name}"), None).await?),
-            Ok(None) => faults
-                .push(SourceError::missing(format!("there is no stream `{name}` (`jetstream.stream`), and `jetstream.create` is not set"))),
-            // Then nothing else is answered either.
-            Err(error) if error.kind() != ErrorKind::Denied => return Err(error),
+            Ok(Some(info)) => {
+                faults.extend(self.suits(&info).err());
+                if faults.is_empty() {
+                    faults.extend(self.what_never_comes(&info).map(|ours| SourceError::configuration(never(name, ours))));
+                }
+            }
+            Ok(None) => match self.could_make(&mut line).await {
+                Ok(obstacles) => faults.extend(obstacles),
+                Err(error) => faults.push(error),
+            },
             Err(error) => faults.push(error),
         }
-        let consumer = line.new_consumer_name();
-        // A consumer that is not there says nothing. What is refused is known by the time that the next question is answered.
-        let next = api::next_question(name, &consumer);
-        line.ask(&next, "x", "");
-        faults.extend(line.may_not(&format!("CONSUMER.CREATE.{name}.{consumer}"), Some(&format!("CONSUMER.CREATE.{name}.>"))).await?);
+        // What is refused is known by the time that the next question is answered, or after a while.
         tokio::time::sleep(GRACE).await;
+        let known = line.denied(&info).to_string();
+        if line.is_refused(&info) && !faults.iter().any(|fault| fault.to_string() == known) {
+            faults.push(line.denied(&info));
+        }
+        // An older way to make a consumer is enough.
+        if create.iter().all(|question| line.is_refused(question)) {
+            faults.push(line.denied(&format!("CONSUMER.CREATE.{name}.>")));
+        }
         if line.is_refused(&next) {
             faults.push(line.denied(&api::next_question(name, ">")));
         }
         line.close().await;
         Ok(faults)
+    }
+
+    /// Why the stream, which is not there, could not be made.
+    async fn could_make(&self, line: &mut Line) -> Result<Vec<SourceError>, SourceError> {
+        let name = &*self.stream.stream;
+        let Some(limits) = &self.stream.create else { return Ok(vec![self.missing()]) };
+        let mut obstacles = Vec::from_iter(line.may_not(&format!("STREAM.CREATE.{name}"), None).await?);
+        if limits.replicas > 1 && !line.is_in_cluster() {
+            let what = format!("the server is in no cluster: `jetstream.create.replicas` cannot be {}", limits.replicas);
+            obstacles.push(SourceError::configuration(what));
+        }
+        for ours in &self.subjects {
+            if let Some(other) = api::stream_of(line, ours.as_str()).await? {
+                let what = format!("the stream `{other}` takes subjects of `{ours}` already: it is to be read (`jetstream.stream`)");
+                obstacles.push(SourceError::configuration(what));
+            }
+        }
+        Ok(obstacles)
+    }
+
+    /// The stream is not there, and is not to be made.
+    fn missing(&self) -> SourceError {
+        let name = &*self.stream.stream;
+        let hint = match name.strip_prefix("KV_").filter(|_| !self.config.hidden.is_empty()) {
+            Some(bucket) => format!(": make the bucket `{bucket}` (`kv`)"),
+            None => " (`jetstream.stream`; with `jetstream.create` it would be made)".to_owned(),
+        };
+        SourceError::missing(format!("there is no stream `{name}`{hint}"))
     }
 
     fn suits(&self, info: &StreamInfo) -> Result<(), SourceError> {
@@ -188,10 +230,12 @@ impl JetStreamSource {
 
     /// `create` leaves a stream that is there as it is: what it does not take would be missed in silence.
     fn tell_what_never_comes(&self, info: &StreamInfo) {
+        self.what_never_comes(info).for_each(|ours| tracing::warn!("{}", never(&self.stream.stream, ours)));
+    }
+
+    fn what_never_comes(&self, info: &StreamInfo) -> impl Iterator<Item = &Pattern> {
         let theirs = info.own_subjects();
-        for ours in self.subjects.iter().filter(|ours| !theirs.is_empty() && !theirs.iter().any(|theirs| theirs.intersects(ours))) {
-            tracing::warn!(stream = &*self.stream.stream, subject = %ours, "the stream is not made for this subject: nothing of it will come");
-        }
+        self.subjects.iter().filter(move |ours| !theirs.is_empty() && !theirs.iter().any(|theirs| theirs.intersects(ours)))
     }
 
     /// What the server may leave out. Servers before 2.10 ignore a list; so the reader filters all the same.
@@ -406,6 +450,10 @@ impl JetStreamSource {
         let seq = (state.last_seq + 1).saturating_sub(back).clamp(info.first(), state.last_seq);
         api::message(line, &self.stream.stream, seq, true).await
     }
+}
+
+fn never(stream: &str, ours: &Pattern) -> String {
+    format!("the stream `{stream}` is not made for the subject `{ours}`: nothing of it will come")
 }
 
 fn nanos(span: Duration) -> u64 {

@@ -30,6 +30,7 @@ pub(crate) mod tests;
 mod twins;
 pub(in crate::source) mod wire;
 
+pub(in crate::source) use config::API;
 pub use config::{Config, JetStream};
 use inbox::Inbox;
 use reading::Reading;

@@ -223,6 +223,19 @@ pub(super) async fn create_consumer(line: &mut Line, stream: &str, new: NewConsu
     Ok(made)
 }
 
+/// A stream that takes messages of a subject, if there is one and this user may ask.
+pub(super) async fn stream_of(line: &mut Line, subject: &str) -> Result<Option<String>, SourceError> {
+    #[derive(Deserialize)]
+    struct Names {
+        #[serde(default)]
+        streams: Option<Vec<String>>,
+    }
+    let what = serde_json::json!({ "subject": subject }).to_string();
+    let Some(answer) = line.try_request("STREAM.NAMES", &what, ANSWER).await? else { return Ok(None) };
+    let names: Option<Names> = read(&answer, "the streams")?;
+    Ok(names.and_then(|names| names.streams?.into_iter().next()))
+}
+
 /// The message at a sequence; with `or_next` the first one from there on. `None` too where this user may not ask.
 pub(super) async fn message(line: &mut Line, stream: &str, seq: u64, or_next: bool) -> Result<Option<Stored>, SourceError> {
     let what = if or_next { format!(r#"{{"seq":{seq},"next_by_subj":">"}}"#) } else { format!(r#"{{"seq":{seq}}}"#) };

@@ -26,7 +26,7 @@ use crate::source::nats::headers;
 use crate::source::nats::refusal::Right;
 use crate::source::nats::servers::Servers;
 use crate::source::nats::wire::{self, Life, Wire};
-use crate::source::nats::{Config, JetStream};
+use crate::source::nats::{API, Config, JetStream};
 use crate::support::{host, random};
 
 /// For most answers of the server.
@@ -146,6 +146,11 @@ impl Line {
     /// Whether its connection has ended.
     pub(super) fn is_dead(&self) -> bool {
         self.shared.is_dead()
+    }
+
+    /// Whether the server has others beside it.
+    pub(super) fn is_in_cluster(&self) -> bool {
+        self.client.server_info().cluster.is_some()
     }
 
     /// The largest message that the server can have taken, about.
@@ -270,7 +275,8 @@ impl Line {
         };
         let answer = timeout(patience, answered).await.unwrap_or_else(|_| Err(SourceError::lost("JetStream did not answer in time")))?;
         if answer.as_ref().and_then(status).is_some_and(|(code, _)| code == 503) {
-            return Err(SourceError::missing("the server has no JetStream, or not for this account"));
+            let keys = if self.shared.api == API { "`jetstream`" } else { "`jetstream.domain` or `jetstream.api_prefix`" };
+            return Err(SourceError::missing(format!("the server has no JetStream, or not for this account ({keys})")));
         }
         Ok(answer.map(Delivery::into_payload))
     }

@@ -728,7 +728,7 @@ async fn streams_that_do_not_suit_are_refused_with_what_to_do() {
     };
     let source = source(&server, &["a"]);
     let missing = |text: &str| (ErrorKind::Missing, text.to_owned());
-    assert_eq!(refused(&source).await, missing("there is no stream `S` (with `create` it would be made)"));
+    assert_eq!(refused(&source).await, missing("there is no stream `S` (`jetstream.stream`; with `jetstream.create` it would be made)"));
     let work = stream::Config { retention: stream::RetentionPolicy::WorkQueue, ..named(&["a"]) };
     make(&context, work).await;
     let (kind, text) = refused(&source).await;
@@ -746,7 +746,7 @@ async fn streams_that_do_not_suit_are_refused_with_what_to_do() {
     running.until_state(State::Up).await;
 
     let bare = Server::configured_without_jetstream("").await;
-    assert_eq!(refused(&self::source(&bare, &["a"])).await, missing("the server has no JetStream, or not for this account"));
+    assert_eq!(refused(&self::source(&bare, &["a"])).await, missing("the server has no JetStream, or not for this account (`jetstream`)"));
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use crate::source::tls::Tls;
 use crate::subject::{Pattern, Subject};
 
 /// What the subjects of JetStream's API begin with, unless a domain or an account gives them another name.
-const API: &str = "$JS.API";
+pub(in crate::source) const API: &str = "$JS.API";
 
 /// `nats`
 #[derive(Debug, Clone)]

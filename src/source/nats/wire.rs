@@ -123,9 +123,18 @@ pub(in crate::source) async fn connect(config: &Config, known: &Servers, capacit
             Ok(Err(error)) => error,
             Err(_) => SourceError::lost("no answer in time"),
         };
-        failures.push(SourceError::new(failure.kind(), format!("could not connect to {server}")).because(failure));
+        failures.push(SourceError::new(failure.kind(), format!("could not connect to {server} ({})", keys(&failure))).because(failure));
     }
     Err(SourceError::of_all(failures))
+}
+
+/// The keys that a failure to connect points at.
+fn keys(failure: &SourceError) -> &'static str {
+    match failure.kind() {
+        ErrorKind::Denied => "`user` and `password`, `token`, `nkey` or `credentials_file`",
+        _ if failure.to_string().contains("TLS") => "`servers`, `tls`",
+        _ => "`servers`",
+    }
 }
 
 async fn greet(config: &Config, server: &Server, capacity: usize, patience: Duration, expiry: &Expiry) -> Result<Wire, SourceError> {

@@ -71,6 +71,8 @@ async fn rights_as_they_were_before_consumers_had_names_are_enough() {
     let rights = ["$JS.API.STREAM.INFO.S", "$JS.API.STREAM.MSG.GET.S", "$JS.API.CONSUMER.CREATE.S", "$JS.API.CONSUMER.MSG.NEXT.S.>"];
     let (server, context) = limited("_INBOX.>", &rights).await;
     works(&server, &context, "_INBOX").await.stop().await;
+    let faults = source(&server, "_INBOX").check().await;
+    assert!(faults.is_empty(), "{faults:?}");
 }
 
 #[tokio::test]
@@ -87,6 +89,8 @@ async fn what_cannot_be_done_without_is_named_with_its_key() {
     let running = Running::start(source(&server, "_INBOX"));
     let error = eventually_down(&running).await;
     assert!(error.contains("`_INBOX.>`") && error.contains("`inbox_prefix`"), "{error}");
+    let faults = source(&server, "_INBOX").check().await;
+    assert!(matches!(&faults[..], [one] if one.to_string() == error), "{faults:?}");
 }
 
 async fn eventually_down(running: &Running) -> String {
@@ -117,6 +121,28 @@ async fn a_check_names_all_that_is_wrong_and_makes_nothing() {
     assert_eq!(texts(&poor, "S").await.len(), 3);
     let missing = check(&other.0, serde_json::json!({"stream": "T"})).await;
     assert!(missing.len() == 3 && missing[0].contains("`jetstream.create`"), "{missing:?}");
+}
+
+#[tokio::test]
+async fn a_check_says_what_would_never_work() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, named(&["a.>"])).await;
+    let check = async |subjects: &[&str], stream: serde_json::Value| {
+        let source = adapter(serde_json::json!({"servers": [server.url()], "subjects": subjects, "jetstream": stream}));
+        source.check().await.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let new = |create: serde_json::Value| serde_json::json!({"stream": "T", "create": create});
+    assert_eq!(check(&["b.>"], new(true.into())).await, [""; 0]);
+    let wrong = check(&["b.>", "a.b.*"], new(true.into())).await;
+    assert!(matches!(&wrong[..], [one] if one.contains("`S` takes subjects of `a.b.*` already")), "{wrong:?}");
+    let wrong = check(&["b.>"], new(serde_json::json!({"replicas": 3}))).await;
+    assert!(matches!(&wrong[..], [one] if one.contains("`jetstream.create.replicas` cannot be 3")), "{wrong:?}");
+    let wrong = check(&["a.>", "z.>"], serde_json::json!({"stream": "S"})).await;
+    assert!(matches!(&wrong[..], [one] if one.contains("not made for the subject `z.>`")), "{wrong:?}");
+    let elsewhere = check(&["a.>"], serde_json::json!({"stream": "S", "domain": "hub"})).await;
+    assert!(elsewhere[0].contains("`jetstream.domain`"), "{elsewhere:?}");
+    assert!(context.get_stream("T").await.is_err());
 }
 
 #[tokio::test]
