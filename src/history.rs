@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cursor::Point;
-use crate::event::{GapReason, SourceKey};
+use crate::event::{GapReason, SourceKey, SourceName};
 use crate::source::{Adapter, ErrorKind, Handle, State};
 use crate::subject::Pattern;
 
@@ -31,6 +31,8 @@ pub use settings::Settings;
 /// One of the hub's sources, as its log is read.
 #[derive(Clone)]
 pub struct Log {
+    /// The source's name, for the log of this process.
+    pub name: SourceName,
     /// What opens readers.
     pub adapter: Arc<dyn Adapter>,
     /// Bytes of one message's payload; larger ones become gaps.
@@ -48,7 +50,7 @@ impl Log {
         let (status, counters) = (handle.clone(), handle.clone());
         let up = Arc::new(move || status.status.own().state == State::Up);
         let resets = Arc::new(move || counters.counters.gaps(GapReason::Reset));
-        Self { adapter, max_payload, up, resets }
+        Self { name: handle.name.clone(), adapter, max_payload, up, resets }
     }
 }
 

@@ -483,7 +483,7 @@ impl Known {
         if !old {
             *logged = Some((text, now));
             let kind = error.kind().as_str();
-            tracing::warn!(kind, error = error as &dyn std::error::Error, "the log cannot be read for clients that are behind");
+            tracing::warn!(source = %self.log.name, kind, error = error as &dyn std::error::Error, "the log cannot be read for clients that are behind");
         }
     }
 }

@@ -123,7 +123,16 @@ impl Connection for SlowReader {
 async fn all_come_to_the_end(log: Slow, from: Point) {
     let histories = Arc::new(Histories::new(Settings { readers: 1, rate: 1 << 20, cache: 1 << 20 }));
     let source = SourceKey::new(0, 0);
-    histories.add(source, Log { adapter: Arc::new(log), max_payload: 1000, up: Arc::new(|| true), resets: Arc::new(|| 0) });
+    histories.add(
+        source,
+        Log {
+            name: "s".parse().expect("a name"),
+            adapter: Arc::new(log),
+            max_payload: 1000,
+            up: Arc::new(|| true),
+            resets: Arc::new(|| 0),
+        },
+    );
     let mut clients = JoinSet::new();
     for number in 0..4 {
         let histories = histories.clone();
@@ -159,7 +168,8 @@ async fn the_newest_that_cannot_be_read_to_their_end_are_given_up() {
     let histories = Histories::new(Settings { readers: 4, rate: 1 << 20, cache: 1 << 20 });
     let source = SourceKey::new(0, 0);
     let adapter = Arc::new(Broken { opened: opened.clone() });
-    histories.add(source, Log { adapter, max_payload: 1000, up: Arc::new(|| true), resets: Arc::new(|| 0) });
+    histories
+        .add(source, Log { name: "s".parse().expect("a name"), adapter, max_payload: 1000, up: Arc::new(|| true), resets: Arc::new(|| 0) });
     let asker = Asker { identity: 0, wanted: None };
     let mut reader = histories.reader(Request { source, number: 0, from: Point::Last }, asker).expect("a log");
     let (begun, mut items) = (tokio::time::Instant::now(), Vec::new());

@@ -32,7 +32,8 @@ pub(crate) fn first(streams: &Streams) -> SourceKey {
 fn source(name: &str, adapter: Arc<dyn Adapter>) -> Source {
     let name = name.parse().unwrap();
     let router = Arc::new(Router::new(&[], &name, &adapter.reach(), Arc::default()));
-    Source { name, part: None, router, log: history::Log { adapter, max_payload: 1000, up: Arc::new(|| true), resets: Arc::new(|| 0) } }
+    let log = history::Log { name: name.clone(), adapter, max_payload: 1000, up: Arc::new(|| true), resets: Arc::new(|| 0) };
+    Source { name, part: None, router, log }
 }
 
 fn volatile(subjects: &str) -> Arc<dyn Adapter> {

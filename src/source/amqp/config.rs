@@ -302,10 +302,20 @@ fn combinations(amqp: &Section<'_>, declare: bool, queue_type: Option<QueueType>
 
 impl Binding {
     fn read(amqp: &Section<'_>, exchange: Option<String>) -> Option<Self> {
-        let key = |item: Slot<'_>| item.text().check(|key| key.len() <= MAX_NAME, "must be at most 255 bytes").required();
-        let (kind, keys) = (name(amqp, "exchange_type"), amqp.key("binding_keys").texts(key));
+        let has = |key: &str, wildcard: &str| key.split('.').any(|word| word == wildcard);
+        let kind: ExchangeType = name(amqp, "exchange_type").or("topic".to_owned()).into();
+        let (topic, direct) = (kind == ExchangeType::Topic, kind == ExchangeType::Direct);
+        let key = |item: Slot<'_>| {
+            let key = item.text().check(|key| key.len() <= MAX_NAME, "must be at most 255 bytes");
+            let key = key.check(|key| !(topic && has(key, ">")), "must not have `>`, which is NATS's: AMQP's `#` stands for any words");
+            key.check(|key| !(direct && (has(key, "#") || has(key, "*"))), "must have no wildcard: a direct exchange has none").required()
+        };
+        let keys = amqp.key("binding_keys").texts(key);
         let keys = keys.check(|keys| !keys.is_empty(), "must list at least one key such as `orders.#`");
         let (exchange, chosen) = (exchange?, amqp.has("binding_keys"));
-        Some(Self { exchange, kind: kind.or("topic".to_owned()).into(), keys: keys.or(vec!["#".to_owned()]), chosen })
+        if direct && !chosen {
+            amqp.problem("binding_keys", "must list keys: a direct exchange has no wildcard for all of them");
+        }
+        Some(Self { exchange, kind, keys: keys.or(vec!["#".to_owned()]), chosen })
     }
 }

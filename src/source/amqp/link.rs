@@ -158,7 +158,7 @@ fn refused(address: &Address, error: lapin::Error) -> SourceError {
         ErrorKind::Missing => format!(" (`{key}` names the vhost)"),
         ErrorKind::Denied if is(&error, ACCESSREFUSED) => format!(" ({login})"),
         ErrorKind::Denied => format!(" (`{key}` names the vhost, which {login} must be let into)"),
-        _ => String::new(),
+        _ => format!(" (`{key}`)"),
     };
     failed(format!("{address} refused the connection{looked}"), error)
 }

@@ -68,6 +68,9 @@ fn what_cannot_work_is_refused_with_its_key_and_without_its_value() {
     assert_eq!(with(json!({ "exchange": "x", "queue_type": "quorum" })), ["s.amqp.queue_type"]);
     assert_eq!(with(json!({ "exchange": "x", "declare": true })), ["s.amqp.declare"]);
     assert_eq!(with(json!({ "exchange": "x", "binding_keys": [] })), ["s.amqp.binding_keys"]);
+    assert_eq!(with(json!({ "exchange": "x", "binding_keys": ["a.#", "a.>"] })), ["s.amqp.binding_keys[1]"]);
+    assert_eq!(with(json!({ "exchange": "x", "exchange_type": "direct" })), ["s.amqp.binding_keys"]);
+    assert_eq!(with(json!({ "exchange": "x", "exchange_type": "direct", "binding_keys": ["a.*"] })), ["s.amqp.binding_keys[0]"]);
     assert_eq!(with(json!({ "exchange": "x", "exchange_type": "" })), ["s.amqp.exchange_type"]);
     assert_eq!(with(json!({ "queue": "q", "binding_keys": ["a"], "exchange_type": "direct" })).len(), 2);
     assert_eq!(with(json!({ "queue": "q", "queue_type": "stream", "max_age": "1h" })), ["s.amqp.max_age"]);

@@ -400,7 +400,7 @@ pub(super) async fn refuse_stream(link: &Link, queue: &ShortString) -> Result<()
     let channel = link.channel().await?;
     let mut table = FieldTable::default();
     table.insert(ShortString::from(OFFSET), AMQPValue::LongString("next".into()));
-    let failed = |e| failed(format!("cannot see whether queue `{queue}` is a stream"), e);
+    let failed = |e| failed(format!("cannot see whether queue `{queue}` is a stream, which takes the right to read it (`queue`)"), e);
     answer("setting the prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?.map_err(failed)?;
     let consuming = channel.basic_consume(queue.clone(), ShortString::default(), BasicConsumeOptions::default(), table);
     match answer("consuming", consuming).await? {

@@ -42,6 +42,8 @@ pub(super) struct Shared {
     /// What the subjects of JetStream's API begin with.
     api: String,
     inbox_prefix: String,
+    /// The source's name.
+    source: String,
     /// What the names of consumers begin with.
     consumers: String,
     /// Rights that are missing and done without, as far as the log says so.
@@ -56,7 +58,8 @@ impl Shared {
         let (api, inbox_prefix) = (stream.api.clone(), config.inbox_prefix.clone());
         let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
         let consumers = format!("{}_{}_", config.name.chars().take(64).map(plain).collect::<String>(), host::name());
-        Ok(Arc::new(Self { wire, api, inbox_prefix, consumers, without: Mutex::default(), denied: AtomicBool::new(false) }))
+        let source = config.name.clone();
+        Ok(Arc::new(Self { wire, api, inbox_prefix, source, consumers, without: Mutex::default(), denied: AtomicBool::new(false) }))
     }
 
     fn is_dead(&self) -> bool {
@@ -191,7 +194,7 @@ impl Line {
     pub(super) fn does_without(&self, question: &str, consequence: &str) {
         let right = self.subject(question);
         if self.shared.without.lock().insert(right.clone()) {
-            tracing::warn!(right, "this user may not publish to a subject of JetStream's API: {consequence}");
+            tracing::warn!(source = self.shared.source, right, "this user may not publish to a subject of JetStream's API: {consequence}");
         }
     }
 
