@@ -303,7 +303,13 @@ fn combinations(amqp: &Section<'_>, declare: bool, queue_type: Option<QueueType>
 impl Binding {
     fn read(amqp: &Section<'_>, exchange: Option<String>) -> Option<Self> {
         let has = |key: &str, wildcard: &str| key.split('.').any(|word| word == wildcard);
-        let kind: ExchangeType = name(amqp, "exchange_type").or("topic".to_owned()).into();
+        let kind = name(amqp, "exchange_type");
+        let Some(exchange) = exchange else {
+            // They are looked at all the same.
+            let (_, _) = (kind.optional(), amqp.key("binding_keys").texts(|key| key.text().required()).optional());
+            return None;
+        };
+        let kind: ExchangeType = kind.or("topic".to_owned()).into();
         let (topic, direct) = (kind == ExchangeType::Topic, kind == ExchangeType::Direct);
         let key = |item: Slot<'_>| {
             let key = item.text().check(|key| key.len() <= MAX_NAME, "must be at most 255 bytes");
@@ -312,7 +318,7 @@ impl Binding {
         };
         let keys = amqp.key("binding_keys").texts(key);
         let keys = keys.check(|keys| !keys.is_empty(), "must list at least one key such as `orders.#`");
-        let (exchange, chosen) = (exchange?, amqp.has("binding_keys"));
+        let chosen = amqp.has("binding_keys");
         if direct && !chosen {
             amqp.problem("binding_keys", "must list keys: a direct exchange has no wildcard for all of them");
         }

@@ -275,7 +275,7 @@ fn what_the_broker_says_of_an_exchange_is_taken_over() {
     let mut asked = Binding { exchange: "x".into(), kind: ExchangeType::Topic, keys: vec!["#".into()], chosen: false };
     let mut options = lapin::options::ExchangeDeclareOptions { durable: true, ..Default::default() };
     for said in [
-        said("type", "'topic' but current is 'x-odd'"),
+        said("type", "'topic' but current is ''x-odd''"),
         said("durable", "'true' but current is 'false'"),
         said("auto_delete", "'false' but current is 'true'"),
         said("internal", "'false' but current is 'true'"),

@@ -171,7 +171,8 @@ async fn compare_exchange(link: &Link, binding: &Binding) -> Result<Vec<String>,
 pub(super) fn adopt_property(asked: &mut Binding, options: &mut ExchangeDeclareOptions, said: &str) -> bool {
     let read = || {
         let (property, _) = said.split_once("inequivalent arg '")?.1.split_once('\'')?;
-        Some((property, said.rsplit_once(" but current is '")?.1.strip_suffix('\'')?))
+        // A plugin's type comes in quotes of its own.
+        Some((property, said.rsplit_once(" but current is '")?.1.trim_matches('\'')))
     };
     match read() {
         Some(("type", kind)) => asked.kind = kind.to_owned().into(),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -191,7 +191,15 @@ impl Bridge {
     /// Waits until it says that it is ready.
     pub async fn ready(&mut self) {
         self.alive().await;
-        eventually("the bridge to be ready", async || (self.readyz().await.0 == 200).then_some(())).await;
+        let begun = Instant::now();
+        loop {
+            let (status, body) = self.readyz().await;
+            if status == 200 {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "the bridge is not ready: {body:#}");
+            tokio::time::sleep(Duration::from_millis(15)).await;
+        }
     }
 
     /// Waits until a source is in this state.
