@@ -262,6 +262,9 @@ pub struct Gap {
 }
 
 impl Gap {
+    /// Where nothing is known of what somebody has had before.
+    pub const UNKNOWN: Self = Self { reason: GapReason::UnknownCursor, from: None, to: None, position: None };
+
     /// In place of a message that was too large.
     #[must_use]
     pub fn oversized(position: Option<Position>) -> Self {

@@ -190,6 +190,8 @@ enum Pushed {
     /// The log was made anew.
     Clear(Entry, bool),
     Warm(u64, Option<Position>),
+    /// For live streams only.
+    Told(Entry),
 }
 
 /// See the module.

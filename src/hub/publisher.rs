@@ -20,9 +20,13 @@ impl Publisher {
                 self.entries.push(Pushed::Skip(position));
             }
             Input::Tail(position) => {
-                self.feeds[source].warm = true;
+                let was_warm = std::mem::replace(&mut self.feeds[source].warm, true);
                 self.stand(source, position);
                 self.entries.push(Pushed::Warm(self.seq, position));
+                if !was_warm && self.feeds[source].info.returned {
+                    let entry = self.entry_of(source, None, &Gap::UNKNOWN, now);
+                    self.entries.push(Pushed::Told(entry));
+                }
             }
             Input::Gap(gap) => self.gap(source, None, &gap, now),
             Input::Oversized(subject, gap) => self.gap(source, Some(&subject), &gap, now),
@@ -43,14 +47,19 @@ impl Publisher {
     /// A gap for all whom the source concerns, or for those who would have got this subject.
     fn gap(&mut self, source: usize, subject: Option<&Subject>, gap: &Gap, now: Timestamp) {
         self.stand(source, gap.position);
-        self.encode_id();
-        let feed = &mut self.feeds[source];
-        let encoded = self.encoder.gap(&mut feed.block, &self.id, feed.info.name.as_str(), subject.map(Subject::as_str), gap);
-        let entry = Entry { seq: self.seq, position: gap.position, time: now, came: now, encoded };
+        let entry = self.entry_of(source, subject, gap, now);
+        let feed = &self.feeds[source];
         let live = feed.warm;
         // What stood before has positions of another log.
         let anew = gap.reason == GapReason::Reset && feed.info.tag.is_some();
         self.entries.push(if anew { Pushed::Clear(entry, live) } else { Pushed::Entry(entry, live) });
+    }
+
+    fn entry_of(&mut self, source: usize, subject: Option<&Subject>, gap: &Gap, now: Timestamp) -> Entry {
+        self.encode_id();
+        let feed = &mut self.feeds[source];
+        let encoded = self.encoder.gap(&mut feed.block, &self.id, feed.info.name.as_str(), subject.map(Subject::as_str), gap);
+        Entry { seq: self.seq, position: gap.position, time: now, came: now, encoded }
     }
 
     /// Moves the cursor of a durable source that is live.

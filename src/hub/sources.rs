@@ -21,6 +21,9 @@ pub struct SourceInfo {
     pub tag: Option<Tag>,
     /// Whether it is one of several logs of a source.
     pub part: bool,
+    /// Whether it may be one that was there before, by this name or by another: what came in between is then in no window. Never
+    /// of one without a log.
+    pub returned: bool,
     concerns: Concerns,
 }
 
@@ -142,13 +145,20 @@ impl Publisher {
         self.feeds.get(key.slot()).filter(|feed| feed.info.key == key)
     }
 
+    /// Whether a source of this name may be one that was there before: it has the name of one that was removed, or one was
+    /// removed whose name none has now.
+    fn returns(&self, name: &SourceName) -> bool {
+        let is_there = |of: &SourceName| self.feeds.iter().any(|(_, feed)| feed.info.name == *of);
+        self.retired.keys().any(|of| of == name || !is_there(of))
+    }
+
     /// Adds a source to both sides. A durable one that `goes_on` is live at once.
-    fn add(&mut self, state: &mut State, spec: SourceSpec, goes_on: bool, window: Window) -> SourceKey {
+    fn add(&mut self, state: &mut State, spec: SourceSpec, goes_on: bool, returned: bool, window: Window) -> SourceKey {
         self.generation += 1;
         let SourceSpec { name, tag, part, concerns } = spec;
         let durable = tag.is_some();
         let key = SourceKey::new(self.feeds.vacant_key() as u32, self.generation);
-        let info = Arc::new(SourceInfo { key, name, tag, part, concerns });
+        let info = Arc::new(SourceInfo { key, name, tag, part, returned: durable && returned, concerns });
         let warm = !durable || goes_on;
         let head = window.head();
         let start = (durable && goes_on).then_some(Began { seq: self.seq, position: head });
@@ -200,7 +210,8 @@ impl Hub {
             // What the earlier one of this name published is lost for those who come back from before.
             window.clear(*seq, now);
         }
-        let key = p.add(&mut state, spec, is_new, window);
+        let returned = !is_new && p.returns(&spec.name);
+        let key = p.add(&mut state, spec, is_new, returned, window);
         register(key);
         drop(state);
         drop(publisher);
@@ -245,6 +256,8 @@ impl Hub {
             state.cut(old);
         }
         let gone = p.remove(&mut state, old);
+        // Of one that was never live, nobody has a place.
+        let returned = gone.as_ref().is_none_or(|of| of.warm || of.info.returned || of.info.tag != spec.tag);
         let mut window = Window::default();
         let mut point = None;
         if let Some(Feed { info, warm, .. }) = gone
@@ -264,7 +277,7 @@ impl Hub {
         if let Some(Point::At(position)) = point {
             window.begin(position);
         }
-        let key = p.add(&mut state, spec, point.is_some(), window);
+        let key = p.add(&mut state, spec, point.is_some(), returned, window);
         register(key);
         p.encode_id();
         state.follow(p);

@@ -32,7 +32,7 @@ impl State {
     pub(super) fn take(&mut self, source: SourceKey, pushed: Pushed, concerned: &mut Concerned, now: Timestamp) {
         let Concerned { found, dirty, wakers, stamps } = concerned;
         let Some(of) = self.sources.get_mut(source.slot()) else { return };
-        let (entry, live) = match pushed {
+        let (entry, live, kept) = match pushed {
             Pushed::Skip(position) => return of.window.skip(position),
             Pushed::Warm(seq, position) => {
                 if let Some(position) = position {
@@ -50,9 +50,10 @@ impl State {
             Pushed::Clear(entry, live) => {
                 of.window.clear(entry.seq.saturating_sub(1), now);
                 of.whole = entry.position.is_none().then_some(entry.seq);
-                (entry, live)
+                (entry, live, true)
             }
-            Pushed::Entry(entry, live) => (entry, live),
+            Pushed::Entry(entry, live) => (entry, live, true),
+            Pushed::Told(entry) => (entry, true, false),
         };
         if live {
             match entry.encoded.subject() {
@@ -86,7 +87,9 @@ impl State {
                 stamps.push(wanted, self.batch, entry.time, entry.came);
             }
         }
-        of.window.push(entry);
+        if kept {
+            of.window.push(entry);
+        }
     }
 
     /// Drops what the channels' logs hold beyond `logs` bytes, but nothing of batch `keep` or later.

@@ -116,9 +116,6 @@ impl Wanted {
     }
 }
 
-/// Of an id that says nothing of a source.
-const UNKNOWN: Gap = Gap { reason: GapReason::UnknownCursor, from: None, to: None, position: None };
-
 /// Where the client is.
 struct Client {
     at: Cursor,
@@ -196,7 +193,7 @@ impl CatchUp {
     }
 
     fn start(streams: Arc<Streams>, filter: Arc<Filter>, begin: Begin, now: Timestamp) -> Self {
-        let mut gaps: Vec<_> = (begin == Begin::Unreadable).then_some((None, UNKNOWN)).into_iter().collect();
+        let mut gaps: Vec<_> = (begin == Begin::Unreadable).then_some((None, Gap::UNKNOWN)).into_iter().collect();
         let state = streams.hub.state();
         let fresh = matches!(begin, Begin::Now | Begin::Unreadable);
         let wanted = Wanted::of(&begin);
@@ -212,9 +209,11 @@ impl CatchUp {
         let early = is_early(&at, &streams, &state);
         for source in state.sources() {
             if let Some(tag) = source.tag().filter(|tag| !fresh && point(&at, *tag).is_none()) {
-                if !early && source.concerns(&filter) {
-                    gaps.push((Some(tracks.len()), UNKNOWN));
-                } else if let Some(began) = source.began().filter(|_| early && source.warm()) {
+                // One that came back and is not live yet tells it once it is.
+                if (if source.info().returned { source.warm() } else { !early }) && source.concerns(&filter) {
+                    gaps.push((Some(tracks.len()), Gap::UNKNOWN));
+                }
+                if let Some(began) = source.began().filter(|_| early && source.warm()) {
                     at.durable.push((tag, began.position.map_or(Point::Earliest, Point::At)));
                 }
             }
@@ -387,7 +386,7 @@ impl CatchUp {
             }
         }
         let place = |key| self.sources.iter().position(|known| known.key == key);
-        self.gaps.extend(late.into_iter().map(|key| (place(key), UNKNOWN)));
+        self.gaps.extend(late.into_iter().map(|key| (place(key), Gap::UNKNOWN)));
     }
 
     /// Writes what the windows hold for the client.
@@ -527,7 +526,8 @@ impl CatchUp {
         let last = gaps.len().saturating_sub(1);
         let mut before = before.clone();
         // A source that the client's id did not know has its place in the cursor already.
-        let unknown = |tag: &Tag| gaps.iter().any(|(source, gap)| *gap == UNKNOWN && source.is_some_and(|of| self.tag(of) == Some(*tag)));
+        let unknown =
+            |tag: &Tag| gaps.iter().any(|(source, gap)| *gap == Gap::UNKNOWN && source.is_some_and(|of| self.tag(of) == Some(*tag)));
         before.durable.retain(|(tag, _)| !unknown(tag));
         for (n, (source, gap)) in gaps.into_iter().enumerate() {
             if n == last {

@@ -530,3 +530,59 @@ fn clients_of_many_streams_that_end_at_once_are_told_to_come_back_one_after_anot
     assert!(retries.iter().all(|retry| (2250..=13_750).contains(retry)), "{retries:?}");
     assert!([3000, 5000, 7000, 9000].iter().all(|from| retries.iter().any(|retry| (*from..from + 2000).contains(retry))), "{retries:?}");
 }
+
+#[test]
+fn whoever_may_have_missed_events_of_a_log_that_came_back_is_told_once() {
+    let log = || Arc::new(KeepsLast) as Arc<dyn Adapter>;
+    let at = |seq| Some(Position::unverified(seq));
+    // What it was, by which name it comes back, and whether in the other's place.
+    for (of, name, replaced) in
+        [(log(), "log", false), (log(), "renamed", false), (volatile(">"), "log", true), (volatile(">"), "log", false)]
+    {
+        let durable = of.durable();
+        let (hub, streams, now) = bare();
+        let old = streams.add(source("log", of), now);
+        if durable {
+            hub.publish(old, &mut vec![Input::Tail(at(3))], now);
+        }
+        let known = hub.state().id().to_string();
+        let mut stream = streams.open(request(">"), now);
+        sent(&mut stream, now);
+        let (live, _) = stream.into_live().unwrap();
+        let (new, between) = if replaced {
+            let new = streams.replace(old, source(name, log()), false, now).0;
+            (new, hub.state().id().to_string())
+        } else {
+            streams.remove(old);
+            let between = hub.state().id().to_string();
+            (streams.add(source(name, log()), now), between)
+        };
+        let resume = |id: &str| streams.open(Request { begin: Begin::After(Cursor::from_id(id).unwrap()), ..request(">") }, now);
+        // It comes before the source is live.
+        let mut waiting = resume(&between);
+        hub.publish(new, &mut vec![Input::Tail(at(9)), named("log.10", Some(10))], now);
+        let told = |text: &str| {
+            let (gap, event) = (text.find("\"unknown_cursor\"").unwrap(), text.find("log.10").unwrap());
+            assert!(gap < event && text.matches("brokercast.gap").count() == 1, "{name} {durable} {replaced}: {text}");
+        };
+        let (text, after) = rest(&live);
+        told(&text);
+        told(&sent(&mut waiting, now));
+        let mut stream = resume(&between);
+        let text = sent(&mut stream, now);
+        assert!(text.matches("\"unknown_cursor\"").count() == 1, "{name} {durable} {replaced}: {text}");
+        // It is read on from where the log began to be live.
+        assert!(
+            matches!(stream.step(now), Step::Wait { history: Some(request), .. } if request.from == Point::At(Position::unverified(9)))
+        );
+        let mut stream = resume(&known);
+        let text = sent(&mut stream, now);
+        if durable && name == "log" {
+            // It has a place in that log: nothing is lost.
+            assert!(!text.contains("gap") && matches!(stream.step(now), Step::Wait { history: Some(_), .. }), "{text}");
+        } else {
+            assert!(text.contains("\"unknown_cursor\""), "{name} {durable} {replaced}: {text}");
+        }
+        assert!(!sent(&mut resume(&after), now).contains("gap"));
+    }
+}

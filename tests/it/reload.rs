@@ -369,6 +369,42 @@ async fn a_durable_source_is_read_again_through_the_new_routes() {
 }
 
 #[tokio::test]
+async fn a_log_that_came_back_or_took_another_name_tells_that_events_may_be_missing() {
+    let nats = Nats::start().await;
+    let context = nats.jetstream().await;
+    let stream = async_nats::jetstream::stream::Config { name: "LOG".into(), subjects: vec!["log.>".into()], ..Default::default() };
+    context.create_stream(stream).await.unwrap();
+    let publish = async |subject: &str| drop(context.publish(subject.to_owned(), "1".into()).await.unwrap().await.unwrap());
+    let config = |source: &str| still(&format!("sources: {{ other: {{ http: {{ subjects: [other.>] }} }}, {source} }}"));
+    let nats_source =
+        |name: &str, more: &str| config(&format!("{name}: {{ nats: {{ servers: ['{}'], subjects: [log.>]{more} }} }}", nats.url()));
+    let log = |name: &str| nats_source(name, ", jetstream: { stream: LOG }");
+    let bridge = Bridge::start(&nats_source("log", "")).await;
+    let mut sse = Sse::open(bridge.events("")).await;
+    let start = sse.id().await;
+    publish("log.lost").await;
+    assert_eq!(sse.event().await.subject(), "log.lost");
+    // A source without a log becomes one with a log, is removed and comes back, and takes another name.
+    for (n, (between, after, name)) in
+        [(None, log("log"), "log"), (Some(config("")), log("log"), "log"), (None, log("renamed"), "renamed")].into_iter().enumerate()
+    {
+        if let Some(between) = between {
+            apply(&bridge, &between).await;
+        }
+        publish("log.lost").await;
+        apply(&bridge, &after).await;
+        let gap = sse.event_where(crate::support::sse::Event::is_control).await;
+        assert_eq!((gap.reason().as_str(), &gap.json()["source"]), ("unknown_cursor", &json!(name)));
+        let event = format!("log.{n}");
+        publish(&event).await;
+        assert_eq!(sse.event().await.subject(), event);
+        let mut resumed = bridge.resume("", &start).await;
+        let gap = resumed.event().await;
+        assert_eq!((gap.reason().as_str(), &gap.json()["source"]), ("unknown_cursor", &json!(name)));
+    }
+}
+
+#[tokio::test]
 async fn a_file_that_the_configuration_names_is_read_again_when_it_changes() {
     let config = |more: &str| {
         format!(

@@ -16,6 +16,9 @@ impl CatchUp {
             let Some(of) = state.source(self.sources[source].key) else { continue };
             match self.tracks[source] {
                 Track::Fresh if of.warm() => {
+                    if of.info().returned && of.concerns(&self.filter) {
+                        self.gaps.push((Some(source), Gap::UNKNOWN));
+                    }
                     let began = of.began();
                     self.tracks[source] = Track::Follow(began.map_or(state.seq(), |b| b.seq));
                     let position = began.and_then(|b| b.position);
