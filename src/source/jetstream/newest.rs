@@ -5,7 +5,7 @@
 //! publishers wait: 0.1 s for 200,000 subjects. The server finds the newest message of one subject at once.
 
 use super::JetStreamSource;
-use super::api::{self, Found, StreamInfo};
+use super::api::{self, Found, Stored, StreamInfo};
 use super::line::Line;
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason};
@@ -39,8 +39,8 @@ impl JetStreamSource {
         Ok(Some(newest.into_iter().filter_map(|stored| self.message_of(stored)).map(Item::Message).collect()))
     }
 
-    /// The newest message of each subject up to `end`, in the log's order, where the library cannot read one of them. A gap at the end
-    /// stands for what cannot be found: of a subject that is not UTF-8 the server cannot be asked.
+    /// The newest message of each subject up to `end`, in the log's order, where the library cannot read one of them. A gap stands for
+    /// what cannot be found: of a subject that is not UTF-8 the server cannot be asked.
     pub(super) async fn newest_past_odd(
         &self,
         line: &mut Line,
@@ -68,14 +68,20 @@ impl JetStreamSource {
             }
         }
         newest.sort_unstable_by_key(|stored| stored.seq);
-        let mut items: Vec<_> = newest.into_iter().filter_map(|stored| self.message_of(stored)).map(Item::Message).collect();
-        let mut trouble = self.trouble.lock();
-        trouble.asked_for_newest(odd || missing);
+        let (from, to) = {
+            let mut trouble = self.trouble.lock();
+            trouble.asked_for_newest(odd || missing);
+            trouble.around_odd().unwrap_or((info.first() - 1, end.seq + 1))
+        };
+        let behind = newest.split_off(newest.partition_point(|stored| stored.seq < to));
+        let messages = |newest: Vec<Stored>| newest.into_iter().filter_map(|stored| self.message_of(stored)).map(Item::Message);
+        let mut items: Vec<Item> = messages(newest).collect();
         if missing {
-            let (from, to) = trouble.around_odd().unwrap_or((info.first() - 1, end.seq + 1));
             tracing::warn!(stream = &*self.stream.stream, from, to, "the newest message of a subject cannot be read");
-            items.push(Item::Gap(Gap { reason: GapReason::Unreadable, from: Some(from), to: Some(to), position: Some(end) }));
+            // Without a position: one of those that came may have the same.
+            items.push(Item::Gap(Gap { reason: GapReason::Unreadable, from: Some(from), to: Some(to), position: None }));
         }
+        items.extend(messages(behind));
         Ok(items)
     }
 }
