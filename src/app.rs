@@ -72,7 +72,7 @@ const EXPLAIN: Duration = Duration::from_secs(2);
 /// Why the bridge could not start or go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub(crate) enum Error {
     /// A port is taken, or an address is not this machine's.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -97,7 +97,7 @@ pub enum Error {
 
 /// How the bridge came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
+pub(crate) enum Exit {
     /// In good order, within `server.drain`.
     Drained,
     /// At once, by a signal of this number that came while it drained.
@@ -106,7 +106,7 @@ pub enum Exit {
 
 /// Where the settings of a process come from, and where it says what becomes of them.
 #[derive(Debug)]
-pub struct Origin {
+pub(crate) struct Origin {
     /// The configuration's files, later over earlier.
     pub files: Vec<PathBuf>,
     /// The log, which is set up.
@@ -127,7 +127,7 @@ pub struct Origin {
 ///
 /// # Errors
 /// When it cannot listen, or a task of its own fails.
-pub async fn run(settings: Settings, origin: Origin) -> Result<Exit, Error> {
+pub(crate) async fn run(settings: Settings, origin: Origin) -> Result<Exit, Error> {
     let mut signals = Signals::new().map_err(|cause| Error::System { what: "listen to signals", cause })?;
     system::raise_descriptors(settings.pool.max);
     let (mut orders, reload) = Orders::new();

@@ -33,18 +33,19 @@ mod token;
 mod web;
 
 use backend::Backend;
-pub use backend::{BackendLoad, Credential, Question, Regrant};
+pub(crate) use backend::{BackendLoad, Credential, Question, Regrant};
 use cache::Cache;
 use carrier::Unreadable;
-pub use explain::{Check, GrantRule};
+pub(crate) use explain::{Check, GrantRule};
 use issuer::{Denied, Issuer, union};
 #[cfg(test)]
-pub use keys::{Algorithm, KeyError};
+pub(crate) use keys::{Algorithm, KeyError};
 use refusals::Refusals;
-pub use revoked::{Criteria, Order, Revocation, RevocationError, Revocations};
-pub use settings::{Backend as BackendSettings, Control, Header, Issuer as IssuerSettings, Settings, Signer, token_bytes};
+pub(crate) use revoked::{Criteria, Order, RevocationError};
+pub use revoked::{Revocation, Revocations};
+pub(crate) use settings::{Backend as BackendSettings, Control, Header, Issuer as IssuerSettings, Settings, Signer, token_bytes};
 use settings::{Carriers, Lists};
-pub use token::{Refused, mint};
+pub(crate) use token::{Refused, mint};
 
 /// Whose a token is, as the token says. Kept once for each token, however many streams it opens.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -70,7 +71,7 @@ pub struct Owner {
 
 /// What a request may do, and for how long.
 #[derive(Debug, Clone)]
-pub struct Grant {
+pub(crate) struct Grant {
     /// Subjects it may subscribe to: claim, templates and anonymous together.
     pub subscribe: Arc<[Pattern]>,
     /// Subjects it may publish to, likewise.
@@ -84,7 +85,7 @@ pub struct Grant {
 impl Grant {
     /// The token's `sub`.
     #[must_use]
-    pub fn identity(&self) -> Option<&Arc<str>> {
+    pub(crate) fn identity(&self) -> Option<&Arc<str>> {
         self.owner.as_ref()?.identity.as_ref()
     }
 
@@ -92,7 +93,7 @@ impl Grant {
     ///
     /// # Errors
     /// With the first pattern that the grant does not cover, or with `None` if it covers nothing at all.
-    pub fn subscription(&self, wanted: Wanted) -> Result<Vec<Pattern>, NotGranted> {
+    pub(crate) fn subscription(&self, wanted: Wanted) -> Result<Vec<Pattern>, NotGranted> {
         match wanted {
             Wanted::All if self.subscribe.is_empty() => Err(NotGranted(None)),
             Wanted::All => Ok(self.subscribe.to_vec()),
@@ -105,14 +106,14 @@ impl Grant {
 
     /// Whether this subject may be published to.
     #[must_use]
-    pub fn permits_publish(&self, subject: &Subject) -> bool {
+    pub(crate) fn permits_publish(&self, subject: &Subject) -> bool {
         self.publish.iter().any(|pattern| pattern.matches(subject.as_str()))
     }
 }
 
 /// What a token says of itself, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Presented {
+pub(crate) struct Presented {
     /// What carried it.
     pub carrier: &'static str,
     /// Its `kid`.
@@ -123,7 +124,7 @@ pub struct Presented {
 
 /// What a client asks to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
+pub(crate) enum Wanted {
     /// Everything that its grant covers.
     All,
     /// The events of these patterns.
@@ -132,11 +133,11 @@ pub enum Wanted {
 
 /// A grant is too narrow for what is wanted: the first pattern that it does not cover, or `None` if it covers nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NotGranted(pub Option<Pattern>);
+pub(crate) struct NotGranted(pub Option<Pattern>);
 
 /// Why a request is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum AuthError {
+pub(crate) enum AuthError {
     /// No token, and nothing is open to anybody: 401.
     #[error("no token")]
     Missing,
@@ -160,7 +161,7 @@ pub enum AuthError {
 impl AuthError {
     /// What a client is told of a 401, in a word.
     #[must_use]
-    pub fn code(&self) -> Option<&'static str> {
+    pub(crate) fn code(&self) -> Option<&'static str> {
         match self {
             Self::Missing => Some("token_missing"),
             Self::Invalid(Refused::Expired) => Some("token_expired"),
@@ -172,7 +173,7 @@ impl AuthError {
     /// `WWW-Authenticate` of RFC 6750 section 3, for those errors that are a 400 or 401. Says no more than the status and
     /// the code: to a request without a token no `error`.
     #[must_use]
-    pub fn challenge(&self) -> Option<HeaderValue> {
+    pub(crate) fn challenge(&self) -> Option<HeaderValue> {
         Some(HeaderValue::from_static(match self {
             Self::Missing => r#"Bearer realm="brokercast""#,
             Self::Invalid(Refused::Expired) => r#"Bearer realm="brokercast", error="invalid_token", error_description="token_expired""#,
@@ -184,11 +185,11 @@ impl AuthError {
 }
 
 /// `WWW-Authenticate` of a 403: the token is good, its grant too narrow.
-pub const INSUFFICIENT_SCOPE: HeaderValue = HeaderValue::from_static(r#"Bearer realm="brokercast", error="insufficient_scope""#);
+pub(crate) const INSUFFICIENT_SCOPE: HeaderValue = HeaderValue::from_static(r#"Bearer realm="brokercast", error="insufficient_scope""#);
 
 /// Turns requests into grants.
 #[derive(Debug)]
-pub struct Authenticator {
+pub(crate) struct Authenticator {
     carriers: Carriers,
     token_bytes: usize,
     /// `None`: no token is taken.
@@ -204,7 +205,7 @@ pub struct Authenticator {
 
 /// A key set behind a URL.
 #[derive(Debug, Clone)]
-pub struct KeySet {
+pub(crate) struct KeySet {
     /// Where it is, without user, password, query and fragment.
     pub url: String,
     /// Since it was fetched last; `None`: it never was.
@@ -224,7 +225,7 @@ struct Tokens {
 impl Authenticator {
     /// Takes no token longer than `token_bytes`. Keys behind URLs come later: see [`Self::refresh_keys`].
     #[must_use]
-    pub fn new(settings: Settings, token_bytes: usize) -> Self {
+    pub(crate) fn new(settings: Settings, token_bytes: usize) -> Self {
         let Settings { issuers, backend, carriers, grants, anonymous, .. } = settings;
         let issuers: Vec<Issuer> = issuers.into_iter().map(|issuer| Issuer::new(issuer, &grants, &anonymous)).collect();
         let tokens = (!issuers.is_empty()).then(|| Tokens { issuers, attempts: watch::Sender::new(0), cache: Cache::default() });
@@ -238,7 +239,7 @@ impl Authenticator {
     /// Takes another one's place: keeps the key sets that it has fetched, where they are of the same place and for the same
     /// algorithms, what its backend has answered, its revocations, and what it has counted.
     #[must_use]
-    pub fn in_place_of(mut self, other: &Self) -> Self {
+    pub(crate) fn in_place_of(mut self, other: &Self) -> Self {
         if let (Some(own), Some(others)) = (&self.tokens, &other.tokens) {
             for issuer in &own.issuers {
                 others.issuers.iter().for_each(|other| issuer.keep_fetched(other));
@@ -255,19 +256,19 @@ impl Authenticator {
 
     /// Requests that were refused for their token, by reason.
     #[must_use]
-    pub fn refusals(&self) -> Vec<(&'static str, u64)> {
+    pub(crate) fn refusals(&self) -> Vec<(&'static str, u64)> {
         self.refusals.read()
     }
 
     /// How the backend is asked; `None`: there is none.
     #[must_use]
-    pub fn backend_load(&self) -> Option<BackendLoad> {
+    pub(crate) fn backend_load(&self) -> Option<BackendLoad> {
         self.backend.as_ref().map(Backend::load)
     }
 
     /// The key sets behind URLs. One that several issuers name is there once, as old as the oldest of them.
     #[must_use]
-    pub fn key_sets(&self) -> Vec<KeySet> {
+    pub(crate) fn key_sets(&self) -> Vec<KeySet> {
         let mut sets = BTreeMap::new();
         for remote in self.tokens.iter().flat_map(|tokens| &tokens.issuers).flat_map(Issuer::remotes) {
             let (url, age) = (remote.shown(), remote.age());
@@ -278,7 +279,7 @@ impl Authenticator {
 
     /// The revocations that it goes by.
     #[must_use]
-    pub const fn revocations(&self) -> &Arc<Revocations> {
+    pub(crate) const fn revocations(&self) -> &Arc<Revocations> {
         &self.revocations
     }
 
@@ -287,7 +288,7 @@ impl Authenticator {
     ///
     /// # Errors
     /// If it was revoked.
-    pub fn check_revoked(&self, owner: Option<&Owner>) -> Result<(), AuthError> {
+    pub(crate) fn check_revoked(&self, owner: Option<&Owner>) -> Result<(), AuthError> {
         self.not_revoked(owner, Timestamp::now())
     }
 
@@ -301,25 +302,25 @@ impl Authenticator {
 
     /// The name of the cookie that may carry a token.
     #[must_use]
-    pub fn cookie(&self) -> Option<&str> {
+    pub(crate) fn cookie(&self) -> Option<&str> {
         self.carriers.cookie.as_deref()
     }
 
     /// The name of the query's parameter that may carry a token.
     #[must_use]
-    pub fn parameter(&self) -> Option<&str> {
+    pub(crate) fn parameter(&self) -> Option<&str> {
         self.carriers.query.as_deref()
     }
 
     /// Whether a request's token is a bearer token in `Authorization`, be it good or not.
     #[must_use]
-    pub fn is_bearer(&self, headers: &HeaderMap) -> bool {
+    pub(crate) fn is_bearer(&self, headers: &HeaderMap) -> bool {
         matches!(carrier::find(&self.carriers, true, headers, None), Ok(Some(_)))
     }
 
     /// What the token of a request says of itself, whether that is true or not; `None`: there is none that can be read.
     #[must_use]
-    pub fn presented(&self, headers: &HeaderMap, query: Option<&str>) -> Option<Presented> {
+    pub(crate) fn presented(&self, headers: &HeaderMap, query: Option<&str>) -> Option<Presented> {
         let (carrier, token) = carrier::find(&self.carriers, false, headers, query).ok()??;
         let parsed = token::Parsed::new(&token).ok().filter(|_| token.len() <= self.token_bytes);
         let issuer = parsed.as_ref().and_then(|token| token.claims().get("iss")?.as_str().map(str::to_owned));
@@ -330,7 +331,7 @@ impl Authenticator {
     ///
     /// # Errors
     /// When there is neither a good token nor anything open to anybody.
-    pub fn authenticate(&self, headers: &HeaderMap, query: Option<&str>) -> Result<Grant, AuthError> {
+    pub(crate) fn authenticate(&self, headers: &HeaderMap, query: Option<&str>) -> Result<Grant, AuthError> {
         self.at(headers, query, false, Timestamp::now())
     }
 
@@ -339,7 +340,7 @@ impl Authenticator {
     ///
     /// # Errors
     /// When there is neither a good token nor anything open to anybody.
-    pub fn authenticate_publisher(&self, headers: &HeaderMap) -> Result<Grant, AuthError> {
+    pub(crate) fn authenticate_publisher(&self, headers: &HeaderMap) -> Result<Grant, AuthError> {
         self.at(headers, None, true, Timestamp::now())
     }
 
@@ -347,7 +348,12 @@ impl Authenticator {
     ///
     /// # Errors
     /// As there.
-    pub async fn authenticate_within(&self, headers: &HeaderMap, query: Option<&str>, patience: Duration) -> Result<Grant, AuthError> {
+    pub(crate) async fn authenticate_within(
+        &self,
+        headers: &HeaderMap,
+        query: Option<&str>,
+        patience: Duration,
+    ) -> Result<Grant, AuthError> {
         self.patiently(patience, || self.authenticate(headers, query)).await
     }
 
@@ -355,7 +361,7 @@ impl Authenticator {
     ///
     /// # Errors
     /// As there.
-    pub async fn authenticate_publisher_within(&self, headers: &HeaderMap, patience: Duration) -> Result<Grant, AuthError> {
+    pub(crate) async fn authenticate_publisher_within(&self, headers: &HeaderMap, patience: Duration) -> Result<Grant, AuthError> {
         self.patiently(patience, || self.authenticate_publisher(headers)).await
     }
 
@@ -379,7 +385,7 @@ impl Authenticator {
     /// What the backend is to be asked for a request: `None` where a token came, or nothing that is to be forwarded. `query` is the
     /// request's, as it was sent; `None` for a publisher, for whom only `Authorization` counts.
     #[must_use]
-    pub fn question(&self, headers: &HeaderMap, query: Option<&str>, publisher: bool) -> Option<Question> {
+    pub(crate) fn question(&self, headers: &HeaderMap, query: Option<&str>, publisher: bool) -> Option<Question> {
         let backend = self.backend.as_ref()?;
         // Where no token is taken at all, a header or cookie holds none.
         let token = self.tokens.is_some() && !matches!(carrier::find(&self.carriers, publisher, headers, query), Ok(None));
@@ -390,7 +396,7 @@ impl Authenticator {
     ///
     /// # Errors
     /// When the backend refuses, when what it grants was revoked, or when it cannot be asked.
-    pub async fn ask(&self, question: Question, address: IpAddr) -> Result<Grant, AuthError> {
+    pub(crate) async fn ask(&self, question: Question, address: IpAddr) -> Result<Grant, AuthError> {
         let Some(backend) = &self.backend else { return Err(AuthError::BackendUnavailable) };
         if !self.revocations.are_known() {
             return Err(AuthError::RevocationsNotLoaded);
@@ -406,7 +412,7 @@ impl Authenticator {
     /// Whether a grant is what the backend answered last. A stream is checked by this once it can be found: an answer that came
     /// before may have come too early to end it.
     #[must_use]
-    pub fn is_latest(&self, owner: Option<&Owner>) -> bool {
+    pub(crate) fn is_latest(&self, owner: Option<&Owner>) -> bool {
         let Some((owner, credential)) = owner.and_then(|owner| Some((owner, owner.credential.as_ref()?))) else { return true };
         let answer = self.backend.as_ref().and_then(|backend| backend.counts(credential));
         answer.is_some_and(|answer| Some(answer.asked) == owner.issued)
@@ -414,7 +420,7 @@ impl Authenticator {
 
     /// Asks the backend again for those whose streams are open, from time to time, for as long as it is polled. `changed` is called
     /// where owners may see something else from now on. Never ends.
-    pub async fn recheck(&self, changed: impl Fn(&dyn Fn(&Owner) -> Option<Regrant>)) {
+    pub(crate) async fn recheck(&self, changed: impl Fn(&dyn Fn(&Owner) -> Option<Regrant>)) {
         match &self.backend {
             Some(backend) => backend.recheck(&self.revocations, changed).await,
             None => std::future::pending().await,
@@ -423,7 +429,7 @@ impl Authenticator {
 
     /// Fetches the keys behind URLs, and again from time to time and on need. Ends at once where there are none, else never;
     /// dropping it stops fetching.
-    pub async fn refresh_keys(&self) {
+    pub(crate) async fn refresh_keys(&self) {
         let Some(tokens) = &self.tokens else { return };
         let attempted = || tokens.attempts.send_modify(|count| *count = count.wrapping_add(1));
         join_all(tokens.issuers.iter().map(|issuer| issuer.refresh(|| tokens.cache.clear(), attempted))).await;
@@ -431,7 +437,7 @@ impl Authenticator {
 
     /// Whether the key that signed an owner's token counts no more.
     #[must_use]
-    pub fn lost_key(&self, owner: &Owner) -> bool {
+    pub(crate) fn lost_key(&self, owner: &Owner) -> bool {
         if let Some(credential) = &owner.credential {
             return self.backend.as_ref().is_none_or(|backend| backend.counts(credential).is_none());
         }
@@ -441,14 +447,14 @@ impl Authenticator {
 
     /// Counts the attempts to fetch keys. `None`: no token is taken.
     #[must_use]
-    pub fn attempts(&self) -> Option<watch::Receiver<u64>> {
+    pub(crate) fn attempts(&self) -> Option<watch::Receiver<u64>> {
         Some(self.tokens.as_ref()?.attempts.subscribe())
     }
 
     /// What the owner of a stream may subscribe to: by its token's claims, whose key is not looked at again; `None`: what is open
     /// to anybody. Nothing, where the claims would be refused.
     #[must_use]
-    pub fn subscribes(&self, owner: Option<&Owner>, now: Timestamp) -> Arc<[Pattern]> {
+    pub(crate) fn subscribes(&self, owner: Option<&Owner>, now: Timestamp) -> Arc<[Pattern]> {
         let Some(owner) = owner else { return self.anonymous.subscribe.clone() };
         if let Some(credential) = &owner.credential {
             return self.backend.as_ref().map(|backend| backend.subscribes(owner, credential)).unwrap_or_default();

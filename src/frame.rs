@@ -20,12 +20,13 @@ mod encoded;
 mod tests;
 
 use cloud::Cloud;
-pub use encoded::{Encoded, Encoder, Kind, encode_heartbeat};
+pub(crate) use encoded::encode_heartbeat;
+pub use encoded::{Encoded, Encoder, Kind};
 
 /// Names of control events.
-pub const GAP: &str = "brokercast.gap";
+pub(crate) const GAP: &str = "brokercast.gap";
 /// See [`GAP`].
-pub const CLOSING: &str = "brokercast.closing";
+pub(crate) const CLOSING: &str = "brokercast.closing";
 
 /// Which of two encodings of an event a channel carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -39,7 +40,7 @@ pub enum Form {
 
 /// Why the server ends a stream on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Closing {
+pub(crate) enum Closing {
     /// The pool of subscribers is full.
     Busy,
     /// The server is going down.
@@ -58,11 +59,12 @@ pub enum Closing {
 
 impl Closing {
     /// All of them, for metrics.
-    pub const ALL: [Self; 7] = [Self::Busy, Self::Draining, Self::Ended, Self::Expired, Self::Revoked, Self::Slow, Self::Unavailable];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Busy, Self::Draining, Self::Ended, Self::Expired, Self::Revoked, Self::Slow, Self::Unavailable];
 
     /// The word in the control event.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Busy => "busy",
             Self::Draining => "draining",
@@ -88,7 +90,7 @@ pub struct Origin<'a> {
 
 /// Whether the two forms of an event differ, so that both have to be made.
 #[must_use]
-pub fn forms_differ(event: &Event) -> bool {
+pub(crate) fn forms_differ(event: &Event) -> bool {
     event.envelope != Envelope::Json || event.name.is_some()
 }
 
@@ -345,7 +347,7 @@ fn end_data(out: &mut Vec<u8>, start: usize, several: bool) {
 }
 
 /// Appends `text` as `data` lines, one for each of its lines.
-pub fn data_lines(out: &mut Vec<u8>, text: &[u8]) {
+pub(crate) fn data_lines(out: &mut Vec<u8>, text: &[u8]) {
     let mut rest = text;
     loop {
         out.extend_from_slice(DATA);
@@ -374,14 +376,14 @@ fn one_line(value: &str) -> &str {
 }
 
 /// Appends an `id` line.
-pub fn id_line(out: &mut Vec<u8>, id: &[u8]) {
+pub(crate) fn id_line(out: &mut Vec<u8>, id: &[u8]) {
     out.extend_from_slice(b"id: ");
     out.extend_from_slice(id);
     out.push(b'\n');
 }
 
 /// Appends all of a gap but its `id` line. `source` is `*` for all of them.
-pub fn gap(out: &mut Vec<u8>, source: &str, gap: &Gap) {
+pub(crate) fn gap(out: &mut Vec<u8>, source: &str, gap: &Gap) {
     field(out, "event", GAP);
     let number = |n: Option<u64>| n.map_or_else(|| "null".to_owned(), |n| format!("\"{n}\""));
     write!(
@@ -395,18 +397,18 @@ pub fn gap(out: &mut Vec<u8>, source: &str, gap: &Gap) {
 }
 
 /// Appends all of a closing but its `id` line.
-pub fn closing(out: &mut Vec<u8>, reason: Closing) {
+pub(crate) fn closing(out: &mut Vec<u8>, reason: Closing) {
     field(out, "event", CLOSING);
     write!(out, "data: {{\"reason\":\"{}\"}}\n\n", reason.as_str()).unwrap_or_default();
 }
 
 /// Appends another reconnection time, in milliseconds: a field of the event that follows.
-pub fn retry(out: &mut Vec<u8>, retry: std::time::Duration) {
+pub(crate) fn retry(out: &mut Vec<u8>, retry: std::time::Duration) {
     writeln!(out, "retry: {}", retry.as_millis()).unwrap_or_default();
 }
 
 /// Appends what every stream begins with: a comment, `retry` in milliseconds, and where the client stands.
-pub fn opening(out: &mut Vec<u8>, retry: std::time::Duration, id: Option<&[u8]>) {
+pub(crate) fn opening(out: &mut Vec<u8>, retry: std::time::Duration, id: Option<&[u8]>) {
     write!(out, ": brokercast\nretry: {}\n", retry.as_millis()).unwrap_or_default();
     if let Some(id) = id {
         id_line(out, id);
@@ -415,7 +417,7 @@ pub fn opening(out: &mut Vec<u8>, retry: std::time::Duration, id: Option<&[u8]>)
 }
 
 /// Appends a heartbeat: a comment and, where the cursor has moved, its `id`.
-pub fn heartbeat(out: &mut Vec<u8>, id: Option<&[u8]>) {
+pub(crate) fn heartbeat(out: &mut Vec<u8>, id: Option<&[u8]>) {
     out.extend_from_slice(b":\n");
     if let Some(id) = id {
         id_line(out, id);
@@ -424,7 +426,7 @@ pub fn heartbeat(out: &mut Vec<u8>, id: Option<&[u8]>) {
 }
 
 /// Appends the line that begins an HTTP/1.1 chunk of `len` bytes; [`CHUNK_END`] ends it.
-pub fn chunk_head(out: &mut impl bytes::BufMut, len: usize) {
+pub(crate) fn chunk_head(out: &mut impl bytes::BufMut, len: usize) {
     let mut digits = [0; 18];
     let mut at = digits.len() - 2;
     digits[at..].copy_from_slice(b"\r\n");
@@ -442,11 +444,11 @@ pub fn chunk_head(out: &mut impl bytes::BufMut, len: usize) {
 
 /// Bytes of a chunk of HTTP/1.1 beside its `len` bytes.
 #[must_use]
-pub fn chunk_overhead(len: usize) -> usize {
+pub(crate) fn chunk_overhead(len: usize) -> usize {
     len.max(1).ilog(16) as usize + 1 + 2 * CHUNK_END.len()
 }
 
 /// Behind every chunk.
-pub const CHUNK_END: &[u8] = b"\r\n";
+pub(crate) const CHUNK_END: &[u8] = b"\r\n";
 /// The chunk that ends a body.
-pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+pub(crate) const LAST_CHUNK: &[u8] = b"0\r\n\r\n";

@@ -24,13 +24,13 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-pub use reader::{Reader, Unavailable};
+pub(crate) use reader::{Reader, Unavailable};
 use service::Service;
-pub use settings::Settings;
+pub(crate) use settings::Settings;
 
 /// One of the hub's sources, as its log is read.
 #[derive(Clone)]
-pub struct Log {
+pub(crate) struct Log {
     /// The source's name, for the log of this process.
     pub name: SourceName,
     /// What opens readers.
@@ -46,7 +46,7 @@ pub struct Log {
 impl Log {
     /// Of a source that runs.
     #[must_use]
-    pub fn of(handle: &Arc<Handle>, adapter: Arc<dyn Adapter>, max_payload: usize) -> Self {
+    pub(crate) fn of(handle: &Arc<Handle>, adapter: Arc<dyn Adapter>, max_payload: usize) -> Self {
         let (status, counters) = (handle.clone(), handle.clone());
         let up = Arc::new(move || status.status.own().state == State::Up);
         let resets = Arc::new(move || counters.counters.gaps(GapReason::Reset));
@@ -56,7 +56,7 @@ impl Log {
 
 /// What a stream needs of a source's log.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Request {
+pub(crate) struct Request {
     /// Which source.
     pub source: SourceKey,
     /// Which of this client's readings: another number needs another [`Reader`].
@@ -67,7 +67,7 @@ pub struct Request {
 
 /// Who asks, and of what.
 #[derive(Debug, Clone, Default)]
-pub struct Asker {
+pub(crate) struct Asker {
     /// Equal for all clients of one identity: these share one turn.
     pub identity: u64,
     /// The only subjects before routing that are of use; `None`: all, or all that it can know.
@@ -76,7 +76,7 @@ pub struct Asker {
 
 /// What is counted for one source.
 #[derive(Debug, Clone, Default)]
-pub struct Counted {
+pub(crate) struct Counted {
     /// Messages that its broker sent to readers.
     pub events: u64,
     /// Bytes of their subjects and payloads, about.
@@ -88,7 +88,7 @@ pub struct Counted {
 impl Counted {
     /// Both together.
     #[must_use]
-    pub fn and(mut self, other: Self) -> Self {
+    pub(crate) fn and(mut self, other: Self) -> Self {
         self.events += other.events;
         self.bytes += other.bytes;
         for (errors, more) in self.errors.iter_mut().zip(other.errors) {
@@ -100,7 +100,7 @@ impl Counted {
 
 /// How much is read and waited for at this moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Load {
+pub(crate) struct Load {
     /// Readers that are open.
     pub readers: usize,
     /// Clients that read a log, or wait for it.
@@ -115,65 +115,65 @@ pub struct Load {
 
 /// The logs of all sources, and what all readers share.
 #[derive(Debug)]
-pub struct Histories {
+pub(crate) struct Histories {
     service: Arc<Service>,
 }
 
 impl Histories {
     /// Without a log.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub(crate) fn new(settings: Settings) -> Self {
         Self { service: Arc::new(Service::new(settings)) }
     }
 
     /// Other bounds hold from now on.
-    pub fn configure(&self, settings: Settings) {
+    pub(crate) fn configure(&self, settings: Settings) {
         self.service.configure(settings);
     }
 
     /// Adds the log of a source.
-    pub fn add(&self, source: SourceKey, log: Log) {
+    pub(crate) fn add(&self, source: SourceKey, log: Log) {
         self.service.add(source, log);
     }
 
     /// Forgets the log of a source. Readers that are open read on until they are dropped.
-    pub fn remove(&self, source: SourceKey) {
+    pub(crate) fn remove(&self, source: SourceKey) {
         self.service.remove(source);
     }
 
     /// A reader for a request and those that follow it with the same number. It opens nothing before it is asked. `None` for
     /// a source that was removed.
     #[must_use]
-    pub fn reader(&self, request: Request, asker: Asker) -> Option<Reader> {
+    pub(crate) fn reader(&self, request: Request, asker: Asker) -> Option<Reader> {
         Reader::new(self.service.clone(), request, asker)
     }
 
     /// Whether the broker can say the newest message of each subject.
     #[must_use]
-    pub fn keeps_last(&self, source: SourceKey) -> bool {
+    pub(crate) fn keeps_last(&self, source: SourceKey) -> bool {
         self.service.log(source).is_some_and(|known| known.log.adapter.keeps_last())
     }
 
     /// Whether the broker can send only some subjects of its log.
     #[must_use]
-    pub fn selects(&self, source: SourceKey) -> bool {
+    pub(crate) fn selects(&self, source: SourceKey) -> bool {
         self.service.log(source).is_some_and(|known| known.log.adapter.selects())
     }
 
     /// Says that a source's log is not the one that was read so far: nobody gets what is kept of it any more.
-    pub fn outdate(&self, source: SourceKey) {
+    pub(crate) fn outdate(&self, source: SourceKey) {
         self.service.outdate(source);
     }
 
     /// What is read and waited for at this moment.
     #[must_use]
-    pub fn load(&self) -> Load {
+    pub(crate) fn load(&self) -> Load {
         self.service.load()
     }
 
     /// What was counted for a source.
     #[must_use]
-    pub fn counted(&self, source: SourceKey) -> Counted {
+    pub(crate) fn counted(&self, source: SourceKey) -> Counted {
         self.service.log(source).map_or_else(Counted::default, |known| known.counted())
     }
 }

@@ -49,7 +49,7 @@ mod stall;
 mod tests;
 pub(crate) mod tls;
 
-pub use listen::ListenError;
+pub(crate) use listen::ListenError;
 pub(crate) use listen::Listener;
 #[cfg(test)]
 pub(crate) use origin::Hosts;

@@ -20,19 +20,19 @@ use crate::frame::{Encoded, Encoder, encode_heartbeat};
 use crate::subject::index::Index;
 use crate::subject::{Pattern, Subject};
 
-pub mod channel;
-pub mod deliveries;
+pub(crate) mod channel;
+pub(crate) mod deliveries;
 #[cfg(test)]
 mod models;
 mod notify;
-pub mod piece;
+pub(crate) mod piece;
 mod publisher;
 mod settings;
 mod sources;
 mod state;
 #[cfg(test)]
 mod tests;
-pub mod window;
+pub(crate) mod window;
 
 /// What `notify` is built of: its models put loom's primitives in their place.
 mod sync {
@@ -45,12 +45,14 @@ mod sync {
 use deliveries::Stamps;
 use notify::{Backpressure, Listeners};
 
-pub use channel::{Channel, Filter, Read, WakerSeat};
-pub use deliveries::{Deliveries, SpansReading, Transport};
+pub use channel::{Channel, Filter};
+pub(crate) use channel::{Read, WakerSeat};
+pub(crate) use deliveries::{Deliveries, SpansReading, Transport};
 pub use notify::Listener;
-pub use piece::{Framing, Piece};
-pub use sources::{Began, Source, SourceInfo};
-pub use window::{Entry, Limits, Place, Window};
+pub(crate) use piece::{Framing, Piece};
+pub(crate) use sources::{Began, Source, SourceInfo};
+pub use window::Limits;
+pub(crate) use window::{Entry, Place, Window};
 
 /// What the hub has to know of a source.
 #[derive(Debug, Clone)]
@@ -70,7 +72,7 @@ pub struct SourceSpec {
 pub struct Concerns(pub Arc<IsConcerned>);
 
 /// Asked with the patterns of somebody's filter.
-pub type IsConcerned = dyn Fn(&[Pattern]) -> bool + Send + Sync;
+pub(crate) type IsConcerned = dyn Fn(&[Pattern]) -> bool + Send + Sync;
 
 impl std::fmt::Debug for Concerns {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -6,39 +6,26 @@
 // `pub` in a private room means that `internals` passes the name on.
 #![cfg_attr(not(feature = "internals"), allow(unreachable_pub))]
 
-#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod app;
-#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod auth;
 mod cli;
 mod cursor;
 mod event;
-#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod frame;
-#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod history;
-#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod http;
-#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod hub;
-#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod metrics;
-#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod pool;
-#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod route;
 mod settings;
 #[cfg(test)]
 mod sim;
-#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod source;
-#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod stream;
 mod subject;
 mod support;
-#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod telemetry;
-#[expect(unreachable_pub, reason = "to be narrowed when the room is rewritten")]
 mod transport;
 
 pub use cli::main;

@@ -20,8 +20,8 @@ mod process;
 mod read;
 mod text;
 
-pub use read::{BackendReading, HistoryReading, KeySetReading, Readings, SourceReading, SpansReading};
-pub use text::Format;
+pub(crate) use read::{BackendReading, HistoryReading, KeySetReading, Readings, SourceReading, SpansReading};
+pub(crate) use text::Format;
 
 /// Names and values, at most two of them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -37,13 +37,13 @@ macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$vdoc])* $variant),+ }
+        pub(crate) enum $name { $($(#[$vdoc])* $variant),+ }
         impl $name {
             /// All of them.
-            pub const ALL: &[Self] = &[$(Self::$variant),+];
+            pub(crate) const ALL: &[Self] = &[$(Self::$variant),+];
             /// The label's value.
             #[must_use]
-            pub const fn as_str(self) -> &'static str {
+            pub(crate) const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word),+ }
             }
         }
@@ -122,7 +122,7 @@ words! {
 
 /// One counter for each value of a label.
 #[derive(Debug)]
-pub struct Counts<const N: usize>([Counter; N]);
+pub(crate) struct Counts<const N: usize>([Counter; N]);
 
 impl<const N: usize> Counts<N> {
     fn new(family: &Family<Labels, Counter>, label: &'static str, words: [&'static str; N]) -> Self {
@@ -132,27 +132,27 @@ impl<const N: usize> Counts<N> {
 
 impl Counts<{ Published::ALL.len() }> {
     /// Counts one.
-    pub fn published(&self, outcome: Published) {
+    pub(crate) fn published(&self, outcome: Published) {
         self.0[outcome as usize].inc();
     }
 }
 
 impl Counts<{ Reloaded::ALL.len() }> {
     /// Counts one.
-    pub fn reloaded(&self, result: Reloaded) {
+    pub(crate) fn reloaded(&self, result: Reloaded) {
         self.0[result as usize].inc();
     }
 }
 
 impl Counts<{ Refused::ALL.len() }> {
     /// Counts one.
-    pub fn refused(&self, reason: Refused) {
+    pub(crate) fn refused(&self, reason: Refused) {
         self.0[reason as usize].inc();
     }
 }
 
 /// See the module.
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
     requests: Vec<[Counter; 5]>,
     /// Messages sent to `/publish/…`.
@@ -171,7 +171,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// All at 0; `readings` is asked whenever the metrics are.
-    pub fn new(readings: impl Fn() -> Readings + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(readings: impl Fn() -> Readings + Send + Sync + 'static) -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(process::Process::default()));
         let ours = registry.sub_registry_with_prefix("brokercast");
@@ -209,13 +209,13 @@ impl Metrics {
     }
 
     /// Counts a request.
-    pub fn requested(&self, route: Route, status: u16) {
+    pub(crate) fn requested(&self, route: Route, status: u16) {
         let class = usize::from(status / 100).clamp(1, 5) - 1;
         self.requests[route as usize][class].inc();
     }
 
     /// Notes that a configuration is in use from now on, by its text without secrets.
-    pub fn configured(&self, text: &str, now: Timestamp) {
+    pub(crate) fn configured(&self, text: &str, now: Timestamp) {
         // FNV-1a, of which a 64-bit float holds 48 bits exactly. Not a hash against somebody who wants two equal ones.
         let mut hasher = FnvHasher::default();
         hasher.write(text.as_bytes());
@@ -227,7 +227,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Never, as a `String` takes everything.
-    pub fn encode(&self, format: Format) -> Result<String, fmt::Error> {
+    pub(crate) fn encode(&self, format: Format) -> Result<String, fmt::Error> {
         let mut open = String::new();
         prometheus_client::encoding::text::encode(&mut open, &self.registry)?;
         Ok(match format {

@@ -19,12 +19,12 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-pub use rates::{Act, Rates, TooOften};
-pub use settings::{RateSettings, Settings};
+pub(crate) use rates::{Act, Rates, TooOften};
+pub(crate) use settings::{RateSettings, Settings};
 
 /// Why a subscriber gets no slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// All slots are taken, and the queue is full or waiting took too long.
     #[error("all subscriber slots are taken")]
     Full,
@@ -38,7 +38,7 @@ pub enum Refusal {
 
 /// The pool. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Pool(Arc<Shared>);
+pub(crate) struct Pool(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -177,7 +177,7 @@ impl Drop for Counted {
 /// A slot. It is taken until this is dropped.
 #[derive(Debug)]
 #[must_use = "dropping a permit gives its slot back"]
-pub struct Permit(Counted);
+pub(crate) struct Permit(Counted);
 
 impl Drop for Permit {
     fn drop(&mut self) {
@@ -221,14 +221,14 @@ impl Drop for Waiting {
 impl Pool {
     /// With all slots free.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub(crate) fn new(settings: Settings) -> Self {
         let (identities, addresses) = (Counter::default(), Counter::default());
         let state = State { settings, taken: 0, identities, addresses, queue: VecDeque::new(), next_ticket: 0 };
         Self(Arc::new(Shared { state: Mutex::new(state) }))
     }
 
     /// Other caps hold from now on. Streams that are open stay, and count for a cap that they were counted for when they came.
-    pub fn configure(&self, settings: Settings) {
+    pub(crate) fn configure(&self, settings: Settings) {
         let mut state = self.0.state.lock();
         state.settings = settings;
         state.hand_out();
@@ -239,7 +239,7 @@ impl Pool {
     ///
     /// # Errors
     /// If a cap is reached.
-    pub async fn acquire(&self, identity: Option<&Arc<str>>, address: IpAddr) -> Result<Permit, Refusal> {
+    pub(crate) async fn acquire(&self, identity: Option<&Arc<str>>, address: IpAddr) -> Result<Permit, Refusal> {
         let (mut waiting, wait) = match self.enter(identity, address)? {
             Entered::Slot(permit) => return Ok(permit),
             Entered::Queue(waiting, wait) => (waiting, wait),
@@ -294,7 +294,7 @@ impl Pool {
 
     /// How many slots there are.
     #[must_use]
-    pub fn max(&self) -> usize {
+    pub(crate) fn max(&self) -> usize {
         self.0.state.lock().settings.max
     }
 }

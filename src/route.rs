@@ -10,23 +10,23 @@ use crate::subject::{Pattern, Subject};
 
 mod explain;
 mod reach;
-pub mod settings;
+pub(crate) mod settings;
 mod template;
 #[cfg(test)]
 mod tests;
 
-pub use explain::Fate;
+pub(crate) use explain::Fate;
 use template::{NameTemplate, Nameless, SubjectTemplate};
 
 /// The prefix of control events' names; no route may give an event such a name.
-pub const RESERVED: &str = "brokercast.";
+pub(crate) const RESERVED: &str = "brokercast.";
 
 /// The most patterns that [`Router::inputs`] gives.
 const MAX_INPUTS: usize = 32;
 
 /// What can happen to one source's messages.
 #[derive(Debug)]
-pub struct Router {
+pub(crate) struct Router {
     /// Those that can match, in order.
     rules: Box<[Rule]>,
     /// The subjects that its events can have.
@@ -40,14 +40,14 @@ pub struct Router {
 
 /// What was changed more than its rule says, by the routers that share this.
 #[derive(Debug, Default)]
-pub struct Counts {
+pub(crate) struct Counts {
     shortened: AtomicU64,
     reserved: AtomicU64,
 }
 
 /// One of `routes`.
 #[derive(Debug, Clone)]
-pub struct Rule {
+pub(crate) struct Rule {
     /// The key path at which it is configured.
     key: Arc<str>,
     /// Only messages of this source.
@@ -78,7 +78,7 @@ struct Pass {
 impl Rule {
     /// Drops the messages of one subject of a source, because of what is configured at the key path `key`.
     #[must_use]
-    pub fn hide(source: SourceName, matches: Pattern, key: &str) -> Self {
+    pub(crate) fn hide(source: SourceName, matches: Pattern, key: &str) -> Self {
         Self { key: key.into(), source: Some(source), matches, action: Action::Drop }
     }
 
@@ -98,7 +98,7 @@ impl Rule {
 impl Router {
     /// Applies `rules` to a source, with the patterns that hold all it can produce.
     #[must_use]
-    pub fn new(rules: &[Rule], source: &SourceName, reach: &[Pattern], counts: Arc<Counts>) -> Self {
+    pub(crate) fn new(rules: &[Rule], source: &SourceName, reach: &[Pattern], counts: Arc<Counts>) -> Self {
         let mut before: Vec<Pattern> = Vec::new();
         let mut applicable = Vec::new();
         for rule in rules {
@@ -121,7 +121,7 @@ impl Router {
 
     /// What becomes of a message; `None`: a route dropped it.
     #[must_use]
-    pub fn route(&self, message: Message) -> Option<Event> {
+    pub(crate) fn route(&self, message: Message) -> Option<Event> {
         for rule in self.rules.iter().filter(|rule| rule.matches.matches(message.subject.as_str())) {
             let Action::Pass(pass) = &rule.action else { return None };
             let renamed = match &pass.subject {
@@ -156,20 +156,20 @@ impl Router {
     /// Patterns that together hold every subject that the source's events can have after routing: at times more, as
     /// a pattern cannot say "all but". [`Router::concerns`] is exact there.
     #[must_use]
-    pub fn reach(&self) -> Vec<Pattern> {
+    pub(crate) fn reach(&self) -> Vec<Pattern> {
         reach::patterns(&self.outputs)
     }
 
     /// Whether events of the source can, after routing, match one of `patterns`: whom a gap in it concerns.
     #[must_use]
-    pub fn concerns(&self, patterns: &[Pattern]) -> bool {
+    pub(crate) fn concerns(&self, patterns: &[Pattern]) -> bool {
         reach::concerns(&self.outputs, &self.rules, patterns)
     }
 
     /// The subjects before routing that can, after it, match one of `patterns`, as disjoint patterns; at times more.
     /// `None`: all, or they cannot be said so.
     #[must_use]
-    pub fn inputs(&self, patterns: &[Pattern]) -> Option<Vec<Pattern>> {
+    pub(crate) fn inputs(&self, patterns: &[Pattern]) -> Option<Vec<Pattern>> {
         // A name of a broker that is no subject was escaped: nobody knows from what.
         if patterns.iter().any(|pattern| pattern.as_str().contains('%')) {
             return None;
@@ -183,20 +183,20 @@ impl Router {
     /// Whether events of the source that have the same subject before routing may have different ones after it: then the newest
     /// of each before it are not the newest of each after it.
     #[must_use]
-    pub fn splits(&self) -> bool {
+    pub(crate) fn splits(&self) -> bool {
         self.rules.iter().any(|rule| !rule.takes_all())
     }
 
     /// Whether this router does with every message what the other does.
     #[must_use]
-    pub fn is_like(&self, other: &Self) -> bool {
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
         let same = |(a, b): (&Rule, &Rule)| a.matches == b.matches && a.action == b.action;
         self.inputs == other.inputs && self.rules.len() == other.rules.len() && self.rules.iter().zip(&other.rules).all(same)
     }
 
     /// Whether events of the source that have different subjects before routing have different ones after it.
     #[must_use]
-    pub fn keeps_apart(&self) -> bool {
+    pub(crate) fn keeps_apart(&self) -> bool {
         self.keeps_apart
     }
 }
@@ -204,13 +204,13 @@ impl Router {
 impl Counts {
     /// How many renamed subjects had to be shortened to be no longer than a subject may be.
     #[must_use]
-    pub fn shortened(&self) -> u64 {
+    pub(crate) fn shortened(&self) -> u64 {
         self.shortened.load(Relaxed)
     }
 
     /// How many events lost their name because a capture made it one of the [`RESERVED`].
     #[must_use]
-    pub fn reserved_names(&self) -> u64 {
+    pub(crate) fn reserved_names(&self) -> u64 {
         self.reserved.load(Relaxed)
     }
 }

@@ -13,28 +13,29 @@ use crate::cursor::Position;
 use crate::event::{Gap, Message, Timestamp};
 use crate::subject::{Pattern, Subject};
 
-pub mod amqp;
+pub(crate) mod amqp;
 mod amqp_stream;
 mod error;
 mod expiry;
-pub mod http;
-pub mod jetstream;
-pub mod nats;
-pub mod parts;
-pub mod settings;
-pub mod status;
-pub mod supervisor;
+pub(crate) mod http;
+pub(crate) mod jetstream;
+pub(crate) mod nats;
+pub(crate) mod parts;
+pub(crate) mod settings;
+pub(crate) mod status;
+pub(crate) mod supervisor;
 #[cfg(test)]
 pub(crate) mod tests;
-pub mod ticker;
+pub(crate) mod ticker;
 mod tls;
 mod unpack;
 
 #[cfg(feature = "internals")]
 pub use amqp::read_sections;
 pub use error::{ErrorKind, SourceError};
-pub use expiry::Expires;
-pub use status::{Fault, Handle, State};
+pub(crate) use expiry::Expires;
+pub(crate) use status::Fault;
+pub use status::{Handle, State};
 pub use unpack::fit;
 
 /// What a connection yields, in the source's order.

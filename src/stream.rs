@@ -19,7 +19,7 @@ use crate::cursor::{Cursor, Point};
 use crate::event::{SourceKey, SourceName, Timestamp};
 use crate::frame::{self, Closing};
 use crate::history::{self, Histories};
-pub use crate::hub::Transport;
+pub(crate) use crate::hub::Transport;
 use crate::hub::{Channel, Concerns, Filter, Hub, Seat, SourceSpec};
 use crate::route::Router;
 use crate::source::Item;
@@ -35,17 +35,17 @@ pub(crate) mod tests;
 mod visit;
 
 use catch_up::{CatchUp, Moved};
-pub use registry::{Driver, End, Selection, StreamId, Wanted};
+pub(crate) use registry::{Driver, End, Selection, StreamId, Wanted};
 use registry::{Entry, Granted, Registry};
-pub use settings::Settings;
-pub use visit::Visitor;
+pub(crate) use settings::Settings;
+pub(crate) use visit::Visitor;
 use visit::{Place, Visit};
 
 /// The reconnection time of clients whose history could not be read, before jitter.
 const UNAVAILABLE: Duration = Duration::from_secs(15);
 
 /// Streams that end together end, or their clients come back, so far apart on average.
-pub const STAGGER: Duration = Duration::from_millis(10);
+pub(crate) const STAGGER: Duration = Duration::from_millis(10);
 /// No client is told to stay away for longer than this because many streams end at once.
 const MOST_SPREAD: Duration = Duration::from_secs(30);
 /// So long after many streams were told to end, they are taken to end together.
@@ -55,7 +55,7 @@ const LEAST_SPREAD: Duration = Duration::from_secs(1);
 
 /// Where a client begins.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Begin {
+pub(crate) enum Begin {
     /// With what comes.
     Now,
     /// Behind its last id.
@@ -67,7 +67,7 @@ pub enum Begin {
 }
 
 /// A client that may come in.
-pub struct Request {
+pub(crate) struct Request {
     /// What it wants, within its grant.
     pub filter: Arc<Filter>,
     /// Whether it named its patterns. One that did not wants all that its grant covers.
@@ -85,7 +85,7 @@ pub struct Request {
 }
 
 /// A source that streams are served from.
-pub struct Source {
+pub(crate) struct Source {
     /// Its name.
     pub name: SourceName,
     /// Which of its logs it is, if it has several.
@@ -107,7 +107,7 @@ impl Source {
 }
 
 /// Opens streams, and knows those that are open.
-pub struct Streams {
+pub(crate) struct Streams {
     hub: Arc<Hub>,
     /// Of each source, for what is read of its log. Locked last.
     routers: Mutex<HashMap<SourceKey, Arc<Router>>>,
@@ -140,37 +140,37 @@ impl fmt::Debug for Streams {
 impl Streams {
     /// Over a hub without sources.
     #[must_use]
-    pub fn new(hub: Arc<Hub>, histories: Histories, settings: Settings) -> Arc<Self> {
+    pub(crate) fn new(hub: Arc<Hub>, histories: Histories, settings: Settings) -> Arc<Self> {
         let (routers, registry, closed, ended) = (Mutex::default(), Registry::default(), Default::default(), OnceLock::new());
         let (retry, left, spread) = (AtomicU64::new(millis(settings.retry)), AtomicU64::new(0), Mutex::default());
         Arc::new(Self { hub, routers, histories, settings, retry, registry, closed, left, ended, spread })
     }
 
     /// Clients that come from now on are told another reconnection time.
-    pub fn set_retry(&self, retry: Duration) {
+    pub(crate) fn set_retry(&self, retry: Duration) {
         self.retry.store(millis(retry), Ordering::Relaxed);
     }
 
     /// Adds a source. Live streams get its events without more ado, and those that catch up follow it from now on.
-    pub fn add(&self, source: Source, now: Timestamp) -> SourceKey {
+    pub(crate) fn add(&self, source: Source, now: Timestamp) -> SourceKey {
         let (spec, router, log) = source.split();
         self.hub.add(spec, now, |key| self.register(key, router, log))
     }
 
     /// Adds a log that is new at its broker: streams get all that it holds.
-    pub fn add_new(&self, source: Source, now: Timestamp) -> SourceKey {
+    pub(crate) fn add_new(&self, source: Source, now: Timestamp) -> SourceKey {
         let (spec, router, log) = source.split();
         self.hub.add_new(spec, now, |key| self.register(key, router, log))
     }
 
     /// Removes a source, whose supervisor has ended. Streams that catch up follow it no more, and get no gap.
-    pub fn remove(&self, source: SourceKey) {
+    pub(crate) fn remove(&self, source: SourceKey) {
         self.hub.remove(source);
         self.forget(source);
     }
 
     /// Puts a source in another's place: see [`Hub::replace`].
-    pub fn replace(&self, old: SourceKey, source: Source, rerouted: bool, now: Timestamp) -> (SourceKey, Option<Point>) {
+    pub(crate) fn replace(&self, old: SourceKey, source: Source, rerouted: bool, now: Timestamp) -> (SourceKey, Option<Point>) {
         let (spec, router, log) = source.split();
         let replaced = self.hub.replace(old, spec, rerouted, now, |key| self.register(key, router, log));
         self.forget(old);
@@ -194,25 +194,25 @@ impl Streams {
 
     /// The hub.
     #[must_use]
-    pub fn hub(&self) -> &Arc<Hub> {
+    pub(crate) fn hub(&self) -> &Arc<Hub> {
         &self.hub
     }
 
     /// How often a quiet stream gets a heartbeat.
     #[must_use]
-    pub fn heartbeat(&self) -> Duration {
+    pub(crate) fn heartbeat(&self) -> Duration {
         self.settings.heartbeat
     }
 
     /// The sources' logs.
     #[must_use]
-    pub fn histories(&self) -> &Histories {
+    pub(crate) fn histories(&self) -> &Histories {
         &self.histories
     }
 
     /// Opens a stream. Whatever the client asks for, the answer is in the stream.
     #[must_use]
-    pub fn open(self: &Arc<Self>, request: Request, now: Timestamp) -> Stream {
+    pub(crate) fn open(self: &Arc<Self>, request: Request, now: Timestamp) -> Stream {
         let Request { filter, named, begin, expires, owner, visitor, permit } = request;
         let entry = Entry { owner, visitor, filter: filter.clone(), named, permit, expires };
         let lease = Lease { streams: self.clone(), visit: self.registry.insert(entry, now) };
@@ -221,7 +221,7 @@ impl Streams {
 
     /// Ends streams at random times within a span from now, so that their clients do not come back all at once. When all
     /// are ended because the process drains, so are those that are opened later. Returns how many are open and meant.
-    pub fn end(&self, selection: Selection<'_>, reason: Closing, now: Timestamp, within: Duration) -> usize {
+    pub(crate) fn end(&self, selection: Selection<'_>, reason: Closing, now: Timestamp, within: Duration) -> usize {
         self.registry.end(selection, reason, now, within, |count| self.spread(count, now))
     }
 
@@ -242,7 +242,7 @@ impl Streams {
 
     /// Ends the streams whose patterns what is `granted` to their owners covers no more. Returns how many. Leaves owners alone for
     /// whom it says nothing.
-    pub fn narrow(&self, granted: impl Fn(Option<&Arc<Owner>>) -> Option<Arc<[Pattern]>>, now: Timestamp) -> usize {
+    pub(crate) fn narrow(&self, granted: impl Fn(Option<&Arc<Owner>>) -> Option<Arc<[Pattern]>>, now: Timestamp) -> usize {
         let mut lost = Vec::new();
         self.for_granted(granted, |Granted { stream, filter, .. }, granted| {
             if !filter.patterns().iter().all(|pattern| pattern.covered_by(granted)) {
@@ -255,7 +255,7 @@ impl Streams {
 
     /// Streams whose clients named no patterns get all that is `granted` to their owners from now on. Returns how many get more.
     /// Leaves owners alone for whom it says nothing.
-    pub fn widen(&self, granted: impl Fn(Option<&Arc<Owner>>) -> Option<Arc<[Pattern]>>) -> usize {
+    pub(crate) fn widen(&self, granted: impl Fn(Option<&Arc<Owner>>) -> Option<Arc<[Pattern]>>) -> usize {
         let mut widened = 0;
         let since = self.hub.state().id().clone();
         self.for_granted(granted, |Granted { stream, filter, named, .. }, granted| {
@@ -273,7 +273,7 @@ impl Streams {
 
     /// Streams end as expired when their owners' time is over, unless they end earlier. Leaves owners alone for whom `expires` says
     /// nothing.
-    pub fn expire(&self, expires: impl Fn(Option<&Arc<Owner>>) -> Option<Timestamp>) {
+    pub(crate) fn expire(&self, expires: impl Fn(Option<&Arc<Owner>>) -> Option<Timestamp>) {
         self.for_granted(expires, |Granted { stream, .. }, at| {
             self.registry.end_one(stream, End { at: *at, reason: Closing::Expired });
         });
@@ -292,7 +292,7 @@ impl Streams {
 
     /// Streams that are open, at most `limit` of them behind `after`, and the last of these if there are more.
     #[must_use]
-    pub fn list(&self, wanted: &Wanted, after: Option<StreamId>, limit: usize) -> (Vec<Listed>, Option<StreamId>) {
+    pub(crate) fn list(&self, wanted: &Wanted, after: Option<StreamId>, limit: usize) -> (Vec<Listed>, Option<StreamId>) {
         let (found, more) = self.registry.list(wanted, after, limit);
         let next = found.last().filter(|_| more).map(|found| found.visit.id);
         let listed = found.into_iter().map(|found| {
@@ -312,19 +312,19 @@ impl Streams {
     }
 
     /// Ends streams that are open. Returns how many.
-    pub fn end_listed(&self, wanted: &Wanted, now: Timestamp) -> usize {
+    pub(crate) fn end_listed(&self, wanted: &Wanted, now: Timestamp) -> usize {
         self.end(Selection::Listed(wanted), Closing::Ended, now, Duration::ZERO)
     }
 
     /// Streams that are open.
     #[must_use]
-    pub fn opened(&self) -> usize {
+    pub(crate) fn opened(&self) -> usize {
         self.registry.len()
     }
 
     /// Streams that were ended on purpose, by reason.
     #[must_use]
-    pub fn closed(&self, reason: Closing) -> u64 {
+    pub(crate) fn closed(&self, reason: Closing) -> u64 {
         self.closed[reason as usize].load(Ordering::Relaxed)
     }
 
@@ -335,7 +335,7 @@ impl Streams {
 
     /// Streams whose clients have gone.
     #[must_use]
-    pub fn left(&self) -> u64 {
+    pub(crate) fn left(&self) -> u64 {
         self.left.load(Ordering::Relaxed)
     }
 
@@ -346,14 +346,14 @@ impl Streams {
     }
 
     /// Whoever wants to know of each stream that has ended. Set once; must not block.
-    pub fn on_end(&self, tell: impl Fn(Ended) + Send + Sync + 'static) {
+    pub(crate) fn on_end(&self, tell: impl Fn(Ended) + Send + Sync + 'static) {
         // Whoever comes second is not heard.
         self.ended.set(Box::new(tell)).unwrap_or_default();
     }
 }
 
 /// A stream whose client may turn out to take nothing, for a part that sees this and does not move the stream.
-pub struct Watched {
+pub(crate) struct Watched {
     streams: Arc<Streams>,
     visit: Arc<Visit>,
 }
@@ -361,7 +361,7 @@ pub struct Watched {
 impl Watched {
     /// The stream is ended for this reason, unless it has already ended for another. Called right before what moves the stream is
     /// dropped, and never while that runs.
-    pub fn abandon(&self, reason: Closing) {
+    pub(crate) fn abandon(&self, reason: Closing) {
         if self.visit.closed().is_none() {
             self.streams.note_closed(&self.visit, reason, 0);
         }
@@ -386,7 +386,7 @@ fn millis(duration: Duration) -> u64 {
 
 /// An open stream, as it is listed.
 #[derive(Debug)]
-pub struct Listed {
+pub(crate) struct Listed {
     /// What tells it from all others.
     pub id: StreamId,
     /// Whose token it is.
@@ -411,7 +411,7 @@ pub struct Listed {
 
 /// A stream that has ended.
 #[derive(Debug)]
-pub struct Ended {
+pub(crate) struct Ended {
     /// Whose token it was.
     pub owner: Option<Arc<Owner>>,
     /// Who read it.
@@ -483,7 +483,7 @@ impl Drop for Lease {
 
 /// What to do for a stream that is not live.
 #[derive(Debug)]
-pub enum Step {
+pub(crate) enum Step {
     /// Send this, then ask again.
     Send(Bytes),
     /// Ask again, after others had their turn.
@@ -500,7 +500,7 @@ pub enum Step {
 }
 
 /// One client's stream.
-pub struct Stream {
+pub(crate) struct Stream {
     lease: Lease,
     state: State,
 }
@@ -521,23 +521,23 @@ impl fmt::Debug for Stream {
 impl Stream {
     /// All streams.
     #[must_use]
-    pub fn streams(&self) -> &Arc<Streams> {
+    pub(crate) fn streams(&self) -> &Arc<Streams> {
         &self.lease.streams
     }
 
     /// What carries it.
     #[must_use]
-    pub fn transport(&self) -> Transport {
+    pub(crate) fn transport(&self) -> Transport {
         self.lease.visit.transport
     }
 
     /// Says who moves it from now on; returns when it ends, as far as that is known by now.
-    pub fn drive(&self, driver: Arc<dyn Driver>, member: u32) -> Option<End> {
+    pub(crate) fn drive(&self, driver: Arc<dyn Driver>, member: u32) -> Option<End> {
         self.lease.streams.registry.drive(self.lease.visit.id, driver, member)
     }
 
     /// While it catches up, it is sent from now on what it is to be sent by now. One that is live has to resume.
-    pub fn follow(&mut self) {
+    pub(crate) fn follow(&mut self) {
         if let State::CatchingUp(catch_up) = &mut self.state
             && let Some(filter) = self.lease.streams.registry.filter_of(self.lease.visit.id)
         {
@@ -547,7 +547,7 @@ impl Stream {
     }
 
     /// What to do next.
-    pub fn step(&mut self, now: Timestamp) -> Step {
+    pub(crate) fn step(&mut self, now: Timestamp) -> Step {
         let State::CatchingUp(catch_up) = &mut self.state else { return Step::Live };
         let before = catch_up.events();
         match catch_up.step(now) {
@@ -573,7 +573,7 @@ impl Stream {
 
     /// What reads a log for it; `None`: the source was removed.
     #[must_use]
-    pub fn reader(&self, request: history::Request) -> Option<history::Reader> {
+    pub(crate) fn reader(&self, request: history::Request) -> Option<history::Reader> {
         let wanted = if let State::CatchingUp(catch_up) = &self.state { catch_up.wanted(request.source) } else { None };
         let owner = self.lease.visit.owner.as_ref();
         let mut hasher = DefaultHasher::new();
@@ -583,7 +583,7 @@ impl Stream {
     }
 
     /// Takes what was read for the last [`Step::Wait`].
-    pub fn read(&mut self, items: &mut Vec<Item>) {
+    pub(crate) fn read(&mut self, items: &mut Vec<Item>) {
         if let State::CatchingUp(catch_up) = &mut self.state {
             catch_up.read(items);
         }
@@ -593,7 +593,7 @@ impl Stream {
     ///
     /// # Errors
     /// Gives it back while it is not live.
-    pub fn into_live(self) -> Result<(Live, Arc<str>), Self> {
+    pub(crate) fn into_live(self) -> Result<(Live, Arc<str>), Self> {
         match self.state {
             State::Live(seat, offset, id) => Ok((Live { seat, offset, lease: self.lease }, id)),
             State::CatchingUp(_) => Err(self),
@@ -602,7 +602,7 @@ impl Stream {
 
     /// Ends it, and returns the last bytes.
     #[must_use]
-    pub fn close(self, reason: Closing) -> Bytes {
+    pub(crate) fn close(self, reason: Closing) -> Bytes {
         match self.state {
             State::CatchingUp(catch_up) => {
                 let mut out = Vec::new();
@@ -614,19 +614,19 @@ impl Stream {
     }
 
     /// Ends a stream that nothing can be sent any more.
-    pub fn abandon(self, reason: Closing) {
+    pub(crate) fn abandon(self, reason: Closing) {
         self.lease.closed(reason, 0);
     }
 
     /// For a part that sees that the client takes nothing.
     #[must_use]
-    pub fn watched(&self) -> Watched {
+    pub(crate) fn watched(&self) -> Watched {
         Watched { streams: self.lease.streams.clone(), visit: self.lease.visit.clone() }
     }
 }
 
 /// A stream that has caught up: all it needs is what its channel's log holds from `offset` on.
-pub struct Live {
+pub(crate) struct Live {
     seat: Seat,
     /// Where it is in the log.
     pub offset: u64,
@@ -642,42 +642,42 @@ impl fmt::Debug for Live {
 impl Live {
     /// Its channel.
     #[must_use]
-    pub fn channel(&self) -> &Arc<Channel> {
+    pub(crate) fn channel(&self) -> &Arc<Channel> {
         self.seat.channel()
     }
 
     /// What tells it from all others.
     #[must_use]
-    pub fn id(&self) -> StreamId {
+    pub(crate) fn id(&self) -> StreamId {
         self.lease.visit.id
     }
 
     /// It was sent so much of its channel's log, and is at this offset now.
-    pub fn advance(&mut self, offset: u64, events: u64, bytes: u64) {
+    pub(crate) fn advance(&mut self, offset: u64, events: u64, bytes: u64) {
         self.offset = offset;
         self.lease.visit.sent_live(events, bytes, offset);
     }
 
     /// See [`Stream::drive`].
-    pub fn drive(&self, driver: Arc<dyn Driver>, member: u32) -> Option<End> {
+    pub(crate) fn drive(&self, driver: Arc<dyn Driver>, member: u32) -> Option<End> {
         self.lease.streams.registry.drive(self.lease.visit.id, driver, member)
     }
 
     /// When it ends and why, as far as that is known by now.
     #[must_use]
-    pub fn end(&self) -> Option<End> {
+    pub(crate) fn end(&self) -> Option<End> {
         self.lease.streams.registry.end_of(self.lease.visit.id)
     }
 
     /// Whether it is to be sent something else by now than its channel has: then it has to [`resume`](Self::resume).
     #[must_use]
-    pub fn is_moved(&self) -> bool {
+    pub(crate) fn is_moved(&self) -> bool {
         self.lease.streams.registry.filter_of(self.lease.visit.id).is_some_and(|filter| filter != *self.channel().filter())
     }
 
     /// The id of what stands before its offset, as far as that can still be said.
     #[must_use]
-    pub fn last_id(&self) -> Option<Bytes> {
+    pub(crate) fn last_id(&self) -> Option<Bytes> {
         if let Some(id) = self.received_id() {
             return Some(id);
         }
@@ -687,7 +687,7 @@ impl Live {
 
     /// The last id that it was sent, if its channel's log still has it.
     #[must_use]
-    pub fn received_id(&self) -> Option<Bytes> {
+    pub(crate) fn received_id(&self) -> Option<Bytes> {
         // Copied: whoever keeps it does not keep the block that it lies in.
         self.channel().id_before(self.offset).map(|id| Bytes::copy_from_slice(&id))
     }
@@ -716,7 +716,7 @@ impl Live {
     /// yet, where its channel's log still holds that. The reason follows, with the cursor that is true then. `last_id` is the
     /// client's, if it is not that of the offset.
     #[must_use]
-    pub fn close(&mut self, reason: Closing, last_id: Option<&[u8]>) -> Bytes {
+    pub(crate) fn close(&mut self, reason: Closing, last_id: Option<&[u8]>) -> Bytes {
         let mut out = Vec::new();
         let mut id = last_id.map(Bytes::copy_from_slice).or_else(|| self.channel().id_before(self.offset));
         if reason == Closing::Draining {
@@ -731,7 +731,7 @@ impl Live {
     /// Carries a stream on that has fallen out of its channel's log, or is to be sent something else: it resumes like one that
     /// reconnects.
     #[must_use]
-    pub fn resume(self, last_id: &[u8], now: Timestamp) -> Stream {
+    pub(crate) fn resume(self, last_id: &[u8], now: Timestamp) -> Stream {
         let Self { seat, lease, .. } = self;
         // Its channel may have been silent for long before it was to be sent something else: what came until then is not new to it.
         let moved = lease.streams.registry.take_moved(lease.visit.id);
@@ -745,7 +745,7 @@ impl Live {
     }
 
     /// Ends a stream that nothing can be sent any more.
-    pub fn abandon(self, reason: Closing) {
+    pub(crate) fn abandon(self, reason: Closing) {
         self.lease.closed(reason, 0);
     }
 }

@@ -14,14 +14,14 @@ mod access;
 mod settings;
 mod traces;
 
-pub use access::{Access, Line, Lines};
-pub use settings::{AccessFormat, Format, Settings};
-pub use traces::{Settings as TraceSettings, Span, SpanRef, Traces};
+pub(crate) use access::{Access, Line, Lines};
+pub(crate) use settings::{AccessFormat, Format, Settings};
+pub(crate) use traces::{Settings as TraceSettings, Span, SpanRef, Traces};
 
 /// Why the log cannot be set up.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub(crate) enum Error {
     /// `RUST_LOG` is not a filter. `log.filter` was checked with the configuration.
     #[error("`RUST_LOG` is not a filter such as info or brokercast=debug,warn")]
     Filter(#[source] ParseError),
@@ -51,7 +51,7 @@ fn discreet(event: &Metadata<'_>, libraries: &[&str]) -> bool {
 ///
 /// # Errors
 /// If `RUST_LOG` is not a filter, or the log is set up already.
-pub fn init(log: Settings) -> Result<Log, Error> {
+pub(crate) fn init(log: Settings) -> Result<Log, Error> {
     let Settings { format, filter, libraries, .. } = log;
     let asked = std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
     let from_environment = asked.is_some();
@@ -86,11 +86,11 @@ pub fn init(log: Settings) -> Result<Log, Error> {
 
 /// The log of the process, whose filter can be exchanged; `None`: it cannot, as `RUST_LOG` counts.
 #[derive(Debug)]
-pub struct Log(Option<reload::Handle<EnvFilter, Registry>>);
+pub(crate) struct Log(Option<reload::Handle<EnvFilter, Registry>>);
 
 impl Log {
     /// From now on `log.filter` is this one's.
-    pub fn configure(&self, log: Settings) {
+    pub(crate) fn configure(&self, log: Settings) {
         if let Some(handle) = &self.0 {
             // It fails only when the log is gone, with the process.
             handle.reload(log.filter).unwrap_or_default();

@@ -3,7 +3,7 @@
 //! Owns how each transport frames entries. Knows streams and the hub's pieces; nothing of requests.
 
 mod behind;
-pub mod body;
-pub mod framing;
-pub mod task;
-pub mod writer;
+pub(crate) mod body;
+pub(crate) mod framing;
+pub(crate) mod task;
+pub(crate) mod writer;

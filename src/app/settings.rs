@@ -27,7 +27,7 @@ pub(super) const MAX_DURABLE: usize = 60;
 
 /// What the bridge runs by.
 #[derive(Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The listeners.
     pub(crate) http: http::Settings,
     /// How long a shutdown may take.
@@ -60,7 +60,7 @@ pub struct Settings {
 
 /// Settings that were read and are right.
 #[derive(Debug)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// What the bridge runs by.
     pub settings: Settings,
     /// The log's settings.
@@ -81,7 +81,7 @@ pub struct Loaded {
 ///
 /// # Errors
 /// With all problems at once.
-pub fn load(files: &[PathBuf]) -> Result<Loaded, SettingsError> {
+pub(crate) fn load(files: &[PathBuf]) -> Result<Loaded, SettingsError> {
     load_with(files, std::env::vars_os(), None)
 }
 

@@ -37,7 +37,7 @@ use answer::{Asked, Nonsense};
 use breaker::Failed;
 use desk::{Asking, Desk, Fingerprint, Found, Known, Outcome, SEATS, Timing};
 pub(super) use forward::Forward;
-pub use forward::Question;
+pub(crate) use forward::Question;
 
 /// Bytes of the longest answer.
 const MAX_BYTES: usize = 64 << 10;
@@ -60,7 +60,7 @@ impl Eq for Credential {}
 
 /// How the backend is asked, for the metrics.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct BackendLoad {
+pub(crate) struct BackendLoad {
     /// Questions by what became of them. `not_asked`: it was the breaker's pause, or all seats were taken.
     pub questions: [(&'static str, u64); RESULTS.len()],
     /// Requests that were answered by an earlier question.
@@ -102,7 +102,7 @@ pub(super) enum Denied {
 
 /// What owners may subscribe to from now on, and until when, where that has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Regrant {
+pub(crate) struct Regrant {
     /// Nothing, where the credential is refused or somebody else's.
     pub subscribe: Arc<[Pattern]>,
     /// From when on it does not count any more.

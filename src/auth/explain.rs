@@ -12,7 +12,7 @@ use crate::subject::Pattern;
 
 /// A rule that may grant something, and what it grants to one token.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GrantRule {
+pub(crate) struct GrantRule {
     /// How the rule is named: its key path, or the claim.
     pub name: String,
     /// The key path at which it is configured.
@@ -27,7 +27,7 @@ pub struct GrantRule {
 
 /// One of the checks of a token, in the order in which they are made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Check {
+pub(crate) struct Check {
     /// What is checked.
     pub name: &'static str,
     /// The key path that it depends on.
@@ -60,7 +60,7 @@ fn place(why: Refused) -> usize {
 impl Authenticator {
     /// The rules that may grant something to a token's owner, or without one to anybody: for subscribing, and for publishing.
     #[must_use]
-    pub fn explain(&self, owner: Option<&Owner>) -> (Vec<GrantRule>, Vec<GrantRule>) {
+    pub(crate) fn explain(&self, owner: Option<&Owner>) -> (Vec<GrantRule>, Vec<GrantRule>) {
         let of_token = |owner: &Owner| {
             let claims = serde_json::from_slice(&owner.claims).ok()?;
             Some(self.tokens.as_ref()?.issuer_of(&claims).ok()?.explain(&claims))
@@ -91,7 +91,7 @@ impl Authenticator {
 
     /// What a token grants, wherever it was found, and what each check of it came to. Keys that are on their way are waited for,
     /// up to `patience`.
-    pub async fn examine(&self, token: &str, patience: Duration) -> (Result<Grant, AuthError>, Vec<Check>) {
+    pub(crate) async fn examine(&self, token: &str, patience: Duration) -> (Result<Grant, AuthError>, Vec<Check>) {
         let grant = self.patiently(patience, || self.grant_of(token, crate::event::Timestamp::now())).await;
         let failed = match &grant {
             Ok(_) => CHECKS.len(),

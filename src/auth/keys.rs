@@ -17,7 +17,7 @@ use crate::settings::{Choice as _, Secret};
 /// Signature algorithms of RFC 7518 section 3.1 and RFC 8037.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(clippy::upper_case_acronyms, missing_docs)]
-pub enum Algorithm {
+pub(crate) enum Algorithm {
     HS256,
     HS384,
     HS512,
@@ -35,7 +35,7 @@ pub enum Algorithm {
 /// Why a key cannot be used. Says nothing of the key itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum KeyError {
+pub(crate) enum KeyError {
     /// An HMAC secret must not be easier to guess than the hash.
     #[error("must hold at least {0} bytes, as many as the hash of its algorithm (`openssl rand -base64 {0}` makes one)")]
     ShortSecret(usize),

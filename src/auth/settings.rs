@@ -13,13 +13,13 @@ use crate::subject::{Pattern, Subject};
 mod backend;
 mod credential;
 
-pub use backend::Backend;
-pub use credential::Signer;
+pub(crate) use backend::Backend;
+pub(crate) use credential::Signer;
 pub(super) use credential::{Credential, credential, discovery};
 
 /// `auth`
 #[derive(Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Whose tokens are taken; without any there is only anonymous access.
     pub issuers: Vec<Issuer>,
     /// Who is asked where a request has no token.
@@ -40,7 +40,7 @@ pub struct Settings {
 
 /// `auth.revocations`
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Control {
+pub(crate) struct Control {
     /// The name of a source.
     pub source: String,
     /// What its broker calls the messages.
@@ -49,7 +49,7 @@ pub struct Control {
 
 /// Something for subscribing, and the same for publishing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lists<T> {
+pub(crate) struct Lists<T> {
     /// For subscribing.
     pub subscribe: Vec<T>,
     /// For publishing.
@@ -59,7 +59,7 @@ pub struct Lists<T> {
 impl<T> Lists<T> {
     /// Whether both lists are empty.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.subscribe.is_empty() && self.publish.is_empty()
     }
 
@@ -71,7 +71,7 @@ impl<T> Lists<T> {
 
 /// `auth.jwt`, or one of `auth.issuers`
 #[derive(Debug)]
-pub struct Issuer {
+pub(crate) struct Issuer {
     /// Its key path.
     pub path: String,
     /// The `iss` of its tokens; `None`: they have none, or any where there is no other issuer.
@@ -92,7 +92,7 @@ pub struct Issuer {
 
 /// `claims` of an issuer
 #[derive(Debug, Clone)]
-pub struct Claims {
+pub(crate) struct Claims {
     /// Patterns to subscribe to.
     pub subscribe: String,
     /// Patterns to publish to.
@@ -101,7 +101,7 @@ pub struct Claims {
 
 /// `auth.carriers`
 #[derive(Debug, Clone)]
-pub struct Carriers {
+pub(crate) struct Carriers {
     /// The header that is read.
     pub header: Header,
     /// The cookie's name.
@@ -112,7 +112,7 @@ pub struct Carriers {
 
 /// `auth.carriers.header`
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Header {
+pub(crate) enum Header {
     /// None.
     Off,
     /// `Authorization: Bearer`
@@ -127,7 +127,7 @@ const MAX_LIFETIME: Duration = Duration::from_secs(366 * 24 * 3600);
 impl Settings {
     /// Takes the keys of `auth`.
     #[must_use]
-    pub fn read(auth: &Section<'_>) -> Self {
+    pub(crate) fn read(auth: &Section<'_>) -> Self {
         let pattern = |item: Slot<'_>| item.text().parse("must be a pattern such as public.>").required();
         let mut issuers = Vec::new();
         if let Some(jwt) = auth.key("jwt").optional_section() {
@@ -171,7 +171,7 @@ impl Control {
 
 /// Bytes of the longest token: a key of `server.limits`.
 #[must_use]
-pub fn token_bytes(limits: &Section<'_>) -> usize {
+pub(crate) fn token_bytes(limits: &Section<'_>) -> usize {
     limits.key("token_bytes").size().within(64, 1 << 20).or(8 << 10)
 }
 
@@ -214,19 +214,19 @@ impl Issuer {
     }
 
     /// The secrets that tokens can be made with.
-    pub fn signers(&self) -> impl Iterator<Item = &Signer> {
+    pub(crate) fn signers(&self) -> impl Iterator<Item = &Signer> {
         self.keys.iter().filter_map(|key| if let Credential::Secret(signer, _) = key { Some(signer) } else { None })
     }
 
     /// Whether its keys are a set, which the issuer uses for other services' tokens too.
     #[must_use]
-    pub fn has_key_set(&self) -> bool {
+    pub(crate) fn has_key_set(&self) -> bool {
         self.keys.iter().any(|key| matches!(key, Credential::Remote(_) | Credential::Set(_)))
     }
 
     /// Whether keys come in the clear, from another machine.
     #[must_use]
-    pub fn fetches_in_the_clear(&self) -> bool {
+    pub(crate) fn fetches_in_the_clear(&self) -> bool {
         self.keys.iter().any(|key| if let Credential::Remote(remote) = key { remote.in_the_clear() } else { false })
     }
 }

@@ -11,7 +11,7 @@ use crate::support::braces::{Piece, pieces};
 /// Why a text is not a valid template of a grant. Never echoes the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum TemplateError {
+pub(crate) enum TemplateError {
     /// `{`, `}` or `{}`.
     #[error("has braces that hold no claim: write `{{sub}}` or `{{path.to.claim}}` (and `{{{{`, `}}}}` for braces themselves)")]
     Placeholder,
@@ -67,7 +67,7 @@ enum Part {
 
 /// One of `auth.grants`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Template(Vec<Part>);
+pub(crate) struct Template(Vec<Part>);
 
 /// The most patterns that one template gives: lists in several claims multiply.
 const MAX_PATTERNS: usize = 256;

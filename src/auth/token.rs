@@ -279,7 +279,7 @@ impl<'de> Visitor<'de> for Strict {
 /// Why a token cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum MintError {
+pub(crate) enum MintError {
     /// Tokens can be minted only with an HMAC secret: of other keys the program has only the public half.
     #[error("only HS256, HS384 and HS512 tokens can be made, since only their key is known here")]
     NotHmac,
@@ -295,7 +295,7 @@ pub enum MintError {
 ///
 /// # Errors
 /// When the algorithm is not HMAC, or the secret too short for it.
-pub fn mint(secret: &Secret, algorithm: Algorithm, claims: &Value, id: Option<&str>) -> Result<String, MintError> {
+pub(crate) fn mint(secret: &Secret, algorithm: Algorithm, claims: &Value, id: Option<&str>) -> Result<String, MintError> {
     if !keys::is_hmac(algorithm) {
         return Err(MintError::NotHmac);
     }

@@ -179,7 +179,7 @@ impl Encoder {
 
 /// Encodes a heartbeat, with the bridge's cursor where that has moved.
 #[must_use]
-pub fn encode_heartbeat(id: Option<&[u8]>) -> Encoded {
+pub(crate) fn encode_heartbeat(id: Option<&[u8]>) -> Encoded {
     let mut text = Vec::new();
     heartbeat(&mut text, id);
     let mut block = BytesMut::with_capacity(text.len() + CHUNK_OVERHEAD);

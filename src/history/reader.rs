@@ -14,10 +14,10 @@ use crate::source::Item;
 
 /// The log could not be read for long, though its source is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unavailable;
+pub(crate) struct Unavailable;
 
 /// A client's place in a source's log. Dropping it leaves the queue and the segment.
-pub struct Reader {
+pub(crate) struct Reader {
     number: u32,
     service: Arc<Service>,
     place: Place,
@@ -47,7 +47,7 @@ impl Reader {
 
     /// Whether it was made for this request or an earlier one of the same number.
     #[must_use]
-    pub fn serves(&self, request: Request) -> bool {
+    pub(crate) fn serves(&self, request: Request) -> bool {
         self.number == request.number
     }
 
@@ -55,7 +55,7 @@ impl Reader {
     ///
     /// # Errors
     /// When the log could not be read for long, though its source is connected.
-    pub async fn next(&mut self, items: &mut Vec<Item>, at: Point) -> Result<(), Unavailable> {
+    pub(crate) async fn next(&mut self, items: &mut Vec<Item>, at: Point) -> Result<(), Unavailable> {
         let asking = Asking(self);
         loop {
             let service = asking.0.service.clone();

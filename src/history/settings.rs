@@ -4,7 +4,7 @@ use crate::settings::Section;
 
 /// Bounds of all reading together.
 #[derive(Debug, Clone, Copy)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Readers at a time.
     pub readers: usize,
     /// Bytes per second that all readers take together, about: subjects and payloads.
@@ -16,7 +16,7 @@ pub struct Settings {
 impl Settings {
     /// Takes the keys of `history`.
     #[must_use]
-    pub fn read(history: &Section<'_>) -> Self {
+    pub(crate) fn read(history: &Section<'_>) -> Self {
         Self {
             readers: history.key("readers").number().at_least(1).or(16),
             rate: history.key("rate").size().at_least(1 << 10).or(64 << 20),

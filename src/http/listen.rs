@@ -29,7 +29,7 @@ const SAID: Duration = Duration::from_secs(30);
 /// Why a listener could not be opened: names the key to change.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}; change `{key}`")]
-pub struct ListenError {
+pub(crate) struct ListenError {
     /// `server.listen`
     pub key: &'static str,
     /// Where.

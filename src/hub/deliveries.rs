@@ -50,7 +50,7 @@ const LASTING: [u64; 9] =
 
 /// How many spans fell below which bounds.
 #[derive(Debug)]
-pub struct Spans<const N: usize> {
+pub(crate) struct Spans<const N: usize> {
     /// Upper bounds, in microseconds, rising.
     bounds: &'static [u64; N],
     /// Spans at or below each bound and above the one before.
@@ -108,7 +108,7 @@ impl<const N: usize> Spans<N> {
 
     /// What was observed so far.
     #[must_use]
-    pub fn read(&self) -> SpansReading {
+    pub(crate) fn read(&self) -> SpansReading {
         let bounds = self.bounds.iter().map(|micros| *micros as f64 / 1e6).chain([f64::INFINITY]);
         let counts = self.buckets.iter().chain([&self.beyond]).map(|count| count.load(Ordering::Relaxed));
         SpansReading { buckets: bounds.zip(counts).collect(), sum: self.sum.load(Ordering::Relaxed) as f64 / 1e6 }

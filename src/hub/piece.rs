@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use crate::frame::{Encoded, Form};
 
 /// The number of framings. Each has a slot in every channel.
-pub const FRAMINGS: usize = 2;
+pub(crate) const FRAMINGS: usize = 2;
 
 /// How a transport frames entries.
 pub trait Framing {

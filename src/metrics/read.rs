@@ -16,7 +16,7 @@ use crate::event::{GapReason, Timestamp};
 
 /// A source as its owner reads it when somebody asks.
 #[derive(Debug, Clone, Default)]
-pub struct SourceReading {
+pub(crate) struct SourceReading {
     /// Its name in the configuration.
     pub name: String,
     /// Messages taken from the broker.
@@ -59,7 +59,7 @@ pub struct SourceReading {
 
 /// What is read of brokers' logs at the moment somebody asks.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct HistoryReading {
+pub(crate) struct HistoryReading {
     /// Readers that are open.
     pub readers: u64,
     /// Clients that read a log, or wait for it.
@@ -76,7 +76,7 @@ pub struct HistoryReading {
 
 /// How many spans of time fell below which bounds.
 #[derive(Debug, Clone, Default)]
-pub struct SpansReading {
+pub(crate) struct SpansReading {
     /// Upper bounds in seconds, each with the spans at or below it and above the one before. The last bound is infinite.
     pub buckets: Vec<(f64, u64)>,
     /// Seconds of all spans together.
@@ -85,7 +85,7 @@ pub struct SpansReading {
 
 /// A key set behind a URL.
 #[derive(Debug, Clone)]
-pub struct KeySetReading {
+pub(crate) struct KeySetReading {
     /// Where it is, without what may be secret.
     pub url: String,
     /// Since it was fetched last; `None`: it never was.
@@ -94,7 +94,7 @@ pub struct KeySetReading {
 
 /// How `auth.backend` is asked.
 #[derive(Debug, Clone, Default)]
-pub struct BackendReading {
+pub(crate) struct BackendReading {
     /// Questions, by what became of them.
     pub questions: Vec<(&'static str, u64)>,
     /// Requests that were answered by an earlier question.
@@ -107,7 +107,7 @@ pub struct BackendReading {
 
 /// What others count, at the moment somebody asks.
 #[derive(Debug, Clone, Default)]
-pub struct Readings {
+pub(crate) struct Readings {
     /// All sources.
     pub sources: Vec<SourceReading>,
     /// Bytes that each window may hold.

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 
 /// How metrics are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub(crate) enum Format {
     /// Prometheus' text format 0.0.4.
     Text,
     /// OpenMetrics 1.0.0.
@@ -18,7 +18,7 @@ pub enum Format {
 impl Format {
     /// What an `Accept` header wants most; `None`: there is none. What names neither form gets the text.
     #[must_use]
-    pub fn accepted(accept: Option<&str>) -> Self {
+    pub(crate) fn accepted(accept: Option<&str>) -> Self {
         let (mut open, mut text) = (0.0, 0.0);
         for range in accept.unwrap_or("*/*").split(',') {
             let mut parts = range.split(';').map(str::trim);
@@ -36,7 +36,7 @@ impl Format {
 
     /// `Content-Type`
     #[must_use]
-    pub const fn content_type(self) -> &'static str {
+    pub(crate) const fn content_type(self) -> &'static str {
         match self {
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",

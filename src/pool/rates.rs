@@ -22,7 +22,7 @@ const SWEEP: usize = 1024;
 
 /// What is limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Act {
+pub(crate) enum Act {
     /// A request for a stream.
     Connect,
     /// A message that is published.
@@ -34,7 +34,7 @@ pub enum Act {
 /// Why something is not done now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{whose} {what} more often than `rates` permits")]
-pub struct TooOften {
+pub(crate) struct TooOften {
     whose: &'static str,
     what: &'static str,
     /// When it may be tried again.
@@ -43,7 +43,7 @@ pub struct TooOften {
 
 /// All rates. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Rates(Arc<[[Limiter; 2]; 3]>);
+pub(crate) struct Rates(Arc<[[Limiter; 2]; 3]>);
 
 /// One rate for many keys.
 #[derive(Debug, Default)]
@@ -96,14 +96,14 @@ impl Limiter {
 impl Rates {
     /// With these rates.
     #[must_use]
-    pub fn new(settings: RateSettings) -> Self {
+    pub(crate) fn new(settings: RateSettings) -> Self {
         let rates = Self::default();
         rates.configure(settings);
         rates
     }
 
     /// Other rates hold from now on.
-    pub fn configure(&self, settings: RateSettings) {
+    pub(crate) fn configure(&self, settings: RateSettings) {
         let RateSettings { connect, publish, history } = settings;
         for (limiters, rates) in self.0.iter().zip([connect, publish, history]) {
             for (limiter, rate) in limiters.iter().zip(rates) {
@@ -116,7 +116,7 @@ impl Rates {
     ///
     /// # Errors
     /// If that is too often.
-    pub fn of_address(&self, act: Act, address: IpAddr) -> Result<(), TooOften> {
+    pub(crate) fn of_address(&self, act: Act, address: IpAddr) -> Result<(), TooOften> {
         self.0[act as usize][1].check(counted(address)).map_err(|wait| TooOften { whose: "this address", what: act.done(), wait })
     }
 
@@ -124,7 +124,7 @@ impl Rates {
     ///
     /// # Errors
     /// If that is too often.
-    pub fn of_identity(&self, act: Act, identity: Option<&str>) -> Result<(), TooOften> {
+    pub(crate) fn of_identity(&self, act: Act, identity: Option<&str>) -> Result<(), TooOften> {
         let Some(identity) = identity else { return Ok(()) };
         self.0[act as usize][0].check(identity).map_err(|wait| TooOften { whose: "this identity", what: act.done(), wait })
     }

@@ -7,7 +7,7 @@ use crate::settings::Section;
 
 /// The pool's part of `subscribers`.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Slots in all.
     pub max: usize,
     /// Slots for one token's `sub`; `None`: not capped.
@@ -23,7 +23,7 @@ pub struct Settings {
 impl Settings {
     /// Takes the keys of `subscribers`.
     #[must_use]
-    pub fn read(subscribers: &Section<'_>) -> Self {
+    pub(crate) fn read(subscribers: &Section<'_>) -> Self {
         let max = subscribers.key("max").number().at_least(1).or(10_000);
         let max_per_identity = subscribers.key("max_per_identity").or_off(Some(20), |key| key.number().at_least(1));
         let max_per_address = subscribers.key("max_per_address").or_off(None, |key| key.number().at_least(1));
@@ -40,7 +40,7 @@ impl Settings {
 
 /// How often something may be done: once in each period, and so often at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rate {
+pub(crate) struct Rate {
     /// After this it may be done once more.
     pub period: Duration,
     /// So often at once by who has not done it for a while.
@@ -49,7 +49,7 @@ pub struct Rate {
 
 /// `rates`: each for one identity, then for one address. `None`: as often as one likes.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct RateSettings {
+pub(crate) struct RateSettings {
     /// Requests for streams.
     pub connect: [Option<Rate>; 2],
     /// Published messages.
@@ -61,7 +61,7 @@ pub struct RateSettings {
 impl RateSettings {
     /// Takes the keys of `rates`.
     #[must_use]
-    pub fn read(rates: &Section<'_>) -> Self {
+    pub(crate) fn read(rates: &Section<'_>) -> Self {
         let of = |name: &str| {
             let act = rates.key(name).section();
             let expected = "must be a whole number of times in a second, minute, hour or day: 10/s, 100/m, 1000/h or 5000/d";

@@ -9,7 +9,7 @@ use crate::subject::{Pattern, Subject};
 
 /// What a rule does with a subject. The text is the rule's key path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fate {
+pub(crate) enum Fate {
     /// Drops the messages of this subject.
     Drops(Arc<str>),
     /// Passes them on as they are called.
@@ -25,7 +25,7 @@ pub enum Fate {
 impl Fate {
     /// The rule's key path.
     #[must_use]
-    pub fn rule(&self) -> &str {
+    pub(crate) fn rule(&self) -> &str {
         match self {
             Self::Drops(rule) | Self::Passes(rule) | Self::Renames(rule, _) | Self::MayRename(rule) | Self::Gives(rule, _) => rule,
         }
@@ -36,7 +36,7 @@ impl Router {
     /// What the rules do with messages that the broker calls so, up to the first that takes them, and which rules call other
     /// messages so.
     #[must_use]
-    pub fn fates(&self, subject: &Subject) -> Vec<Fate> {
+    pub(crate) fn fates(&self, subject: &Subject) -> Vec<Fate> {
         let comes = self.inputs.iter().any(|input| input.matches(subject.as_str()));
         let mut fates: Vec<Fate> = if comes { self.taken(subject) } else { Vec::new() };
         let Ok(asked) = subject.as_str().parse::<Pattern>() else { return fates };

@@ -16,7 +16,7 @@ impl Choice for Envelope {
 
 /// Reads `routes`. `sources` are the names that are configured.
 #[must_use]
-pub fn read(routes: Slot<'_>, sources: &[&str]) -> Vec<Rule> {
+pub(crate) fn read(routes: Slot<'_>, sources: &[&str]) -> Vec<Rule> {
     let rules = routes.list(|route| rule(route, sources)).or(Vec::new());
     rules.into_iter().enumerate().map(|(n, rule)| Rule { key: format!("routes[{n}]").into(), ..rule }).collect()
 }

@@ -36,7 +36,7 @@ pub(in crate::source) mod topology;
 pub(in crate::source) mod upkeep;
 mod wire;
 
-pub use config::{Config, Origin, Partitions};
+pub(crate) use config::{Config, Origin, Partitions};
 #[cfg(feature = "internals")]
 pub use sections::payload as read_sections;
 

@@ -30,7 +30,7 @@ pub(super) const KIND: AdapterKind = AdapterKind { tag: "http", read: |keys| Som
 
 /// `http: { subjects: ["demo.>"] }`
 #[derive(Debug, Clone)]
-pub struct Config {
+pub(crate) struct Config {
     /// What may be published into it; at least one.
     pub subjects: Vec<Pattern>,
 }
@@ -95,7 +95,7 @@ impl Handle {
 
 /// An inbox.
 #[derive(Debug)]
-pub struct Http {
+pub(crate) struct Http {
     config: Config,
     handle: Handle,
     // One connection at a time holds the queue's end; a connection that is dropped, by a panic even, lets it go.
@@ -105,7 +105,7 @@ pub struct Http {
 impl Http {
     /// Of this configuration.
     #[must_use]
-    pub fn new(config: Config) -> Self {
+    pub(crate) fn new(config: Config) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
         Self { config, handle: Handle { queue: sender }, queue: Arc::new(Mutex::new(receiver)) }
     }

@@ -49,7 +49,7 @@ const FEW: u64 = 10;
 const INACTIVE: Duration = Duration::from_secs(10);
 
 /// A NATS source that reads a stream.
-pub struct JetStreamSource {
+pub(crate) struct JetStreamSource {
     config: Config,
     stream: JetStream,
     subjects: Vec<Pattern>,
@@ -71,7 +71,7 @@ pub struct JetStreamSource {
 impl JetStreamSource {
     /// Of this configuration; connects nothing.
     #[must_use]
-    pub fn new(config: Config, stream: JetStream, name: &SourceName) -> Self {
+    pub(crate) fn new(config: Config, stream: JetStream, name: &SourceName) -> Self {
         let subjects = subject::minimal(config.subjects.clone());
         let unnamed = Subject::new(name.as_str()).expect("a source's name is made of what subjects are made of");
         Self {

@@ -31,7 +31,7 @@ mod twins;
 pub(in crate::source) mod wire;
 
 pub(in crate::source) use config::API;
-pub use config::{Config, JetStream};
+pub(crate) use config::{Config, JetStream};
 use inbox::Inbox;
 use reading::Reading;
 use refusal::Right;
@@ -74,7 +74,7 @@ impl Config {
 
 /// A core NATS source.
 #[derive(Debug)]
-pub struct Nats(Arc<Core>);
+pub(crate) struct Nats(Arc<Core>);
 
 /// What its connections share.
 #[derive(Debug)]
@@ -101,7 +101,7 @@ impl Core {
 impl Nats {
     /// Of this configuration; `name` is what a message without a subject is called, and what the log calls the source.
     #[must_use]
-    pub fn new(config: Config, name: &SourceName) -> Self {
+    pub(crate) fn new(config: Config, name: &SourceName) -> Self {
         Self(Arc::new(Core { config, name: name.clone(), servers: Servers::default() }))
     }
 }

@@ -23,7 +23,7 @@ pub struct Part {
 }
 
 /// Whether a source may have logs of these names, or why not.
-pub type Admit = dyn Fn(&[Arc<str>]) -> Result<(), String> + Send + Sync;
+pub(crate) type Admit = dyn Fn(&[Arc<str>]) -> Result<(), String> + Send + Sync;
 
 /// The logs of a source.
 pub struct Parts {
@@ -101,7 +101,7 @@ impl Parts {
 
 /// What cursors call a source's log. No source's name has a `/`.
 #[must_use]
-pub fn tag(source: &SourceName, part: Option<&str>) -> Tag {
+pub(crate) fn tag(source: &SourceName, part: Option<&str>) -> Tag {
     match part {
         Some(part) => Tag::of(&format!("{source}/{part}")),
         None => Tag::of(source.as_str()),
@@ -109,7 +109,7 @@ pub fn tag(source: &SourceName, part: Option<&str>) -> Tag {
 }
 
 /// Hands in what the first log holds once all others are known: until then a client that resumes waits for it.
-pub struct FirstOfAll {
+pub(crate) struct FirstOfAll {
     /// The source's logs.
     pub parts: Arc<Parts>,
     /// Where it is handed in.

@@ -11,10 +11,10 @@ use crate::settings::{Section, Slot, Written};
 use crate::subject::Pattern;
 
 /// Makes the adapter of a source with this name. Connects nothing.
-pub type Build = Box<dyn FnOnce(&SourceName) -> Arc<dyn Adapter>>;
+pub(crate) type Build = Box<dyn FnOnce(&SourceName) -> Arc<dyn Adapter>>;
 
 /// A kind of adapter.
-pub struct AdapterKind {
+pub(crate) struct AdapterKind {
     /// Its tag in the settings of a source: `nats`.
     pub tag: &'static str,
     /// Takes its keys. Returns nothing where they are wrong.
@@ -24,10 +24,10 @@ pub struct AdapterKind {
 }
 
 /// The list of adapters.
-pub const ADAPTERS: &[AdapterKind] = &[super::ticker::KIND, super::http::KIND, super::nats::KIND, super::amqp::KIND];
+pub(crate) const ADAPTERS: &[AdapterKind] = &[super::ticker::KIND, super::http::KIND, super::nats::KIND, super::amqp::KIND];
 
 /// One of `sources`.
-pub struct Source {
+pub(crate) struct Source {
     /// Its name.
     pub name: SourceName,
     /// Whether readiness waits for it.
@@ -51,7 +51,7 @@ impl fmt::Debug for Source {
 impl Source {
     /// The same source, for another of its logs.
     #[must_use]
-    pub fn other(&self, part: Part) -> Self {
+    pub(crate) fn other(&self, part: Part) -> Self {
         let Part { name, adapter } = part;
         let Self { required, max_payload, .. } = *self;
         Self { name: self.name.clone(), required, max_payload, adapter, part: Some(name), written: self.written.clone() }
@@ -59,7 +59,7 @@ impl Source {
 
     /// What cursors call its logs, as far as these are known. None where it has no log.
     #[must_use]
-    pub fn tags(&self) -> Vec<Tag> {
+    pub(crate) fn tags(&self) -> Vec<Tag> {
         match self.adapter.parts() {
             Some(parts) => parts.names().iter().map(|part| parts::tag(&self.name, Some(part))).collect(),
             None if self.adapter.durable() => vec![parts::tag(&self.name, None)],
@@ -70,7 +70,7 @@ impl Source {
 
 /// Reads `sources`. Returns those that are right, in the order of their names.
 #[must_use]
-pub fn read(sources: &Section<'_>) -> Vec<Source> {
+pub(crate) fn read(sources: &Section<'_>) -> Vec<Source> {
     read_of(ADAPTERS, sources)
 }
 

@@ -22,7 +22,7 @@ pub(super) const KIND: AdapterKind = AdapterKind { tag: "ticker", read: |keys| S
 
 /// `ticker: { every: 1s, subject: clock.tick }`
 #[derive(Debug, Clone)]
-pub struct Config {
+pub(crate) struct Config {
     /// Time between two ticks.
     pub every: Duration,
     /// What they are called.
@@ -43,7 +43,7 @@ impl Config {
 
 /// A clock.
 #[derive(Debug)]
-pub struct Ticker {
+pub(crate) struct Ticker {
     config: Config,
     count: Arc<AtomicU64>,
 }
@@ -51,7 +51,7 @@ pub struct Ticker {
 impl Ticker {
     /// Of this configuration.
     #[must_use]
-    pub fn new(config: Config) -> Self {
+    pub(crate) fn new(config: Config) -> Self {
         Self { config, count: Arc::default() }
     }
 }

@@ -16,7 +16,7 @@ use crate::settings::Section;
 
 /// `tls` beside a broker's address: PEM files, read at each connection.
 #[derive(Debug, Clone, Default)]
-pub struct Tls {
+pub(crate) struct Tls {
     /// Instead of the system's authorities.
     pub ca: Option<PathBuf>,
     /// The client's certificate and key.

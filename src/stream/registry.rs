@@ -20,7 +20,7 @@ use crate::support::backoff::jittered;
 
 /// When a stream ends at the latest, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct End {
+pub(crate) struct End {
     /// When.
     pub at: Timestamp,
     /// Why.
@@ -29,13 +29,13 @@ pub struct End {
 
 /// Tells one stream from all others of this process, those that have ended included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct StreamId {
+pub(crate) struct StreamId {
     key: u32,
     serial: u32,
 }
 
 /// What moves streams, where it has to hear that one of them ends earlier.
-pub trait Driver: Send + Sync {
+pub(crate) trait Driver: Send + Sync {
     /// The stream, which the driver calls `member`, ends then. Must not block.
     fn end(&self, member: u32, stream: StreamId, end: End);
 
@@ -47,7 +47,7 @@ pub trait Driver: Send + Sync {
 /// Which streams are meant.
 #[cfg_attr(not(test), expect(dead_code, reason = "the program ends none by identity, token or connection alone so far"))]
 #[derive(Debug, Clone, Copy)]
-pub enum Selection<'a> {
+pub(crate) enum Selection<'a> {
     /// All of them.
     All,
     /// Those of this `sub`.
@@ -66,7 +66,7 @@ pub enum Selection<'a> {
 
 /// Which open streams are listed: those that meet all that is set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// This one.
     pub id: Option<StreamId>,
     /// Of this `sub`.

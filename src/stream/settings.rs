@@ -6,7 +6,7 @@ use crate::settings::Section;
 
 /// What all streams have in common.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Time between heartbeats.
     pub heartbeat: Duration,
     /// The reconnection time told to clients, before jitter.
@@ -19,13 +19,13 @@ pub struct Settings {
 
 impl Settings {
     /// See [`Settings::scan`].
-    pub const SCAN: usize = 1024;
+    pub(crate) const SCAN: usize = 1024;
     /// See [`Settings::piece`].
-    pub const PIECE: usize = 64 << 10;
+    pub(crate) const PIECE: usize = 64 << 10;
 
     /// Takes the two keys of `server` that concern streams.
     #[must_use]
-    pub fn read(server: &Section<'_>) -> Self {
+    pub(crate) fn read(server: &Section<'_>) -> Self {
         Self {
             heartbeat: server.key("heartbeat").duration().positive().or(Duration::from_secs(15)),
             retry: server.key("retry").duration().positive().or(Duration::from_secs(3)),

@@ -16,7 +16,7 @@ use crate::hub::Transport;
 
 /// Who asked for a stream, and how.
 #[derive(Debug, Clone)]
-pub struct Visitor {
+pub(crate) struct Visitor {
     /// The client's address.
     pub address: IpAddr,
     /// What the client calls itself, as far as it is text. Shared by streams of the same.

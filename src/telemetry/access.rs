@@ -32,7 +32,7 @@ enum Order {
 
 /// Where lines go.
 #[derive(Debug)]
-pub struct Access {
+pub(crate) struct Access {
     /// An [`AccessFormat`].
     format: AtomicU8,
     queue: SyncSender<Order>,
@@ -41,35 +41,35 @@ pub struct Access {
 
 /// What waits to be written.
 #[derive(Debug)]
-pub struct Lines(Receiver<Order>);
+pub(crate) struct Lines(Receiver<Order>);
 
 impl Access {
     /// In this form, and what [`Self::write`] has to be called with.
     #[must_use]
-    pub fn new(format: AccessFormat) -> (Self, Lines) {
+    pub(crate) fn new(format: AccessFormat) -> (Self, Lines) {
         let (queue, lines) = sync_channel(QUEUE);
         (Self { format: AtomicU8::new(format as u8), queue, left_out: AtomicU64::new(0) }, Lines(lines))
     }
 
     /// Lines are written in another form from now on.
-    pub fn set(&self, format: AccessFormat) {
+    pub(crate) fn set(&self, format: AccessFormat) {
         self.format.store(format as u8, Ordering::Relaxed);
     }
 
     /// Whether lines are written at all.
     #[must_use]
-    pub fn is_on(&self) -> bool {
+    pub(crate) fn is_on(&self) -> bool {
         self.format.load(Ordering::Relaxed) != AccessFormat::Off as u8
     }
 
     /// Lines that were left out so far, as they were written more slowly than they came.
     #[must_use]
-    pub fn left_out(&self) -> u64 {
+    pub(crate) fn left_out(&self) -> u64 {
         self.left_out.load(Ordering::Relaxed)
     }
 
     /// Adds a line. Never waits.
-    pub fn say(&self, say: impl FnOnce(&mut Line) + Send + 'static) {
+    pub(crate) fn say(&self, say: impl FnOnce(&mut Line) + Send + 'static) {
         if !self.is_on() {
             return;
         }
@@ -80,7 +80,7 @@ impl Access {
     }
 
     /// Waits until what was said so far is written, at most so long. Blocks.
-    pub fn flush(&self, patience: Duration) {
+    pub(crate) fn flush(&self, patience: Duration) {
         let (done, written) = sync_channel(1);
         if self.queue.try_send(Order::Flush(done)).is_ok() {
             written.recv_timeout(patience).unwrap_or_default();
@@ -88,7 +88,7 @@ impl Access {
     }
 
     /// Writes lines, for as long as the process runs. Blocks.
-    pub fn write(&self, lines: &Lines) {
+    pub(crate) fn write(&self, lines: &Lines) {
         let (mut out, mut told) = (String::new(), 0);
         loop {
             let first = match lines.0.recv_timeout(TELL) {
@@ -131,7 +131,7 @@ impl Access {
 
 /// A line that is being made: names and values. A name is a word of ours, a text may be anything.
 #[derive(Debug)]
-pub struct Line {
+pub(crate) struct Line {
     out: String,
     json: bool,
 }
@@ -150,7 +150,7 @@ impl Line {
     }
 
     /// Adds a text, if there is one.
-    pub fn text(&mut self, name: &str, text: Option<&str>) {
+    pub(crate) fn text(&mut self, name: &str, text: Option<&str>) {
         if let Some(text) = text {
             self.name(name);
             quote(&mut self.out, text, MOST);
@@ -158,7 +158,7 @@ impl Line {
     }
 
     /// Adds texts as a list.
-    pub fn texts<'a>(&mut self, name: &str, texts: impl Iterator<Item = &'a str>) {
+    pub(crate) fn texts<'a>(&mut self, name: &str, texts: impl Iterator<Item = &'a str>) {
         self.name(name);
         self.out.push('[');
         for (n, text) in texts.enumerate() {
@@ -171,13 +171,13 @@ impl Line {
     }
 
     /// Adds a number.
-    pub fn number(&mut self, name: &str, number: u64) {
+    pub(crate) fn number(&mut self, name: &str, number: u64) {
         self.name(name);
         self.out.push_str(&number.to_string());
     }
 
     /// Adds a time span in seconds.
-    pub fn seconds(&mut self, name: &str, span: Duration) {
+    pub(crate) fn seconds(&mut self, name: &str, span: Duration) {
         self.name(name);
         self.out.push_str(&format!("{:.3}", span.as_secs_f64()));
     }

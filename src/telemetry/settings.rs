@@ -7,7 +7,7 @@ use crate::settings::{Choice, Section, Slot};
 
 /// The settings of the log.
 #[derive(Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Its form.
     pub(super) format: Format,
     /// How much of it. `RUST_LOG`, where set, counts instead.
@@ -20,7 +20,7 @@ pub struct Settings {
 
 /// `log.format`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub(crate) enum Format {
     /// Text on a terminal, else JSON.
     Auto,
     /// For people.
@@ -36,7 +36,7 @@ impl Choice for Format {
 /// `log.access`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum AccessFormat {
+pub(crate) enum AccessFormat {
     /// None.
     Off,
     /// Names and values.
@@ -52,19 +52,19 @@ impl Choice for AccessFormat {
 impl Settings {
     /// The form of the access log.
     #[must_use]
-    pub fn access(&self) -> AccessFormat {
+    pub(crate) fn access(&self) -> AccessFormat {
         self.access
     }
 
     /// Its form, which cannot be exchanged.
     #[must_use]
-    pub fn format(&self) -> Format {
+    pub(crate) fn format(&self) -> Format {
         self.format
     }
 
     /// Takes the keys of `log`. `libraries` are the log targets of the libraries that talk to brokers.
     #[must_use]
-    pub fn read(log: &Section<'_>, libraries: Vec<&'static str>) -> Option<Self> {
+    pub(crate) fn read(log: &Section<'_>, libraries: Vec<&'static str>) -> Option<Self> {
         let format = log.key("format").choice().or(Format::Auto);
         let expected = "must be a level (error, warn, info, debug, trace, off) or a list such as info,brokercast::source=debug";
         let parse = |text: &str| (!text.trim().is_empty()).then(|| quietened(text, &libraries).parse().ok())?;

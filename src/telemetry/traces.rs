@@ -13,14 +13,14 @@ use std::{sync::Arc, time::Duration};
 mod otlp;
 mod settings;
 
-pub use settings::Settings;
+pub(crate) use settings::Settings;
 
 /// The header that names the span within which a request was sent (W3C Trace Context).
 const TRACEPARENT: &str = "traceparent";
 
 /// A span of any process: what `traceparent` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SpanRef {
+pub(crate) struct SpanRef {
     trace: u128,
     span: u64,
     flags: u8,
@@ -29,7 +29,7 @@ pub struct SpanRef {
 impl SpanRef {
     /// The span that a request names, if it names exactly one in the right form.
     #[must_use]
-    pub fn of(headers: &HeaderMap) -> Option<Self> {
+    pub(crate) fn of(headers: &HeaderMap) -> Option<Self> {
         let mut lines = headers.get_all(TRACEPARENT).iter();
         let (line, more) = (lines.next()?, lines.next());
         Self::read(line.to_str().ok()?).filter(|_| more.is_none())
@@ -60,7 +60,7 @@ impl fmt::Display for SpanRef {
 /// The value of an attribute.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "otlp"), expect(dead_code, reason = "nothing reads attributes in this build"))]
-pub enum Value {
+pub(crate) enum Value {
     /// A word of ours.
     Word(&'static str),
     /// A text of a request.
@@ -88,11 +88,11 @@ impl From<u16> for Value {
 }
 
 /// A name and a value.
-pub type Attribute = (&'static str, Value);
+pub(super) type Attribute = (&'static str, Value);
 
 /// Where spans go. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone, Default)]
-pub struct Traces {
+pub(crate) struct Traces {
     #[cfg(feature = "otlp")]
     exporter: Arc<arc_swap::ArcSwapOption<otlp::Exporter>>,
 }
@@ -100,7 +100,7 @@ pub struct Traces {
 impl Traces {
     /// Where the settings say. Must be called within the runtime.
     #[must_use]
-    pub fn of(settings: Option<&Settings>) -> Self {
+    pub(crate) fn of(settings: Option<&Settings>) -> Self {
         let traces = Self::default();
         traces.configure(settings);
         traces
@@ -108,13 +108,13 @@ impl Traces {
 
     /// Begins a span that serves a request, below the span that the request names.
     #[must_use]
-    pub fn request(&self, name: &'static str, headers: &HeaderMap) -> Span {
+    pub(crate) fn request(&self, name: &'static str, headers: &HeaderMap) -> Span {
         self.begin(name, true, SpanRef::of(headers))
     }
 
     /// Begins a span of the process's own work.
     #[must_use]
-    pub fn work(&self, name: &'static str, parent: Option<SpanRef>) -> Span {
+    pub(crate) fn work(&self, name: &'static str, parent: Option<SpanRef>) -> Span {
         self.begin(name, false, parent)
     }
 }
@@ -140,7 +140,7 @@ impl Traces {
     const FLUSH: Duration = Duration::from_secs(1);
 
     /// From now on spans go where the settings say. Must be called within the runtime.
-    pub fn configure(&self, settings: Option<&Settings>) {
+    pub(crate) fn configure(&self, settings: Option<&Settings>) {
         if self.exporter.load().as_ref().map(|exporter| exporter.settings()) == settings {
             return;
         }
@@ -162,7 +162,7 @@ impl Traces {
     }
 
     /// Exports what is left, within a second. Spans that end later are lost.
-    pub async fn end(&self) {
+    pub(crate) async fn end(&self) {
         if let Some(exporter) = self.exporter.swap(None) {
             // Fails only where the runtime is gone.
             drop(tokio::task::spawn_blocking(move || exporter.end(Self::FLUSH)).await);
@@ -172,7 +172,7 @@ impl Traces {
 
 /// A span that has begun. Dropped without [`Self::end`] it has no attributes: its client has gone.
 #[derive(Debug)]
-pub struct Span {
+pub(crate) struct Span {
     parent: Option<SpanRef>,
     #[cfg(feature = "otlp")]
     recorded: Option<otlp::Recorded>,
@@ -194,12 +194,12 @@ impl Span {
 impl Span {
     /// The span that is to be the parent of what follows from this one: it itself, or its parent where it is not recorded.
     #[must_use]
-    pub fn for_children(&self) -> Option<SpanRef> {
+    pub(crate) fn for_children(&self) -> Option<SpanRef> {
         self.recorded.as_ref().map(otlp::Recorded::reference).or(self.parent)
     }
 
     /// Ends it. `failed`: by a fault of this side.
-    pub fn end(self, failed: bool, attributes: impl FnOnce() -> Vec<Attribute>) {
+    pub(crate) fn end(self, failed: bool, attributes: impl FnOnce() -> Vec<Attribute>) {
         if let Some(recorded) = self.recorded {
             recorded.end(failed, attributes);
         }

@@ -17,7 +17,7 @@ use crate::hub::{Hub, Read, Transport, WakerSeat};
 use crate::stream::{Live, Stream};
 
 /// The bytes of `text/event-stream`, without framing.
-pub struct Body {
+pub(crate) struct Body {
     state: State,
     /// The last id of a live stream's client.
     last_id: Vec<u8>,
@@ -51,13 +51,13 @@ enum Turn {
 impl Body {
     /// Of this stream.
     #[must_use]
-    pub fn new(stream: Stream) -> Self {
+    pub(crate) fn new(stream: Stream) -> Self {
         let (hub, transport) = (stream.streams().hub().clone(), stream.transport());
         Self { state: State::catching_up(Behind::new(stream)), last_id: Vec::new(), hub, transport }
     }
 
     /// The next bytes; `None` when the server has ended the stream.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let next = ready!(self.poll_uncounted(cx));
         if let Some(bytes) = &next {
             // hyper adds this. HTTP/2's frames are not counted.

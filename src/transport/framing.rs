@@ -9,7 +9,7 @@ use crate::hub::Framing;
 
 /// Text as it is: hyper frames it.
 #[derive(Debug)]
-pub struct Plain;
+pub(crate) struct Plain;
 
 impl Framing for Plain {
     const SLOT: usize = 0;
@@ -20,7 +20,7 @@ impl Framing for Plain {
 
 /// Each entry as a chunk of HTTP/1.1 (RFC 9112, section 7.1).
 #[derive(Debug)]
-pub struct Chunked;
+pub(crate) struct Chunked;
 
 impl Framing for Chunked {
     const SLOT: usize = 1;

@@ -14,11 +14,15 @@ use crate::hub::{Hub, Transport};
 use crate::stream::{Live, Stream};
 
 /// Bytes that a client may send into its stream. One that sends more is cut off.
-pub const IGNORED: usize = 64 << 10;
+pub(crate) const IGNORED: usize = 64 << 10;
 
 /// Writes until the stream is live and the socket has taken everything before that, or until the stream has ended. Returns
 /// the socket, the live stream and its client's last id. A socket that takes nothing for `stall` is closed.
-pub async fn catch_up<S: AsyncRead + AsyncWrite + Unpin>(mut socket: S, stream: Stream, stall: Duration) -> Option<(S, Live, Arc<str>)> {
+pub(crate) async fn catch_up<S: AsyncRead + AsyncWrite + Unpin>(
+    mut socket: S,
+    stream: Stream,
+    stall: Duration,
+) -> Option<(S, Live, Arc<str>)> {
     let hub = stream.streams().hub().clone();
     let mut behind = Behind::new(stream);
     let mut ignored = 0;

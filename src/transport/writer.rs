@@ -52,7 +52,7 @@ impl Settings {
 
 /// A stream that a loop gives back, since it has fallen out of its channel's log.
 #[derive(Debug)]
-pub struct Returned<S> {
+pub(crate) struct Returned<S> {
     /// Its socket.
     pub socket: S,
     /// The stream.
@@ -62,7 +62,7 @@ pub struct Returned<S> {
 }
 
 /// All loops.
-pub struct Writer {
+pub(crate) struct Writer {
     loops: Vec<Arc<Handle<Socket>>>,
     next: AtomicUsize,
     /// Sockets that tasks write to.
@@ -95,7 +95,7 @@ impl std::fmt::Debug for Writer {
 
 /// What starting gives beside the writer.
 #[derive(Debug)]
-pub struct Ends {
+pub(crate) struct Ends {
     /// Streams that fell behind: for [`Writer::carry_on`].
     pub returned: mpsc::UnboundedReceiver<Returned<Socket>>,
     /// Resolves, one for each loop, when that loop ends; it does not by itself.
@@ -108,7 +108,7 @@ impl Writer {
     ///
     /// # Errors
     /// When the system has no threads or epoll sets left.
-    pub fn start(hub: &Arc<Hub>, loops: usize, stall: Duration, heartbeat: Duration) -> io::Result<(Arc<Self>, Ends)> {
+    pub(crate) fn start(hub: &Arc<Hub>, loops: usize, stall: Duration, heartbeat: Duration) -> io::Result<(Arc<Self>, Ends)> {
         // Bounded by the sockets there are: each comes back at most once before it is adopted again.
         let (give, returned) = mpsc::unbounded_channel();
         let mut handles = Vec::new();
@@ -124,7 +124,7 @@ impl Writer {
 
     /// Writes a stream to a socket until it has ended, or until a loop has taken it over. `read_ahead` bytes were read from
     /// the socket behind the request.
-    pub async fn write(&self, socket: TcpStream, stream: Stream, read_ahead: usize) {
+    pub(crate) async fn write(&self, socket: TcpStream, stream: Stream, read_ahead: usize) {
         let counted = Counted::new(&self.tasks);
         let socket = Watched::new(socket, self.heartbeat);
         let Some((socket, live, id)) = task::catch_up(socket, stream, self.stall).await else { return };
@@ -137,7 +137,7 @@ impl Writer {
     }
 
     /// Carries on the streams that have fallen behind, each in a task of the tracker, until it is `cut`.
-    pub async fn carry_on(
+    pub(crate) async fn carry_on(
         self: Arc<Self>,
         mut returned: mpsc::UnboundedReceiver<Returned<Socket>>,
         tasks: TaskTracker,
@@ -154,18 +154,18 @@ impl Writer {
 
     /// Streams that the loops hold.
     #[must_use]
-    pub fn streams(&self) -> usize {
+    pub(crate) fn streams(&self) -> usize {
         self.loops.iter().map(|handle| handle.streams()).sum()
     }
 
     /// Sockets that it has, of streams that are live or catch up.
     #[must_use]
-    pub fn sockets(&self) -> usize {
+    pub(crate) fn sockets(&self) -> usize {
         self.tasks.load(Ordering::Relaxed) + self.streams()
     }
 
     /// Ends the loops, with the streams that they still hold.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.loops.iter().for_each(|handle| handle.stop());
     }
 }

@@ -19,7 +19,7 @@ pub(in crate::auth) enum Forward {
 
 /// What is forwarded for a request: at least one header.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Question(Arc<[(HeaderName, HeaderValue)]>);
+pub(crate) struct Question(Arc<[(HeaderName, HeaderValue)]>);
 
 impl fmt::Debug for Question {
     /// Without the values, which are secrets.

@@ -14,7 +14,7 @@ use crate::settings::{Secret, Section, Slot};
 
 /// `auth.backend`
 #[derive(Debug, Clone)]
-pub struct Backend {
+pub(crate) struct Backend {
     /// Where it is asked.
     pub(in crate::auth) url: Url,
     /// At least one.
@@ -66,7 +66,7 @@ impl Backend {
 
     /// Whether credentials cross a network in the clear.
     #[must_use]
-    pub fn in_the_clear(&self) -> bool {
+    pub(crate) fn in_the_clear(&self) -> bool {
         !trusted(&self.url)
     }
 }

@@ -23,7 +23,7 @@ pub(in crate::auth) enum Credential {
 
 /// A secret that tokens can be made with.
 #[derive(Debug)]
-pub struct Signer {
+pub(crate) struct Signer {
     /// The key's id.
     pub id: Option<String>,
     /// The first of its algorithms.

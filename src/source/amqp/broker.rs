@@ -20,7 +20,7 @@ use crate::support::host;
 
 /// Where the broker is and who we are to it. Its `Debug` holds no password.
 #[derive(Clone)]
-pub struct Broker {
+pub(crate) struct Broker {
     /// At least one, tried in turn.
     uris: Vec<AMQPUri>,
     /// The setting that they come from.

@@ -14,7 +14,7 @@ pub(in crate::source) const MAX_NAME: usize = 255;
 
 /// `amqp.exchange_type`
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ExchangeType {
+pub(crate) enum ExchangeType {
     /// By words of the routing key.
     Topic,
     /// By the whole routing key.
@@ -54,7 +54,7 @@ impl ExchangeType {
 
 /// `amqp.queue_type`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum QueueType {
+pub(crate) enum QueueType {
     /// On one node.
     Classic,
     /// Replicated.
@@ -72,7 +72,7 @@ impl Choice for QueueType {
 
 /// `amqp`
 #[derive(Debug, Clone)]
-pub struct Config {
+pub(crate) struct Config {
     /// Where the broker is.
     pub broker: Broker,
     /// What is read.
@@ -87,7 +87,7 @@ pub struct Config {
 
 /// What is read.
 #[derive(Debug, Clone)]
-pub enum Origin {
+pub(crate) enum Origin {
     /// What an exchange gives an exclusive queue of this process.
     Exclusive(Binding),
     /// A queue with a name (`None`: `brokercast.` and the source's).
@@ -101,7 +101,7 @@ pub enum Origin {
 
 /// Which streams a super stream has.
 #[derive(Debug, Clone)]
-pub enum Partitions {
+pub(crate) enum Partitions {
     /// These: the first, and the others.
     Named(String, Vec<String>),
     /// Those whose names are this one and a number, from 0 until one is missing.
@@ -110,7 +110,7 @@ pub enum Partitions {
 
 /// An exchange and what of it is wanted.
 #[derive(Debug, Clone)]
-pub struct Binding {
+pub(crate) struct Binding {
     /// Its name.
     pub exchange: String,
     /// Its type.
@@ -123,7 +123,7 @@ pub struct Binding {
 
 /// How to make a named queue.
 #[derive(Debug, Clone)]
-pub struct Declare {
+pub(crate) struct Declare {
     /// Of which type.
     pub queue_type: QueueType,
     /// Bound to what, if to anything.
@@ -137,7 +137,7 @@ pub struct Declare {
 impl Config {
     /// Whether each replica gets its own part: several readers of one queue share it, except of a stream.
     #[must_use]
-    pub fn splits(&self) -> bool {
+    pub(crate) fn splits(&self) -> bool {
         !self.stream && matches!(self.origin, Origin::Named { .. })
     }
 

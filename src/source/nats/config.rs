@@ -17,7 +17,7 @@ pub(in crate::source) const API: &str = "$JS.API";
 
 /// `nats`
 #[derive(Debug, Clone)]
-pub struct Config {
+pub(crate) struct Config {
     /// At least one; tried in a random order.
     pub servers: Vec<Server>,
     /// At least one.
@@ -44,7 +44,7 @@ pub struct Config {
 
 /// A server's address. Its `Debug` and `Display` hold no password.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Server {
+pub(crate) struct Server {
     /// Name or address, without brackets.
     pub host: String,
     /// Default 4222.
@@ -60,7 +60,7 @@ pub struct Server {
 
 /// How a client says who it is.
 #[derive(Clone, PartialEq, Eq, Default)]
-pub enum Auth {
+pub(crate) enum Auth {
     /// Not at all.
     #[default]
     None,
@@ -76,7 +76,7 @@ pub enum Auth {
 
 /// A secret; one from a file is read at each connection, for it may be renewed. Its `Debug` holds no secret.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Renewed {
+pub(crate) struct Renewed {
     /// As the settings say.
     written: Secret,
     /// The key that names the file, and the file.
@@ -85,7 +85,7 @@ pub struct Renewed {
 
 /// `nats.jetstream`
 #[derive(Debug, Clone)]
-pub struct JetStream {
+pub(crate) struct JetStream {
     /// The stream's name.
     pub stream: String,
     /// How to make it where it is missing.
@@ -96,7 +96,7 @@ pub struct JetStream {
 
 /// Limits of a stream that brokercast makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// 0: for ever.
     pub max_age: Duration,
     /// Bytes in all.

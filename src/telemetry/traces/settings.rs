@@ -7,7 +7,7 @@ use crate::settings::{Secret, Section, Slot};
 
 /// `traces`
 #[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Where the collector takes spans.
     pub(super) endpoint: Url,
     /// Sent with each export; their values are secrets.
@@ -20,7 +20,7 @@ pub struct Settings {
 
 impl Settings {
     /// Takes the keys of `traces`. `built_in`: whether this build can export spans.
-    pub fn read(slot: Slot<'_>, built_in: bool) -> Option<Self> {
+    pub(crate) fn read(slot: Slot<'_>, built_in: bool) -> Option<Self> {
         let traces = slot.optional_section()?;
         if !built_in {
             traces.problem_here("needs a brokercast that was built with the cargo feature `otlp`");
