@@ -62,7 +62,7 @@ async fn all_that_is_wrong_is_found_at_once_with_its_key_and_nothing_is_made() {
     let cases = [
         (all, json!({ "queue": "none" }), vec!["queue `none` is not there yet (`queue`; `declare: true`"]),
         (all, json!({ "queue": "stream" }), vec!["`queue_type: stream` reads it as one"]),
-        (all, json!({ "queue": "classic", "queue_type": "stream" }), vec!["`queue_type: stream` is wrong"]),
+        (all, json!({ "queue": "classic", "queue_type": "stream" }), vec!["is no stream: `queue_type` says otherwise"]),
         (all, json!({ "exchange": "amq.fanout", "binding_keys": ["a.b"] }), vec!["`exchange_type` must be its type"]),
         (all, json!({ "exchange": "x", "exchange_type": "x-never" }), vec!["(`exchange_type`; is its plugin"]),
         (all, json!({ "exchange": "amq.mine" }), vec!["exchange `amq.mine` is not there, and this user may not make it (`exchange`)"]),
