@@ -331,7 +331,9 @@ async fn a_stream_made_anew_is_a_reset_for_the_live_reader_and_for_histories() {
     // It grows past where the old one was.
     publish(&context, "a", 100..130).await;
     running.until_messages(40).await;
-    let after = texts(&running.recorder.items.lock()[old.len()..]);
+    let mut after = texts(&running.recorder.items.lock()[old.len()..]);
+    // The reader may come before the first message: then the new log's end is told first.
+    after.retain(|text| !text.starts_with("tail"));
     assert_eq!(after[..3], ["gap reset 10..1@0", "100", "101"], "{after:?}");
     assert_eq!(after.iter().filter(|text| text.starts_with("gap")).count(), 1);
 
