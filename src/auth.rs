@@ -30,7 +30,6 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod token;
-mod web;
 
 use backend::Backend;
 pub(crate) use backend::{BackendLoad, Credential, Question, Regrant};

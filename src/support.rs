@@ -12,3 +12,4 @@ pub(crate) mod peer;
 pub(crate) mod plain;
 pub(crate) mod random;
 pub(crate) mod seldom;
+pub(crate) mod web;

@@ -18,12 +18,12 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::issuer::union;
 use super::settings::{Backend as Settings, Lists};
-use super::web::{self, BodyError};
 use super::{Grant, Owner, Revocations};
 use crate::event::Timestamp;
 use crate::subject::Pattern;
 use crate::support::causes::chain;
 use crate::support::seldom::Seldom;
+use crate::support::web::{self, BodyError};
 
 mod answer;
 mod breaker;

@@ -14,8 +14,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::keys::{self, Algorithm, Key, KeyError};
-use super::web::{self, BodyError, trusted};
 use crate::support::backoff::{Backoff, jittered};
+use crate::support::web::{self, BodyError, trusted};
 
 /// The interval between fetches: a withdrawn key is trusted for at most this long.
 const REFRESH: Duration = Duration::from_secs(300);

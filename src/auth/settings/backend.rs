@@ -9,8 +9,8 @@ use http::header::{self, HeaderName};
 use reqwest::Url;
 
 use crate::auth::backend::Forward;
-use crate::auth::web::{is_plain, trusted};
 use crate::settings::{Secret, Section, Slot};
+use crate::support::web::{is_plain, trusted};
 
 /// `auth.backend`
 #[derive(Debug, Clone)]

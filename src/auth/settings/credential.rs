@@ -9,8 +9,8 @@ use reqwest::Url;
 
 use crate::auth::jwks::{Place, Remote};
 use crate::auth::keys::{self, Algorithm, Key};
-use crate::auth::web::{is_plain, trusted};
 use crate::settings::{self, Choice, Secret, Section, Slot};
+use crate::support::web::{is_plain, trusted};
 
 /// One of an issuer's `keys`.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Request, Response};
 use opentelemetry::trace::{
     Span as _, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceId, TraceState, Tracer as _,
@@ -27,6 +27,7 @@ use super::settings::Settings;
 use super::{Attribute, SpanRef, Value};
 use crate::support::causes::chain;
 use crate::support::seldom::Seldom;
+use crate::support::web::{self, BodyError};
 
 /// From connecting to the collector to the last byte of its answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -130,8 +131,8 @@ impl Recorded {
 enum ExportError {
     #[error("the collector does not answer")]
     Http(#[source] reqwest::Error),
-    #[error("the collector's answer is larger than {ANSWER} bytes")]
-    TooLarge,
+    #[error("the collector's answer cannot be read")]
+    Body(#[source] BodyError),
 }
 
 /// Sends batches: on the SDK's thread, with the runtime's timers and sockets.
@@ -148,11 +149,7 @@ struct Client {
 
 impl Client {
     fn new(settings: &Settings) -> reqwest::Result<Self> {
-        let secure = settings.endpoint.scheme() == "https";
-        let builder = reqwest::Client::builder().timeout(TIMEOUT).redirect(Policy::none()).https_only(secure);
-        // Plain HTTP needs no root certificates: do not fail on a machine that has none.
-        let builder = if secure { builder } else { builder.tls_certs_only([]) };
-        let (http, headers) = (builder.build()?, settings.headers.clone());
+        let (http, headers) = (web::client(&settings.endpoint, TIMEOUT, Policy::none())?, settings.headers.clone());
         Ok(Self { http, headers, runtime: Handle::current(), failed: AtomicU64::new(0), telling: Seldom::every(QUIET) })
     }
 
@@ -160,14 +157,7 @@ impl Client {
         let without_url = |error: reqwest::Error| ExportError::Http(error.without_url());
         request.headers_mut().extend(self.headers.clone());
         let mut answer = self.http.execute(request.try_into().map_err(without_url)?).await.map_err(without_url)?;
-        let mut body = BytesMut::new();
-        while let Some(piece) = answer.chunk().await.map_err(without_url)? {
-            if body.len() + piece.len() > ANSWER {
-                return Err(ExportError::TooLarge);
-            }
-            body.extend_from_slice(&piece);
-        }
-        let mut response = Response::new(body.freeze());
+        let mut response = Response::new(web::body(&mut answer, ANSWER).await.map_err(ExportError::Body)?.into());
         (*response.status_mut(), *response.headers_mut()) = (answer.status(), std::mem::take(answer.headers_mut()));
         Ok(response)
     }

@@ -4,6 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
 use crate::settings::{Secret, Section, Slot};
+use crate::support::web::is_plain;
 
 /// `traces`
 #[derive(Debug, Clone, PartialEq)]
@@ -38,7 +39,7 @@ impl Settings {
 
 fn endpoint(url: &Secret) -> Option<Url> {
     let mut url: Url = url.expose_str().ok()?.parse().ok()?;
-    let plain = matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none();
+    let plain = is_plain(&url);
     // What the OTLP specification adds to an endpoint for all signals.
     if url.path() == "/" {
         url.set_path("/v1/traces");

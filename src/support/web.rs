@@ -1,6 +1,6 @@
 //! The HTTP client for what others serve: bounded in time, and in the size of an answer.
 //!
-//! Knows no key set and no backend.
+//! Knows nothing of what is asked for.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use url::Host;
 
 /// Why an answer's body cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum BodyError {
+pub(crate) enum BodyError {
     /// It breaks off, or does not come in time.
     #[error("the answer breaks off")]
     Http(#[source] reqwest::Error),
@@ -20,7 +20,7 @@ pub(super) enum BodyError {
 }
 
 /// A client for one URL. `timeout` is from connecting to the last byte.
-pub(super) fn client(url: &Url, timeout: Duration, redirects: Policy) -> reqwest::Result<Client> {
+pub(crate) fn client(url: &Url, timeout: Duration, redirects: Policy) -> reqwest::Result<Client> {
     let secure = url.scheme() == "https";
     let builder = Client::builder()
         .user_agent(concat!("brokercast/", env!("CARGO_PKG_VERSION")))
@@ -33,7 +33,7 @@ pub(super) fn client(url: &Url, timeout: Duration, redirects: Policy) -> reqwest
 }
 
 /// A body of at most `most` bytes.
-pub(super) async fn body(response: &mut Response, most: usize) -> Result<Vec<u8>, BodyError> {
+pub(crate) async fn body(response: &mut Response, most: usize) -> Result<Vec<u8>, BodyError> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|e| BodyError::Http(e.without_url()))? {
         if body.len() + chunk.len() > most {
@@ -45,12 +45,12 @@ pub(super) async fn body(response: &mut Response, most: usize) -> Result<Vec<u8>
 }
 
 /// Whether a URL is one of HTTP, without a user in it.
-pub(super) fn is_plain(url: &Url) -> bool {
+pub(crate) fn is_plain(url: &Url) -> bool {
     matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none()
 }
 
 /// Whether nobody on the way can read or replace what is sent to and from there.
-pub(super) fn trusted(url: &Url) -> bool {
+pub(crate) fn trusted(url: &Url) -> bool {
     url.scheme() == "https"
         || match url.host() {
             Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
