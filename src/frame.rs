@@ -219,7 +219,7 @@ fn new_cloud_event(out: &mut Vec<u8>, event: &Event, origin: Origin<'_>) -> (Pay
 fn cloud_event(out: &mut Vec<u8>, event: &Event, attributes: &[(String, Cow<'_, str>)]) -> (Payload, usize) {
     let start = begin_data(out);
     cloud::attributes(out, attributes);
-    let kind = event.headers.get("content-type").or_else(|| event.headers.get("content_type"));
+    let kind = cloud::content_type(event);
     if let Some(kind) = kind {
         out.extend_from_slice(br#","datacontenttype":"#);
         string(out, kind);

@@ -1,8 +1,8 @@
 //! CloudEvents that a broker's publisher sent, recognised so that they are passed on as what they are.
 //!
 //! Structured: the payload is the whole event as JSON. Binary: headers hold the attributes and the payload is the data; the content
-//! type tells one from the other (CloudEvents 1.0, bindings of NATS and AMQP, section 3). The headers are called `ce-…` by the bindings of NATS and HTTP, where values are percent-encoded, and `cloudEvents:…` or
-//! `cloudEvents_…` by that of AMQP. Pure.
+//! type tells one from the other (CloudEvents 1.0, bindings of NATS and AMQP, section 3). The headers are called `ce-…` by the
+//! bindings of NATS and HTTP, where values are percent-encoded, and `cloudEvents:…` or `cloudEvents_…` by that of AMQP. Pure.
 
 use std::borrow::Cow;
 
@@ -34,10 +34,14 @@ impl<'a> Cloud<'a> {
     }
 }
 
+/// What the payload is, as a header of NATS or a property of AMQP says.
+pub(super) fn content_type(event: &Event) -> Option<&str> {
+    event.headers.get("content-type").or_else(|| event.headers.get("content_type"))
+}
+
 /// Whether the content type says that the payload is the whole event.
 fn is_said_structured(event: &Event) -> bool {
-    let kind = event.headers.get("content-type").or_else(|| event.headers.get("content_type"));
-    kind.and_then(|kind| kind.get(..CONTENT_TYPE.len())).is_some_and(|kind| kind.eq_ignore_ascii_case(CONTENT_TYPE))
+    content_type(event).and_then(|kind| kind.get(..CONTENT_TYPE.len())).is_some_and(|kind| kind.eq_ignore_ascii_case(CONTENT_TYPE))
 }
 
 const CONTENT_TYPE: &str = "application/cloudevents";

@@ -114,11 +114,7 @@ impl JetStreamSource {
             return Ok(info);
         }
         let Some(limits) = self.stream.create.filter(|_| create) else {
-            return Err(if self.stream.create.is_some() {
-                SourceError::missing(format!("there is no stream `{name}`"))
-            } else {
-                self.missing()
-            });
+            return Err(self.missing());
         };
         let new = NewStream {
             name,
@@ -166,9 +162,11 @@ impl JetStreamSource {
         }
         // What is refused is known by the time that the next question is answered, or after a while.
         tokio::time::sleep(GRACE).await;
-        let known = line.denied(&info).to_string();
-        if line.is_refused(&info) && !faults.iter().any(|fault| fault.to_string() == known) {
-            faults.push(line.denied(&info));
+        if line.is_refused(&info) {
+            // Where it was answered so, this is known.
+            let denied = line.denied(&info);
+            faults.retain(|fault| fault.to_string() != denied.to_string());
+            faults.push(denied);
         }
         // An older way to make a consumer is enough.
         if create.iter().all(|question| line.is_refused(question)) {
@@ -199,12 +197,13 @@ impl JetStreamSource {
         Ok(obstacles)
     }
 
-    /// The stream is not there, and is not to be made.
+    /// The stream is not there, and is not made now.
     fn missing(&self) -> SourceError {
         let name = &*self.stream.stream;
-        let hint = match name.strip_prefix("KV_").filter(|_| !self.config.hidden.is_empty()) {
-            Some(bucket) => format!(": make the bucket `{bucket}` (`kv`)"),
-            None => " (`jetstream.stream`; with `jetstream.create` it would be made)".to_owned(),
+        let hint = match (name.strip_prefix("KV_").filter(|_| !self.config.hidden.is_empty()), &self.stream.create) {
+            (Some(bucket), _) => format!(": make the bucket `{bucket}` (`kv`)"),
+            (None, None) => " (`jetstream.stream`; with `jetstream.create` it would be made)".to_owned(),
+            (None, Some(_)) => String::new(),
         };
         SourceError::missing(format!("there is no stream `{name}`{hint}"))
     }

@@ -304,13 +304,9 @@ impl Binding {
     fn read(amqp: &Section<'_>, exchange: Option<String>) -> Option<Self> {
         let has = |key: &str, wildcard: &str| key.split('.').any(|word| word == wildcard);
         let kind = name(amqp, "exchange_type");
-        let Some(exchange) = exchange else {
-            // They are looked at all the same.
-            let (_, _) = (kind.optional(), amqp.key("binding_keys").texts(|key| key.text().required()).optional());
-            return None;
-        };
-        let kind: ExchangeType = kind.or("topic".to_owned()).into();
-        let (topic, direct) = (kind == ExchangeType::Topic, kind == ExchangeType::Direct);
+        let kind = if exchange.is_some() { Some(kind.or("topic".to_owned())) } else { kind.optional() };
+        let kind = kind.map(ExchangeType::from);
+        let (topic, direct) = (kind == Some(ExchangeType::Topic), kind == Some(ExchangeType::Direct));
         let key = |item: Slot<'_>| {
             let key = item.text().check(|key| key.len() <= MAX_NAME, "must be at most 255 bytes");
             let key = key.check(|key| !(topic && has(key, ">")), "must not have `>`, which is NATS's: AMQP's `#` stands for any words");
@@ -318,7 +314,7 @@ impl Binding {
         };
         let keys = amqp.key("binding_keys").texts(key);
         let keys = keys.check(|keys| !keys.is_empty(), "must list at least one key such as `orders.#`");
-        let chosen = amqp.has("binding_keys");
+        let (exchange, kind, chosen) = (exchange?, kind?, amqp.has("binding_keys"));
         if direct && !chosen {
             amqp.problem("binding_keys", "must list keys: a direct exchange has no wildcard for all of them");
         }
