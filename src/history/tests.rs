@@ -14,69 +14,27 @@ use crate::event::{Message, Timestamp};
 use crate::source::{Connection, Item, SourceError, Start};
 
 /// A log whose broker takes its time, first to open a reader, then for each message.
-struct Slow {
+#[derive(Clone, Default)]
+struct Fake {
     opening: Duration,
     each: Duration,
     messages: u64,
-}
-
-/// A log whose readers come to a message that they cannot pass.
-struct Broken {
+    /// So many messages come together.
+    at_once: usize,
+    /// What comes behind the messages cannot be read. Else that is the log's end.
+    broken: bool,
+    /// Readers that were opened.
     opened: Arc<AtomicU32>,
 }
 
-struct BrokenReader {
-    left: std::ops::Range<u64>,
-}
-
-impl Adapter for Broken {
-    fn kind(&self) -> &'static str {
-        "broken"
-    }
-    fn durable(&self) -> bool {
-        true
-    }
-    fn keeps_last(&self) -> bool {
-        true
-    }
-    fn reach(&self) -> Vec<Pattern> {
-        vec![Pattern::all()]
-    }
-    fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
-        self.opened.fetch_add(1, Ordering::Relaxed);
-        Box::pin(async { Ok(Box::new(BrokenReader { left: 1..11 }) as Box<dyn Connection>) })
-    }
-}
-
-impl Connection for BrokenReader {
-    fn next<'a>(&'a mut self, batch: &'a mut Vec<Item>, _: usize) -> BoxFuture<'a, Result<(), SourceError>> {
-        let left = std::mem::take(&mut self.left);
-        Box::pin(async {
-            if left.is_empty() {
-                return Err(SourceError::lost("the connection was lost"));
-            }
-            batch.extend(left.map(message));
-            Ok(())
-        })
-    }
-    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(async {})
-    }
-}
-
-fn message(seq: u64) -> Item {
-    let position = Some(Position::unverified(seq));
-    Item::Message(Message::new("a".parse().expect("a subject"), Bytes::new(), Timestamp::default(), position))
-}
-
-struct SlowReader {
-    each: Duration,
+struct FakeReader {
+    log: Fake,
     left: std::ops::RangeInclusive<u64>,
 }
 
-impl Adapter for Slow {
+impl Adapter for Fake {
     fn kind(&self) -> &'static str {
-        "slow"
+        "fake"
     }
     fn durable(&self) -> bool {
         true
@@ -95,21 +53,25 @@ impl Adapter for Slow {
     }
     fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
         Box::pin(async {
+            self.opened.fetch_add(1, Ordering::Relaxed);
             sleep(self.opening).await;
-            let reader = SlowReader { each: self.each, left: 1..=self.messages };
-            Ok(Box::new(reader) as Box<dyn Connection>)
+            Ok(Box::new(FakeReader { log: self.clone(), left: 1..=self.messages }) as Box<dyn Connection>)
         })
     }
 }
 
-impl Connection for SlowReader {
+impl Connection for FakeReader {
     fn next<'a>(&'a mut self, batch: &'a mut Vec<Item>, _: usize) -> BoxFuture<'a, Result<(), SourceError>> {
         Box::pin(async {
-            sleep(self.each).await;
-            let Some(seq) = self.left.next() else { return std::future::pending().await };
-            batch.push(message(seq));
+            sleep(self.log.each).await;
             if self.left.is_empty() {
-                batch.push(Item::Tail(Some(Position::unverified(seq))));
+                return if self.log.broken { Err(SourceError::lost("the connection was lost")) } else { std::future::pending().await };
+            }
+            let place = |seq| Some(Position::unverified(seq));
+            let message = |seq| Message::new("a".parse().expect("a subject"), Bytes::new(), Timestamp::default(), place(seq));
+            batch.extend(self.left.by_ref().take(self.log.at_once).map(message).map(Item::Message));
+            if self.left.is_empty() && !self.log.broken {
+                batch.push(Item::Tail(place(self.log.messages)));
             }
             Ok(())
         })
@@ -119,20 +81,17 @@ impl Connection for SlowReader {
     }
 }
 
+/// One source with this log.
+fn of(log: Fake, readers: usize) -> (Arc<Histories>, SourceKey) {
+    let histories = Arc::new(Histories::new(Settings { readers, rate: 1 << 20, cache: 1 << 20 }));
+    let (source, name) = (SourceKey::new(0, 0), "s".parse().expect("a name"));
+    histories.add(source, Log { name, adapter: Arc::new(log), max_payload: 1000, up: Arc::new(|| true), resets: Arc::new(|| 0) });
+    (histories, source)
+}
+
 /// Several clients, each with a wish of its own, share one reader. Each is to come to the log's end.
-async fn all_come_to_the_end(log: Slow, from: Point) {
-    let histories = Arc::new(Histories::new(Settings { readers: 1, rate: 1 << 20, cache: 1 << 20 }));
-    let source = SourceKey::new(0, 0);
-    histories.add(
-        source,
-        Log {
-            name: "s".parse().expect("a name"),
-            adapter: Arc::new(log),
-            max_payload: 1000,
-            up: Arc::new(|| true),
-            resets: Arc::new(|| 0),
-        },
-    );
+async fn all_come_to_the_end(log: Fake, from: Point) {
+    let (histories, source) = of(log, 1);
     let mut clients = JoinSet::new();
     for number in 0..4 {
         let histories = histories.clone();
@@ -152,24 +111,21 @@ async fn all_come_to_the_end(log: Slow, from: Point) {
 
 #[tokio::test(start_paused = true)]
 async fn readers_that_open_slowly_are_waited_for_though_others_wait() {
-    let log = Slow { opening: Duration::from_millis(2500), each: Duration::ZERO, messages: 1 };
+    let log = Fake { opening: Duration::from_millis(2500), messages: 1, at_once: 1, ..Fake::default() };
     all_come_to_the_end(log, Point::Earliest).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_newest_of_many_subjects_are_read_to_their_end_though_others_wait() {
-    let log = Slow { opening: Duration::ZERO, each: Duration::from_millis(100), messages: 30 };
+    let log = Fake { each: Duration::from_millis(100), messages: 30, at_once: 1, ..Fake::default() };
     all_come_to_the_end(log, Point::Last).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_newest_that_cannot_be_read_to_their_end_are_given_up() {
-    let opened = Arc::new(AtomicU32::new(0));
-    let histories = Histories::new(Settings { readers: 4, rate: 1 << 20, cache: 1 << 20 });
-    let source = SourceKey::new(0, 0);
-    let adapter = Arc::new(Broken { opened: opened.clone() });
-    histories
-        .add(source, Log { name: "s".parse().expect("a name"), adapter, max_payload: 1000, up: Arc::new(|| true), resets: Arc::new(|| 0) });
+    let log = Fake { messages: 10, at_once: 10, broken: true, ..Fake::default() };
+    let opened = log.opened.clone();
+    let (histories, source) = of(log, 4);
     let asker = Asker { identity: 0, wanted: None };
     let mut reader = histories.reader(Request { source, number: 0, from: Point::Last }, asker).expect("a log");
     let (begun, mut items) = (tokio::time::Instant::now(), Vec::new());

@@ -6,12 +6,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
 
 use crate::support::bridge::run;
 use crate::support::token::{jwt, mint};
-use crate::support::{Bridge, Item, Sse, eventually};
+use crate::support::{Bridge, Item, Server, Sse, eventually};
 
 /// What the application does with a question.
 #[derive(Debug, Clone)]
@@ -38,34 +36,18 @@ struct App {
 
 impl App {
     async fn start() -> Arc<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/auth?for=live", listener.local_addr().unwrap());
+        let server = Server::bind().await;
+        let url = format!("{}/auth?for=live", server.url);
         let (sessions, mood, questions, open) = (Mutex::default(), Mutex::new(Mood::Good), Mutex::default(), Mutex::default());
         let app = Arc::new(Self { url, sessions, mood, questions, open });
         let own = app.clone();
-        tokio::spawn(async move {
-            loop {
-                let (mut socket, _) = listener.accept().await.unwrap();
-                let app = own.clone();
-                tokio::spawn(async move {
-                    let mut read = Vec::new();
-                    loop {
-                        while !read.ends_with(b"\r\n\r\n") {
-                            match socket.read_buf(&mut read).await {
-                                Ok(1..) => {}
-                                _ => return,
-                            }
-                        }
-                        let head = String::from_utf8(std::mem::take(&mut read)).unwrap();
-                        app.count(1);
-                        let answer = app.answer(head).await;
-                        app.count(-1);
-                        let Some(answer) = answer else { return };
-                        if socket.write_all(answer.as_bytes()).await.is_err() {
-                            return;
-                        }
-                    }
-                });
+        server.serve(move |head, _| {
+            let app = own.clone();
+            async move {
+                app.count(1);
+                let answer = app.answer(head).await;
+                app.count(-1);
+                answer
             }
         });
         app

@@ -5,11 +5,10 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::KeyPair;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::bridge::run;
 use crate::support::token::{SECRET, mint, mint_with, now};
-use crate::support::{Bridge, eventually};
+use crate::support::{Bridge, Server, eventually};
 
 const OTHER: &str = "another secret of the tests, 32 bytes and more";
 
@@ -131,20 +130,13 @@ fn a_token_is_inspected_without_a_bridge() {
 }
 
 /// Answers requests by their path, until it is dropped with the test's runtime.
-async fn provider(answers: impl Fn(&str, &str) -> Value + Send + 'static) -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let base = format!("http://{}", listener.local_addr().unwrap());
+async fn provider(answers: impl Fn(&str, &str) -> Value + Send + Sync + 'static) -> String {
+    let server = Server::bind().await;
+    let base = server.url.clone();
     let own = base.clone();
-    tokio::spawn(async move {
-        loop {
-            let (mut socket, _) = listener.accept().await.unwrap();
-            let mut head = vec![0; 4096];
-            let read = socket.read(&mut head).await.unwrap();
-            let head = String::from_utf8_lossy(&head[..read]).into_owned();
-            let body = answers(&own, head.split(' ').nth(1).unwrap_or_default()).to_string();
-            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
-            socket.write_all(answer.as_bytes()).await.unwrap_or_default();
-        }
+    server.serve(move |head, _| {
+        let body = answers(&own, head.split(' ').nth(1).unwrap_or_default()).to_string();
+        std::future::ready(Some(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())))
     });
     base
 }

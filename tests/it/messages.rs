@@ -100,10 +100,8 @@ fn seen(text: &str) -> Vec<(String, Value)> {
 #[tokio::test]
 async fn what_a_nats_message_carries_reaches_the_client() {
     let nats = Nats::start().await;
-    let context = nats.jetstream().await;
     let subjects = ["packed.>", "named.>", "tenants.>", "cloud.>", "state.>"];
-    let config = stream::Config { name: "S".into(), subjects: subjects.map(str::to_owned).to_vec(), ..Default::default() };
-    context.create_stream(config).await.unwrap();
+    let context = nats.stream("S", &subjects).await;
     let list = serde_json::to_string(&subjects).unwrap();
     let config = |jetstream: &str, window: &str| {
         format!(
@@ -263,9 +261,7 @@ async fn what_an_amqp_message_carries_reaches_the_client() {
 #[tokio::test]
 async fn a_message_that_is_too_large_is_told_to_those_whom_it_concerns() {
     let nats = Nats::start().await;
-    let context = nats.jetstream().await;
-    let subjects = vec!["x.>".into(), "st.>".into(), "dropped".into()];
-    context.create_stream(stream::Config { name: "S".into(), subjects, ..Default::default() }).await.unwrap();
+    let context = nats.stream("S", &["x.>", "st.>", "dropped"]).await;
     let config = format!(
         "auth: {{ anonymous: {{ subscribe: [\">\"] }} }}\nwindow: {{ bytes: 1KiB }}\nsources:\n  \
          s: {{ max_payload: 1KiB, nats: {{ servers: [\"{}\"], subjects: [x.>, st.>, dropped], jetstream: {{ stream: S }} }} }}\n\

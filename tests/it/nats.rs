@@ -148,8 +148,7 @@ async fn client_library_is_heard_without_what_it_carries() {
 #[tokio::test]
 async fn subjects_that_a_stream_never_takes_are_told() {
     let nats = Nats::start().await;
-    let stream = async_nats::jetstream::stream::Config { name: "LOG".into(), subjects: vec!["chat.eu.>".into()], ..Default::default() };
-    nats.jetstream().await.create_stream(stream).await.unwrap();
+    nats.stream("LOG", &["chat.eu.>"]).await;
     let ours = "subjects: [\"chat.>\", \"user.>\"], jetstream: { stream: LOG, create: true }";
     let bridge = Bridge::start(&config(&format!("servers: [\"{}\"], {ours}", nats.url()))).await;
     let log = bridge.log();

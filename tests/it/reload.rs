@@ -345,9 +345,7 @@ async fn a_slow_reader_gets_of_old_routes_only_what_its_socket_holds() {
 #[tokio::test]
 async fn a_durable_source_is_read_again_through_the_new_routes() {
     let nats = Nats::start().await;
-    let context = nats.jetstream().await;
-    let stream = async_nats::jetstream::stream::Config { name: "LOG".into(), subjects: vec!["log.>".into()], ..Default::default() };
-    context.create_stream(stream).await.unwrap();
+    let context = nats.stream("LOG", &["log.>"]).await;
     let publish = async |subject: &str| drop(context.publish(subject.to_owned(), "1".into()).await.unwrap().await.unwrap());
     let config = |routes: &str| {
         let jetstream = format!("{{ servers: ['{}'], subjects: [log.>], jetstream: {{ stream: LOG }} }}", nats.url());
@@ -371,9 +369,7 @@ async fn a_durable_source_is_read_again_through_the_new_routes() {
 #[tokio::test]
 async fn a_log_that_came_back_or_took_another_name_tells_that_events_may_be_missing() {
     let nats = Nats::start().await;
-    let context = nats.jetstream().await;
-    let stream = async_nats::jetstream::stream::Config { name: "LOG".into(), subjects: vec!["log.>".into()], ..Default::default() };
-    context.create_stream(stream).await.unwrap();
+    let context = nats.stream("LOG", &["log.>"]).await;
     let publish = async |subject: &str| drop(context.publish(subject.to_owned(), "1".into()).await.unwrap().await.unwrap());
     let config = |source: &str| still(&format!("sources: {{ other: {{ http: {{ subjects: [other.>] }} }}, {source} }}"));
     let nats_source =

@@ -21,6 +21,8 @@ pub mod proxy;
 pub mod rabbit;
 #[path = "support/raw.rs"]
 pub mod raw;
+#[path = "support/server.rs"]
+pub mod server;
 #[path = "support/sse.rs"]
 pub mod sse;
 #[path = "support/sse_parser.rs"]
@@ -34,5 +36,6 @@ pub use bridge::Bridge;
 pub use nats::Nats;
 pub use rabbit::Rabbit;
 pub use raw::Raw;
+pub use server::Server;
 pub use sse::{Item, Sse};
 pub use wait::{PATIENCE, eventually, within};

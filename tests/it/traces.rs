@@ -7,10 +7,9 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use crate::support::{Bridge, eventually};
+use crate::support::{Bridge, Server, eventually};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
@@ -31,22 +30,13 @@ struct Collector {
 
 impl Collector {
     async fn start() -> Arc<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let collector = Arc::new(Self { endpoint: format!("http://{}", listener.local_addr().unwrap()), got: Mutex::default() });
+        let server = Server::bind().await;
+        let collector = Arc::new(Self { endpoint: server.url.clone(), got: Mutex::default() });
         let own = collector.clone();
-        tokio::spawn(async move {
-            loop {
-                let (mut socket, _) = listener.accept().await.unwrap();
-                let collector = own.clone();
-                tokio::spawn(async move {
-                    let mut read = Vec::new();
-                    while let Some((head, body)) = request(&mut socket, &mut read).await {
-                        collector.got.lock().unwrap().push((head, ExportTraceServiceRequest::decode(&*body).unwrap()));
-                        let answer = "HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
-                        socket.write_all(answer.as_bytes()).await.unwrap();
-                    }
-                });
-            }
+        server.serve(move |head, body| {
+            own.got.lock().unwrap().push((head.to_lowercase(), ExportTraceServiceRequest::decode(&*body).unwrap()));
+            let answer = "HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
+            std::future::ready(Some(answer.to_owned()))
         });
         collector
     }
@@ -62,22 +52,6 @@ impl Collector {
         let is = |span: &Span| span.name == name && attribute(&span.attributes, "brokercast.result") == result;
         eventually(&format!("the span {name} {result}"), async || self.spans().into_iter().find(is)).await
     }
-}
-
-/// The next request's head and body.
-async fn request(socket: &mut tokio::net::TcpStream, read: &mut Vec<u8>) -> Option<(String, Vec<u8>)> {
-    let end = loop {
-        if let Some(end) = read.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
-            break end + 4;
-        }
-        socket.read_buf(read).await.ok().filter(|n| *n > 0)?;
-    };
-    let head = String::from_utf8(read.drain(..end).collect()).unwrap().to_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
-    while read.len() < length {
-        socket.read_buf(read).await.ok().filter(|n| *n > 0)?;
-    }
-    Some((head, read.drain(..length).collect()))
 }
 
 /// An attribute's value as text.

@@ -112,4 +112,13 @@ impl Nats {
     pub async fn jetstream(&self) -> async_nats::jetstream::Context {
         async_nats::jetstream::new(self.client().await)
     }
+
+    /// As [`Self::jetstream`], with a new stream of these subjects.
+    pub async fn stream(&self, name: &str, subjects: &[&str]) -> async_nats::jetstream::Context {
+        let context = self.jetstream().await;
+        let subjects = subjects.iter().map(|subject| (*subject).to_owned()).collect();
+        let config = async_nats::jetstream::stream::Config { name: name.to_owned(), subjects, ..Default::default() };
+        context.create_stream(config).await.unwrap();
+        context
+    }
 }
