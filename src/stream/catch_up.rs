@@ -13,13 +13,15 @@ use super::{Begin, Step, Streams};
 use crate::cursor::{Cursor, Point, Position, Tag};
 use crate::event::{Gap, GapReason, Timestamp};
 use crate::frame::{self, Encoded};
-use crate::hub::{Entry, Filter, Seat, Source, SourceInfo, State};
+use crate::hub::{Entry, Filter, Seat, Source, State};
 
 mod broker;
+mod followed;
 mod newest;
 mod resolve;
 
 use broker::Reading;
+use followed::{Followed, Track};
 use newest::Newest;
 
 /// What came of a step.
@@ -27,33 +29,6 @@ pub(super) enum Moved {
     Step(Step),
     /// It is live from this offset on and has this id, behind these bytes.
     Live(Seat, u64, Arc<str>, Bytes),
-}
-
-/// How a client follows one source.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Track {
-    /// With the other volatile ones, by the bridge's sequence.
-    Volatile,
-    /// In the window, behind this sequence.
-    Follow(u64),
-    /// Not in the window yet: where it is, the cursor says.
-    Pending,
-    /// From the moment on when the source becomes live.
-    Fresh,
-    /// No more: the source was removed. Another source takes its place here.
-    Gone,
-}
-
-/// How a client came to where it is in a source. A place in the broker's log of now may not be in a window: that may still
-/// hold a log that was there before.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Origin {
-    /// By its id, or by a window.
-    Id,
-    /// This stream has read up to there in the log.
-    Log,
-    /// This stream has read that the log was made anew, and nothing of the new one yet.
-    NewLog,
 }
 
 /// What is done beside following the windows. One thing at a time.
@@ -72,14 +47,11 @@ pub(super) struct CatchUp {
     client: Client,
     /// The volatile sources have been consumed up to this sequence; `None`: not looked up yet.
     volatile: Option<u64>,
-    /// For each volatile source the sequence up to which no loss is left to be told.
-    covered: Vec<u64>,
     /// Where it wanted to begin.
     wanted: Wanted,
     /// The sources, as of this version of the hub's.
-    sources: Vec<Arc<SourceInfo>>,
+    sources: Vec<Followed>,
     version: u64,
-    tracks: Vec<Track>,
     /// Gaps to be told next, by source; `None` is all of them. They are before the client's cursor.
     gaps: Vec<(Option<usize>, Gap)>,
     task: Task,
@@ -87,10 +59,6 @@ pub(super) struct CatchUp {
     readings: u32,
     /// The source whose log was read last.
     read_last: usize,
-    /// The sources whose logs were read to their ends, while their windows are not there yet.
-    at_tail: Vec<bool>,
-    /// How the client came to where it is in each source.
-    origins: Vec<Origin>,
     next_beat: Timestamp,
     /// Bytes to be sent next.
     out: Vec<u8>,
@@ -203,21 +171,20 @@ impl CatchUp {
             // The bridge's own ids can be read.
             Begin::Now | Begin::Unreadable => Cursor::from_id(state.id()).unwrap_or_else(|_| everywhere(&streams, &state, Point::Earliest)),
         };
-        let sources: Vec<_> = state.sources().map(|source| source.info().clone()).collect();
         let version = state.version();
-        let mut tracks = Vec::with_capacity(sources.len());
+        let mut sources = Vec::new();
         let early = is_early(&at, &streams, &state);
         for source in state.sources() {
             if let Some(tag) = source.tag().filter(|tag| !fresh && point(&at, *tag).is_none()) {
                 // One that came back and is not live yet tells it once it is.
                 if (if source.info().returned { source.warm() } else { !early }) && source.concerns(&filter) {
-                    gaps.push((Some(tracks.len()), Gap::UNKNOWN));
+                    gaps.push((Some(sources.len()), Gap::UNKNOWN));
                 }
                 if let Some(began) = source.began().filter(|_| early && source.warm()) {
                     at.durable.push((tag, began.position.map_or(Point::Earliest, Point::At)));
                 }
             }
-            tracks.push(match source.tag() {
+            let track = match source.tag() {
                 None => Track::Volatile,
                 Some(tag) if !fresh && point(&at, tag).is_some() => Track::Pending,
                 // New to this client: from now on.
@@ -228,34 +195,15 @@ impl CatchUp {
                     Track::Follow(state.seq())
                 }
                 Some(_) => Track::Fresh,
-            });
+            };
+            sources.push(Followed::new(source.info().clone(), track));
         }
         let volatile = fresh.then(|| state.seq());
         drop(state);
         let client = Client { at, last_id: Vec::new(), scratch: Vec::new(), events: 0 };
         let next_beat = now.after(streams.settings.heartbeat);
-        let (covered, at_tail, origins, task) =
-            (vec![0; tracks.len()], vec![false; tracks.len()], vec![Origin::Id; tracks.len()], Task::Nothing);
-        let (readings, read_last, out) = (0, usize::MAX, Vec::new());
-        Self {
-            streams,
-            filter,
-            client,
-            volatile,
-            covered,
-            wanted,
-            sources,
-            version,
-            tracks,
-            gaps,
-            task,
-            readings,
-            read_last,
-            at_tail,
-            origins,
-            next_beat,
-            out,
-        }
+        let (task, readings, read_last, out) = (Task::Nothing, 0, usize::MAX, Vec::new());
+        Self { streams, filter, client, volatile, wanted, sources, version, gaps, task, readings, read_last, next_beat, out }
     }
 
     /// It is sent something else from now on.
@@ -319,7 +267,7 @@ impl CatchUp {
     }
 
     fn tag(&self, source: usize) -> Option<Tag> {
-        self.sources[source].tag
+        self.sources[source].info.tag
     }
 
     fn point(&self, source: usize) -> Option<Point> {
@@ -337,8 +285,8 @@ impl CatchUp {
             return;
         }
         for source in 0..self.sources.len() {
-            if state.source(self.sources[source].key).is_none() {
-                self.tracks[source] = Track::Gone;
+            if state.source(self.sources[source].info.key).is_none() {
+                self.sources[source].track = Track::Gone;
                 self.end_history(source);
                 if let Task::Newest(newest) = &mut self.task {
                     newest.forget(source);
@@ -347,7 +295,7 @@ impl CatchUp {
         }
         let mut late = Vec::new();
         for of in state.sources() {
-            if self.sources.iter().any(|known| known.key == of.info().key) {
+            if self.sources.iter().any(|known| known.info.key == of.info().key) {
                 continue;
             }
             let track = match of.tag() {
@@ -371,21 +319,13 @@ impl CatchUp {
                     Track::Fresh
                 }
             };
-            let place = self.tracks.iter().position(|track| *track == Track::Gone).unwrap_or(self.tracks.len());
-            if place == self.tracks.len() {
-                self.sources.push(of.info().clone());
-                self.tracks.push(track);
-                self.covered.push(0);
-                self.at_tail.push(false);
-                self.origins.push(Origin::Id);
-            } else {
-                self.sources[place] = of.info().clone();
-                self.tracks[place] = track;
-                self.covered[place] = 0;
-                (self.at_tail[place], self.origins[place]) = (false, Origin::Id);
+            let followed = Followed::new(of.info().clone(), track);
+            match self.sources.iter_mut().find(|of| of.track == Track::Gone) {
+                Some(gone) => *gone = followed,
+                None => self.sources.push(followed),
             }
         }
-        let place = |key| self.sources.iter().position(|known| known.key == key);
+        let place = |key| self.sources.iter().position(|known| known.info.key == key);
         self.gaps.extend(late.into_iter().map(|key| (place(key), Gap::UNKNOWN)));
     }
 
@@ -408,7 +348,7 @@ impl CatchUp {
                 newest.scan(&state, &self.sources, &self.filter, self.streams.settings.scan);
             } else if !self.pick(&state, &mut picked) {
                 windows = Windows::Behind;
-                if self.tracks.iter().all(|t| *t != Track::Pending) && self.volatile.is_some() {
+                if self.sources.iter().all(|of| of.track != Track::Pending) && self.volatile.is_some() {
                     let (seat, offset) = hub.join(&mut state, &self.filter);
                     windows = Windows::Live(seat, offset, state.id().clone());
                 }
@@ -437,13 +377,13 @@ impl CatchUp {
             let first = fronts.iter_mut().filter_map(|(source, entries)| Some((entries.peek()?.seq, *source, entries)));
             let Some((_, source, entries)) = first.min_by_key(|(seq, ..)| *seq) else { return false };
             let Some(entry) = entries.next() else { return false };
-            match &mut self.tracks[source] {
+            match &mut self.sources[source].track {
                 Track::Follow(seq) => *seq = entry.seq,
                 _ => self.volatile = Some(entry.seq),
             }
             let wanted = match entry.encoded.subject() {
                 Some(subject) => self.filter.matches(subject),
-                None => self.sources[source].concerns(&self.filter),
+                None => self.sources[source].info.concerns(&self.filter),
             };
             let encoded = wanted.then(|| entry.encoded.clone());
             bytes += encoded.as_ref().map_or(0, |encoded| encoded.body(self.filter.form()).len());
@@ -455,12 +395,12 @@ impl CatchUp {
     /// What the client is still to get of each window that is followed. Under one lock the windows don't change.
     fn fronts<'a>(&mut self, state: &'a State) -> Vec<(usize, Peekable<impl Iterator<Item = &'a Entry> + use<'a>>)> {
         let mut fronts = Vec::with_capacity(self.sources.len());
-        for (source, of) in followed(&self.sources, state) {
-            let window = of.window();
-            let after = match (self.tracks[source], self.volatile) {
+        for (source, of) in self.sources.iter_mut().enumerate() {
+            let Some(window) = state.source(of.info.key).map(Source::window) else { continue };
+            let after = match (of.track, self.volatile) {
                 (Track::Follow(seq), _) if window.floor() > seq => {
                     // The window has moved on beyond this client: the broker still has it.
-                    self.tracks[source] = Track::Pending;
+                    of.track = Track::Pending;
                     continue;
                 }
                 (Track::Follow(seq), _) | (Track::Volatile, Some(seq)) => seq,
@@ -477,22 +417,20 @@ impl CatchUp {
         let mut end = None;
         // One sequence stands for all volatile sources: it may not pass what another one still has for the client.
         let mut next = u64::MAX;
-        for (source, of) in followed(&self.sources, state) {
-            if self.tracks[source] != Track::Volatile {
-                continue;
-            }
-            let window = of.window();
+        for (source, of) in self.sources.iter_mut().enumerate().filter(|(_, of)| of.track == Track::Volatile) {
+            let Some(there) = state.source(of.info.key) else { continue };
+            let window = there.window();
             next = next.min(window.after(after).next().map_or(u64::MAX, |entry| entry.seq));
-            let (floor, from) = (window.floor(), after.max(self.covered[source]));
-            if floor <= from || !of.concerns(&self.filter) {
+            let (floor, from) = (window.floor(), after.max(of.covered));
+            if floor <= from || !there.concerns(&self.filter) {
                 continue;
             }
             let to = window.after(floor).next().map_or(floor + 1, |entry| entry.seq);
             let from = Some(from).filter(|from| *from > 0);
             // The window of the source that this one has replaced is gone.
-            let reason = if after < of.replaced() { GapReason::Restart } else { GapReason::Retention };
+            let reason = if after < there.replaced() { GapReason::Restart } else { GapReason::Retention };
             self.gaps.push((Some(source), Gap { reason, from, to: Some(to), position: None }));
-            self.covered[source] = floor;
+            of.covered = floor;
             end = end.max(Some(floor));
         }
         self.volatile = Some(end.map_or(after, |end| end.min(next - 1).max(after)));
@@ -535,15 +473,10 @@ impl CatchUp {
             } else if source.is_some() {
                 frame::id_line(&mut self.out, before.to_id().as_bytes());
             }
-            let name = source.map_or("*", |source| self.sources[source].name.as_str());
+            let name = source.map_or("*", |source| self.sources[source].info.name.as_str());
             frame::gap(&mut self.out, name, &gap);
         }
     }
-}
-
-/// Of the sources of a client, by their places there, those that there still are.
-fn followed<'a>(sources: &[Arc<SourceInfo>], state: &'a State) -> impl Iterator<Item = (usize, &'a Source)> {
-    sources.iter().enumerate().filter_map(|(place, info)| Some((place, state.source(info.key)?)))
 }
 
 /// Whether a source that this cursor lacks was not live yet when it was made. A cursor of another process may have been made while

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{CatchUp, Origin, Task, Track, followed};
+use super::followed::{Followed, Origin, Track, followed};
+use super::{CatchUp, Task};
 use crate::cursor::{Point, Position};
 use crate::event::{Event, Gap, GapReason, Message, SourceKey};
 use crate::frame;
@@ -47,9 +48,9 @@ impl CatchUp {
         let windows_only = |s: usize| self.point(s) == Some(Point::Last) && !self.keeps_last(s);
         let warm = followed(&self.sources, &state).filter(|(_, of)| of.warm()).map(|(source, _)| source);
         // The windows of those that are at their logs' ends need not be there yet: the others come first.
-        let pending = warm.filter(|source| self.tracks[*source] == Track::Pending && !windows_only(*source));
+        let pending = warm.filter(|source| self.sources[*source].track == Track::Pending && !windows_only(*source));
         // And each comes in its turn.
-        let chosen = pending.min_by_key(|source| (self.at_tail[*source], *source <= self.read_last, *source));
+        let chosen = pending.min_by_key(|source| (self.sources[*source].at_tail, *source <= self.read_last, *source));
         drop(state);
         if let Some(source) = chosen {
             self.readings = self.readings.wrapping_add(1);
@@ -61,12 +62,12 @@ impl CatchUp {
     /// What is to be read.
     pub(super) fn history(&self) -> Option<history::Request> {
         let Task::History(Reading { source, number, .. }) = self.task else { return None };
-        Some(history::Request { source: self.sources[source].key, number, from: self.point(source)? })
+        Some(history::Request { source: self.sources[source].info.key, number, from: self.point(source)? })
     }
 
     /// Whether the broker can say the newest message of each subject of this source, as clients see these.
     pub(super) fn keeps_last(&self, source: usize) -> bool {
-        let key = self.sources[source].key;
+        let key = self.sources[source].info.key;
         self.streams.histories.keeps_last(key) && self.streams.router(key).is_some_and(|router| !router.splits())
     }
 
@@ -97,14 +98,14 @@ impl CatchUp {
         let hub = self.streams.hub.clone();
         self.follow_sources(&hub.state());
         let Task::History(Reading { source, .. }) = self.task else { return items.clear() };
-        let Some(router) = self.streams.router(self.sources[source].key) else { return items.clear() };
-        if !items.is_empty() && self.origins[source] == Origin::Id {
-            self.origins[source] = Origin::Log;
+        let Some(router) = self.streams.router(self.sources[source].info.key) else { return items.clear() };
+        if !items.is_empty() && self.sources[source].origin == Origin::Id {
+            self.sources[source].origin = Origin::Log;
         }
         for item in items.drain(..) {
             match item {
                 Item::Message(message) => self.read_message(source, &router, message),
-                Item::Gap(gap) => self.read_gap(source, self.sources[source].concerns(&self.filter), &gap),
+                Item::Gap(gap) => self.read_gap(source, self.sources[source].info.concerns(&self.filter), &gap),
                 Item::Oversized(message) => {
                     let gap = Gap::oversized(message.position);
                     let wanted = router.route(message).is_some_and(|event| self.filter.matches(event.subject.as_str()));
@@ -129,7 +130,7 @@ impl CatchUp {
         }
         if let Some(position) = position {
             self.move_to(source, Point::At(position));
-            self.origins[source] = Origin::Log;
+            self.sources[source].origin = Origin::Log;
         }
         if let Some(event) = event {
             self.client.events += 1;
@@ -152,7 +153,7 @@ impl CatchUp {
             return;
         }
         if gap.reason == GapReason::Reset {
-            self.origins[source] = Origin::NewLog;
+            self.sources[source].origin = Origin::NewLog;
         }
         match gap.position {
             // What was kept of the newest events is sent at the tail: until then all are still wanted.
@@ -164,7 +165,7 @@ impl CatchUp {
         }
         if wanted {
             self.client.write_id(&mut self.out);
-            frame::gap(&mut self.out, self.sources[source].name.as_str(), gap);
+            frame::gap(&mut self.out, self.sources[source].info.name.as_str(), gap);
         }
     }
 
@@ -174,7 +175,7 @@ impl CatchUp {
             self.write_last();
         }
         if position.is_some_and(|position| position.check.is_some()) {
-            self.origins[source] = Origin::Log;
+            self.sources[source].origin = Origin::Log;
         }
         match position {
             Some(position) => self.move_to(source, Point::At(position)),
@@ -185,14 +186,14 @@ impl CatchUp {
             self.client.write_id(&mut self.out);
             self.out.push(b'\n');
         }
-        self.at_tail[source] = true;
-        if self.tracks.iter().zip(&self.at_tail).any(|(track, at_tail)| *track == Track::Pending && !at_tail) {
+        self.sources[source].at_tail = true;
+        if self.sources.iter().any(Followed::is_to_be_read) {
             self.end_history(source);
         }
     }
 
     fn body(&self, source: usize, event: &Event) -> Vec<u8> {
-        let origin = frame::Origin { source: self.sources[source].name.as_str(), epoch: self.streams.hub.epoch(), seq: 0 };
+        let origin = frame::Origin { source: self.sources[source].info.name.as_str(), epoch: self.streams.hub.epoch(), seq: 0 };
         let mut body = Vec::new();
         frame::body(&mut body, event, self.filter.form(), origin);
         body

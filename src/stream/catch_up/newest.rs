@@ -1,13 +1,13 @@
 //! `since=last` in the windows: the newest event of each subject.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use super::broker::Reading;
-use super::{CatchUp, Task, Track};
+use super::followed::{Followed, Track};
+use super::{CatchUp, Task};
 use crate::cursor::{Point, Position};
 use crate::frame::{self, Encoded, Kind};
-use crate::hub::{Filter, SourceInfo, State};
+use crate::hub::{Filter, State};
 
 /// Looking for the newest event of each subject in the windows, newest first.
 pub(super) struct Newest {
@@ -37,9 +37,9 @@ impl Newest {
         self.sources.retain(|(of, _)| *of != source);
     }
 
-    pub(super) fn scan(&mut self, state: &State, infos: &[Arc<SourceInfo>], filter: &Filter, most: usize) {
+    pub(super) fn scan(&mut self, state: &State, followed: &[Followed], filter: &Filter, most: usize) {
         for _ in 0..most {
-            let windows = self.sources.iter().filter_map(|(source, _)| Some(state.source(infos[*source].key)?.window()));
+            let windows = self.sources.iter().filter_map(|(source, _)| Some(state.source(followed[*source].info.key)?.window()));
             let next = windows.filter_map(|window| window.before(self.below).next()).max_by_key(|e| e.seq);
             let Some(entry) = next else {
                 self.scanned = true;
@@ -60,7 +60,7 @@ impl Newest {
 
 impl CatchUp {
     pub(super) fn look_for_newest(&mut self, state: &State, volatile: bool, sources: Vec<usize>) {
-        let head = |source: usize| state.source(self.sources[source].key).and_then(|of| of.window().head());
+        let head = |source: usize| state.source(self.sources[source].info.key).and_then(|of| of.window().head());
         let sources = sources.into_iter().map(|source| (source, head(source))).collect();
         let (top, below) = (state.seq(), state.seq() + 1);
         let interrupted = match std::mem::replace(&mut self.task, Task::Nothing) {
@@ -92,11 +92,11 @@ impl CatchUp {
         if volatile {
             self.follow_volatile(top);
             for (source, _) in sources {
-                self.covered[source] = top;
+                self.sources[source].covered = top;
             }
         } else {
             for (source, head) in sources {
-                self.tracks[source] = Track::Follow(top);
+                self.sources[source].track = Track::Follow(top);
                 self.move_to(source, head.map_or(Point::Earliest, Point::At));
             }
         }

@@ -1,7 +1,8 @@
 //! Where a client is in the windows, and what it has lost on the way there.
 
 use super::broker::Reading;
-use super::{CatchUp, Origin, Task, Track, followed};
+use super::followed::{Followed, Origin, Track, followed};
+use super::{CatchUp, Task};
 use crate::cursor::{Point, Position};
 use crate::event::{Gap, GapReason, Timestamp};
 use crate::hub::{Place, Source, State};
@@ -12,23 +13,23 @@ impl CatchUp {
         if self.volatile.is_none() && !matches!(self.task, Task::Newest(_)) {
             self.resolve_volatile(state);
         }
-        for source in 0..self.tracks.len() {
-            let Some(of) = state.source(self.sources[source].key) else { continue };
-            match self.tracks[source] {
+        for source in 0..self.sources.len() {
+            let Some(of) = state.source(self.sources[source].info.key) else { continue };
+            match self.sources[source].track {
                 Track::Fresh if of.warm() => {
                     if of.info().returned && of.concerns(&self.filter) {
                         self.gaps.push((Some(source), Gap::UNKNOWN));
                     }
                     let began = of.began();
-                    self.tracks[source] = Track::Follow(began.map_or(state.seq(), |b| b.seq));
+                    self.sources[source].track = Track::Follow(began.map_or(state.seq(), |b| b.seq));
                     let position = began.and_then(|b| b.position);
                     self.move_to(source, position.map_or(Point::Earliest, Point::At));
                 }
                 Track::Pending if of.warm() => self.resolve_pending(source, of, state),
                 _ => continue,
             }
-            if self.tracks[source] != Track::Pending {
-                (self.at_tail[source], self.origins[source]) = (false, Origin::Id);
+            if self.sources[source].track != Track::Pending {
+                (self.sources[source].at_tail, self.sources[source].origin) = (false, Origin::Id);
                 self.end_history(source);
             }
         }
@@ -38,19 +39,18 @@ impl CatchUp {
     /// A log that was read to its end and has grown since is read on, even while another one, read to its end too, waits for
     /// its window.
     fn let_another_be_read(&mut self, state: &State) {
-        for source in 0..self.tracks.len() {
-            let Some(of) = state.source(self.sources[source].key).filter(|_| self.at_tail[source]) else { continue };
+        for source in 0..self.sources.len() {
+            let Some(of) = state.source(self.sources[source].info.key).filter(|_| self.sources[source].at_tail) else { continue };
             let grown = match (of.window().head(), self.point(source)) {
                 (Some(head), Some(Point::At(at))) => head.seq > at.seq,
                 (head, Some(Point::Earliest)) => head.is_some(),
                 _ => false,
             };
-            self.at_tail[source] &= !grown || self.is_reading(source);
+            self.sources[source].at_tail &= !grown || self.is_reading(source);
         }
-        let waits = |source: usize| self.tracks[source] == Track::Pending && !self.at_tail[source];
         if let Task::History(Reading { source, .. }) = self.task
-            && self.at_tail[source]
-            && (0..self.tracks.len()).any(waits)
+            && self.sources[source].at_tail
+            && self.sources.iter().any(Followed::is_to_be_read)
         {
             self.end_history(source);
         }
@@ -58,7 +58,6 @@ impl CatchUp {
 
     pub(super) fn resolve_volatile(&mut self, state: &State) {
         let volatile = || followed(&self.sources, state).filter(|(_, s)| s.tag().is_none());
-        let floors = |covered: &mut Vec<u64>| volatile().for_each(|(n, s)| covered[n] = s.window().floor());
         let seq = match self.client.at.volatile {
             Point::At(p) if self.client.at.epoch == self.streams.hub.epoch() && p.seq <= state.seq() => p.seq,
             Point::At(p) => {
@@ -66,11 +65,11 @@ impl CatchUp {
                 for (source, _) in volatile().filter(|(_, s)| s.concerns(&self.filter)) {
                     self.gaps.push((Some(source), Gap { reason: GapReason::Restart, from: Some(p.seq), to: None, position: None }));
                 }
-                floors(&mut self.covered);
+                self.cover_floors(state);
                 0
             }
             Point::Earliest => {
-                floors(&mut self.covered);
+                self.cover_floors(state);
                 0
             }
             Point::Since(millis) => {
@@ -84,8 +83,8 @@ impl CatchUp {
                         self.gaps.push((Some(source), gap));
                     }
                 }
-                floors(&mut self.covered);
                 let first = volatile().filter_map(|(_, s)| s.window().after(0).find(|e| e.time >= time)).map(|e| e.seq).min();
+                self.cover_floors(state);
                 first.map_or(state.seq(), |seq| seq - 1)
             }
             Point::Last => {
@@ -94,6 +93,15 @@ impl CatchUp {
             }
         };
         self.follow_volatile(seq);
+    }
+
+    /// No loss of what the windows of volatile sources have dropped so far is left to be told.
+    fn cover_floors(&mut self, state: &State) {
+        for of in &mut self.sources {
+            if let Some(source) = state.source(of.info.key).filter(|source| source.tag().is_none()) {
+                of.covered = source.window().floor();
+            }
+        }
     }
 
     /// From now on the volatile sources are followed in the windows, behind this sequence.
@@ -106,7 +114,7 @@ impl CatchUp {
     /// Whether the window may still hold a log that is gone: the client has read that its log is new, and of the new one no message
     /// whose check could be compared. What the window has beyond the client's place is read from the broker then.
     fn may_be_old(&self, source: usize, of: &Source, at: Option<u64>) -> bool {
-        self.origins[source] == Origin::NewLog && of.window().head().map(|head| head.seq) != at
+        self.sources[source].origin == Origin::NewLog && of.window().head().map(|head| head.seq) != at
     }
 
     fn resolve_pending(&mut self, source: usize, of: &Source, state: &State) {
@@ -114,23 +122,23 @@ impl CatchUp {
         match at {
             Point::At(position) => match of.window().find(position) {
                 Place::After(_) if self.may_be_old(source, of, Some(position.seq)) => {}
-                Place::After(seq) => self.tracks[source] = Track::Follow(seq),
+                Place::After(seq) => self.sources[source].track = Track::Follow(seq),
                 Place::Outside => {}
                 // What was read is the broker's log of now: then it is the window that still holds an old one.
-                Place::Other if self.is_reading(source) || self.origins[source] != Origin::Id => {}
+                Place::Other if self.is_reading(source) || self.sources[source].origin != Origin::Id => {}
                 Place::Other => {
                     if of.concerns(&self.filter) {
                         let gap = Gap { reason: GapReason::Reset, from: Some(position.seq), to: None, position: None };
                         self.gaps.push((Some(source), gap));
                     }
                     self.end_history(source);
-                    self.streams.histories.outdate(self.sources[source].key);
+                    self.streams.histories.outdate(self.sources[source].info.key);
                     self.move_to(source, Point::Earliest);
                 }
             },
             Point::Earliest => {
                 if let Some(seq) = of.whole().filter(|_| !self.may_be_old(source, of, None)) {
-                    self.tracks[source] = Track::Follow(seq);
+                    self.sources[source].track = Track::Follow(seq);
                 }
             }
             Point::Since(millis) => {
@@ -140,7 +148,7 @@ impl CatchUp {
                     None => of.window().since(time),
                 };
                 if let Some(seq) = seq {
-                    self.tracks[source] = Track::Follow(seq.min(state.seq()));
+                    self.sources[source].track = Track::Follow(seq.min(state.seq()));
                 }
             }
             Point::Last => {
