@@ -23,7 +23,7 @@ impl Publisher {
                 let was_warm = std::mem::replace(&mut self.feeds[source].warm, true);
                 self.stand(source, position);
                 self.entries.push(Pushed::Warm(self.seq, position));
-                if !was_warm && self.feeds[source].info.returned {
+                if !was_warm && self.feeds[source].info.returned() {
                     let entry = self.entry_of(source, None, &Gap::UNKNOWN, now);
                     self.entries.push(Pushed::Told(entry));
                 }

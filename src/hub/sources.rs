@@ -3,6 +3,7 @@
 //! Both sides of the hub know a source by its [`SourceKey`]: `Publisher` has its `Feed`, `State` its window.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::BytesMut;
 
@@ -10,7 +11,7 @@ use super::{Concerns, Feed, Filter, Hub, Publisher, SourceSpec, State, Window};
 use crate::cursor::{Point, Position, Tag};
 use crate::event::{SourceKey, SourceName, Timestamp};
 
-/// What never changes of a source.
+/// What both sides know of a source.
 #[derive(Debug)]
 pub struct SourceInfo {
     /// Its key.
@@ -21,9 +22,8 @@ pub struct SourceInfo {
     pub tag: Option<Tag>,
     /// Whether it is one of several logs of a source.
     pub part: bool,
-    /// Whether it may be one that was there before, by this name or by another: what came in between is then in no window. Never
-    /// of one without a log.
-    pub returned: bool,
+    /// See [`SourceInfo::returned`].
+    returned: AtomicBool,
     concerns: Concerns,
 }
 
@@ -52,7 +52,7 @@ pub struct Began {
 }
 
 impl Source {
-    /// What never changes of it.
+    /// What both sides know of it.
     #[must_use]
     pub fn info(&self) -> &Arc<SourceInfo> {
         &self.info
@@ -103,6 +103,18 @@ impl Source {
 }
 
 impl SourceInfo {
+    /// Whether it may be one that was there before, by this name or by another, or before this process: then a client whose id has
+    /// no point of it may have missed events that are in no window. Never of one without a log.
+    #[must_use]
+    pub fn returned(&self) -> bool {
+        self.returned.load(Ordering::Relaxed)
+    }
+
+    /// A client that had a place in its log has an id without one from now on. Called before it is live.
+    pub(crate) fn note_returned(&self) {
+        self.returned.store(true, Ordering::Relaxed);
+    }
+
     /// Whether a loss of its events concerns somebody with this filter.
     #[must_use]
     pub fn concerns(&self, filter: &Filter) -> bool {
@@ -146,10 +158,11 @@ impl Publisher {
     }
 
     /// Whether a source of this name may be one that was there before: it has the name of one that was removed, or one was
-    /// removed whose name none has now.
+    /// removed whose name none has now. What is known of one log of a source holds for those that are found later.
     fn returns(&self, name: &SourceName) -> bool {
+        let known = |feed: &Feed| feed.info.name == *name && feed.info.returned();
         let is_there = |of: &SourceName| self.feeds.iter().any(|(_, feed)| feed.info.name == *of);
-        self.retired.keys().any(|of| of == name || !is_there(of))
+        self.retired.keys().any(|of| of == name || !is_there(of)) || self.feeds.iter().any(|(_, feed)| known(feed))
     }
 
     /// Adds a source to both sides. A durable one that `goes_on` is live at once.
@@ -158,7 +171,7 @@ impl Publisher {
         let SourceSpec { name, tag, part, concerns } = spec;
         let durable = tag.is_some();
         let key = SourceKey::new(self.feeds.vacant_key() as u32, self.generation);
-        let info = Arc::new(SourceInfo { key, name, tag, part, returned: durable && returned, concerns });
+        let info = Arc::new(SourceInfo { key, name, tag, part, returned: (durable && returned).into(), concerns });
         let warm = !durable || goes_on;
         let head = window.head();
         let start = (durable && goes_on).then_some(Began { seq: self.seq, position: head });
@@ -257,7 +270,7 @@ impl Hub {
         }
         let gone = p.remove(&mut state, old);
         // Of one that was never live, nobody has a place.
-        let returned = gone.as_ref().is_none_or(|of| of.warm || of.info.returned || of.info.tag != spec.tag);
+        let returned = gone.as_ref().is_none_or(|of| of.warm || of.info.returned() || of.info.tag != spec.tag);
         let mut window = Window::default();
         let mut point = None;
         if let Some(Feed { info, warm, .. }) = gone

@@ -371,6 +371,10 @@ impl Judge {
             return Ok(());
         }
         let Some(point) = self.point(id, source) else {
+            // Of what does not concern it, an id knows nothing before the source is live.
+            if !self.concerned[source] {
+                self.logs[source].forget();
+            }
             let before = self.logs[source].point;
             return if before.is_none() { Ok(()) } else { Err(format!("its id lost where it was: {before:?}")) };
         };

@@ -177,7 +177,7 @@ impl CatchUp {
         for source in state.sources() {
             if let Some(tag) = source.tag().filter(|tag| !fresh && point(&at, *tag).is_none()) {
                 // One that came back and is not live yet tells it once it is.
-                if (if source.info().returned { source.warm() } else { !early }) && source.concerns(&filter) {
+                if (if source.info().returned() { source.warm() } else { !early }) && source.concerns(&filter) {
                     gaps.push((Some(sources.len()), Gap::UNKNOWN));
                 }
                 if let Some(began) = source.began().filter(|_| early && source.warm()) {
@@ -196,7 +196,7 @@ impl CatchUp {
                 }
                 Some(_) => Track::Fresh,
             };
-            sources.push(Followed::new(source.info().clone(), track));
+            sources.push(Followed::new(source.info().clone(), track, &filter));
         }
         let volatile = fresh.then(|| state.seq());
         drop(state);
@@ -212,6 +212,9 @@ impl CatchUp {
             return;
         }
         self.filter = filter;
+        for of in &mut self.sources {
+            of.concerned = of.info.concerns(&self.filter);
+        }
         // What is read of a log may have been chosen by the filter. The newest of each subject are not read twice.
         if let Task::History(Reading { source, .. }) = self.task
             && self.point(source) != Some(Point::Last)
@@ -319,7 +322,7 @@ impl CatchUp {
                     Track::Fresh
                 }
             };
-            let followed = Followed::new(of.info().clone(), track);
+            let followed = Followed::new(of.info().clone(), track, &self.filter);
             match self.sources.iter_mut().find(|of| of.track == Track::Gone) {
                 Some(gone) => *gone = followed,
                 None => self.sources.push(followed),
@@ -349,6 +352,7 @@ impl CatchUp {
             } else if !self.pick(&state, &mut picked) {
                 windows = Windows::Behind;
                 if self.sources.iter().all(|of| of.track != Track::Pending) && self.volatile.is_some() {
+                    self.leave_points(&state);
                     let (seat, offset) = hub.join(&mut state, &self.filter);
                     windows = Windows::Live(seat, offset, state.id().clone());
                 }
@@ -383,7 +387,7 @@ impl CatchUp {
             }
             let wanted = match entry.encoded.subject() {
                 Some(subject) => self.filter.matches(subject),
-                None => self.sources[source].info.concerns(&self.filter),
+                None => self.sources[source].concerned,
             };
             let encoded = wanted.then(|| entry.encoded.clone());
             bytes += encoded.as_ref().map_or(0, |encoded| encoded.body(self.filter.form()).len());
@@ -398,7 +402,7 @@ impl CatchUp {
         for (source, of) in self.sources.iter_mut().enumerate() {
             let Some(window) = state.source(of.info.key).map(Source::window) else { continue };
             let after = match (of.track, self.volatile) {
-                (Track::Follow(seq), _) if window.floor() > seq => {
+                (Track::Follow(seq), _) if window.floor() > seq && of.concerned => {
                     // The window has moved on beyond this client: the broker still has it.
                     of.track = Track::Pending;
                     continue;
@@ -422,7 +426,7 @@ impl CatchUp {
             let window = there.window();
             next = next.min(window.after(after).next().map_or(u64::MAX, |entry| entry.seq));
             let (floor, from) = (window.floor(), after.max(of.covered));
-            if floor <= from || !there.concerns(&self.filter) {
+            if floor <= from || !of.concerned {
                 continue;
             }
             let to = window.after(floor).next().map_or(floor + 1, |entry| entry.seq);
@@ -442,9 +446,11 @@ impl CatchUp {
             let tag = self.tag(source);
             if tag.is_none() {
                 self.client.at.volatile = Point::At(Position::unverified(seq));
-            } else {
+            } else if self.sources[source].concerned {
                 // A log that was made anew and knows no position yet is at its very beginning.
                 self.client.move_to(tag, position.map_or(Point::Earliest, Point::At));
+            } else {
+                self.pass(source, position);
             }
             if let Some(encoded) = encoded {
                 self.client.events += u64::from(encoded.subject().is_some());

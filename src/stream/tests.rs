@@ -15,6 +15,8 @@ use crate::source::http::{self, Http};
 use crate::source::{Adapter, Connection, Item, SourceError, Start};
 use crate::subject::Pattern;
 
+mod unconcerned;
+
 /// Streams of a hub with one source, `demo`, that has no log.
 pub(crate) fn demo(window: usize) -> Arc<Streams> {
     let hub = Hub::new(Limits { bytes: window, age: Duration::from_secs(60) }, 1);

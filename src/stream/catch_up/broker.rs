@@ -105,7 +105,7 @@ impl CatchUp {
         for item in items.drain(..) {
             match item {
                 Item::Message(message) => self.read_message(source, &router, message),
-                Item::Gap(gap) => self.read_gap(source, self.sources[source].info.concerns(&self.filter), &gap),
+                Item::Gap(gap) => self.read_gap(source, self.sources[source].concerned, &gap),
                 Item::Oversized(message) => {
                     let gap = Gap::oversized(message.position);
                     let wanted = router.route(message).is_some_and(|event| self.filter.matches(event.subject.as_str()));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::hub::{Source, SourceInfo, State};
+use crate::hub::{Filter, Source, SourceInfo, State};
 
 /// How a client follows one source.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,6 +34,8 @@ pub(super) enum Origin {
 /// See the module.
 pub(super) struct Followed {
     pub(super) info: Arc<SourceInfo>,
+    /// Whether it can have anything for the client. The log of one that cannot is neither read nor waited for.
+    pub(super) concerned: bool,
     pub(super) track: Track,
     /// For a volatile source, the sequence up to which no loss is left to be told.
     pub(super) covered: u64,
@@ -43,13 +45,14 @@ pub(super) struct Followed {
 }
 
 impl Followed {
-    pub(super) fn new(info: Arc<SourceInfo>, track: Track) -> Self {
-        Self { info, track, covered: 0, at_tail: false, origin: Origin::Id }
+    pub(super) fn new(info: Arc<SourceInfo>, track: Track, filter: &Filter) -> Self {
+        let concerned = info.concerns(filter);
+        Self { info, concerned, track, covered: 0, at_tail: false, origin: Origin::Id }
     }
 
     /// Whether something of its log is still to be read for the client.
     pub(super) fn is_to_be_read(&self) -> bool {
-        self.track == Track::Pending && !self.at_tail
+        self.track == Track::Pending && self.concerned && !self.at_tail
     }
 }
 

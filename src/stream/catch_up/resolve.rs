@@ -2,7 +2,7 @@
 
 use super::broker::Reading;
 use super::followed::{Followed, Origin, Track, followed};
-use super::{CatchUp, Task};
+use super::{CatchUp, Task, Wanted};
 use crate::cursor::{Point, Position};
 use crate::event::{Gap, GapReason, Timestamp};
 use crate::hub::{Place, Source, State};
@@ -15,9 +15,17 @@ impl CatchUp {
         }
         for source in 0..self.sources.len() {
             let Some(of) = state.source(self.sources[source].info.key) else { continue };
+            if !self.sources[source].concerned {
+                self.resolve_unconcerned(source, of, state);
+                continue;
+            }
+            if self.sources[source].track == Track::Fresh && self.point(source).is_some() {
+                // It did not concern the client so far.
+                self.sources[source].track = Track::Pending;
+            }
             match self.sources[source].track {
                 Track::Fresh if of.warm() => {
-                    if of.info().returned && of.concerns(&self.filter) {
+                    if of.info().returned() {
                         self.gaps.push((Some(source), Gap::UNKNOWN));
                     }
                     let began = of.began();
@@ -34,6 +42,40 @@ impl CatchUp {
             }
         }
         self.let_another_be_read(state);
+    }
+
+    /// A source that can have nothing for the client is followed from its window's end on, or from when it becomes live.
+    fn resolve_unconcerned(&mut self, source: usize, of: &Source, state: &State) {
+        match self.sources[source].track {
+            Track::Pending | Track::Fresh if of.warm() => {
+                self.sources[source].track = Track::Follow(state.seq());
+                self.pass(source, of.window().head());
+            }
+            Track::Pending => self.sources[source].track = Track::Fresh,
+            _ => {}
+        }
+    }
+
+    /// The client needs nothing of a source up to this position: its point moves there, as a live stream's does. It does not go
+    /// back, as another replica may have been farther in the log.
+    pub(super) fn pass(&mut self, source: usize, to: Option<Position>) {
+        let ahead = matches!(self.point(source), Some(Point::At(at)) if to.is_none_or(|to| to.seq < at.seq));
+        if !ahead {
+            self.move_to(source, to.map_or(Point::Earliest, Point::At));
+        }
+    }
+
+    /// The client is about to be live. The ids of live streams are the bridge's, which have no point of a source that is not live
+    /// yet. If the client has one and comes back with a filter that the source concerns, it has to be told that its place is lost.
+    pub(super) fn leave_points(&self, state: &State) {
+        if !matches!(self.wanted, Wanted::Id) {
+            return;
+        }
+        for (source, of) in followed(&self.sources, state) {
+            if self.sources[source].track == Track::Fresh && self.point(source).is_some() {
+                of.info().note_returned();
+            }
+        }
     }
 
     /// A log that was read to its end and has grown since is read on, even while another one, read to its end too, waits for
@@ -127,10 +169,8 @@ impl CatchUp {
                 // What was read is the broker's log of now: then it is the window that still holds an old one.
                 Place::Other if self.is_reading(source) || self.sources[source].origin != Origin::Id => {}
                 Place::Other => {
-                    if of.concerns(&self.filter) {
-                        let gap = Gap { reason: GapReason::Reset, from: Some(position.seq), to: None, position: None };
-                        self.gaps.push((Some(source), gap));
-                    }
+                    let gap = Gap { reason: GapReason::Reset, from: Some(position.seq), to: None, position: None };
+                    self.gaps.push((Some(source), gap));
                     self.end_history(source);
                     self.streams.histories.outdate(self.sources[source].info.key);
                     self.move_to(source, Point::Earliest);
