@@ -334,8 +334,7 @@ impl CatchUp {
 
     /// Writes what the windows hold for the client.
     fn gather(&mut self) -> Windows {
-        let mut picked = Vec::new();
-        let mut windows = Windows::More;
+        let (mut picked, mut found, mut windows) = (Vec::new(), Vec::new(), Windows::More);
         let before = self.client.at.clone();
         {
             let hub = self.streams.hub.clone();
@@ -348,7 +347,7 @@ impl CatchUp {
                 return Windows::More;
             }
             if let Task::Newest(newest) = &mut self.task {
-                newest.scan(&state, &self.sources, &self.filter, self.streams.settings.scan);
+                found = newest.advance(&state, &self.sources, &self.filter, &self.streams.settings);
             } else if !self.pick(&state, &mut picked) {
                 windows = Windows::Behind;
                 if self.sources.iter().all(|of| of.track != Track::Pending) && self.volatile.is_some() {
@@ -359,7 +358,7 @@ impl CatchUp {
             }
         }
         self.write_picked(picked);
-        self.write_newest();
+        self.write_newest(found);
         if !self.gaps.is_empty() {
             self.write_gaps(&before);
         }

@@ -6,8 +6,9 @@ use super::broker::Reading;
 use super::followed::{Followed, Track};
 use super::{CatchUp, Task};
 use crate::cursor::{Point, Position};
-use crate::frame::{self, Encoded, Kind};
+use crate::frame::{Encoded, Form, Kind};
 use crate::hub::{Filter, State};
+use crate::stream::Settings;
 
 /// Looking for the newest event of each subject in the windows, newest first.
 pub(super) struct Newest {
@@ -19,8 +20,11 @@ pub(super) struct Newest {
     top: u64,
     /// Everything from this sequence on has been looked at.
     below: u64,
+    /// Subjects whose newest event was found; empty once all has been looked at.
     seen: HashSet<String>,
-    found: Vec<Encoded>,
+    /// Each found event's source and sequence, the oldest last. Their bytes stay the windows' own: each client that reads slowly
+    /// would keep a window of its own otherwise.
+    found: Vec<(usize, u64)>,
     scanned: bool,
     /// A log that was being read when this began: goes on behind it.
     interrupted: Option<Reading>,
@@ -37,12 +41,23 @@ impl Newest {
         self.sources.retain(|(of, _)| *of != source);
     }
 
-    pub(super) fn scan(&mut self, state: &State, followed: &[Followed], filter: &Filter, most: usize) {
+    /// Looks at the next entries or, once all have been looked at, takes what is sent next.
+    pub(super) fn advance(&mut self, state: &State, followed: &[Followed], filter: &Filter, settings: &Settings) -> Vec<Encoded> {
+        if self.scanned {
+            return self.take(state, followed, filter.form(), settings.piece);
+        }
+        self.scan(state, followed, filter, settings.scan);
+        Vec::new()
+    }
+
+    fn scan(&mut self, state: &State, followed: &[Followed], filter: &Filter, most: usize) {
         for _ in 0..most {
-            let windows = self.sources.iter().filter_map(|(source, _)| Some(state.source(followed[*source].info.key)?.window()));
-            let next = windows.filter_map(|window| window.before(self.below).next()).max_by_key(|e| e.seq);
-            let Some(entry) = next else {
+            let windows = self.sources.iter().filter_map(|(source, _)| Some((*source, state.source(followed[*source].info.key)?.window())));
+            let next = windows.filter_map(|(source, window)| Some((source, window.before(self.below).next()?)));
+            let Some((source, entry)) = next.max_by_key(|(_, entry)| entry.seq) else {
                 self.scanned = true;
+                self.seen = HashSet::new();
+                self.found.shrink_to_fit();
                 return;
             };
             self.below = entry.seq;
@@ -52,9 +67,24 @@ impl Newest {
                 && filter.matches(subject)
             {
                 self.seen.insert(subject.to_owned());
-                self.found.push(entry.encoded.clone());
+                self.found.push((source, entry.seq));
             }
         }
+    }
+
+    /// About `most` bytes of what was found. Leaves out what has left its window meanwhile: a client that came now would not get
+    /// it either.
+    fn take(&mut self, state: &State, followed: &[Followed], form: Form, most: usize) -> Vec<Encoded> {
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while bytes < most {
+            let Some((source, seq)) = self.found.pop() else { break };
+            let Some(of) = state.source(followed[source].info.key) else { continue };
+            if let Some(entry) = of.window().before(seq + 1).next().filter(|entry| entry.seq == seq) {
+                bytes += entry.encoded.body(form).len();
+                taken.push(entry.encoded.clone());
+            }
+        }
+        taken
     }
 }
 
@@ -71,20 +101,15 @@ impl CatchUp {
         self.task = Task::Newest(Newest { sources, volatile, top, below, seen, found, scanned: false, interrupted });
     }
 
-    /// Sends what the scan has found, once it is through. Until all of it is sent the client's id asks for it again.
-    pub(super) fn write_newest(&mut self) {
-        let Task::Newest(newest) = &mut self.task else { return };
-        if !newest.scanned {
-            return;
-        }
-        while let Some(encoded) = newest.found.pop() {
+    /// Sends what was taken of what the scan has found. Until all of it is sent the client's id asks for it again.
+    pub(super) fn write_newest(&mut self, taken: Vec<Encoded>) {
+        for encoded in taken {
             self.client.events += 1;
-            self.client.note_id();
-            frame::id_line(&mut self.out, &self.client.last_id);
+            self.client.write_id(&mut self.out);
             self.out.extend_from_slice(encoded.body(self.filter.form()));
-            if self.out.len() >= self.streams.settings.piece {
-                return;
-            }
+        }
+        if !matches!(&self.task, Task::Newest(newest) if newest.scanned && newest.found.is_empty()) {
+            return;
         }
         let Task::Newest(newest) = std::mem::replace(&mut self.task, Task::Nothing) else { return };
         let Newest { sources, volatile, top, interrupted, .. } = newest;

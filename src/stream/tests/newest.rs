@@ -1,0 +1,27 @@
+//! `since=last` from the windows.
+
+use super::*;
+
+#[test]
+fn newest_events_that_have_left_their_window_are_not_kept_for_a_client_that_reads_slowly() {
+    let now = Timestamp::from_micros(1_000_000);
+    let hub = Hub::new(Limits { bytes: 20_000, age: Duration::from_secs(60) }, 1);
+    // One event is a piece.
+    let streams = Streams::new(hub.clone(), histories(1), Settings { piece: 1, ..settings() });
+    let core = streams.add(source("core", volatile(">")), now);
+    let subjects: Vec<_> = (0..10).map(|n| format!("early.{n}")).collect();
+    hub.publish(core, &mut subjects.iter().map(|subject| named(subject, None)).collect(), now);
+    let mut stream = streams.open(Request { begin: Begin::At(Point::Last), ..request(">") }, now);
+    let mut text = String::new();
+    while !text.contains("early.1") {
+        let Step::Send(bytes) = stream.step(now) else { panic!("nothing is sent: {text}") };
+        text.push_str(std::str::from_utf8(&bytes).unwrap());
+    }
+    assert!(text.contains("early.0") && !text.contains("early.2"), "{text}");
+    (0..200).for_each(|_| drop(hub.publish(core, &mut vec![named("late", None)], now)));
+    assert!(hub.state().source(core).unwrap().window().floor() > 10);
+    let text = sent(&mut stream, now);
+    // What came later, and is lost too, is told.
+    assert!(!text.contains("early") && text.contains("\"data\":\"late\"") && text.matches("\"retention\"").count() == 1, "{text}");
+    assert!(stream.into_live().is_ok());
+}
