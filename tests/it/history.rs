@@ -116,6 +116,33 @@ async fn a_few_of_many_subjects_are_read_without_the_others() {
 }
 
 #[tokio::test]
+async fn logs_that_can_hold_nothing_for_a_client_are_neither_read_nor_waited_for() {
+    let nats = Nats::start().await;
+    let context = stream(&nats, Config::default()).await;
+    publish(&context, 2000, 100, |_| "state.a".into()).await;
+    context.create_stream(Config { name: "TRADES".into(), subjects: vec!["trades.>".into()], ..Config::default() }).await.unwrap();
+    publish(&context, 2000, 100, |_| "trades.a".into()).await;
+    let source = |name: &str, stream: &str, url: &str| {
+        format!(
+            "  {name}: {{ required: false, nats: {{ servers: [\"{url}\"], subjects: [\"{name}.>\"], jetstream: {{ stream: {stream} }} }} }}\n"
+        )
+    };
+    let others = source("trades", "TRADES", &nats.url()) + &source("down", "DOWN", "nats://127.0.0.1:1");
+    let bridge = Bridge::start(&(config(&nats, "window: { bytes: 64KiB }") + &others)).await;
+    bridge.source_is("trades", "up").await;
+    let mut sse = bridge.subscribe("subject=state.>&since=all").await;
+    assert_eq!(numbers(&sse.events(2000).await), (0..2000).collect::<Vec<_>>());
+    eventually("the stream to be live", async || {
+        let answer = bridge.http.get(bridge.admin_url("/streams")).send().await.unwrap();
+        (answer.json::<serde_json::Value>().await.unwrap()["streams"][0]["behind"] == 0).then_some(())
+    })
+    .await;
+    let read = async |source: &str| bridge.metric("brokercast_history_events_total", &[&format!("source=\"{source}\"")]).await;
+    assert!(read("state").await > 0.0);
+    assert_eq!(read("trades").await, 0.0);
+}
+
+#[tokio::test]
 async fn a_log_that_cannot_be_read_is_told_counted_and_logged() {
     let nats = Nats::start().await;
     let context = stream(&nats, Config { max_consumers: 1, ..Config::default() }).await;
