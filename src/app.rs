@@ -46,7 +46,7 @@ mod readings;
 mod reload;
 mod revocations;
 pub(crate) mod settings;
-mod sources;
+pub(crate) mod sources;
 mod system;
 mod watch;
 
@@ -55,7 +55,7 @@ use readings::Asked;
 use reload::{Orders, Reloader};
 use revocations::Follower;
 pub(crate) use settings::{Loaded, Settings, load};
-use sources::{All, SourceRuntime, Sources};
+use sources::{All, SourceRuntime, Sources, Tokio};
 use system::Signals;
 use watch::Watched;
 
@@ -264,7 +264,7 @@ impl Bridge {
         // Both ports first: nothing else has begun when one is taken.
         let ports = Ports::bind(&http)?;
         let streams = Streams::new(Hub::new(settings.window, in_range(0..=u32::MAX)), Histories::new(settings.histories), timing);
-        let sources = Sources::new(streams.clone(), settings.window);
+        let sources = Sources::new(streams.clone(), settings.window, Arc::new(Tokio));
         let (access, lines) = Access::new(origin.access);
         let access = Arc::new(access);
         access::follow(&streams, &access);

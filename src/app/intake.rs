@@ -39,6 +39,12 @@ impl Intake {
         Self { way: Mutex::new(Way { source, router }), hub, counts }
     }
 
+    /// What routes its messages at the moment.
+    #[cfg(test)]
+    pub(crate) fn router(&self) -> Arc<Router> {
+        self.way.lock().router.clone()
+    }
+
     /// Messages go by another router from now on, to the source that `replace` puts in the place of the one before. Between
     /// two batches, and only if `is_ready` says so then. Returns whether it did.
     pub(crate) fn reroute(&self, router: &Arc<Router>, is_ready: impl FnOnce() -> bool, replace: impl FnOnce() -> SourceKey) -> bool {

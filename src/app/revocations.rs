@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout};
 
 use super::REVOKED_WITHIN;
-use super::sources::{Running, run};
+use super::sources::{Running, Tokio, run};
 use crate::auth::{Control, Criteria, Order, Revocation, RevocationError, Revocations};
 use crate::event::{Message, Timestamp};
 use crate::frame::Closing;
@@ -113,7 +113,7 @@ impl Follower {
         let handle = Arc::new(Handle::new(name, &*adapter, true));
         let supervisor =
             Supervisor { adapter, intake: Arc::new(intake), handle, warm_up: Start::Earliest, max_payload: source.max_payload };
-        self.reading = Some((control.clone(), source.written.clone(), run(supervisor)));
+        self.reading = Some((control.clone(), source.written.clone(), run(&Tokio, supervisor)));
     }
 }
 

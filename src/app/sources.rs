@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -43,8 +43,31 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// How often is looked whether they have.
 const LOOK: Duration = Duration::from_millis(1);
 
+/// Runs the tasks of sources: tokio, or the simulation, where the seed decides which task runs next.
+pub(crate) trait Host: Send + Sync {
+    /// Runs a task. What is returned resolves when the task has ended. Dropping it ends the task.
+    fn spawn(&self, task: BoxFuture<'static, ()>) -> BoxFuture<'static, ()>;
+
+    /// Where the supervisor of a source hands in.
+    fn intake(&self, _: &SourceName, intake: Arc<Intake>) -> Arc<dyn source::Intake> {
+        intake
+    }
+}
+
+/// See [`Host`].
+pub(crate) struct Tokio;
+
+impl Host for Tokio {
+    fn spawn(&self, task: BoxFuture<'static, ()>) -> BoxFuture<'static, ()> {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(task);
+        Box::pin(async move { while tasks.join_next().await.is_some() {} })
+    }
+}
+
 /// All sources, by their names: added, changed and removed while the process runs.
-pub(super) struct Sources {
+pub(crate) struct Sources {
+    host: Arc<dyn Host>,
     streams: Arc<Streams>,
     window: Limits,
     /// Of all routers that there ever were.
@@ -58,10 +81,10 @@ pub(super) struct Sources {
 }
 
 /// The sources that there are now, for those who show them. Each log of a source that has several is here.
-pub(super) type All = Arc<ArcSwap<Vec<Arc<SourceRuntime>>>>;
+pub(crate) type All = Arc<ArcSwap<Vec<Arc<SourceRuntime>>>>;
 
 /// One source as the process runs it.
-pub(super) struct SourceRuntime {
+pub(crate) struct SourceRuntime {
     /// What router, hub and history know it by.
     key: SourceKey,
     /// With its adapter and its handle, which has its name.
@@ -83,13 +106,14 @@ pub(super) struct SourceRuntime {
 /// A source that runs. Dropped, it ends at once.
 pub(super) struct Running {
     cancel: CancellationToken,
-    task: JoinSet<()>,
+    ended: BoxFuture<'static, ()>,
 }
 
 impl Sources {
     /// None yet.
-    pub(super) fn new(streams: Arc<Streams>, window: Limits) -> Self {
-        Self { streams, window, routed: Arc::default(), running: Vec::new(), rules: Vec::new(), found: Arc::default(), all: Arc::default() }
+    pub(crate) fn new(streams: Arc<Streams>, window: Limits, host: Arc<dyn Host>) -> Self {
+        let (routed, running, rules, found, all) = (Arc::default(), Vec::new(), Vec::new(), Arc::default(), Arc::default());
+        Self { host, streams, window, routed, running, rules, found, all }
     }
 
     /// Those that there are, now and later.
@@ -103,7 +127,7 @@ impl Sources {
     }
 
     /// Adds the sources that the process starts with.
-    pub(super) fn begin(&mut self, sources: Vec<Source>, rules: &[Rule]) {
+    pub(crate) fn begin(&mut self, sources: Vec<Source>, rules: &[Rule]) {
         self.rules = rules.to_vec();
         for source in sources {
             let others = others(&source);
@@ -172,7 +196,7 @@ impl Sources {
         let old = self.stop(at).await;
         let handle = Handle::in_place_of(old.handle(), &*source.adapter, source.required);
         let rerouted = !old.routes_like(&source, rules);
-        let hold = if rerouted { Some(self.settle().await) } else { None };
+        let hold = if rerouted { Some(settle(&self.streams).await) } else { None };
         let replace = |streams: &Streams, source| streams.replace(old.key, source, rerouted, Timestamp::now());
         let runtime = self.enter(source, rules, handle, old.counts.clone(), replace);
         drop(hold);
@@ -195,7 +219,7 @@ impl Sources {
         }
         let Supervisor { adapter, handle, max_payload, .. } = &old.supervisor;
         let router = Arc::new(Router::new(rules, name, &adapter.reach(), self.routed.clone()));
-        let _hold = self.settle().await;
+        let _hold = settle(&self.streams).await;
         let deadline = Instant::now() + SETTLE;
         let mut key = old.key;
         let is_ready = || hub.settled() || Instant::now() >= deadline;
@@ -215,18 +239,6 @@ impl Sources {
         true
     }
 
-    /// Holds publishing up, and waits until all who are not slow have read what was published: then nobody has to resume from
-    /// windows that are about to be others. Only for a moment.
-    async fn settle(&self) -> Hold {
-        let hub = self.streams.hub();
-        let hold = hub.hold();
-        let deadline = Instant::now() + SETTLE;
-        while !hub.settled() && Instant::now() < deadline {
-            sleep(LOOK).await;
-        }
-        hold
-    }
-
     /// Ends one and forgets it.
     async fn remove_at(&mut self, at: usize) {
         let old = self.stop(at).await;
@@ -235,7 +247,7 @@ impl Sources {
     }
 
     /// Adds, changes and removes until there are those that are wanted, with these routes. What has not changed goes on.
-    pub(super) async fn follow(&mut self, wanted: Vec<Source>, rules: &[Rule], window: Limits) {
+    pub(crate) async fn follow(&mut self, wanted: Vec<Source>, rules: &[Rule], window: Limits) {
         self.window = window;
         self.grow().await;
         self.rules = rules.to_vec();
@@ -269,7 +281,7 @@ impl Sources {
     }
 
     /// Ends all of them in good order. Their windows stay.
-    pub(super) async fn drain(&mut self) {
+    pub(crate) async fn drain(&mut self) {
         self.running.iter().for_each(|(of, _)| of.release());
         join_all(self.running.drain(..).map(|(_, running)| running.stop())).await;
     }
@@ -323,14 +335,14 @@ impl Sources {
                 parts.run(self.admitted(&handle.name), self.found.clone());
                 Arc::new(FirstOfAll { parts: parts.clone(), intake: intake.clone() })
             }
-            None => intake.clone(),
+            None => self.host.intake(&handle.name, intake.clone()),
         };
         let supervisor = Supervisor { adapter, intake: handed, handle, warm_up, max_payload };
         SourceRuntime { key, supervisor, intake, counts, reach, part, inbox, written, router }
     }
 
     fn start(&mut self, runtime: SourceRuntime) {
-        let running = run(runtime.supervisor.clone());
+        let running = run(&*self.host, runtime.supervisor.clone());
         self.running.push((Arc::new(runtime), running));
         self.show();
     }
@@ -380,6 +392,18 @@ impl Sources {
             Ok(())
         })
     }
+}
+
+/// Holds publishing up, and waits until all who are not slow have read what was published: then nobody has to resume from
+/// windows that are about to be others. Only for a moment.
+async fn settle(streams: &Streams) -> Hold {
+    let hub = streams.hub();
+    let hold = hub.hold();
+    let deadline = Instant::now() + SETTLE;
+    while !hub.settled() && Instant::now() < deadline {
+        sleep(LOOK).await;
+    }
+    hold
 }
 
 /// The logs of a source beside its first, as far as they are known.
@@ -496,28 +520,27 @@ impl SourceRuntime {
 }
 
 /// Runs a source until it is stopped; should its supervisor panic, again.
-pub(super) fn run(supervisor: Supervisor) -> Running {
+pub(super) fn run(host: &dyn Host, supervisor: Supervisor) -> Running {
     let cancel = CancellationToken::new();
-    let ended = cancel.clone();
-    let mut task = JoinSet::new();
-    task.spawn(async move {
+    let cancelled = cancel.clone();
+    let ended = host.spawn(Box::pin(async move {
         loop {
-            let panicked = AssertUnwindSafe(supervisor.clone().run(ended.clone())).catch_unwind().await.is_err();
-            if ended.is_cancelled() {
+            let panicked = AssertUnwindSafe(supervisor.clone().run(cancelled.clone())).catch_unwind().await.is_err();
+            if cancelled.is_cancelled() {
                 return;
             }
             error!(source = %supervisor.handle.name, panicked, "source has ended and is started again");
             sleep(AGAIN).await;
         }
-    });
-    Running { cancel, task }
+    }));
+    Running { cancel, ended }
 }
 
 impl Running {
     /// Ends it in good order: what is in hand is handed in and acknowledged.
-    pub(super) async fn stop(mut self) {
+    pub(super) async fn stop(self) {
         self.cancel.cancel();
-        while self.task.join_next().await.is_some() {}
+        self.ended.await;
     }
 }
 
@@ -540,7 +563,7 @@ mod tests {
         let window = Limits { bytes: 1 << 20, age: Duration::from_secs(600) };
         let settings = stream::Settings { heartbeat: AGAIN, retry: AGAIN, scan: stream::Settings::SCAN, piece: stream::Settings::PIECE };
         let histories = Histories::new(history::Settings { readers: 1, rate: 1 << 20, cache: 1 << 20 });
-        Sources::new(Streams::new(Hub::new(window, 1), histories, settings), window)
+        Sources::new(Streams::new(Hub::new(window, 1), histories, settings), window, Arc::new(Tokio))
     }
 
     /// How many events each source's window holds, by name.

@@ -4,6 +4,8 @@
 //! Knows messages and how brokers lose them; nothing of bridges. How bridges read from it is [`super::adapter`]'s affair.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::cursor::{Check, Position};
-use crate::event::{Gap, GapReason, Message, Timestamp};
+use crate::event::{Gap, GapReason, Message, SourceKey, Timestamp};
 use crate::support::random;
 
 /// The sources, in the hub's order.
@@ -45,13 +47,50 @@ pub(super) const RENAMED: [&str; 2] = ["jet2", "rab2"];
 /// What a bridge calls its sources; `None`: it has no such source.
 pub(super) type Names = [Option<&'static str>; 4];
 
-/// What routing makes of a subject, said here anew: the bridge's own router is not its judge.
-pub(super) fn routed(subject: &str) -> Option<&str> {
-    match subject {
-        "jet.ren.x" => Some("shop.x"),
-        "jet.drop.y" | "core.drop.z" => None,
-        other => Some(other),
+/// By which routes a bridge routes each source: see [`routed`].
+pub(super) type Routes = [u8; 4];
+
+/// So many kinds of routes there are for each source.
+pub(super) const ROUTES: u8 = 2;
+
+/// What routing makes of a subject, said here anew: the bridge's own router is not its judge. The same filters are concerned by
+/// all routes, but by other messages.
+pub(super) fn routed(subject: &str, routes: u8) -> Option<&str> {
+    match (subject, routes) {
+        ("jet.ren.x", 0) | ("jet.a.2", 1) => Some("shop.x"),
+        ("jet.ren.x", 1) => Some("jet.b.1"),
+        ("jet.drop.y" | "core.drop.z", 0) | ("jet.b.1" | "core.a", 1) => None,
+        ("core.drop.z", 1) => Some("core.a"),
+        ("rab.a.1", 1) => Some("rab.b.1"),
+        ("rab.b.1", 1) => Some("rab.a.1"),
+        ("jobs.a", 1) => Some("jobs.b"),
+        ("jobs.b", 1) => Some("jobs.a"),
+        (other, _) => Some(other),
     }
+}
+
+/// The source of a name, and the name.
+pub(super) fn named(name: &str) -> Option<(usize, &'static str)> {
+    let position = |names: &[&'static str]| names.iter().position(|of| *of == name).map(|source| (source, names[source]));
+    position(&SOURCES).or_else(|| position(&RENAMED))
+}
+
+/// The sources of a bridge, as its streams see them from some moment on.
+#[derive(Debug, Clone)]
+pub(super) struct Config {
+    /// The number of the change that led to it. It holds until the next one of this bridge.
+    pub(super) from: u64,
+    /// The bridge's sequence then.
+    pub(super) seq: u64,
+    pub(super) names: Names,
+    /// `None`: the source is not there.
+    pub(super) routes: [Option<u8>; 4],
+    /// Another one where a source was made anew.
+    pub(super) keys: [Option<SourceKey>; 4],
+    /// How many messages of each source had been written then.
+    pub(super) written: [usize; 4],
+    /// What changed it.
+    pub(super) fault: Fault,
 }
 
 /// The number of a fault, from 1; 0 is none.
@@ -179,6 +218,10 @@ pub(super) struct Taken {
     pub(super) seq: u64,
     pub(super) source: usize,
     pub(super) what: Handed,
+    /// By what it was routed.
+    pub(super) routes: u8,
+    /// So many changes of bridges there had been.
+    pub(super) changes: u64,
     /// The faults that a gap is told for.
     pub(super) faults: Vec<Fault>,
 }
@@ -260,8 +303,8 @@ pub(super) struct State {
     pub(super) ended: BTreeMap<u32, Fault>,
     /// By epoch and source: since when histories have failed.
     pub(super) failing: BTreeMap<(u32, usize), Timestamp>,
-    /// By epoch: the fault that gave a bridge other sources than it had before.
-    pub(super) renamed: BTreeMap<u32, Fault>,
+    /// By epoch: the sources of the bridge, first to last.
+    pub(super) configs: BTreeMap<u32, Vec<Config>>,
     /// The faults that changed what a stream was sent.
     pub(super) effective: BTreeSet<Fault>,
     /// Names of what was found to be wrong, with what is known of it.
@@ -273,6 +316,8 @@ pub(super) struct State {
 pub(super) struct Broker {
     pub(super) state: Mutex<State>,
     pub(super) changed: [Notify; 4],
+    /// How often the sources of any bridge have changed.
+    pub(super) changes: Arc<AtomicU64>,
 }
 
 impl Broker {
@@ -280,6 +325,24 @@ impl Broker {
         let broker = Self::default();
         broker.state.lock().logs[JET].next = 1;
         broker
+    }
+
+    /// The sources of a bridge are others from now on. `seq` is the bridge's sequence.
+    pub(super) fn configure(
+        &self,
+        epoch: u32,
+        (names, routes, keys): (Names, [Option<u8>; 4], [Option<SourceKey>; 4]),
+        seq: u64,
+        fault: Fault,
+    ) {
+        let mut state = self.state.lock();
+        let written = [0, 1, 2, 3].map(|source: usize| state.written[source].len());
+        let configs = state.configs.entry(epoch).or_default();
+        if configs.last().is_some_and(|last| (last.names, last.routes, last.keys) == (names, routes, keys)) {
+            return;
+        }
+        let from = self.changes.fetch_add(1, Ordering::Relaxed) + 1;
+        configs.push(Config { from, seq, names, routes, keys, written, fault });
     }
 
     /// Writes a message. The payload says which it is.
@@ -333,6 +396,16 @@ impl Broker {
 }
 
 impl State {
+    /// The sources of a bridge, first to last.
+    pub(super) fn configs(&self, epoch: u32) -> &[Config] {
+        self.configs.get(&epoch).map_or(&[], Vec::as_slice)
+    }
+
+    /// Which of the configs of a bridge held after so many changes.
+    pub(super) fn config_at(&self, epoch: u32, changes: u64) -> usize {
+        self.configs(epoch).partition_point(|config| config.from <= changes).saturating_sub(1)
+    }
+
     /// A log's last message, or where it would be.
     pub(super) fn end(&self, source: usize) -> Option<Position> {
         let log = &self.logs[source];

@@ -7,11 +7,11 @@ use memchr::memmem;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::bridge::{Opening, index};
-use super::broker::{Names, SOURCES};
+use super::broker::{SOURCES, named};
 use super::oracle::{Block, Content, Judge, Start};
 use super::pipe::{ClientEnd, pair};
 use super::world::World;
-use super::writer::Chunks;
+use super::writer::{Chunks, Text};
 use crate::cursor::Cursor;
 use crate::event::Timestamp;
 use crate::frame::{self, Closing};
@@ -43,8 +43,7 @@ enum Left {
 /// See the module. Runs for as long as its world.
 pub(super) async fn run(world: Rc<World>, number: usize, patterns: Vec<&'static str>, json: bool, first: Start) {
     world.judges.borrow_mut().push((number, Judge::new(patterns.clone())));
-    let mut reader =
-        Reader { world: world.clone(), number, last_id: None, expires: None, names: [None; 4], closing: None, pending: Vec::new() };
+    let mut reader = Reader { world: world.clone(), number, last_id: None, expires: None, closing: None, pending: Text::default() };
     loop {
         let Some(bridge) = world.some_bridge() else {
             pause(10..200).await;
@@ -65,17 +64,17 @@ pub(super) async fn run(world: Rc<World>, number: usize, patterns: Vec<&'static 
         }
         world.note(Some(number), || format!("opens {start:?} at {}", bridge.epoch));
         world.judge(number, |judge, state, _| {
-            judge.open(state, (bridge.epoch, bridge.names), &start);
+            judge.open(state, bridge.epoch, &start);
             Ok(())
         });
         let expires = (!world.quiet.get() && one_in(6)).then(|| {
             let span = Duration::from_millis(random::in_range(0..8_000));
             Timestamp::from_micros(Timestamp::now().as_micros() + span.as_micros() as u64)
         });
-        (reader.expires, reader.names) = (expires, bridge.names);
+        reader.expires = expires;
         let last_id = reader.last_id.clone();
         let stream = bridge.open(Opening { patterns: patterns.clone(), json, start, last_id, expires });
-        let (server, socket) = pair(random::in_range(world.plan.socket.clone()));
+        let (server, socket) = pair(random::in_range(world.plan.socket.clone()), world.broker.changes.clone());
         let chunked = world.plan.has("writer") && one_in(2);
         bridge.write(&world.executor, stream, server, chunked);
         world.opened();
@@ -94,11 +93,9 @@ struct Reader {
     last_id: Option<String>,
     /// When the open stream's token expires.
     expires: Option<Timestamp>,
-    /// What the bridge of the open stream calls its sources.
-    names: Names,
     /// The reason that the open stream was closed with.
     closing: Option<String>,
-    pending: Vec<u8>,
+    pending: Text,
 }
 
 impl Reader {
@@ -117,14 +114,14 @@ impl Reader {
                 Err(_) if self.world.quiet.get() => socket.read().await,
                 Err(_) => return Left::Told,
             };
-            let Some(bytes) = next else {
+            let Some((bytes, mark)) = next else {
                 let told = self.closing.as_ref().is_some_and(|reason| reason != Closing::Draining.as_str());
                 return if told { Left::Told } else { Left::Ended };
             };
             let taken = match &mut chunks {
-                Some(chunks) => chunks.push(&bytes, &mut self.pending),
+                Some(chunks) => chunks.push((&bytes, mark), &mut self.pending),
                 None => {
-                    self.pending.extend_from_slice(&bytes);
+                    self.pending.push(&bytes, mark);
                     Ok(())
                 }
             };
@@ -132,17 +129,18 @@ impl Reader {
                 return Left::Told;
             }
             let mut from = 0;
-            while let Some(end) = memmem::find(&self.pending[from..], b"\n\n") {
+            while let Some(end) = memmem::find(&self.pending.bytes[from..], b"\n\n") {
                 let block = from..from + end + 1;
                 from = block.end + 1;
                 self.block(block);
             }
-            self.pending.drain(..from);
+            self.pending.drain(from);
         }
     }
 
     fn block(&mut self, range: std::ops::Range<usize>) {
-        let bytes = &self.pending[range];
+        let mark = self.pending.mark(range.start);
+        let bytes = &self.pending.bytes[range];
         self.world.trace(self.number, bytes);
         self.world.note(Some(self.number), || String::from_utf8_lossy(bytes).replace('\n', " | "));
         let (mut id, mut name, mut data) = (None, None, None);
@@ -159,7 +157,7 @@ impl Reader {
         let short = id.is_none_or(|id| id.len() <= LONGEST_ID);
         self.world.judge(self.number, |_, _, _| if short { Ok(()) } else { Err("an id is too long".into()) });
         self.world.note(Some(self.number), || format!("    {cursor:?}"));
-        let content = data.map_or(Ok(Content::Nothing), |data| content(name, data, &self.names));
+        let content = data.map_or(Ok(Content::Nothing), |data| content(name, data));
         if let Ok(Content::Closing(reason)) = &content {
             self.closing = Some(reason.clone());
         }
@@ -172,7 +170,7 @@ impl Reader {
                     {
                         return Err(format!("{} {index} was written after the token had expired", SOURCES[*source]));
                     }
-                    judge.block(state, floors, &block)
+                    judge.block(state, floors, &block, mark)
                 })
             }
             _ => self.world.judge(self.number, |_, _, _| Err("a block cannot be read".into())),
@@ -187,7 +185,7 @@ impl Reader {
     }
 }
 
-fn content(name: Option<&[u8]>, data: &[u8], names: &Names) -> Result<Content, String> {
+fn content(name: Option<&[u8]>, data: &[u8]) -> Result<Content, String> {
     let broken = || "data that nobody wrote".to_owned();
     if name == Some(frame::CLOSING.as_bytes()) || name == Some(frame::GAP.as_bytes()) {
         let value: serde_json::Value = serde_json::from_slice(data).map_err(|e| e.to_string())?;
@@ -198,7 +196,7 @@ fn content(name: Option<&[u8]>, data: &[u8], names: &Names) -> Result<Content, S
         let number = |key: &str| value[key].as_str().and_then(|text| text.parse().ok());
         let source = match value["source"].as_str() {
             Some("*") => None,
-            source => Some(names.iter().position(|name| name.is_some() && *name == source).ok_or("a gap of a source that is not there")?),
+            source => Some(source.and_then(named).ok_or("a gap of a source that never was")?),
         };
         return Ok(Content::Gap { source, reason, from: number("from"), to: number("to") });
     }

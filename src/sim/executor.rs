@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
+use futures_util::future::BoxFuture;
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use slab::Slab;
@@ -29,7 +30,20 @@ pub(super) struct Executor {
 #[derive(Default)]
 struct Ready {
     queue: Mutex<Vec<Arc<Signal>>>,
+    /// Tasks that a [`Spawner`] was given.
+    spawned: Mutex<Vec<(Group, BoxFuture<'static, ()>)>>,
     root: AtomicWaker,
+}
+
+/// Takes tasks for an executor, from code that does not know that there is but one thread.
+#[derive(Clone)]
+pub(super) struct Spawner(Arc<Ready>);
+
+impl Spawner {
+    pub(super) fn spawn(&self, group: Group, task: BoxFuture<'static, ()>) {
+        self.0.spawned.lock().push((group, task));
+        self.0.root.wake();
+    }
 }
 
 struct Task {
@@ -63,6 +77,10 @@ impl Executor {
         let signal = Arc::new(Signal { key: entry.key(), queued: AtomicBool::new(false), ready: self.ready.clone() });
         entry.insert(Task { group, future: Some(Box::pin(future)), signal: signal.clone() });
         signal.wake();
+    }
+
+    pub(super) fn spawner(&self) -> Spawner {
+        Spawner(self.ready.clone())
     }
 
     /// Drops all tasks of a group where they wait. A task must not kill its own group.
@@ -103,6 +121,8 @@ impl Executor {
 
     /// Lets one of the ready tasks run; false if none is.
     fn step(&self) -> bool {
+        let spawned = std::mem::take(&mut *self.ready.spawned.lock());
+        spawned.into_iter().for_each(|(group, task)| self.spawn(group, task));
         let signal = {
             let mut queue = self.ready.queue.lock();
             match queue.len() {

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::broker::{Fault, Handed, Issued, JET, Names, RENAMED, SOURCES, SUBJECTS, State, Written, routed};
+use super::broker::{Config, Fault, Handed, Issued, JET, Names, RENAMED, ROUTES, SOURCES, SUBJECTS, State, Taken, Written, routed};
 use crate::cursor::{Cursor, Point, Position, Tag};
 use crate::event::Timestamp;
 use crate::frame::Closing;
@@ -28,8 +28,8 @@ pub(super) enum Content {
         subject: Option<String>,
     },
     Gap {
-        /// `None`: all.
-        source: Option<usize>,
+        /// Which, and by which name; `None`: all.
+        source: Option<(usize, &'static str)>,
         reason: String,
         from: Option<u64>,
         to: Option<u64>,
@@ -56,6 +56,10 @@ struct Follower {
     mode: Mode,
     /// Everything written before this index was sent or accounted for.
     next: usize,
+    /// By which routes the client may have been led on since, each with how much had been written at the end of that.
+    spans: Vec<(u8, usize)>,
+    /// The point up to which that is accounted for.
+    passed: Option<Point>,
     /// Gaps that were told since.
     gaps: Vec<(Option<u64>, Option<u64>)>,
     /// So many borders were told.
@@ -70,6 +74,8 @@ struct Follower {
     went_back: bool,
     /// The bridge has to say first that the client's id knew nothing of this source.
     expects_unknown: bool,
+    /// The source was gone for a while since the last id, or had another name.
+    left: bool,
     /// It was told that the newest of each subject cannot be read.
     newest_lost: bool,
 }
@@ -79,6 +85,8 @@ impl Follower {
         Self {
             mode: Mode::Unknown,
             next: 0,
+            spans: Vec::new(),
+            passed: None,
             gaps: Vec::new(),
             borders: 0,
             point: None,
@@ -86,6 +94,7 @@ impl Follower {
             stale: false,
             went_back: false,
             expects_unknown: false,
+            left: false,
             newest_lost: false,
         }
     }
@@ -94,10 +103,12 @@ impl Follower {
     fn forget(&mut self) {
         self.point = None;
         self.gaps.clear();
+        self.spans.clear();
         self.next = 0;
         self.unverified = true;
         self.mode = Mode::Unknown;
         self.expects_unknown = false;
+        self.left = false;
     }
 }
 
@@ -159,8 +170,16 @@ pub(super) type Floors<'a> = &'a dyn Fn(u32, usize) -> u64;
 pub(super) struct Judge {
     pub(super) patterns: Vec<&'static str>,
     concerned: [bool; 4],
-    /// What the bridge calls its sources.
+    /// Which of the bridge's configs the last block was made under, and what the bridge called its sources then.
+    config: usize,
     names: Names,
+    /// How many changes of bridges there had been when the stream was opened, when the last block was made, and when this one was.
+    began_at: u64,
+    before: u64,
+    mark: u64,
+    /// For each source, by which routes messages were passed over between the last block and this one, and how many had been
+    /// written when these ended.
+    spans: [Vec<(u8, usize)>; 4],
     logs: [Follower; 2],
     /// What the client has had of the same logs under their other names, and whether `logs` is what it had under these.
     others: [Follower; 2],
@@ -197,14 +216,23 @@ fn matches(pattern: &str, subject: &str) -> bool {
 
 impl Judge {
     pub(super) fn new(patterns: Vec<&'static str>) -> Self {
-        let concerned = SUBJECTS.map(|subjects| {
-            let wanted = |subject: &str| patterns.iter().any(|pattern| matches(pattern, subject));
-            subjects.iter().any(|subject| routed(subject).is_some_and(wanted))
-        });
+        let concerned_by = |routes| {
+            SUBJECTS.map(|subjects| {
+                let wanted = |subject: &str| patterns.iter().any(|pattern| matches(pattern, subject));
+                subjects.iter().any(|subject| routed(subject, routes).is_some_and(wanted))
+            })
+        };
+        let concerned = concerned_by(0);
+        assert!((0..ROUTES).all(|routes| concerned_by(routes) == concerned), "a filter is concerned by some routes only");
         Self {
             patterns,
             concerned,
+            config: 0,
             names: [None; 4],
+            began_at: 0,
+            before: 0,
+            mark: 0,
+            spans: Default::default(),
             logs: [Follower::new(), Follower::new()],
             others: [Follower::new(), Follower::new()],
             swapped: [false; 2],
@@ -221,12 +249,12 @@ impl Judge {
         }
     }
 
-    fn matches(&self, subject: &str) -> bool {
-        routed(subject).is_some_and(|subject| self.patterns.iter().any(|pattern| matches(pattern, subject)))
+    fn matches(&self, subject: &str, routes: u8) -> bool {
+        routed(subject, routes).is_some_and(|subject| self.patterns.iter().any(|pattern| matches(pattern, subject)))
     }
 
-    fn wants(&self, written: &Written) -> bool {
-        self.matches(written.subject) && !written.oversized() && written.is_readable()
+    fn wants(&self, written: &Written, routes: u8) -> bool {
+        self.matches(written.subject, routes) && !written.oversized() && written.is_readable()
     }
 
     pub(super) fn is_concerned(&self, source: usize) -> bool {
@@ -234,19 +262,142 @@ impl Judge {
     }
 
     /// Something that the client must have been told of. The subject of what cannot be read is not known.
-    fn must_know(&self, source: usize, written: &Written) -> bool {
-        if written.is_readable() { self.matches(written.subject) } else { self.is_concerned(source) }
+    fn must_know(&self, source: usize, index: usize, written: &Written) -> bool {
+        if !written.is_readable() {
+            return self.is_concerned(source);
+        }
+        let mut spans = self.logs[source].spans.iter().filter(|(_, end)| index < *end).peekable();
+        spans.peek().is_some() && spans.all(|(routes, _)| self.matches(written.subject, *routes))
     }
 
-    /// The client opens a stream.
-    pub(super) fn open(&mut self, state: &State, (epoch, names): (u32, Names), start: &Start) {
-        (self.epoch, self.names, self.opened) = (epoch, names, Timestamp::now());
-        for source in 0..2 {
-            let swapped = names[source].map_or(self.swapped[source], |name| name == RENAMED[source]);
+    /// By which routes a message may be shown in this block: nothing is made by routes that had ended, but for what a stream that was
+    /// open then still has of a source that was removed.
+    fn shown_by<'a>(&self, state: &'a State, source: usize) -> impl Iterator<Item = u8> + use<'a> {
+        let configs = state.configs(self.epoch);
+        let (opened, made) = (state.config_at(self.epoch, self.began_at), state.config_at(self.epoch, self.mark));
+        let now = configs[made..].iter().filter_map(move |config| config.routes[source]);
+        let removed = configs[opened..=made].windows(2).filter(move |two| two[1].names[source] != two[0].names[source]);
+        now.chain(removed.filter_map(move |two| two[0].routes[source]))
+    }
+
+    /// Whether a message with this subject may be shown in this block, by the name of `shown`.
+    fn may_show(&self, state: &State, source: usize, subject: &str, shown: Option<&str>) -> bool {
+        let fits = |routes| self.matches(subject, routes) && shown.is_none_or(|shown| Some(shown) == routed(subject, routes));
+        self.shown_by(state, source).any(fits)
+    }
+
+    /// Notes when a block was made, and under which config.
+    fn follow(&mut self, state: &State, block: &Block, mark: u64) {
+        self.mark = mark;
+        let (first, last) = (state.config_at(self.epoch, self.before), state.config_at(self.epoch, mark));
+        let configs = state.configs(self.epoch);
+        for (source, spans) in self.spans.iter_mut().enumerate() {
+            spans.clear();
+            let ends = configs[first..=last].iter().skip(1).map(|config| config.written[source]).chain([state.written[source].len()]);
+            spans.extend(configs[first..=last].iter().zip(ends).filter_map(|(config, end)| Some((config.routes[source]?, end))));
+        }
+        for (source, log) in self.logs.iter_mut().enumerate() {
+            for (routes, end) in &self.spans[source] {
+                match log.spans.last_mut().filter(|(before, _)| before == routes) {
+                    Some((_, before)) => *before = *end,
+                    None => log.spans.push((*routes, *end)),
+                }
+            }
+            if let Mode::Last(seen) = &mut log.mode
+                && configs[first..=last].windows(2).any(|two| two[0].keys[source] != two[1].keys[source])
+            {
+                // What was found by the routes before is looked for again.
+                seen.clear();
+            }
+        }
+        if let Some(config) = (self.config..=last).find(|config| self.fits(state, *config, block)) {
+            while self.config < config {
+                self.config += 1;
+                self.enter(configs, self.config);
+            }
+        }
+    }
+
+    /// Which config a block was made under, as far as is known.
+    fn stands(&self, state: &State) -> String {
+        let configs: Vec<_> = state.configs(self.epoch).iter().map(|config| (config.from, config.names)).collect();
+        format!("opened at {}, made at {}, config {} of {configs:?}", self.began_at, self.mark, self.config)
+    }
+
+    /// What the client has had of a log under one of its names.
+    fn follower(&self, source: usize, name: &str) -> &Follower {
+        if (name == RENAMED[source]) == self.swapped[source] { &self.logs[source] } else { &self.others[source] }
+    }
+
+    /// Whether a block may have been made under this config or an earlier one.
+    fn fits(&self, state: &State, at: usize, block: &Block) -> bool {
+        let configs = state.configs(self.epoch);
+        let (names, first) = (configs[at].names, state.config_at(self.epoch, self.before).min(at));
+        let was_gone = |source: usize, name: &str| {
+            self.logs[source].left || configs[self.config + 1..=at].iter().any(|config| config.names[source] != Some(name))
+        };
+        let stands = |id: &Cursor| {
+            // What does not concern the client says nothing.
+            let of = |source: usize| [SOURCES[source], RENAMED[source]].map(|name| (source, name));
+            [of(0), of(1)].as_flattened().iter().filter(|(source, _)| self.concerned[*source]).all(|(source, name)| {
+                let (before, now) = (self.follower(*source, name).point, point(id, name));
+                if names[*source] == Some(name) {
+                    now.is_some() || before.is_none() || was_gone(*source, name)
+                } else {
+                    now.is_none() || now == before || self.was_there(state, first..=at, *source, name)
+                }
+            })
+        };
+        let is_there = match &block.content {
+            Content::Event { source, .. } => names[*source].is_some(),
+            Content::Gap { source: Some((source, name)), reason, .. } => {
+                let unknown = || self.follower(*source, name).point.is_none() || was_gone(*source, name);
+                names[*source] == Some(name) && (reason != "unknown_cursor" || unknown())
+            }
+            _ => true,
+        };
+        is_there && block.id.as_ref().is_none_or(stands)
+    }
+
+    /// Whether the bridge had a source by this name under some of its configs.
+    fn was_there(&self, state: &State, configs: std::ops::RangeInclusive<usize>, source: usize, name: &str) -> bool {
+        state.configs(self.epoch)[configs].iter().any(|config| config.names[source] == Some(name))
+    }
+
+    /// The bridge has other sources.
+    fn enter(&mut self, configs: &[Config], at: usize) {
+        let before = std::mem::replace(&mut self.names, configs[at].names);
+        self.swap();
+        for (source, before) in before.iter().enumerate().take(2) {
+            let log = &mut self.logs[source];
+            if *before == self.names[source] {
+                continue;
+            }
+            log.left = true;
+            // Where no such source was before, nothing is missing.
+            let returns = configs[..at].iter().any(|config| config.names[source].is_some());
+            log.expects_unknown = returns && self.names[source].is_some() && self.concerned[source] && log.point.is_none();
+        }
+    }
+
+    /// Each log is known by the name that the bridge has for it.
+    fn swap(&mut self) {
+        for (source, renamed) in RENAMED.into_iter().enumerate() {
+            let swapped = self.names[source].map_or(self.swapped[source], |name| name == renamed);
             if std::mem::replace(&mut self.swapped[source], swapped) != swapped {
                 std::mem::swap(&mut self.logs[source], &mut self.others[source]);
             }
         }
+    }
+
+    /// The client opens a stream.
+    pub(super) fn open(&mut self, state: &State, epoch: u32, start: &Start) {
+        let configs = state.configs(epoch);
+        self.config = configs.len() - 1;
+        let Config { from, names, .. } = configs[self.config];
+        (self.epoch, self.names, self.opened) = (epoch, names, Timestamp::now());
+        (self.began_at, self.before, self.mark) = (from, from, from);
+        self.swap();
         for (source, log) in self.logs.iter_mut().enumerate() {
             log.stale =
                 log.went_back || state.noticed.get(&(epoch, source)).is_none_or(|noticed| *noticed < state.logs[source].borders.len());
@@ -259,7 +410,11 @@ impl Judge {
             let knows_others = (0..2).any(|source| self.parked(source).any(|(_, other)| other.point.is_some()));
             let early = self.id_epoch == Some(epoch) && !knows_others;
             for (source, log) in self.logs.iter_mut().enumerate() {
-                log.expects_unknown = log.point.is_none() && self.concerned[source] && names[source].is_some() && !early;
+                let name = names[source];
+                let mut configs = configs.iter().skip_while(|config| config.names[source].is_none());
+                let returned = configs.any(|config| config.names[source] != name);
+                log.expects_unknown = log.point.is_none() && self.concerned[source] && name.is_some() && (!early || returned);
+                log.left = false;
                 log.unverified |= !matches!(log.point, Some(Point::At(Position { check: Some(_), .. })));
                 if let Mode::Last(seen) = &mut log.mode {
                     seen.clear();
@@ -291,7 +446,14 @@ impl Judge {
     }
 
     /// Judges what came next.
-    pub(super) fn block(&mut self, state: &State, floors: Floors<'_>, block: &Block) -> Result<(), String> {
+    pub(super) fn block(&mut self, state: &State, floors: Floors<'_>, block: &Block, mark: u64) -> Result<(), String> {
+        self.follow(state, block, mark);
+        let judged = self.content(state, floors, block);
+        self.before = mark;
+        judged
+    }
+
+    fn content(&mut self, state: &State, floors: Floors<'_>, block: &Block) -> Result<(), String> {
         let mut told = None;
         match &block.content {
             Content::Closing(reason) if reason == Closing::Unavailable.as_str() => self.unavailable(state)?,
@@ -299,16 +461,16 @@ impl Judge {
             Content::Event { source, index, subject } => {
                 self.counts.events += 1;
                 let written = state.written[*source].get(*index).ok_or("an event that nobody wrote")?;
-                if !self.wants(written) {
-                    return Err(format!("{} {index} is not what the client may have", written.subject));
+                let may_show = self.may_show(state, *source, written.subject, subject.as_deref());
+                if !may_show || written.oversized() || !written.is_readable() {
+                    let routes: Vec<_> = self.shown_by(state, *source).collect();
+                    return Err(format!("{} {index}, as {subject:?}, is not what the client may have by {routes:?}", written.subject));
                 }
-                if subject.as_deref().is_some_and(|subject| Some(subject) != routed(written.subject)) {
-                    return Err(format!("{} {index} came as {subject:?}", written.subject));
-                }
+                self.note_reload(state, *source, written.subject);
                 let late = written.late.iter().filter(|late| late.epoch == self.epoch && late.arrived >= self.opened);
                 self.effects.extend(late.flat_map(|late| &late.faults));
                 if self.names[*source].is_none() {
-                    return Err(format!("{} {index} is of a source that is not there", written.subject));
+                    return Err(format!("{} {index} is of a source that is not there ({})", written.subject, self.stands(state)));
                 }
                 if *source < 2 {
                     self.event(state, *source, *index, block)?;
@@ -321,10 +483,10 @@ impl Judge {
                     return Err("an unknown cursor was told, but there was none".into());
                 }
             }
-            Content::Gap { source: Some(source), reason, from, to } => {
+            Content::Gap { source: Some((source, _)), reason, from, to } => {
                 self.counts.gaps += 1;
                 if !self.is_concerned(*source) {
-                    return Err(format!("a gap of {} concerns nobody here", SOURCES[*source]));
+                    return Err(format!("a gap of {} concerns nobody here ({})", SOURCES[*source], self.stands(state)));
                 }
                 if *source < 2 {
                     self.gap(state, *source, (reason, *from, *to), block)?;
@@ -358,8 +520,23 @@ impl Judge {
 
     /// What an id says of a log, under each of its names.
     fn claims(&mut self, state: &State, source: usize, id: &Cursor) -> Result<(), String> {
-        if let Some((name, other)) = self.parked(source).find(|(name, other)| point(id, name).is_some_and(|now| other.point != Some(now))) {
-            return Err(format!("its id moved from {:?} in {name}, which is not there", other.point));
+        let moved: Vec<_> =
+            self.parked(source).filter_map(|(name, of)| Some((name, point(id, name).filter(|now| of.point != Some(*now))?))).collect();
+        for (name, now) in moved {
+            let first = state.config_at(self.epoch, self.before).min(self.config);
+            if self.concerned[source] && !self.was_there(state, first..=self.config, source, name) {
+                return Err(format!("its id moved to {now:?} in {name}, which is not there"));
+            }
+            // It was led on before the source went.
+            let other = (name == RENAMED[source]) != self.swapped[source];
+            if other {
+                std::mem::swap(&mut self.logs[source], &mut self.others[source]);
+            }
+            let stands = self.stand(state, source, now);
+            if other {
+                std::mem::swap(&mut self.logs[source], &mut self.others[source]);
+            }
+            stands?;
         }
         if point(id, if self.swapped[source] { SOURCES[source] } else { RENAMED[source] }).is_none() {
             self.others[source].forget();
@@ -372,15 +549,23 @@ impl Judge {
         }
         let Some(point) = self.point(id, source) else {
             // Of what does not concern it, an id knows nothing before the source is live.
-            if !self.concerned[source] {
+            let left = self.logs[source].left && self.logs[source].point.is_some() && self.concerned[source];
+            if left || !self.concerned[source] {
                 self.logs[source].forget();
+                self.logs[source].expects_unknown |= left;
             }
             let before = self.logs[source].point;
             return if before.is_none() { Ok(()) } else { Err(format!("its id lost where it was: {before:?}")) };
         };
+        self.logs[source].left = false;
         if self.logs[source].expects_unknown {
             return Err(format!("its id stands at {point:?}, and it was not told that it was not known before"));
         }
+        self.stand(state, source, point)
+    }
+
+    /// The client's id stands at a point of a log.
+    fn stand(&mut self, state: &State, source: usize, point: Point) -> Result<(), String> {
         // Of what does not concern it, a client is not told: there its id moves as it may.
         if self.concerned[source] {
             return self.claim(state, source, point);
@@ -423,7 +608,7 @@ impl Judge {
         self.pass(state, source, index).map_err(|error| format!("before {} {index}: {error}", written.subject))?;
         let log = &mut self.logs[source];
         log.next = index + 1;
-        log.point = Some(Point::At(written.position()));
+        (log.point, log.passed) = (Some(Point::At(written.position())), Some(Point::At(written.position())));
         Ok(())
     }
 
@@ -438,7 +623,7 @@ impl Judge {
             let crossed = state.logs[source].borders.iter().any(|border| (log.next..to).contains(border));
             for (index, written) in state.written[source].iter().enumerate().take(to).skip(log.next) {
                 removed |= written.removed;
-                if !self.must_know(source, written) {
+                if !self.must_know(source, index, written) {
                     continue;
                 }
                 if log.mode == Mode::Follow && written.removed {
@@ -466,13 +651,18 @@ impl Judge {
         self.counts.blind += blind;
         let log = &mut self.logs[source];
         log.gaps.clear();
+        log.spans.clear();
         log.mode = Mode::Follow;
         Ok(())
     }
 
     /// An id says how far the client has come.
     fn claim(&mut self, state: &State, source: usize, now: Point) -> Result<(), String> {
-        let before = self.logs[source].point.replace(now);
+        let log = &mut self.logs[source];
+        let before = log.point.replace(now);
+        if log.passed == Some(now) {
+            log.spans.clear();
+        }
         if before == Some(now) {
             return Ok(());
         }
@@ -507,7 +697,8 @@ impl Judge {
             _ => {}
         }
         self.pass(state, source, index + 1).map_err(|error| format!("its id says {index} ({position:?}): {error}"))?;
-        self.logs[source].next = index + 1;
+        let log = &mut self.logs[source];
+        (log.next, log.passed) = (index + 1, Some(now));
         Ok(())
     }
 
@@ -539,7 +730,8 @@ impl Judge {
         if self.logs[JET].newest_lost {
             return Ok(());
         }
-        for subject in SUBJECTS[JET].iter().copied().filter(|subject| self.matches(subject)) {
+        let all = |subject: &&str| self.spans[JET].iter().all(|(routes, _)| self.matches(subject, *routes));
+        for subject in SUBJECTS[JET].iter().copied().filter(all) {
             let of_it = |w: &&Written| w.subject == subject;
             let newest = state.written[JET][..=to].iter().rev().find(of_it).filter(|w| !w.removed && !w.oversized() && w.is_readable());
             if let Some(newest) = newest
@@ -555,7 +747,9 @@ impl Judge {
     fn oversized(&mut self, state: &State, source: usize, gap: (&str, Option<u64>, Option<u64>), now: Option<Point>) -> Result<(), String> {
         let (_, from, to) = gap;
         if now == Some(Point::Last) {
-            let same = |w: &Written| self.matches(w.subject) && w.oversized() && from == w.seq.checked_sub(1) && to == Some(w.seq + 1);
+            let same = |w: &Written| {
+                self.may_show(state, source, w.subject, None) && w.oversized() && from == w.seq.checked_sub(1) && to == Some(w.seq + 1)
+            };
             return if state.written[source].iter().any(same) { Ok(()) } else { Err(format!("{gap:?} is of no message")) };
         }
         let Some(Point::At(position)) = now else { return Err(format!("an oversized gap has an id of {now:?}")) };
@@ -563,7 +757,7 @@ impl Judge {
         if !state.written[source][index].oversized() || from != position.seq.checked_sub(1) || to != Some(position.seq + 1) {
             return Err(format!("{gap:?} is not that of {index} at {position:?}"));
         }
-        if !self.matches(state.written[source][index].subject) {
+        if !self.may_show(state, source, state.written[source][index].subject, None) {
             return Err(format!("{gap:?} is of a subject that the client may not have"));
         }
         self.reach(state, source, index)
@@ -607,6 +801,23 @@ impl Judge {
         Ok(())
     }
 
+    /// The client's id is of a bridge that did not know this log, or not by this name, or the log was gone for a while.
+    fn unknown(&mut self, state: &State, source: usize) -> Result<(), String> {
+        let log = &mut self.logs[source];
+        log.expects_unknown = false;
+        if log.left {
+            log.forget();
+        }
+        let (point, unknown) = (log.point, log.mode == Mode::Unknown);
+        if point.is_some() || !unknown {
+            return Err(format!("an unknown cursor was told to one who stood at {point:?}"));
+        }
+        let configs = &state.configs(self.epoch)[..=self.config];
+        let since = configs.iter().rev().take_while(|config| config.names[source] == self.names[source]).last();
+        self.effects.extend(since.map(|config| config.fault));
+        Ok(())
+    }
+
     fn gap(&mut self, state: &State, source: usize, gap: (&str, Option<u64>, Option<u64>), block: &Block) -> Result<(), String> {
         let (reason, from, to) = gap;
         let now = block.id.as_ref().and_then(|id| self.point(id, source));
@@ -617,13 +828,7 @@ impl Judge {
             return self.unreadable(state, source, gap, now);
         }
         if reason == "unknown_cursor" {
-            // It came from a bridge that did not know this log, or not by this name.
-            let log = &mut self.logs[source];
-            let (point, unknown) = (log.point, log.mode == Mode::Unknown);
-            if std::mem::take(&mut log.expects_unknown) {
-                self.effects.extend(state.renamed.get(&self.epoch));
-            }
-            return if point.is_none() && unknown { Ok(()) } else { Err(format!("{gap:?} was told to one who stood at {point:?}")) };
+            return self.unknown(state, source);
         }
         let log = &mut self.logs[source];
         let stood = match log.point {
@@ -685,11 +890,21 @@ impl Judge {
         match reason {
             "restart" => match self.volatile {
                 Volatile::At(_, seq) if from == Some(seq) && to.is_none() && self.restarted.insert(source) => Ok(None),
+                Volatile::At(epoch, _) if epoch == self.epoch && to.is_some() => {
+                    let Some(fault) = self.replaced(state, source) else {
+                        return Err(format!("a restart of {} was told from {from:?}, but it was not made anew", SOURCES[source]));
+                    };
+                    self.effects.push(fault);
+                    self.dropped(state, floors, (epoch, source), (from.unwrap_or_default(), to.unwrap_or(u64::MAX)), true)?;
+                    Ok(None)
+                }
                 _ => Err(format!("restart of {} from {from:?} to {to:?}, at {:?}", SOURCES[source], self.volatile)),
             },
             "retention" => {
                 let epoch = block.id.as_ref().map_or(0, |id| id.epoch);
-                self.dropped(state, floors, (epoch, source), (from.unwrap_or_default(), to.unwrap_or(u64::MAX)))?;
+                // One who begins at some time is told so of a window that was made anew, too.
+                let anew = matches!(self.volatile, Volatile::Since(_)) && self.replaced(state, source).is_some();
+                self.dropped(state, floors, (epoch, source), (from.unwrap_or_default(), to.unwrap_or(u64::MAX)), anew)?;
                 Ok(None)
             }
             _ => {
@@ -700,12 +915,27 @@ impl Judge {
         }
     }
 
-    /// A window has dropped what stood there, and nothing of it came or was told before.
-    fn dropped(&mut self, state: &State, floors: Floors<'_>, (epoch, source): (u32, usize), (from, to): (u64, u64)) -> Result<(), String> {
+    /// The fault that made the window of a source another one behind where the client stands.
+    fn replaced(&self, state: &State, source: usize) -> Option<Fault> {
+        let stood = if let Volatile::At(at, seq) = self.volatile { if at == self.epoch { seq } else { 0 } } else { 0 };
+        let others = state.configs(self.epoch).windows(2).filter(|two| two[0].keys[source] != two[1].keys[source]);
+        others.filter(|two| two[1].seq > stood).map(|two| two[1].fault).next()
+    }
+
+    /// A window has dropped what stood there, and nothing of it came or was told before. `anew`: or it was made anew, and what the
+    /// broker had meanwhile is in no window.
+    fn dropped(
+        &mut self,
+        state: &State,
+        floors: Floors<'_>,
+        (epoch, source): (u32, usize),
+        (from, to): (u64, u64),
+        anew: bool,
+    ) -> Result<(), String> {
         let name = SOURCES[source];
         let floor = floors(epoch, source);
         let stood = if let Volatile::At(at, seq) = self.volatile { if at == epoch { seq } else { 0 } } else { 0 };
-        let mut lost = false;
+        let mut lost = anew;
         for taken in state.taken.get(&epoch).into_iter().flatten().filter(|t| t.source == source && t.seq > from && t.seq < to) {
             if taken.seq <= stood || taken.seq > floor {
                 return Err(format!(
@@ -756,7 +986,9 @@ impl Judge {
                 *before
             }
             Volatile::At(..) => {
-                if let Some(source) = (2..4).find(|source| self.is_concerned(*source) && !self.restarted.contains(source)) {
+                if let Some(source) =
+                    (2..4).find(|source| self.concerned[*source] && self.stayed(state, *source) && !self.restarted.contains(source))
+                {
                     return Err(format!("{} has another epoch, and no restart was told", SOURCES[source]));
                 }
                 0
@@ -792,18 +1024,11 @@ impl Judge {
                 self.effects.extend(&t.faults);
                 continue;
             }
-            let (required, time) = match t.what {
-                Handed::Message(index) => {
-                    let written = &state.written[t.source][index];
-                    (self.wants(written), written.time)
-                }
-                Handed::Oversized(index) => (self.matches(state.written[t.source][index].subject), Timestamp::default()),
-                Handed::Gap(_) => (self.is_concerned(t.source), Timestamp::default()),
-            };
+            let time = if let Handed::Message(index) = t.what { state.written[t.source][index].time } else { Timestamp::default() };
             let dropped = t.seq <= floors(epoch, t.source);
             let free = free || t.seq <= self.began[t.source];
             let early = matches!(self.volatile, Volatile::Since(since) if time < since);
-            if required && !early && !(dropped && (free || self.told_lost(t.source, t.seq))) {
+            if self.is_due(state, t) && !self.gone(state, t) && !early && !(dropped && (free || self.told_lost(t.source, t.seq))) {
                 return Err(format!("{} {:?} at {} was lost in silence before {seq} (told {told:?})", SOURCES[t.source], t.what, t.seq));
             }
         }
@@ -811,6 +1036,40 @@ impl Judge {
             return Err(format!("{told:?} came with sequence {seq}, where something else stands"));
         }
         Ok(())
+    }
+
+    /// Whether the client is to get what was taken in of a source without a log.
+    fn is_due(&self, state: &State, taken: &Taken) -> bool {
+        match taken.what {
+            Handed::Message(index) => self.wants(&state.written[taken.source][index], taken.routes),
+            Handed::Oversized(index) => self.matches(state.written[taken.source][index].subject, taken.routes),
+            Handed::Gap(_) => self.concerned[taken.source],
+        }
+    }
+
+    /// Whether what was taken in may be missing in silence, as its source was not there for a while since the last block.
+    fn gone(&self, state: &State, taken: &Taken) -> bool {
+        let configs = state.configs(self.epoch);
+        let (first, last) = (state.config_at(self.epoch, taken.changes.max(self.before)), state.config_at(self.epoch, self.mark));
+        configs.get(first..=last).unwrap_or_default().iter().any(|config| config.keys[taken.source].is_none())
+    }
+
+    /// Whether a source was there all the time since the stream was opened.
+    fn stayed(&self, state: &State, source: usize) -> bool {
+        let (first, last) = (state.config_at(self.epoch, self.began_at), state.config_at(self.epoch, self.mark));
+        state.configs(self.epoch)[first..=last].iter().all(|config| config.keys[source].is_some())
+    }
+
+    /// Changes of the sources since the stream was opened have an effect where the client gets this subject only by them.
+    fn note_reload(&mut self, state: &State, source: usize, subject: &str) {
+        let (first, last) = (state.config_at(self.epoch, self.began_at), state.config_at(self.epoch, self.mark));
+        for two in state.configs(self.epoch)[first..=last].windows(2) {
+            let shown =
+                |config: &Config| config.routes[source].filter(|routes| self.matches(subject, *routes)).and_then(|of| routed(subject, of));
+            if shown(&two[0]) != shown(&two[1]) {
+                self.effects.push(two[1].fault);
+            }
+        }
     }
 
     /// Whether the newest of each subject of the sources without a log came.
@@ -821,14 +1080,15 @@ impl Judge {
         seen: &BTreeMap<(usize, &'static str), usize>,
         (epoch, seq): (u32, u64),
     ) -> Result<(), String> {
-        for subject in SUBJECTS[2].iter().chain(SUBJECTS[3]).copied().filter(|subject| self.matches(subject)) {
+        for subject in SUBJECTS[2].iter().chain(SUBJECTS[3]).copied() {
             let source = 2 + usize::from(SUBJECTS[3].contains(&subject));
-            let of_it = |t: &&super::broker::Taken| match t.what {
+            let of_it = |t: &&Taken| match t.what {
                 Handed::Message(index) => t.source == source && state.written[source][index].subject == subject && t.seq <= seq,
                 Handed::Oversized(_) | Handed::Gap(_) => false,
             };
             let newest = state.taken.get(&epoch).and_then(|taken| taken.iter().rev().find(of_it));
-            if newest.is_some_and(|t| t.seq > floors(epoch, source)) && !seen.contains_key(&(source, subject)) {
+            let due = newest.is_some_and(|t| t.seq > floors(epoch, source) && self.matches(subject, t.routes) && !self.gone(state, t));
+            if due && !seen.contains_key(&(source, subject)) {
                 return Err(format!("the newest of {subject} up to {seq} did not come"));
             }
         }
@@ -837,9 +1097,21 @@ impl Judge {
 
     /// After quiet: what the client has not got.
     pub(super) fn missing(&self, state: &State) -> Option<String> {
+        let configs = state.configs(self.epoch);
+        let last = configs.last()?;
+        if (0..2).any(|source| self.concerned[source] && self.names[source] != last.names[source]) {
+            return Some(format!("its ids know {:?} of {:?}", self.names, last.names));
+        }
+        if let Some(source) = (0..2).find(|source| self.logs[*source].expects_unknown) {
+            return Some(format!("it was not told that {} came back", SOURCES[source]));
+        }
+        let due = |source: usize, w: &Written| match last.routes[source] {
+            Some(routes) if w.is_readable() => self.matches(w.subject, routes),
+            routes => routes.is_some() && self.concerned[source],
+        };
         for (source, log) in self.logs.iter().enumerate() {
             let since = if let Mode::Since(time) = log.mode { time } else { Timestamp::default() };
-            let missing = |w: &&Written| !w.removed && w.time >= since && self.must_know(source, w);
+            let missing = |w: &&Written| !w.removed && w.time >= since && due(source, w);
             if self.is_concerned(source)
                 && !matches!(log.mode, Mode::Unknown | Mode::Last(_))
                 && let Some(written) = state.written[source].iter().skip(log.next).find(missing)
@@ -855,14 +1127,7 @@ impl Judge {
             }
         }
         let Volatile::At(epoch, seq) = self.volatile else { return Some(format!("{:?}", self.volatile)) };
-        let later = |t: &&super::broker::Taken| {
-            t.seq > seq
-                && match t.what {
-                    Handed::Message(index) => self.wants(&state.written[t.source][index]),
-                    Handed::Oversized(index) => self.matches(state.written[t.source][index].subject),
-                    Handed::Gap(_) => self.is_concerned(t.source),
-                }
-        };
+        let later = |t: &&Taken| t.seq > seq && self.is_due(state, t);
         state.taken.get(&epoch).and_then(|taken| taken.iter().find(later)).map(|t| format!("{t:?} has not come"))
     }
 }

@@ -1,9 +1,11 @@
 //! A socket between a bridge and a client: it takes only so many bytes, and either end may go at any time.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
@@ -26,6 +28,14 @@ struct State {
     report: Option<Box<dyn Fn(Event) + Send>>,
     /// A write found no room since a report said that there was some.
     full: bool,
+    /// How often the sources of any bridge have changed.
+    changes: Arc<AtomicU64>,
+    /// Up to which of all bytes there had been so many changes when whoever writes took them in hand.
+    marks: VecDeque<(u64, u64)>,
+    written: u64,
+    read: u64,
+    /// What a writer who waits for room has in hand, since so many changes.
+    in_hand: (usize, u64),
 }
 
 impl State {
@@ -48,18 +58,18 @@ pub(super) struct ServerEnd(Arc<Mutex<State>>);
 /// What the client holds.
 pub(super) struct ClientEnd(Arc<Mutex<State>>);
 
-/// A connection whose buffers hold `capacity` bytes.
-pub(super) fn pair(capacity: usize) -> (ServerEnd, ClientEnd) {
-    let state = Arc::new(Mutex::new(State { capacity, ..State::default() }));
+/// A connection whose buffers hold `capacity` bytes. What is read from it says how many `changes` there had been when it was made.
+pub(super) fn pair(capacity: usize, changes: Arc<AtomicU64>) -> (ServerEnd, ClientEnd) {
+    let state = Arc::new(Mutex::new(State { capacity, changes, ..State::default() }));
     (ServerEnd(state.clone()), ClientEnd(state))
 }
 
 impl ServerEnd {
-    /// Writes a part, as the buffer allows: `Ok(0)` if it is full.
+    /// Writes a part, as the buffer allows: `Ok(0)` if it is full. `in_hand`: the writer keeps the rest in hand until it is written.
     ///
     /// # Errors
     /// When the client has gone.
-    pub(super) fn try_write(&self, bytes: &[u8]) -> Result<usize, Gone> {
+    fn try_write(&self, bytes: &[u8], in_hand: bool) -> Result<usize, Gone> {
         let mut state = self.0.lock();
         if state.client_gone {
             return Err(Gone);
@@ -67,6 +77,17 @@ impl ServerEnd {
         let count = bytes.len().min(state.capacity - state.bytes.len());
         state.full |= count < bytes.len();
         state.bytes.extend_from_slice(&bytes[..count]);
+        let mark = match state.in_hand {
+            (left, since) if in_hand && left > 0 => since,
+            _ => state.changes.load(Ordering::Relaxed),
+        };
+        state.in_hand = (if in_hand { bytes.len() - count } else { 0 }, mark);
+        state.written += count as u64;
+        let end = state.written;
+        match state.marks.back_mut().filter(|(_, before)| *before == mark) {
+            Some((before, _)) => *before = end,
+            None => state.marks.push_back((end, mark)),
+        }
         if count > 0
             && let Some(reader) = state.reader.take()
         {
@@ -82,7 +103,7 @@ impl ServerEnd {
     pub(super) async fn write_all(&self, mut bytes: &[u8]) -> Result<(), Gone> {
         poll_fn(|cx| {
             while !bytes.is_empty() {
-                match self.try_write(bytes)? {
+                match self.try_write(bytes, true)? {
                     0 => {
                         self.0.lock().writer = Some(cx.waker().clone());
                         return Poll::Pending;
@@ -124,7 +145,7 @@ impl ServerEnd {
 /// For a loop.
 impl Socket for ServerEnd {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.try_write(bytes) {
+        match self.try_write(bytes, false) {
             Ok(0) => Err(io::ErrorKind::WouldBlock.into()),
             Ok(count) => Ok(count),
             Err(Gone) => Err(io::ErrorKind::BrokenPipe.into()),
@@ -156,7 +177,7 @@ impl AsyncRead for ServerEnd {
 
 impl AsyncWrite for ServerEnd {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.try_write(bytes) {
+        match self.try_write(bytes, true) {
             Ok(0) => {
                 self.0.lock().writer = Some(cx.waker().clone());
                 Poll::Pending
@@ -181,19 +202,23 @@ impl AsyncWrite for ServerEnd {
 pub(super) struct Gone;
 
 impl ClientEnd {
-    /// Reads some of what is there; `None` at the end.
-    pub(super) async fn read(&self) -> Option<Bytes> {
+    /// Reads some of what is there, and how many changes there had been when it was made; `None` at the end.
+    pub(super) async fn read(&self) -> Option<(Bytes, u64)> {
         poll_fn(|cx| {
             let mut state = self.0.lock();
             if !state.bytes.is_empty() {
-                let most = state.bytes.len();
+                let read = state.read;
+                while state.marks.pop_front_if(|(end, _)| *end <= read).is_some() {}
+                let (end, mark) = state.marks.front().copied().unwrap_or_default();
+                let most = state.bytes.len().min((end - read) as usize);
                 let count = if random::in_range(0..4) == 0 { random::in_range(1..=most) } else { most };
                 let bytes = state.bytes.split_to(count).freeze();
+                state.read += count as u64;
                 state.report();
                 if let Some(writer) = state.writer.take() {
                     writer.wake();
                 }
-                return Poll::Ready(Some(bytes));
+                return Poll::Ready(Some((bytes, mark)));
             }
             if state.server_gone {
                 return Poll::Ready(None);

@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::sleep;
 
-use super::bridge::{Bounds, Bridge, Place};
-use super::broker::{Broker, Fault, JET, Names, RAB, RENAMED, SOURCES, State};
+use super::bridge::{Bounds, Bridge, Place, Wanted};
+use super::broker::{Broker, Fault, JET, RAB, RENAMED, SOURCES, State};
 use super::client;
 use super::executor::Executor;
 use super::oracle::{Counts, Floors, Judge, Start};
@@ -127,8 +127,8 @@ pub(super) struct World {
     pub(super) quiet: Cell<bool>,
     /// See [`World::note`].
     watched: Option<usize>,
-    /// What the bridges call their sources.
-    names: RefCell<[Names; BRIDGES]>,
+    /// The sources that the bridges are to have.
+    wanted: RefCell<[Wanted; BRIDGES]>,
     groups: Cell<u32>,
     faults: Cell<u64>,
     streams: Cell<u64>,
@@ -151,7 +151,7 @@ impl World {
                 judges: RefCell::default(),
                 quiet: Cell::new(false),
                 watched: std::env::var("SIM_CLIENT").ok().and_then(|number| number.parse().ok()),
-                names: RefCell::new([SOURCES.map(Some); BRIDGES]),
+                wanted: RefCell::default(),
                 groups: Cell::new(1),
                 faults: Cell::new(0),
                 streams: Cell::new(0),
@@ -164,7 +164,7 @@ impl World {
 
     async fn live(self: Rc<Self>) {
         for slot in 0..BRIDGES {
-            self.start(slot);
+            self.start(slot, 0);
         }
         for (number, patterns) in FILTERS.iter().enumerate() {
             let first = choose(&[Start::Now, Start::Earliest, Start::Since(Timestamp::default()), Start::Last]);
@@ -202,13 +202,15 @@ impl World {
         self.broker.changed.iter().for_each(tokio::sync::Notify::notify_waiters);
         for slot in 0..BRIDGES {
             let bridge = self.bridges.borrow()[slot].clone();
-            let names = self.names.borrow()[slot];
-            for (name, source) in self.names.borrow_mut()[slot].iter_mut().zip(SOURCES) {
+            for (name, source) in self.wanted.borrow_mut()[slot].names.iter_mut().zip(SOURCES) {
                 name.get_or_insert(source);
             }
-            if bridge.is_none_or(|bridge| bridge.is_draining()) || names.contains(&None) {
-                self.kill(slot);
-                self.start(slot);
+            match bridge.filter(|bridge| !bridge.is_draining()) {
+                Some(bridge) => bridge.reload(self.wanted.borrow()[slot].clone(), 0),
+                None => {
+                    self.kill(slot);
+                    self.start(slot, 0);
+                }
             }
         }
         let mut missing = None;
@@ -239,7 +241,8 @@ impl World {
         self.mend();
         let number = self.faults.get() + 1;
         self.broker.state.lock().fault = Some(number);
-        if self.happens() {
+        let happens = if self.plan.has("reload") && one_in(5) { self.reload() } else { self.happens() };
+        if happens {
             self.faults.set(number);
         }
         self.broker.state.lock().fault = None;
@@ -309,17 +312,43 @@ impl World {
         }
     }
 
+    /// An operator gives a bridge another source, another name of one, one less, other routes or other settings, while it runs.
+    fn reload(&self) -> bool {
+        let (slot, source) = (random::in_range(0..BRIDGES), random::in_range(0..SOURCES.len()));
+        let fault = self.broker.state.lock().fault.unwrap_or_default();
+        let Some(bridge) = self.bridges.borrow()[slot].clone().filter(|bridge| !bridge.is_draining()) else { return false };
+        let wanted = &mut self.wanted.borrow_mut()[slot];
+        self.change(wanted, source);
+        if one_in(3) {
+            self.change(wanted, random::in_range(0..SOURCES.len()));
+        }
+        self.note(None, || format!("bridge {} reloads {wanted:?}", bridge.epoch));
+        bridge.reload(wanted.clone(), fault);
+        true
+    }
+
+    fn change(&self, wanted: &mut Wanted, source: usize) {
+        let name = &mut wanted.names[source];
+        let other = RENAMED.get(source).copied().unwrap_or(SOURCES[source]);
+        match random::in_range(0..6) {
+            0 | 1 if name.is_some() && self.plan.has("remove") => *name = None,
+            0..3 if name.is_none() => *name = Some(if one_in(2) { other } else { SOURCES[source] }),
+            2 if self.plan.has("rename") => *name = Some(if *name == Some(other) { SOURCES[source] } else { other }),
+            3 | 4 if self.plan.has("reroute") => wanted.routes[source] = 1 - wanted.routes[source],
+            _ => wanted.settings[source] += 1,
+        }
+    }
+
     /// A bridge is started again with another name of a source, or without the source.
     fn rename(&self, slot: usize, source: usize, fault: Fault) -> bool {
         let mut others = vec![Some(SOURCES[source]), Some(RENAMED[source]), None];
-        others.retain(|name| *name != self.names.borrow()[slot][source]);
-        self.names.borrow_mut()[slot][source] = choose(&others);
+        others.retain(|name| *name != self.wanted.borrow()[slot].names[source]);
+        self.wanted.borrow_mut()[slot].names[source] = choose(&others);
         if let Some(bridge) = &self.bridges.borrow()[slot] {
             self.broker.state.lock().ended.entry(bridge.epoch).or_insert(fault);
         }
         self.kill(slot);
-        let epoch = self.start(slot);
-        self.broker.state.lock().renamed.insert(epoch, fault);
+        self.start(slot, fault);
         true
     }
 
@@ -331,7 +360,7 @@ impl World {
             self.kill(slot);
         }
         if epoch.is_none() || one_in(2) {
-            self.start(slot);
+            self.start(slot, 0);
         }
         epoch.is_some()
     }
@@ -351,21 +380,20 @@ impl World {
             let gone = self.bridges.borrow()[slot].as_ref().is_none_or(|bridge| bridge.is_draining());
             if gone && one_in(4) {
                 self.kill(slot);
-                self.start(slot);
+                self.start(slot, 0);
             }
         }
         self.broker.state.lock().down.iter_mut().filter(|down| **down).for_each(|down| *down = !one_in(3));
     }
 
-    /// Returns the epoch.
-    fn start(&self, slot: usize) -> u32 {
+    /// `fault`: what changed its sources.
+    fn start(&self, slot: usize, fault: Fault) {
         let group = self.groups.get();
         self.groups.set(group + 1);
         let epoch = random::in_range(1..u32::MAX);
         let place = Place { executor: &self.executor, broker: &self.broker, bounds: &self.plan.bounds };
-        let bridge = Bridge::start(place, slot, epoch, group, self.names.borrow()[slot]);
+        let bridge = Bridge::start(place, (slot, epoch, group), &self.wanted.borrow()[slot], fault);
         self.bridges.borrow_mut()[slot] = Some(bridge);
-        epoch
     }
 
     /// Ends a bridge where it stands.
@@ -409,11 +437,16 @@ impl World {
     /// Asks a client's judge. Returns whether all is well.
     pub(super) fn judge(&self, number: usize, ask: impl FnOnce(&mut Judge, &State, Floors<'_>) -> Result<(), String>) -> bool {
         let bridges = self.bridges.borrow();
-        let floors = |epoch, source| {
-            // What a dead bridge's window held is not known any more.
-            bridges.iter().flatten().find(|bridge| bridge.epoch == epoch).map_or(u64::MAX, |bridge| bridge.floor(source))
-        };
         let mut state = self.broker.state.lock();
+        let floors = {
+            let keys =
+                |bridge: &Rc<Bridge>| (bridge.clone(), state.configs(bridge.epoch).last().map(|config| config.keys).unwrap_or_default());
+            let bridges: Vec<_> = bridges.iter().flatten().map(keys).collect();
+            move |epoch, source: usize| {
+                // What a dead bridge's window held is not known any more.
+                bridges.iter().find(|(of, _)| of.epoch == epoch).map_or(u64::MAX, |(bridge, keys)| bridge.floor(keys[source]))
+            }
+        };
         let mut judges = self.judges.borrow_mut();
         let Some((_, judge)) = judges.iter_mut().find(|(of, _)| *of == number) else { return true };
         if state.alarms.len() > 1 {

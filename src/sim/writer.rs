@@ -170,19 +170,58 @@ impl Io for Sockets {
     }
 }
 
+/// The text of a stream that has not been looked at, with its marks.
+#[derive(Default)]
+pub(super) struct Text {
+    pub(super) bytes: Vec<u8>,
+    /// From where on which mark holds.
+    marks: Vec<(usize, u64)>,
+}
+
+impl Text {
+    pub(super) fn push(&mut self, bytes: &[u8], mark: u64) {
+        self.marks.push((self.bytes.len(), mark));
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The mark of the byte at a place.
+    pub(super) fn mark(&self, at: usize) -> u64 {
+        self.marks.iter().rev().find(|(from, _)| *from <= at).map_or(0, |(_, mark)| *mark)
+    }
+
+    /// Removes the first bytes.
+    pub(super) fn drain(&mut self, count: usize) {
+        let mark = self.mark(count);
+        self.bytes.drain(..count);
+        self.marks.retain(|(from, _)| *from > count);
+        self.marks.iter_mut().for_each(|(from, _)| *from -= count);
+        self.marks.insert(0, (0, mark));
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.bytes.clear();
+        self.marks.clear();
+    }
+}
+
 /// Reads chunks of HTTP/1.1 as a client does.
 #[derive(Default)]
 pub(super) struct Chunks {
     pending: Vec<u8>,
+    /// When what is pending began to come: see [`super::pipe::ClientEnd::read`].
+    mark: u64,
     ended: bool,
 }
 
 impl Chunks {
-    /// Takes what came, and appends the text of the chunks that are whole.
+    /// Takes what came, and appends the text of the chunks that are whole, with its mark.
     ///
     /// # Errors
     /// When it is not what a server may send.
-    pub(super) fn push(&mut self, bytes: &[u8], text: &mut Vec<u8>) -> Result<(), String> {
+    pub(super) fn push(&mut self, (bytes, mark): (&[u8], u64), text: &mut Text) -> Result<(), String> {
+        if self.pending.is_empty() {
+            self.mark = mark;
+        }
         self.pending.extend_from_slice(bytes);
         let mut rest = &self.pending[..];
         while let Some(line) = memchr::memmem::find(rest, b"\r\n") {
@@ -190,7 +229,7 @@ impl Chunks {
             let size = size.filter(|_| !self.ended).ok_or("a broken chunk")?;
             let Some(chunk) = rest.get(line + 2..line + 2 + size + 2) else { break };
             let chunk = chunk.strip_suffix(b"\r\n").ok_or("a chunk without its end")?;
-            text.extend_from_slice(chunk);
+            text.push(chunk, std::mem::replace(&mut self.mark, mark));
             self.ended = size == 0;
             rest = &rest[line + 2 + size + 2..];
         }

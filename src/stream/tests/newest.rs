@@ -25,3 +25,25 @@ fn newest_events_that_have_left_their_window_are_not_kept_for_a_client_that_read
     assert!(!text.contains("early") && text.contains("\"data\":\"late\"") && text.matches("\"retention\"").count() == 1, "{text}");
     assert!(stream.into_live().is_ok());
 }
+
+#[test]
+fn newest_events_that_were_found_before_a_change_of_routes_are_not_sent_after_it() {
+    let now = Timestamp::from_micros(1_000_000);
+    let hub = Hub::new(Limits { bytes: 1 << 20, age: Duration::from_secs(60) }, 1);
+    // One event is a piece.
+    let streams = Streams::new(hub.clone(), histories(1), Settings { piece: 1, ..settings() });
+    let [demo, other] = ["demo", "other"].map(|name| streams.add(source(name, volatile(">")), now));
+    hub.publish(demo, &mut vec![named("demo.sent", None), named("demo.found", None)], now);
+    hub.publish(other, &mut vec![named("other.found", None)], now);
+    let mut stream = streams.open(Request { begin: Begin::At(Point::Last), ..request(">") }, now);
+    let mut text = String::new();
+    while !text.contains("demo.sent") {
+        if let Step::Send(bytes) = stream.step(now) {
+            text.push_str(std::str::from_utf8(&bytes).unwrap());
+        }
+    }
+    assert!(!text.contains("found"), "{text}");
+    streams.replace(demo, source("demo", volatile(">")), true, now);
+    let rest = sent(&mut stream, now);
+    assert!(rest.contains("other.found") && !rest.contains("demo.found"), "{rest}");
+}
