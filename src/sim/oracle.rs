@@ -275,7 +275,7 @@ impl Judge {
     fn shown_by<'a>(&self, state: &'a State, source: usize) -> impl Iterator<Item = u8> + use<'a> {
         let configs = state.configs(self.epoch);
         let (opened, made) = (state.config_at(self.epoch, self.began_at), state.config_at(self.epoch, self.mark));
-        let now = configs[made..].iter().filter_map(move |config| config.routes[source]);
+        let now = configs[made..=made].iter().filter_map(move |config| config.routes[source]);
         let removed = configs[opened..=made].windows(2).filter(move |two| two[1].names[source] != two[0].names[source]);
         now.chain(removed.filter_map(move |two| two[0].routes[source]))
     }
@@ -293,6 +293,10 @@ impl Judge {
         let configs = state.configs(self.epoch);
         for (source, spans) in self.spans.iter_mut().enumerate() {
             spans.clear();
+            // What is left of a source that was removed was routed as that was.
+            let opened = state.config_at(self.epoch, self.began_at);
+            let removed = configs[opened..=last].windows(2).filter(|two| two[0].names[source] != two[1].names[source]);
+            spans.extend(removed.filter_map(|two| Some((two[0].routes[source]?, two[1].written[source]))));
             let ends = configs[first..=last].iter().skip(1).map(|config| config.written[source]).chain([state.written[source].len()]);
             spans.extend(configs[first..=last].iter().zip(ends).filter_map(|(config, end)| Some((config.routes[source]?, end))));
         }
@@ -320,7 +324,7 @@ impl Judge {
 
     /// Which config a block was made under, as far as is known.
     fn stands(&self, state: &State) -> String {
-        let configs: Vec<_> = state.configs(self.epoch).iter().map(|config| (config.from, config.names)).collect();
+        let configs: Vec<_> = state.configs(self.epoch).iter().map(|config| (config.from, config.names, config.routes)).collect();
         format!("opened at {}, made at {}, config {} of {configs:?}", self.began_at, self.mark, self.config)
     }
 
@@ -464,7 +468,11 @@ impl Judge {
                 let may_show = self.may_show(state, *source, written.subject, subject.as_deref());
                 if !may_show || written.oversized() || !written.is_readable() {
                     let routes: Vec<_> = self.shown_by(state, *source).collect();
-                    return Err(format!("{} {index}, as {subject:?}, is not what the client may have by {routes:?}", written.subject));
+                    return Err(format!(
+                        "{} {index}, as {subject:?}, is not what the client may have by {routes:?} ({})",
+                        written.subject,
+                        self.stands(state)
+                    ));
                 }
                 self.note_reload(state, *source, written.subject);
                 let late = written.late.iter().filter(|late| late.epoch == self.epoch && late.arrived >= self.opened);
@@ -641,7 +649,10 @@ impl Judge {
                     blind += 1;
                 } else if !excused {
                     let how = if written.removed { "in silence" } else { "though it is in the log" };
-                    return Err(format!("{} {index} at {} was lost {how} (gaps {:?})", written.subject, written.seq, log.gaps));
+                    return Err(format!(
+                        "{} {index} at {} was lost {how} (gaps {:?}, routes {:?})",
+                        written.subject, written.seq, log.gaps, log.spans
+                    ));
                 }
             }
             if log.mode == Mode::Follow && !log.gaps.is_empty() && !removed {
