@@ -901,12 +901,13 @@ impl Judge {
         match reason {
             "restart" => match self.volatile {
                 Volatile::At(_, seq) if from == Some(seq) && to.is_none() && self.restarted.insert(source) => Ok(None),
-                Volatile::At(epoch, _) if epoch == self.epoch && to.is_some() => {
+                // Of this process, though the client may not have had an id of it yet.
+                _ if to.is_some() => {
                     let Some(fault) = self.replaced(state, source) else {
                         return Err(format!("a restart of {} was told from {from:?}, but it was not made anew", SOURCES[source]));
                     };
                     self.effects.push(fault);
-                    self.dropped(state, floors, (epoch, source), (from.unwrap_or_default(), to.unwrap_or(u64::MAX)), true)?;
+                    self.dropped(state, floors, (self.epoch, source), (from.unwrap_or_default(), to.unwrap_or(u64::MAX)), true)?;
                     Ok(None)
                 }
                 _ => Err(format!("restart of {} from {from:?} to {to:?}, at {:?}", SOURCES[source], self.volatile)),
