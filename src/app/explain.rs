@@ -54,8 +54,7 @@ impl Explainer {
         let covering: Vec<String> = rules.iter().filter(|rule| covers(rule)).map(|rule| self.named(&rule.name, &rule.key)).collect();
         let sources: Vec<(&SourceName, Router)> =
             self.sources.iter().map(|(name, reach)| (name, Router::new(&self.routes, name, reach, Arc::default()))).collect();
-        let asked: Vec<Pattern> = subject.as_str().parse().into_iter().collect();
-        let from: Vec<&str> = sources.iter().filter(|(_, router)| router.concerns(&asked)).map(|(name, _)| name.as_str()).collect();
+        let from: Vec<&str> = sources.iter().filter(|(_, router)| router.gives(subject)).map(|(name, _)| name.as_str()).collect();
         let refused = grant.as_ref().and_then(|grant| grant.as_ref().err());
         let (seen, why) = match refused {
             Some(AuthError::KeysNotLoaded) => (None, "the keys to verify the token with cannot be loaded".to_owned()),

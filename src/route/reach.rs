@@ -127,11 +127,6 @@ pub(super) fn inputs(reach: &[Pattern], rules: &[Rule], asked: &[Pattern]) -> Ve
     subject::minimal(out)
 }
 
-/// Whether a rule that renames by a template can give a name that `asked` matches.
-pub(super) fn gives(reach: &[Pattern], rule: &Rule, template: &SubjectTemplate, asked: &Pattern) -> bool {
-    reach.iter().filter_map(|of| intersection(of, &rule.matches)).any(|both| rename(template, &both).intersects(asked))
-}
-
 /// Whether routing never gives two subjects one name.
 pub(super) fn keeps_apart(reach: &[Pattern], rules: &[Rule]) -> bool {
     let whole = |rule: &Rule| rule.renames().is_none_or(|template| template.keeps_all_of(&rule.matches));

@@ -155,9 +155,9 @@ impl SubjectTemplate {
         tokens.into_iter().map(|(parts, part)| part.filter(|_| parts == 1)).collect()
     }
 
-    /// Whether a capture of this length is never shortened.
+    /// Whether what stands for a capture is all of it. What was shortened is at most a character and a dot shorter than its room.
     pub(super) fn fits(&self, capture: &str) -> bool {
-        capture.len() < self.room
+        capture.len() + 4 < self.room
     }
 
     /// Whether two subjects that the pattern matches never get the same name (unless they have to be shortened).

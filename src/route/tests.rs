@@ -308,6 +308,73 @@ proptest! {
     }
 }
 
+/// All subjects of up to so many of the tokens that [`any_rule`] and [`any_pattern`] use, and of two that they do not.
+fn short_subjects(most: usize) -> Vec<String> {
+    let (mut all, mut longest) = (Vec::new(), vec![String::new()]);
+    for _ in 0..most {
+        let longer = |head: &String| ["a", "b", "x", "ab", "brokercast"].map(|token| format!("{head}.{token}"));
+        longest = longest.iter().flat_map(longer).collect();
+        all.extend(longest.iter().map(|subject| subject[1..].to_owned()));
+    }
+    all
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn a_subject_is_given_where_a_message_gets_it(
+        rules in prop::collection::vec(any_rule(), 0..6),
+        reach in prop::collection::vec(any_pattern(), 1..3),
+    ) {
+        let reach: Vec<&str> = reach.iter().map(String::as_str).collect();
+        let router = router(&rules, &reach);
+        let come = short_subjects(5).into_iter().filter(|subject| router.inputs.iter().any(|of| of.matches(subject)));
+        let given: std::collections::HashSet<String> =
+            come.filter_map(|subject| router.route(message(&subject))).map(|event| event.subject.as_str().to_owned()).collect();
+        for subject in &given {
+            prop_assert!(router.gives(&subject.parse().unwrap()), "{subject} is given");
+        }
+        // A longer one may be made of longer ones than those, and of parts of the long token.
+        for subject in short_subjects(2).iter().filter(|subject| !subject.contains("brokercast")) {
+            prop_assert!(given.contains(subject) || !router.gives(&subject.parse().unwrap()), "{subject} is not given");
+        }
+    }
+}
+
+#[test]
+fn a_template_is_read_backwards() {
+    let gives = |rules: &[Written], subject: &str| router(rules, &["a.>"]).gives(&subject.parse().unwrap());
+    for (matches, template, subject, given) in [
+        ("a.*", "k-{1}", "X", false),
+        ("a.*", "k-{1}", "k-X", true),
+        ("a.*", "k-{1}", "k-X.y", false),
+        ("a.*", "{1}.{1}", "x.y", false),
+        ("a.*", "{1}.{1}", "x.x", true),
+        ("a.*.*", "{1}{2}", "x", false),
+        ("a.*.*", "{1}{2}", "xy", true),
+        ("a.b.*", "{1}", "x", true),
+        ("a.>", "{>}.end", "x.y.end", true),
+        ("a.>", "{>}.end", "end", false),
+        ("a.>", "{>}.{header.kind}.{header.kind}", "x.y.k.k", true),
+        ("a.>", "{>}.{header.kind}.{header.kind}", "x.y.k.l", false),
+        ("b.*", "{1}", "x", false),
+    ] {
+        assert_eq!(gives(&[pass(matches, Some(template), None)], subject), given, "{matches} to {template}: {subject}");
+    }
+    let dropped = [dropping("a.x"), pass("a.*", Some("{1}"), None)];
+    assert!(!gives(&dropped, "x") && gives(&dropped, "y"));
+    // With a header it is renamed, without one it keeps its name.
+    let by_header = [pass("a.*", Some("b.{header.kind}"), None)];
+    assert!(gives(&by_header, "a.x") && gives(&by_header, "b.x"));
+    // What may have been shortened may have been anything longer, in characters that are cut whole.
+    let long = format!("a.{}", "€".repeat(5400));
+    let twice = [pass("a.*", Some("{1}.{1}.{1}"), None)];
+    let event = router(&twice, &["a.>"]).route(message(&long)).unwrap();
+    assert!(gives(&twice, event.subject.as_str()));
+    // Too many ways to tell.
+    assert!(gives(&[pass("a.*.*.*.*", Some("{1}{2}{3}{4}"), None)], &"x".repeat(2000)));
+}
+
 /// The event of a message with these headers.
 fn carried(rules: &[Written], subject: &str, headers: &[(&str, &str)]) -> (String, Option<String>) {
     let mut message = message(subject);
