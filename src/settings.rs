@@ -5,6 +5,7 @@
 //! what `check` prints, and which keys exist. Knows no room and none of their keys.
 
 use std::fmt;
+use std::path::PathBuf;
 
 mod environment;
 mod layers;
@@ -78,19 +79,27 @@ impl fmt::Display for Problem {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct SettingsError {
     problems: Vec<Problem>,
+    /// Files and folders that they name, as far as they could be read.
+    files: Vec<PathBuf>,
 }
 
 impl SettingsError {
     /// Of something that is wrong with all of it.
     #[must_use]
     pub(crate) fn new(expected: &str) -> Self {
-        Self { problems: vec![Problem { place: None, path: String::new(), expected: expected.to_owned() }] }
+        Self { problems: vec![Problem { place: None, path: String::new(), expected: expected.to_owned() }], files: Vec::new() }
     }
 
     /// In the order of their places.
     #[must_use]
     pub(crate) fn problems(&self) -> &[Problem] {
         &self.problems
+    }
+
+    /// The files and folders that the settings name, as far as they could be read.
+    #[must_use]
+    pub(crate) fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
     /// One line for each problem: place, key path, what was expected.

@@ -124,6 +124,7 @@ impl Reloader {
         let answer = match read {
             Ok(loaded) => Ok(self.apply(loaded, sources).await),
             Err(refused) => {
+                self.watched.add(refused.files());
                 for problem in refused.problems() {
                     error!(%problem, "configuration refused, the one before it stays in use");
                 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
+use crate::event::Timestamp;
 use crate::http::admin::Reload;
 
 /// Between two looks.
@@ -32,6 +33,8 @@ struct Known {
     files: Vec<PathBuf>,
     /// Of the same files, as they were when they were read.
     stamps: Vec<Stamp>,
+    /// The second in which they were read, `None`: when the process started.
+    read: Option<i64>,
 }
 
 impl Watched {
@@ -39,15 +42,27 @@ impl Watched {
     pub(super) fn about_to_read(&self) {
         let mut known = self.0.lock();
         known.stamps = known.files.iter().map(|file| stamp(file)).collect();
+        known.read = i64::try_from(Timestamp::now().as_micros() / 1_000_000).ok();
+    }
+
+    /// These are looked at too, since a configuration that was refused names them.
+    pub(super) fn add(&self, files: &[PathBuf]) {
+        let mut known = self.0.lock();
+        for file in files {
+            if !known.files.contains(file) {
+                let stamp = known.stamp_at_reading(file);
+                known.stamps.push(stamp);
+                known.files.push(file.clone());
+            }
+        }
     }
 
     /// These are the files from now on.
     pub(super) fn set(&self, on: bool, files: Vec<PathBuf>) {
         let mut known = self.0.lock();
-        let before: Vec<_> = std::mem::take(&mut known.files).into_iter().zip(std::mem::take(&mut known.stamps)).collect();
-        let known_stamp = |file: &PathBuf| before.iter().find(|(of, _)| of == file).map_or_else(|| stamp(file), |(_, stamp)| *stamp);
-        let stamps = files.iter().map(known_stamp).collect();
-        *known = Known { on, files, stamps };
+        let before = |file: &PathBuf| Some(known.stamps[known.files.iter().position(|of| of == file)?]);
+        let stamps = files.iter().map(|file| before(file).unwrap_or_else(|| known.stamp_at_reading(file))).collect();
+        *known = Known { on, files, stamps, read: known.read };
     }
 
     /// The files as they are, if they are not as they were.
@@ -58,6 +73,13 @@ impl Watched {
         }
         let now: Vec<_> = known.files.iter().map(|file| stamp(file)).collect();
         (now != known.stamps).then_some(now)
+    }
+}
+
+impl Known {
+    /// The stamp of a file that was not known when it was read. What has changed in that second may not have been read.
+    fn stamp_at_reading(&self, file: &Path) -> Stamp {
+        stamp(file).filter(|[.., changed, _]| self.read.is_none_or(|read| *changed < read))
     }
 }
 

@@ -65,7 +65,7 @@ pub(crate) fn load<T>(
     }
     // What an unreadable file would have set is unknown: everything else would be guesses.
     if !files.is_empty() && layers.len() < files.len() {
-        return Err(SettingsError { problems });
+        return Err(SettingsError { problems, files: Vec::new() });
     }
     let below = merge(&layers);
     layers.push(environment::overlay(variables, below.as_ref(), &mut problems));
@@ -94,7 +94,7 @@ pub(super) fn read_tree<T>(
             let yaml = serde_saphyr::to_string(&shown).unwrap_or_default();
             Ok(Loaded { value, yaml, files: findings.files.take(), places: Places::of(&tree) })
         }
-        _ => Err(SettingsError { problems }),
+        _ => Err(SettingsError { problems, files: findings.files.take() }),
     }
 }
 

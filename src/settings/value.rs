@@ -132,11 +132,25 @@ impl File {
     }
 }
 
+/// How long a file may take to be read: a pipe that nobody writes to would take for ever.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A file's bytes, or why it cannot be read, without its name.
 pub(super) fn read_bounded(file: &Path, most: u64) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    let read = std::fs::File::open(file).and_then(|opened| opened.take(most + 1).read_to_end(&mut bytes));
-    read.map_err(|error| why(file, &error))?;
+    read_within(PATIENCE, file, most)
+}
+
+fn read_within(patience: Duration, file: &Path, most: u64) -> Result<Vec<u8>, String> {
+    let (give, taken) = std::sync::mpsc::channel();
+    let opened = file.to_owned();
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let read = std::fs::File::open(opened).and_then(|opened| opened.take(most + 1).read_to_end(&mut bytes));
+        // Nobody waits any more.
+        drop(give.send(read.map(|_| bytes)));
+    });
+    let read = taken.recv_timeout(patience).map_err(|_| format!("it could not be read within {}", show_duration(patience)))?;
+    let bytes = read.map_err(|error| why(file, &error))?;
     if bytes.len() as u64 > most { Err(format!("it is larger than {} MiB", most >> 20)) } else { Ok(bytes) }
 }
 
@@ -150,5 +164,21 @@ fn why(file: &Path, error: &std::io::Error) -> String {
         std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
         std::io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
         kind => kind.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_that_nobody_writes_to_is_given_up() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).expect("a pipe");
+        let told = read_within(Duration::from_millis(20), &pipe, 10).expect_err("nothing comes");
+        assert_eq!(told, "it could not be read within 20ms");
+        // A writer lets the thread that waits for one end.
+        drop(std::fs::OpenOptions::new().write(true).open(&pipe));
     }
 }

@@ -423,4 +423,9 @@ async fn a_file_that_the_configuration_names_is_read_again_when_it_changes() {
     std::fs::write(&secret, "short").unwrap();
     eventually("the bad key to be refused", async || bridge.log().contains("configuration refused").then_some(())).await;
     assert_eq!(status().await, 200);
+    // A file that comes later than the configuration that names it.
+    bridge.configure(&config("").replace("secret_file: secret", "secret_file: later"));
+    eventually("the missing key to be refused", async || bridge.log().contains("there is none of this name").then_some(())).await;
+    std::fs::write(secret.with_file_name("later"), crate::support::token::SECRET).unwrap();
+    eventually("the key that came later to be used", async || (status().await == 401).then_some(())).await;
 }
