@@ -338,6 +338,7 @@ impl Bridge {
             manager::reloading();
             let reloaded = tokio::select! {
                 signal = signals.ends.next() => return Ok(signal),
+                ended = self.tasks.join_next() => return Err(failure(ended)),
                 reloaded = self.reloader.reload(&mut self.sources, order.as_ref().and_then(|order| order.parent)) => reloaded,
             };
             manager::ready();
@@ -360,6 +361,7 @@ impl Bridge {
             inbox: Box::new(move |subject| sources::inbox(&sources, subject)),
             draining: self.draining.clone(),
             open: Box::new(move |request| Handover::new(streams.open(request, Timestamp::now()))),
+            budget: http::Budget::default(),
             agents: http::Agents::default(),
             refusals: rooms.refusals.clone(),
             traces: self.reloader.traces.clone(),

@@ -64,6 +64,7 @@ use forwarded::{Proxies, Seen};
 use handoff::Handover;
 use origin::{Origin, Origins};
 use problem::Problem;
+pub(crate) use publish::Budget;
 pub(crate) use refusals::{Refusal, Refusals};
 
 /// A source that takes messages from HTTP.
@@ -87,6 +88,8 @@ pub(crate) struct Rooms {
     pub(crate) metrics: Arc<Metrics>,
     /// The source that takes a subject.
     pub(crate) inbox: Box<FindInbox>,
+    /// For the messages that publishers send.
+    pub(crate) budget: Budget,
     /// Cancelled when no stream is to be opened any more.
     pub(crate) draining: CancellationToken,
     /// Opens a stream. Never waits.

@@ -9,11 +9,12 @@ use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::events::{LATER, Later, preflight};
@@ -35,7 +36,20 @@ const ALLOW: &str = "POST, OPTIONS";
 const EXCHANGING: usize = 100;
 const LOOK: Duration = Duration::from_millis(20);
 
+/// Bytes of messages that are on their way, of all publishers together. One message alone may be larger.
+const ON_THE_WAY: usize = 64 << 20;
+
 type Refusal = (Problem, Published);
+
+/// How many bytes of messages may be on their way: received in part, or not taken in yet.
+#[derive(Clone)]
+pub(crate) struct Budget(Arc<Semaphore>);
+
+/// A message that is on its way. Its share of the budget is free when its last reference is gone.
+struct Held {
+    payload: BytesMut,
+    share: OwnedSemaphorePermit,
+}
 
 pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): Extension<Arc<Policy>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
@@ -69,7 +83,7 @@ async fn publish(rooms: &Rooms, policy: &Policy, parts: &Parts, body: Body, with
         let detail = format!("no `http` source takes the subject `{subject}`");
         return Err((Problem::not_found(detail), Published::Unknown));
     };
-    let payload = read(policy, inbox.max_payload, &parts.headers, body).await?;
+    let payload = read(&rooms.budget, policy, inbox.max_payload, &parts.headers, body).await?;
     let mut headers = Headers::default();
     if let Some(within) = within {
         headers.push("traceparent", &within.to_string());
@@ -122,7 +136,32 @@ fn subject(path: &str) -> Result<Subject, Problem> {
     text.parse().map_err(|e| Problem::bad_request(format!("the subject `{}` {e}", text.escape_debug())))
 }
 
-async fn read(policy: &Policy, max: usize, headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
+impl Default for Budget {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(ON_THE_WAY)))
+    }
+}
+
+impl Held {
+    /// Adds `data`. False: the budget is used up.
+    fn add(&mut self, budget: &Budget, data: &[u8]) -> bool {
+        let wanted = data.len().min(ON_THE_WAY - self.share.num_permits());
+        let Some(more) = u32::try_from(wanted).ok().and_then(|wanted| budget.0.clone().try_acquire_many_owned(wanted).ok()) else {
+            return false;
+        };
+        self.share.merge(more);
+        self.payload.extend_from_slice(data);
+        true
+    }
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.payload
+    }
+}
+
+async fn read(budget: &Budget, policy: &Policy, max: usize, headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
     let too_large = || (Problem::too_large(max), Published::TooLarge);
     // A compressed payload would reach browsers as bytes that they cannot read.
     if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
@@ -132,10 +171,25 @@ async fn read(policy: &Policy, max: usize, headers: &HeaderMap, body: Body) -> R
     if declared.is_some_and(|length| length > max as u64) {
         return Err(too_large());
     }
-    match tokio::time::timeout(policy.body_timeout, Limited::new(body, max).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err((Problem::bad_request("the request's body is broken"), Published::Invalid)),
+    let overloaded =
+        || (Problem::unavailable("more is published than can be taken", jittered(policy.retry, LATER)), Published::Unavailable);
+    let nothing = budget.0.clone().try_acquire_many_owned(0).map_err(|_| overloaded())?;
+    let mut held = Held { payload: BytesMut::new(), share: nothing };
+    let mut body = Limited::new(body, max);
+    let receive = async {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| match error.is::<LengthLimitError>() {
+                true => too_large(),
+                false => (Problem::bad_request("the request's body is broken"), Published::Invalid),
+            })?;
+            if frame.data_ref().is_some_and(|data| !held.add(budget, data)) {
+                return Err(overloaded());
+            }
+        }
+        Ok(Bytes::from_owner(held))
+    };
+    match tokio::time::timeout(policy.body_timeout, receive).await {
+        Ok(received) => received,
         Err(_) => Err((Problem::timeout(), Published::Timeout)),
     }
 }
@@ -143,6 +197,23 @@ async fn read(policy: &Policy, max: usize, headers: &HeaderMap, body: Body) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_on_their_way_are_bounded_together() {
+        let budget = Budget::default();
+        let none = || Held { payload: BytesMut::new(), share: budget.0.clone().try_acquire_many_owned(0).unwrap() };
+        let (mut one, mut other) = (none(), none());
+        assert!(one.add(&budget, &vec![0; ON_THE_WAY - 10]) && other.add(&budget, &[0; 10]) && !other.add(&budget, &[0]));
+        drop(other);
+        // What has all of it may be larger.
+        assert!(one.add(&budget, &[0; 11]) && one.add(&budget, &[0; 1000]) && !none().add(&budget, &[0]));
+        let message = Bytes::from_owner(one);
+        let part = message.slice(5..6);
+        drop(message);
+        assert_eq!(budget.0.available_permits(), 0);
+        drop(part);
+        assert_eq!(budget.0.available_permits(), ON_THE_WAY);
+    }
 
     #[test]
     fn a_subject_is_one_decoded_segment() {

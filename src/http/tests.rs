@@ -72,6 +72,7 @@ impl Face {
                 open.lock().push(opening);
                 Handover::gone()
             }),
+            budget: Budget::default(),
             agents: Agents::default(),
             refusals: Arc::new(Refusals::new(|_| {})),
             traces: Traces::default(),
