@@ -1,6 +1,6 @@
 //! The hub: one order of all events, a window for each source, and the channels through which subscribers read.
 //!
-//! Sync; takes time as an argument; knows neither sources' adapters, configuration files nor HTTP. Two locks, always
+//! Sync; takes time as an argument; knows no adapter, and of HTTP no more than the versions that deliveries are counted by. Two locks, always
 //! taken in this order: `publisher` gives events their sequence and encodes them, `state` is what readers see
 //! and is held only to hand finished entries over; nobody is woken under it.
 
@@ -50,7 +50,7 @@ pub(crate) use channel::{Read, WakerSeat};
 pub(crate) use deliveries::{Deliveries, SpansReading, Transport};
 pub use notify::Listener;
 pub(crate) use piece::{Framing, Piece};
-pub(crate) use sources::{Began, Source, SourceInfo};
+pub(crate) use sources::{Source, SourceInfo};
 pub use window::Limits;
 pub(crate) use window::{Entry, Place, Window};
 
@@ -323,7 +323,7 @@ impl Hub {
         &self.deliveries
     }
 
-    /// Told after every publishing, for those who follow the windows.
+    /// Notified after every publish. Streams that catch up wait for it.
     #[must_use]
     pub fn changed(&self) -> &Notify {
         &self.changed
@@ -398,6 +398,8 @@ impl Hub {
             inputs.clear();
             return self.state.lock().id.clone();
         }
+        // Of a publishing that panicked, perhaps of another source.
+        p.entries.clear();
         for input in inputs.drain(..) {
             p.prepare(source, input, now);
         }
@@ -412,7 +414,7 @@ impl Hub {
             batch = s.batch;
             id = s.id.clone();
             for pushed in p.entries.drain(..) {
-                s.take(source, pushed, &mut p.concerned, now);
+                s.take(source, pushed, &mut p.concerned, &self.deliveries, now);
             }
             if let Some(source) = s.source_mut(source) {
                 source.window.trim(limits, now);

@@ -1,7 +1,7 @@
 //! A client's stream, from the first comment to the closing: history, then the window, then live, without a seam.
 //!
 //! Sans-IO: a stream never waits and never reads. It says what to send, what to read for it and what to wait for; whoever
-//! moves it (a driver, in `transport`) does that. Time is an argument. Owns the registry of open streams. Knows the hub and
+//! moves it (a driver, in `transport`) does that. Time is an argument, but for how long a stream lasted. Owns the registry of open streams. Knows the hub and
 //! routing; nothing of HTTP, sockets or timers.
 
 use std::fmt;
@@ -41,6 +41,9 @@ pub(crate) use settings::Settings;
 pub(crate) use visit::Visitor;
 use visit::{Place, Visit};
 
+/// The most bytes of what a stream has not got yet that it is still sent when it is ended to let the process end. Full sockets
+/// keep it.
+const REST: usize = 64 << 10;
 /// The reconnection time of clients whose history could not be read, before jitter.
 const UNAVAILABLE: Duration = Duration::from_secs(15);
 
@@ -470,12 +473,12 @@ impl Drop for Lease {
         if self.visit.closed().is_none() {
             self.streams.left.fetch_add(1, Ordering::Relaxed);
         }
-        self.streams.hub.deliveries().lasted(Timestamp::now().since(self.visit.since));
-        let filter = self.streams.ended.get().and_then(|_| self.streams.registry.filter_of(self.visit.id));
+        let lasted = Timestamp::now().since(self.visit.since);
+        self.streams.hub.deliveries().lasted(lasted);
+        let tell = self.streams.ended.get().and_then(|tell| Some((tell, self.streams.registry.filter_of(self.visit.id)?)));
         self.streams.registry.remove(self.visit.id);
-        if let (Some(tell), Some(filter)) = (self.streams.ended.get(), filter) {
-            let Visit { owner, since, .. } = &*self.visit;
-            let ((events, bytes), lasted) = (self.visit.sent(), Timestamp::now().since(*since));
+        if let Some((tell, filter)) = tell {
+            let (owner, (events, bytes)) = (&self.visit.owner, self.visit.sent());
             tell(Ended { owner: owner.clone(), visitor: self.visit.visitor(), filter, lasted, reason: self.visit.closed(), events, bytes });
         }
     }
@@ -699,21 +702,22 @@ impl Live {
         self.channel().is_end(self.offset).then(|| state.id().clone())
     }
 
-    /// Appends the text of what its channel's log still holds for it. Returns the last id in that.
+    /// Appends the text of what its channel's log still holds for it, at most [`REST`]. Returns the last id in that.
     fn write_rest(&mut self, out: &mut Vec<u8>) -> Option<Bytes> {
-        let rest = self.channel().entries_from(self.offset)?;
-        let (form, before) = (self.channel().filter().form(), out.len());
+        let form = self.channel().filter().form();
+        let rest = self.channel().entries_from(self.offset, REST)?;
+        let before = out.len();
         for entry in &rest {
             out.extend_from_slice(&entry.bytes()[entry.text(form)]);
         }
-        let events = rest.iter().filter(|entry| entry.subject().is_some()).count() as u64;
+        let events = rest.iter().filter(|entry| entry.is_event()).count() as u64;
         self.advance(self.offset + rest.len() as u64, events, (out.len() - before) as u64);
         self.lease.sent(events);
         rest.iter().rev().find_map(|entry| Some(entry.bytes().slice(entry.id_range(form)?)))
     }
 
     /// The last bytes of the stream, without framing. When the process drains, they begin with what the stream has not got
-    /// yet, where its channel's log still holds that. The reason follows, with the cursor that is true then. `last_id` is the
+    /// yet, as far as its channel's log still holds that and it is not much. The reason follows, with the cursor that is true then. `last_id` is the
     /// client's, if it is not that of the offset.
     #[must_use]
     pub(crate) fn close(&mut self, reason: Closing, last_id: Option<&[u8]>) -> Bytes {

@@ -62,6 +62,12 @@ impl Encoded {
         self.kind
     }
 
+    /// Whether it is an event: neither a gap nor a heartbeat.
+    #[must_use]
+    pub fn is_event(&self) -> bool {
+        matches!(self.kind, Kind::Event(_))
+    }
+
     /// The subject, as routing gave it: of an event, or of the one that is missing here. `None`: a gap in all of a source.
     #[must_use]
     pub fn subject(&self) -> Option<&str> {

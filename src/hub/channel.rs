@@ -19,6 +19,8 @@ use crate::subject::{self, Pattern};
 
 /// Bytes from which a piece is not joined with the entries behind it.
 const ENOUGH: usize = 16 << 10;
+/// A log of so few entries keeps the room for four times as many.
+const SPARE: usize = 16;
 /// The most bytes of a joined piece.
 const JOINED: usize = 64 << 10;
 
@@ -124,10 +126,16 @@ impl Channel {
         self.log.lock().end() == offset
     }
 
-    /// All entries of the log from `offset` on; `None` where some of them have been dropped.
+    /// The entries of the log from `offset` on, as many as have at most `most` bytes of text together; `None` where some of
+    /// them have been dropped.
     #[must_use]
-    pub fn entries_from(&self, offset: u64) -> Option<Vec<Encoded>> {
-        Some(self.log.lock().range(offset)?.cloned().collect())
+    pub fn entries_from(&self, offset: u64, most: usize) -> Option<Vec<Encoded>> {
+        let (log, mut length) = (self.log.lock(), 0);
+        let fits = |entry: &&Encoded| {
+            length += entry.text(log.form).len();
+            length <= most
+        };
+        Some(log.range(offset)?.take_while(fits).cloned().collect())
     }
 
     /// The last id before `offset` that is still in the log.
@@ -136,7 +144,7 @@ impl Channel {
         self.log.lock().id_before(offset)
     }
 
-    /// Drops the piece that was joined last. To be called when all members have it.
+    /// Drops the piece that was joined last, and spare room. To be called when all members have the piece.
     pub fn forget(&self) {
         self.log.lock().forget();
     }
@@ -267,8 +275,12 @@ impl Log {
         Read::Piece(piece)
     }
 
+    /// Gives back what is only kept to be fast: the joined pieces, and the room of entries that have been dropped.
     pub(super) fn forget(&mut self) {
         self.joined = Default::default();
+        if self.entries.capacity() > 4 * self.entries.len().max(SPARE) {
+            self.entries.shrink_to(2 * self.entries.len());
+        }
     }
 
     /// Everything from `offset` on; `None` if some of it was dropped.
@@ -302,5 +314,22 @@ impl Log {
         if self.wakers.try_remove(key).flatten().is_some() {
             self.waiting -= 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::encode_heartbeat;
+
+    #[test]
+    fn a_log_gives_the_room_of_dropped_entries_back() {
+        let mut log = Log::new(Form::Routed);
+        (0..1000).for_each(|_| log.append(encode_heartbeat(None), &mut Vec::new()));
+        (0..995).for_each(|_| log.drop_first());
+        assert!(log.entries.capacity() >= 1000);
+        log.forget();
+        assert!(log.entries.capacity() <= 4 * SPARE, "{}", log.entries.capacity());
+        assert_eq!((log.start, log.end()), (995, 1000));
     }
 }

@@ -130,35 +130,28 @@ pub(super) struct Stamp {
     came: Timestamp,
 }
 
-/// Who has members that want an event.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Wanted {
-    /// The listeners' bits.
-    pub(super) listeners: u64,
-    /// Streams that read by wakers.
-    pub(super) wakers: bool,
-}
-
-/// The stamps of one batch, for each reader; filled by the publisher.
+/// The stamps of one batch, for each listener; filled by the publisher.
 #[derive(Debug, Default)]
 pub(super) struct Stamps {
     listeners: Vec<Vec<Stamp>>,
-    wakers: Vec<Stamp>,
+}
+
+impl Stamp {
+    pub(super) fn new(batch: u64, time: Timestamp, came: Timestamp) -> Self {
+        Self { batch, time, came }
+    }
 }
 
 impl Stamps {
-    pub(super) fn push(&mut self, mut wanted: Wanted, batch: u64, time: Timestamp, came: Timestamp) {
-        let stamp = Stamp { batch, time, came };
-        while wanted.listeners != 0 {
-            let at = wanted.listeners.trailing_zeros() as usize;
+    /// An event that members of these listeners want, given as bits.
+    pub(super) fn push(&mut self, mut listeners: u64, stamp: Stamp) {
+        while listeners != 0 {
+            let at = listeners.trailing_zeros() as usize;
             if self.listeners.len() <= at {
                 self.listeners.resize_with(at + 1, Vec::new);
             }
             self.listeners[at].push(stamp);
-            wanted.listeners &= wanted.listeners - 1;
-        }
-        if wanted.wakers {
-            self.wakers.push(stamp);
+            listeners &= listeners - 1;
         }
     }
 }
@@ -251,7 +244,16 @@ impl Deliveries {
         self.listeners.write().push(Pending::default());
     }
 
-    /// Leaves the stamps of a batch for its readers, before these hear of it.
+    /// Leaves a stamp for streams that read by wakers, before they can read the event.
+    pub(super) fn leave_for_wakers(&self, stamp: Stamp) {
+        let mut pending = self.wakers.lock();
+        if pending.len() < STAMPS {
+            pending.push_back(stamp);
+        }
+        self.wakers_pending.store(true, Ordering::Release);
+    }
+
+    /// Leaves the stamps of a batch for listeners, before these hear of it.
     pub(super) fn leave(&self, stamps: &mut Stamps) {
         let leave = |pending: &Pending, new: &mut Vec<Stamp>| {
             let mut pending = pending.lock();
@@ -261,10 +263,6 @@ impl Deliveries {
         let listeners = self.listeners.read();
         for (pending, new) in listeners.iter().zip(&mut stamps.listeners).filter(|(_, new)| !new.is_empty()) {
             leave(pending, new);
-        }
-        if !stamps.wakers.is_empty() {
-            leave(&self.wakers, &mut stamps.wakers);
-            self.wakers_pending.store(true, Ordering::Release);
         }
     }
 
@@ -331,9 +329,11 @@ mod tests {
         deliveries.add_listener();
         deliveries.add_listener();
         let mut stamps = Stamps::default();
-        stamps.push(Wanted { listeners: 0b11, wakers: false }, 1, at(1_000), at(1_500));
-        stamps.push(Wanted { listeners: 0b10, wakers: true }, 2, at(2_000), at(2_500));
-        stamps.push(Wanted::default(), 2, at(2_000), at(2_500));
+        let second = Stamp::new(2, at(2_000), at(2_500));
+        stamps.push(0b11, Stamp::new(1, at(1_000), at(1_500)));
+        stamps.push(0b10, second);
+        stamps.push(0, second);
+        deliveries.leave_for_wakers(second);
         deliveries.leave(&mut stamps);
         let counted = || {
             let (broker, receipt) = deliveries.latencies();
@@ -350,8 +350,7 @@ mod tests {
         deliveries.taken(|| at(4_000));
         deliveries.taken(|| panic!("the first one has measured"));
         assert_eq!(counted(), (4, 5_000.0, 3_000.0));
-        stamps.push(Wanted { listeners: 0, wakers: true }, 3, at(2_000), at(2_500));
-        deliveries.leave(&mut stamps);
+        deliveries.leave_for_wakers(Stamp::new(3, at(2_000), at(2_500)));
         deliveries.forget();
         deliveries.taken(|| panic!("it was forgotten"));
     }
@@ -373,8 +372,11 @@ mod tests {
         let deliveries = Deliveries::default();
         deliveries.add_listener();
         let mut stamps = Stamps::default();
-        (0..STAMPS as u64 + 5).for_each(|batch| stamps.push(Wanted { listeners: 1, wakers: false }, batch, at(0), at(0)));
+        for batch in 0..STAMPS as u64 + 5 {
+            stamps.push(1, Stamp::new(batch, at(0), at(0)));
+            deliveries.leave_for_wakers(Stamp::new(batch, at(0), at(0)));
+        }
         deliveries.leave(&mut stamps);
-        assert_eq!(deliveries.listeners.read()[0].lock().len(), STAMPS);
+        assert_eq!((deliveries.listeners.read()[0].lock().len(), deliveries.wakers.lock().len()), (STAMPS, STAMPS));
     }
 }

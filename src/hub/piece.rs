@@ -72,7 +72,7 @@ impl Part {
     fn new<F: Framing>(entry: &Encoded, form: Form, begin: usize) -> Self {
         let range = F::range(entry, form);
         let end = (begin + range.len()) as u32;
-        let event = entry.subject().is_some();
+        let event = entry.is_event();
         match entry.id_range(form) {
             Some(id) => Self { end, id: (begin + id.start - range.start) as u32, id_length: id.len() as u16, event },
             None => Self { end, id: 0, id_length: 0, event },

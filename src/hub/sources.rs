@@ -52,6 +52,20 @@ pub struct Began {
 }
 
 impl Source {
+    /// It is live from here on: its log was read up to this position.
+    pub(super) fn warm_up(&mut self, seq: u64, position: Option<Position>) {
+        if let Some(position) = position {
+            self.window.skip(position);
+        }
+        if !self.warm {
+            self.warm = true;
+            self.start = Some(Began { seq, position });
+            if self.window.is_empty() && self.window.floor() == 0 && position.is_none_or(|p| p.seq == 0) {
+                self.whole = Some(seq);
+            }
+        }
+    }
+
     /// What both sides know of it.
     #[must_use]
     pub fn info(&self) -> &Arc<SourceInfo> {
@@ -95,7 +109,7 @@ impl Source {
         self.whole.filter(|seq| self.window.floor() <= *seq)
     }
 
-    /// The sequence up to which another source of this name was published, whose window is gone; 0 if there was none.
+    /// Events up to this sequence belonged to an earlier source of the same name, whose window is gone; 0 if there was none.
     #[must_use]
     pub fn replaced(&self) -> u64 {
         self.replaced

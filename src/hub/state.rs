@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use super::deliveries::Wanted;
-use super::{Began, Channel, Concerned, Filter, LOG_ENTRY, Logged, Publisher, Pushed, Slot, State};
+use super::deliveries::{Deliveries, Stamp};
+use super::{Channel, Concerned, Filter, LOG_ENTRY, Logged, Publisher, Pushed, Slot, State};
 use crate::event::{SourceKey, Timestamp};
-use crate::frame::Kind;
 
 impl State {
     /// Takes over the publisher's sequence and id.
@@ -29,24 +28,12 @@ impl State {
         key
     }
 
-    pub(super) fn take(&mut self, source: SourceKey, pushed: Pushed, concerned: &mut Concerned, now: Timestamp) {
+    pub(super) fn take(&mut self, source: SourceKey, pushed: Pushed, concerned: &mut Concerned, deliveries: &Deliveries, now: Timestamp) {
         let Concerned { found, dirty, wakers, stamps } = concerned;
         let Some(of) = self.sources.get_mut(source.slot()) else { return };
         let (entry, live, kept) = match pushed {
             Pushed::Skip(position) => return of.window.skip(position),
-            Pushed::Warm(seq, position) => {
-                if let Some(position) = position {
-                    of.window.skip(position);
-                }
-                if !of.warm {
-                    of.warm = true;
-                    of.start = Some(Began { seq, position });
-                    if of.window.is_empty() && of.window.floor() == 0 && position.is_none_or(|p| p.seq == 0) {
-                        of.whole = Some(seq);
-                    }
-                }
-                return;
-            }
+            Pushed::Warm(seq, position) => return of.warm_up(seq, position),
             Pushed::Clear(entry, live) => {
                 of.window.clear(entry.seq.saturating_sub(1), now);
                 of.whole = entry.position.is_none().then_some(entry.seq);
@@ -64,7 +51,8 @@ impl State {
                 }
             }
             let mut bytes = entry.encoded.bytes().len();
-            let mut wanted = Wanted::default();
+            let stamp = entry.encoded.is_event().then(|| Stamp::new(self.batch, entry.time, entry.came));
+            let (mut listeners, mut wakers_stamp) = (0, stamp);
             for key in found.drain(..) {
                 let Some(slot) = self.channels.get_mut(key as usize) else { continue };
                 if std::mem::replace(&mut slot.told, entry.seq) == entry.seq {
@@ -75,16 +63,21 @@ impl State {
                 self.logged += cost;
                 self.order.push_back(Logged { key, serial: slot.channel.serial(), cost: cost as u32, batch: self.batch });
                 let mut log = slot.channel.lock();
-                wanted.listeners |= slot.channel.audience.members();
-                wanted.wakers |= log.has_seats();
+                listeners |= slot.channel.audience.members();
+                // Before they can read it: who has read it looks for its stamp.
+                if log.has_seats()
+                    && let Some(stamp) = wakers_stamp.take()
+                {
+                    deliveries.leave_for_wakers(stamp);
+                }
                 log.append(entry.encoded.clone(), wakers);
                 drop(log);
                 if std::mem::replace(&mut slot.batch, self.batch) != self.batch {
                     dirty.push(slot.channel.clone());
                 }
             }
-            if matches!(entry.encoded.kind(), Kind::Event(_)) {
-                stamps.push(wanted, self.batch, entry.time, entry.came);
+            if let Some(stamp) = stamp {
+                stamps.push(listeners, stamp);
             }
         }
         if kept {

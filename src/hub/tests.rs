@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::cursor::Tag;
-use crate::event::{Envelope, Message};
+use crate::event::{Envelope, GapReason, Message};
 use crate::frame::Form;
 use crate::transport::framing::{Chunked, Plain};
 
@@ -278,4 +278,25 @@ fn a_position_whose_message_a_route_dropped_is_compared_too() {
     assert_eq!(hub.state().source(LOG).unwrap().window().skipped.len(), 2000 / 16 / 16);
     hub.publish(LOG, &mut (100..130).map(at).collect(), now());
     assert!(hub.state().source(LOG).unwrap().window().skipped.is_empty());
+}
+
+#[test]
+fn what_a_publishing_that_panicked_left_is_not_taken_for_another_source() {
+    let hub = hub(WIDE);
+    let other = hub.add(spec("other", false), now(), |_| {});
+    let (seat, offset) = join(&hub, &[">"]);
+    hub.publisher.lock().prepare(other, event("a.lost", "1"), now());
+    hub.publish(VOLATILE, &mut vec![event("a.b", "2")], now());
+    let (text, _) = text(seat.channel().read_from::<Plain>(offset));
+    assert!(text.contains("data: 2\n") && !text.contains("data: 1\n"), "{text}");
+}
+
+#[test]
+fn a_message_that_was_too_large_is_no_event() {
+    let hub = hub(WIDE);
+    let (seat, offset) = join(&hub, &[">"]);
+    let gap = Gap { reason: GapReason::Oversized, ..Gap::UNKNOWN };
+    hub.publish(VOLATILE, &mut vec![event("a.b", "1"), Input::Oversized("a.c".parse().unwrap(), gap)], now());
+    let Read::Piece(piece) = seat.channel().read_from::<Plain>(offset) else { panic!("nothing was published") };
+    assert_eq!((piece.to - piece.from, piece.events), (2, 1));
 }

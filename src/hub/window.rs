@@ -99,10 +99,9 @@ impl Window {
         self.head = Some(position);
     }
 
-    /// Drops what is too much or has been here too long. Returns whether anything was.
-    pub(super) fn trim(&mut self, limits: Limits, now: Timestamp) -> bool {
+    /// Drops what is too much or has been here too long.
+    pub(super) fn trim(&mut self, limits: Limits, now: Timestamp) {
         let oldest = now.before(limits.age);
-        let before = self.entries.len();
         while let Some(first) = self.entries.front() {
             if self.bytes <= limits.bytes && first.came >= oldest {
                 break;
@@ -122,7 +121,6 @@ impl Window {
         if self.entries.len() * 4 < self.entries.capacity() && self.entries.capacity() > 1024 {
             self.entries.shrink_to(self.entries.len() * 2);
         }
-        before != self.entries.len()
     }
 
     /// Events and gaps in it.

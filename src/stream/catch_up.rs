@@ -452,7 +452,7 @@ impl CatchUp {
                 self.pass(source, position);
             }
             if let Some(encoded) = encoded {
-                self.client.events += u64::from(encoded.subject().is_some());
+                self.client.events += u64::from(encoded.is_event());
                 self.client.write_id(&mut self.out);
                 self.out.extend_from_slice(encoded.body(self.filter.form()));
             }

@@ -174,8 +174,7 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
         // gone from the log: then its id says where to resume.
         member.moved = member.live.is_moved();
         if member.moved || !member.live.channel().is_end(member.live.offset) {
-            let id = Bytes::copy_from_slice(id.as_bytes());
-            member.blocked = Some(Box::new(Blocked { rest: Bytes::new(), since: now.monotonic, then: Then::Live { id } }));
+            self.block(key, Bytes::new(), Then::Live { id: Bytes::copy_from_slice(id.as_bytes()) }, now);
         }
         // A new socket is reported as writable: then the member gets what was published since it became live.
     }

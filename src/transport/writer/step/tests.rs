@@ -223,6 +223,34 @@ fn a_full_socket_is_closed_when_it_has_taken_nothing_for_too_long() {
 }
 
 #[test]
+fn a_socket_that_is_full_when_it_comes_is_closed_in_time() {
+    let mut world = World::new(512, 0);
+    world.hand_over(None);
+    world.publish();
+    assert_eq!(world.writer.turn(world.now), Next::Sleep { until: Some(world.now.system.after(STALL)) });
+    let now = world.pass(STALL);
+    world.writer.turn(now);
+    assert_eq!((world.handle.streams(), world.streams.closed(Closing::Slow)), (0, 1));
+}
+
+#[test]
+fn a_full_socket_is_kept_little_when_the_process_drains() {
+    let mut world = World::new(512, 0);
+    let key = world.add(None);
+    (0..5000).for_each(|_| world.publish());
+    world.streams.end(Selection::All, Closing::Draining, world.now.system, Duration::ZERO);
+    world.writer.turn(world.now);
+    world.make_room(key, 1 << 20);
+    let got = String::from_utf8(world.clients[&key].lock().unwrap().got.clone()).unwrap();
+    assert!(got.len() < 70 << 10 && got.ends_with("{\"reason\":\"draining\"}\n\n\r\n0\r\n\r\n"), "{} bytes", got.len());
+    // It resumes behind what it has.
+    let data: Vec<usize> = got.split('\n').filter_map(|line| line.strip_prefix("data: ")?.parse().ok()).collect();
+    assert!(data.len() > 500 && data == (0..data.len()).collect::<Vec<_>>());
+    let ids: Vec<&str> = got.split('\n').filter_map(|line| line.strip_prefix("id: ")).collect();
+    assert_eq!(ids[ids.len() - 1], ids[ids.len() - 2]);
+}
+
+#[test]
 fn an_ended_stream_that_cannot_be_sent_its_end_counts_once() {
     let mut world = World::new(512, 0);
     let key = world.add(Some(world.now.system));
