@@ -60,7 +60,11 @@ fn info(_: &impl AsFd) -> Option<Silence> {
     None
 }
 
-/// A socket whose reading fails once its peer has vanished.
+fn vanished() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the peer has vanished")
+}
+
+/// A socket whose reading fails once its peer has vanished, and while it is full its writing.
 pub(crate) struct Watched {
     socket: TcpStream,
     heartbeat: Duration,
@@ -80,9 +84,11 @@ impl Watched {
         self.socket
     }
 
-    fn written(&mut self) {
+    /// Looks at the peer from now on. Of a socket that is full nobody may read before it takes something again: then writing fails.
+    fn written(&mut self, written: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let heartbeat = self.heartbeat;
         self.look.get_or_insert_with(|| Box::pin(sleep(heartbeat)));
+        if written.is_pending() && self.poll_vanished(cx).is_ready() { Poll::Ready(Err(vanished())) } else { written }
     }
 
     /// Resolves when the peer has vanished.
@@ -108,7 +114,7 @@ impl Watched {
 impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.poll_vanished(cx).is_ready() {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the peer has vanished")));
+            return Poll::Ready(Err(vanished()));
         }
         Pin::new(&mut self.socket).poll_read(cx, buf)
     }
@@ -116,13 +122,13 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.written();
-        Pin::new(&mut self.socket).poll_write(cx, buf)
+        let written = Pin::new(&mut self.socket).poll_write(cx, buf);
+        self.written(written, cx)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        self.written();
-        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
+        self.written(written, cx)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -52,6 +52,10 @@ async fn inside_a_namespace() {
     let http2 = reqwest::Client::builder().no_proxy().local_address(gone).http2_prior_knowledge().build().unwrap();
     let stream = http2.get(bridge.url("/events?subject=demo.quiet")).send().await.unwrap();
     assert_eq!(stream.version(), reqwest::Version::HTTP_2);
+    // One that vanishes in the middle of much.
+    let other = reqwest::Client::builder().no_proxy().local_address(gone).http2_prior_knowledge().build().unwrap();
+    let mut busy = other.get(bridge.url("/events?subject=demo.busy")).send().await.unwrap();
+    let busy = tokio::spawn(async move { while let Ok(Some(_)) = busy.chunk().await {} });
     let mut paused = Vec::new();
     for version in ["1.1", "1.0"] {
         let mut raw = Raw::connect_narrow(&address).await;
@@ -60,7 +64,7 @@ async fn inside_a_namespace() {
         paused.push(raw);
     }
     let subscribers = async |count: f64| (bridge.metric("brokercast_subscribers", &[]).await == count).then_some(());
-    eventually("all streams", async || subscribers(5.0).await).await;
+    eventually("all streams", async || subscribers(6.0).await).await;
     for _ in 0..100 {
         bridge.publish("demo.big", "x".repeat(10_000)).await;
     }
@@ -69,7 +73,16 @@ async fn inside_a_namespace() {
     tokio::time::sleep(2 * HEARTBEAT).await;
     ip(&format!("address delete {GONE}/32 dev lo"));
     let vanished = Instant::now();
-    eventually("the slots of those that have vanished", async || subscribers(2.0).await).await;
+    let flood = async {
+        loop {
+            bridge.publish("demo.busy", "x".repeat(200_000)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = flood => {}
+        () = eventually("the slots of those that have vanished", async || subscribers(2.0).await) => {}
+    }
     println!("freed after {:?}", vanished.elapsed());
     tokio::time::sleep((9 * HEARTBEAT).saturating_sub(pause.elapsed())).await;
     assert_eq!(bridge.metric("brokercast_subscribers", &[]).await, 2.0, "{}", bridge.log());
@@ -79,5 +92,6 @@ async fn inside_a_namespace() {
         let text = raw.read_until("the-last").await;
         assert_eq!(text.matches("xxx\"}").count(), 100);
     }
+    busy.abort();
     drop((held, stream));
 }
