@@ -51,7 +51,7 @@ fn place(why: Refused) -> usize {
         Refused::UnknownKey | Refused::Signature => 2,
         Refused::Audience | Refused::ClaimMissing("aud") => 3,
         Refused::Expired | Refused::NotYet | Refused::Lifetime | Refused::ClaimMissing(_) => 4,
-        Refused::ClaimType("sub") => 5,
+        Refused::ClaimType("sub" | "jti" | "sid") => 5,
         Refused::ClaimType(_) => 4,
         Refused::Revoked => 6,
     }

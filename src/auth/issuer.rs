@@ -242,15 +242,16 @@ impl Issuer {
 
     fn owner(&self, token: &Parsed<'_>, key: u64) -> Result<Owner, Refused> {
         let claims = token.claims();
-        let identity = match claims.get("sub") {
-            None | Some(Value::Null) => None,
-            Some(Value::String(text)) => Some(text.as_str().into()).filter(|text: &Arc<str>| !text.is_empty()),
-            Some(Value::Number(number)) => Some(number.to_string().into()),
-            Some(_) => return Err(Refused::ClaimType("sub")),
+        // Numbers of rows of a table are taken as texts: by these texts tokens are revoked.
+        let text = |name| match claims.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+            Some(Value::Number(number)) => Ok(Some(number.to_string())),
+            Some(_) => Err(Refused::ClaimType(name)),
         };
-        let text = |name| claims.get(name).and_then(Value::as_str);
-        let (token_id, session_id) = (text("jti").map(Box::from), text("sid").map(Box::from));
-        let issuer = self.name.clone().or_else(|| text("iss").map(Arc::from));
+        let identity = text("sub")?.map(Arc::from);
+        let (token_id, session_id) = (text("jti")?.map(Box::from), text("sid")?.map(Box::from));
+        let issuer = self.name.clone().or_else(|| claims.get("iss").and_then(Value::as_str).map(Arc::from));
         let issued = numeric_date(claims, "iat")?;
         Ok(Owner { identity, token_id, issuer, session_id, issued, key, claims: token.payload().into(), credential: None })
     }

@@ -268,6 +268,12 @@ pub(super) fn from_set(json: &str, id: Option<&str>, algorithms: &[Algorithm]) -
     if keys.is_empty() { Err(KeyError::EmptySet) } else { Ok(keys) }
 }
 
+/// An unsigned number. Some libraries put a zero before it, as for a signed one (RFC 7518, section 6.3.1.1).
+fn number(text: &str) -> Option<Vec<u8>> {
+    let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+    Some(bytes.into_iter().skip_while(|byte| *byte == 0).collect())
+}
+
 fn from_member(member: serde_json::Value, wanted: Option<&str>, algorithms: &[Algorithm]) -> Option<Key> {
     let member: Member = serde_json::from_value(member).ok()?;
     if member.r#use.is_some_and(|usage| usage != "sig")
@@ -277,7 +283,7 @@ fn from_member(member: serde_json::Value, wanted: Option<&str>, algorithms: &[Al
         return None;
     }
     let decoding = match (member.kty.as_str(), member.crv.as_deref()) {
-        ("RSA", _) => DecodingKey::from_rsa_components(&member.n?, &member.e?).ok()?,
+        ("RSA", _) => DecodingKey::from_rsa_raw_components(&number(&member.n?)?, &number(&member.e?)?),
         ("EC", Some("P-256" | "P-384")) => DecodingKey::from_ec_components(&member.x?, &member.y?).ok()?,
         ("OKP", Some("Ed25519")) => DecodingKey::from_ed_components(&member.x?).ok()?,
         ("oct", _) => DecodingKey::from_secret(&URL_SAFE_NO_PAD.decode(member.k?).ok()?),

@@ -308,9 +308,9 @@ impl State {
     fn candidates(&self, owner: &Owner) -> impl Iterator<Item = &Arc<Revocation>> {
         let keys = [owner.token_id.as_deref(), owner.session_id.as_deref(), owner.identity.as_deref(), owner.issuer.as_deref()];
         let found = keys.into_iter().zip(&self.index).filter_map(|(key, index)| index.get(key?));
-        let issued = owner.issued.unwrap_or_default();
+        let issued = owner.issued;
         // What stands behind the first one that the token is too young for concerns only older tokens.
-        found.chain([&self.rest]).flat_map(move |list| list.iter().take_while(move |revocation| before(revocation) > issued))
+        found.chain([&self.rest]).flat_map(move |list| list.iter().take_while(move |of| issued.is_none_or(|issued| before(of) > issued)))
     }
 
     fn remove(&mut self, id: &str) -> bool {
@@ -395,6 +395,7 @@ mod tests {
             (json!({ "issuer": "other", "token_id": "t1" }), false),
             (json!({ "issued_before": minute_ago }), true),
             (json!({ "issued_before": hour_ago }), false),
+            (json!({ "issued_before": "1970-01-01T00:00:00Z" }), false),
             (json!({ "identity": "alice", "issued_before": minute_ago }), true),
             (json!({ "identity": "alice", "issued_before": hour_ago }), false),
         ] {

@@ -29,24 +29,18 @@ pub(super) fn claim<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'
     path.match_indices('.').rev().find_map(|(dot, _)| claim(claims.get(&path[..dot])?.as_object()?, &path[dot + 1..]))
 }
 
-/// Returns the patterns of a claim (a text or a list of texts, each with one pattern or several between spaces, as in a
-/// scope of OAuth), and how many of its values are not valid patterns.
+/// Returns the patterns of a claim, and how many of its values are not valid patterns. It is a list with one pattern in each
+/// text, or one text with spaces between the patterns, as a scope of OAuth. A text of a list is not taken apart: an issuer that
+/// puts a user's name into it would let this name add patterns.
 pub(super) fn patterns(value: Option<&Value>) -> (Vec<Pattern>, usize) {
-    let values = match value {
-        None | Some(Value::Null) => &[][..],
-        Some(Value::Array(values)) => values,
-        Some(value) => std::slice::from_ref(value),
+    let texts: Vec<Option<&str>> = match value {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::String(text)) => text.split(' ').filter(|word| !word.is_empty()).map(Some).collect(),
+        Some(Value::Array(values)) => values.iter().map(Value::as_str).collect(),
+        Some(_) => vec![None],
     };
-    let (mut good, mut bad) = (Vec::new(), 0);
-    for value in values {
-        let Some(text) = value.as_str() else {
-            bad += 1;
-            continue;
-        };
-        for word in text.split(' ').filter(|word| !word.is_empty()) {
-            word.parse().map_or_else(|_: SubjectError| bad += 1, |pattern| good.push(pattern));
-        }
-    }
+    let good: Vec<Pattern> = texts.iter().filter_map(|text| text.as_ref()?.parse().ok()).collect();
+    let bad = texts.len() - good.len();
     (good, bad)
 }
 

@@ -92,6 +92,9 @@ impl Answer {
     }
 }
 
+/// Beyond this an answer holds for ever: a century. Years of more than four digits could not be shown.
+const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 60 * 60);
+
 /// A member that is there and not null.
 fn given<'a>(body: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     body.get(name).filter(|value| !value.is_null())
@@ -110,8 +113,7 @@ fn patterns(body: &Map<String, Value>, name: &'static str) -> Result<(Vec<Patter
 
 fn seconds(value: &Value) -> Option<Duration> {
     let seconds = value.as_f64().filter(|seconds| *seconds >= 0.0)?;
-    // More than a clock can hold is for ever.
-    Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+    Some(Duration::try_from_secs_f64(seconds).map_or(LONGEST, |span| span.min(LONGEST)))
 }
 
 #[cfg(test)]
@@ -134,6 +136,7 @@ mod tests {
         assert_eq!((texts(&answer.subscribe), texts(&answer.publish)), ("b.* orders.eu.> public.>".into(), "in.ada".into()));
         assert_eq!((answer.expires, answer.bad), (Some(Timestamp::from_micros(7_500_000)), 0));
         let answer = read(r#"{"identity": 7, "subscribe": "a b.> c..d", "publish": null, "expires_in": 1e300}"#).unwrap();
+        assert!(answer.expires.is_some_and(|expires| expires.to_string().starts_with("20")), "{:?}", answer.expires);
         assert_eq!((answer.identity.as_deref(), answer.bad, texts(&answer.own.subscribe)), (Some("7"), 1, "a b.>".into()));
         assert_eq!(read(r#"{"subscribe": []}"#).unwrap().identity, None);
     }

@@ -134,18 +134,18 @@ impl Choice for Encoding {
 }
 
 impl Encoding {
-    /// The secret's bytes. White space around them and padding may be there or not.
+    /// The secret's bytes. White space around and between them (tools write base64 in lines) and padding may be there or not.
     fn decode(self, written: &Secret) -> Result<Secret, String> {
         const INDIFFERENT: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
         if self == Self::Text {
             return Ok(written.clone());
         }
-        let text = written.expose().trim_ascii();
+        let text: Vec<u8> = written.expose().iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
         let bytes = match self {
             Self::Text => None,
             Self::Base64 => GeneralPurpose::new(&STANDARD, INDIFFERENT).decode(text).ok(),
             Self::Base64Url => GeneralPurpose::new(&URL_SAFE, INDIFFERENT).decode(text).ok(),
-            Self::Hex => hex(text),
+            Self::Hex => hex(&text),
         };
         bytes.map(Secret::new).ok_or_else(|| format!("must be {}, as `secret_encoding` says", self.word()))
     }

@@ -144,6 +144,7 @@ fn a_secret_may_be_encoded() {
         ("text", String::from_utf8(SECRET.to_vec()).expect("ASCII"), SECRET),
         ("base64", STANDARD.encode(SECRET), SECRET),
         ("base64", STANDARD.encode(&bytes).trim_end_matches('=').to_owned(), &bytes),
+        ("base64", STANDARD.encode(&bytes).replacen('w', "w\n", 1), &bytes),
         ("base64url", URL_SAFE.encode(&bytes), &bytes),
         ("base64url", URL_SAFE_NO_PAD.encode(&bytes), &bytes),
         ("hex", hex.clone(), SECRET),

@@ -2,6 +2,8 @@
 
 use std::sync::LazyLock;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{EncodingKey, Header};
 use rcgen::{CertificateParams, KeyPair, RsaKeySize};
@@ -109,6 +111,10 @@ fn key_sets_verify_each_algorithm_and_leave_out_what_they_do_not_know() {
     members.push(jwk(&P256, Algorithm::ES256, json!({ "kid": "sign", "key_ops": ["sign"] })));
     members.push(jwk(&RSA, Algorithm::RS256, json!({ "kid": "narrow", "alg": "RS384" })));
     members.push(jwk(&RSA, Algorithm::RS256, json!({ "kid": "wide", "alg": "RSA-OAEP" })));
+    // As of a signed number.
+    let n = URL_SAFE_NO_PAD.decode(jwk(&RSA, Algorithm::RS256, json!({}))["n"].as_str().expect("a number")).expect("base64url");
+    let n = URL_SAFE_NO_PAD.encode([&[0], &n[..]].concat());
+    members.push(jwk(&RSA, Algorithm::RS256, json!({ "kid": "zero", "n": n })));
     let set = json!({ "keys": members }).to_string();
     let authenticator = authenticator(vec![key(&all, None, KeyMaterial::Jwks(set))]);
     for (i, (pair, algorithms)) in pairs().into_iter().enumerate() {
@@ -120,6 +126,7 @@ fn key_sets_verify_each_algorithm_and_leave_out_what_they_do_not_know() {
     }
     let as_key = |pair: &Pair, algorithm, id| ask(&authenticator, &sign(pair, algorithm, Some(id), &claims(json!({}))));
     assert!(as_key(&RSA, Algorithm::RS384, "narrow").is_ok());
+    assert!(as_key(&RSA, Algorithm::RS256, "zero").is_ok());
     for (pair, algorithm, id) in [
         (&RSA, Algorithm::RS256, "narrow"),
         (&RSA, Algorithm::RS256, "wide"),
@@ -135,8 +142,7 @@ fn key_sets_verify_each_algorithm_and_leave_out_what_they_do_not_know() {
 #[test]
 fn a_secret_in_a_key_set_is_as_long_as_its_hash() {
     let set = |k: &[u8]| {
-        use base64::Engine as _;
-        let k = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(k);
+        let k = URL_SAFE_NO_PAD.encode(k);
         json!({ "keys": [{ "kty": "oct", "k": k }] }).to_string()
     };
     let from = |json: &str, algorithms: &[Algorithm]| keys::from_set(json, None, algorithms).map(|keys| keys.len());
