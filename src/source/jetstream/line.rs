@@ -50,6 +50,8 @@ pub(super) struct Shared {
     without: Mutex<BTreeSet<String>>,
     /// Something that cannot be done without was refused. Another connection may be permitted more.
     denied: AtomicBool,
+    /// The library has given it up. It does not tell when it panics, at a message that it cannot read.
+    gone: AtomicBool,
 }
 
 impl Shared {
@@ -59,7 +61,16 @@ impl Shared {
         let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
         let consumers = format!("{}_{}_", config.name.chars().take(64).map(plain).collect::<String>(), host::name());
         let source = config.name.clone();
-        Ok(Arc::new(Self { wire, api, inbox_prefix, source, consumers, without: Mutex::default(), denied: AtomicBool::new(false) }))
+        Ok(Arc::new(Self {
+            wire,
+            api,
+            inbox_prefix,
+            source,
+            consumers,
+            without: Mutex::default(),
+            denied: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
+        }))
     }
 
     fn is_dead(&self) -> bool {
@@ -77,11 +88,19 @@ impl Shared {
         let (slow, leaving) = (life.slow > 0, life.leaving);
         drop(life);
         let why = if slow { "a queue was full" } else { "the server is about to stop (lame duck mode)" };
-        self.wire.end().or_else(|| (slow || leaving).then(|| SourceError::lost(why)))
+        self.wire.end().or_else(|| (slow || leaving).then(|| SourceError::lost(why))).or_else(|| self.gone().then(Self::lost))
+    }
+
+    fn gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    fn lost() -> SourceError {
+        SourceError::lost("the connection has ended")
     }
 
     fn death(&self) -> SourceError {
-        self.end().unwrap_or_else(|| SourceError::lost("the connection has ended"))
+        self.end().unwrap_or_else(Self::lost)
     }
 }
 
@@ -139,7 +158,10 @@ impl Line {
     pub(super) async fn new(shared: Arc<Shared>) -> Result<Self, SourceError> {
         let inbox = shared.wire.new_inbox();
         let client = shared.wire.client.clone();
-        let queue = client.subscribe(format!("{inbox}.*")).await.map_err(wire::gone)?;
+        let queue = client.subscribe(format!("{inbox}.*")).await.map_err(|error| {
+            shared.gone.store(true, Ordering::Relaxed);
+            wire::gone(error)
+        })?;
         let life = shared.wire.life.clone();
         let mut heard = 0;
         life.borrow().refusals.after(&mut heard).for_each(drop);
@@ -248,7 +270,10 @@ impl Line {
             });
             tokio::select! {
                 biased;
-                message = received => return message.map(|message| Heard::Delivery(Delivery(message))).ok_or_else(|| shared.death()),
+                message = received => return message.map(|message| Heard::Delivery(Delivery(message))).ok_or_else(|| {
+                    shared.gone.store(true, Ordering::Relaxed);
+                    shared.death()
+                }),
                 changed = life.changed() => if changed.is_err() || shared.is_dead() { return Err(shared.death()) },
             }
             let refused = self.refused()?;

@@ -411,10 +411,12 @@ async fn messages_that_the_library_cannot_read_hold_up_nobody() {
         raw(b"a.x", b"NATS/1.0 what is this\r\n\r\n", "6"),
         raw(b"a.x", b"NATS/1.0\r\nno colon\r\n\r\n", "7"),
         raw("a.\u{a0}".as_bytes(), b"NATS/1.0\r\nA: b\r\n\r\n", "8"),
+        // At this one the library panics.
+        raw(b"a.x", b"NATS/1.0\r\nA: a\rb\r\n\r\n", "9"),
     ];
-    publish_raw(&server, &mut stream, &odd.concat(), 19).await;
+    publish_raw(&server, &mut stream, &odd.concat(), 20).await;
     publish(&context, "b", 0..10).await;
-    publish(&context, "a.x", 9..100).await;
+    publish(&context, "a.x", 10..100).await;
     running.until_messages(100).await;
     assert_eq!(ledger(&running.recorder.items.lock(), 100), []);
     let live = running.recorder.items.lock().clone();

@@ -12,8 +12,8 @@ use crate::event::Message;
 
 /// How far the servers of a cluster are apart, at most, in delivering a message.
 pub(super) const APART: Duration = Duration::from_millis(500);
-/// Messages that are remembered before old ones are forgotten.
-const MOST: usize = 65_536;
+/// So many messages are remembered before old ones are looked for.
+const FEW: usize = 65_536;
 
 /// Which of two connections a message came on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,8 @@ enum Seen {
 pub(super) struct Twins {
     seen: HashMap<u64, (Seen, Instant)>,
     hasher: RandomState,
+    /// How many are remembered when old ones are forgotten next.
+    forget_at: usize,
 }
 
 impl Twins {
@@ -46,8 +48,10 @@ impl Twins {
     /// Whether this message has come on the other connection, and is to be dropped. Of messages that are equal although
     /// there are several of them, none is dropped, but for the first pair.
     pub(super) fn has(&mut self, message: &Message, side: Side, now: Instant) -> bool {
-        if self.seen.len() >= MOST {
+        if self.seen.len() >= self.forget_at {
             self.seen.retain(|_, (_, at)| now.duration_since(*at) < APART);
+            // Not at each message, where all of them are young.
+            self.forget_at = FEW.max(2 * self.seen.len());
         }
         let hash = self.hasher.hash_one((message.subject.as_str(), &message.payload, &message.headers));
         let before = self.seen.get(&hash).filter(|(_, at)| now.duration_since(*at) < APART);
@@ -80,5 +84,17 @@ mod tests {
         // And later, when the other connection may have ended.
         assert!(!dropped("2", Side::New, 600));
         assert!(!dropped("3", Side::Old, 0) && !dropped("3", Side::New, 500));
+    }
+
+    #[test]
+    fn many_young_ones_are_not_looked_at_for_each_message() {
+        let (mut twins, now) = (Twins::default(), Instant::now());
+        let mut come = |n: usize| {
+            let message = Message::new("a".parse().expect("a subject"), n.to_string().into(), Timestamp::now(), None);
+            assert!(!twins.has(&message, Side::Old, now));
+            twins.forget_at
+        };
+        let changes: std::collections::HashSet<usize> = (0..3 * FEW).map(&mut come).collect();
+        assert_eq!(changes, [FEW, 2 * FEW, 4 * FEW].into());
     }
 }
