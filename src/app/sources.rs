@@ -196,7 +196,7 @@ impl Sources {
         let old = self.stop(at).await;
         let handle = Handle::in_place_of(old.handle(), &*source.adapter, source.required);
         let rerouted = !old.routes_like(&source, rules);
-        let hold = if rerouted { Some(settle(&self.streams).await) } else { None };
+        let hold = if rerouted { Some(settle(&self.streams, Instant::now() + SETTLE).await) } else { None };
         let replace = |streams: &Streams, source| streams.replace(old.key, source, rerouted, Timestamp::now());
         let runtime = self.enter(source, rules, handle, old.counts.clone(), replace);
         drop(hold);
@@ -219,8 +219,8 @@ impl Sources {
         }
         let Supervisor { adapter, handle, max_payload, .. } = &old.supervisor;
         let router = Arc::new(Router::new(rules, name, &adapter.reach(), self.routed.clone()));
-        let _hold = settle(&self.streams).await;
         let deadline = Instant::now() + SETTLE;
+        let _hold = settle(&self.streams, deadline).await;
         let mut key = old.key;
         let is_ready = || hub.settled() || Instant::now() >= deadline;
         let mut replace = || {
@@ -269,6 +269,8 @@ impl Sources {
                     let present = &self.running[at].0;
                     let (same, routes) = (present.written == source.written, present.routes_like(&source, rules));
                     if same && routes {
+                        // A file that it names may be another one.
+                        present.handle().try_again();
                         continue;
                     }
                     info!(source = %name, routes = !routes, settings = !same, "source changed");
@@ -395,11 +397,10 @@ impl Sources {
 }
 
 /// Holds publishing up, and waits until all who are not slow have read what was published: then nobody has to resume from
-/// windows that are about to be others. Only for a moment.
-async fn settle(streams: &Streams) -> Hold {
+/// windows that are about to be others. Not beyond the deadline.
+async fn settle(streams: &Streams, deadline: Instant) -> Hold {
     let hub = streams.hub();
     let hold = hub.hold();
-    let deadline = Instant::now() + SETTLE;
     while !hub.settled() && Instant::now() < deadline {
         sleep(LOOK).await;
     }

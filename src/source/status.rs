@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use serde::Serialize;
+use tokio::sync::Notify;
 
 use super::ErrorKind;
 use crate::event::{GapReason, SourceName, Timestamp};
@@ -220,6 +221,8 @@ pub struct Handle {
     pub status: StatusCell,
     /// What it has counted.
     pub counters: Arc<Counters>,
+    /// Ends the wait for the next attempt to connect.
+    again: Notify,
 }
 
 impl Handle {
@@ -227,7 +230,18 @@ impl Handle {
     #[must_use]
     pub fn new(name: SourceName, adapter: &dyn super::Adapter, required: bool) -> Self {
         let (kind, durable) = (adapter.kind(), adapter.durable());
-        Self { name, kind, durable, status: StatusCell::new(required), counters: Arc::default() }
+        Self { name, kind, durable, status: StatusCell::new(required), counters: Arc::default(), again: Notify::new() }
+    }
+
+    /// Something has changed that may be why it could not connect: it tries at once, if it waits for its next attempt.
+    pub fn try_again(&self) {
+        self.again.notify_waiters();
+    }
+
+    /// Waits before the next attempt to connect.
+    pub(super) async fn pause(&self, span: Duration) {
+        // Whichever comes first.
+        drop(tokio::time::timeout(span, self.again.notified()).await);
     }
 
     /// Whether readiness does not wait for it, or no more.

@@ -100,7 +100,8 @@ impl Supervisor {
                 End::Cancelled => break,
                 End::Failed(failure) => {
                     run.note_failure(&failure);
-                    if run.cancel.run_until_cancelled(sleep(retry.next(failure.kind(), held))).await.is_none() {
+                    let pause = run.source.handle.pause(retry.next(failure.kind(), held));
+                    if run.cancel.run_until_cancelled(pause).await.is_none() {
                         break;
                     }
                 }

@@ -169,6 +169,25 @@ async fn what_comes_into_an_empty_log_while_away_is_read_from_its_start() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_may_have_been_wrong_has_changed_so_the_next_attempt_is_made_at_once() {
+    let adapter = Scripted::failing(ErrorKind::Configuration);
+    let running = Running::start(adapter.clone());
+    let attempts = || adapter.starts().len();
+    eventually("the first attempt", async || if attempts() == 1 { Ok(()) } else { Err(String::new()) }).await;
+    // The clock goes on only while all wait.
+    let settle = async || {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    };
+    settle().await;
+    let before = attempts();
+    running.handle.try_again();
+    settle().await;
+    assert_eq!(attempts(), before + 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_durable_source_is_up_only_when_it_has_warmed_up() {
     let mut scripts: Vec<_> = (0..8).map(|_| None).collect();
     scripts.push(Some(vec![Items(vec![message("1", Some(1))]), Hang]));
