@@ -25,9 +25,15 @@ pub(super) fn bridges(serves: impl Fn(Vec<OsString>) -> bool) -> Vec<Bridge> {
 fn bridges_in(proc: &Path, serves: impl Fn(Vec<OsString>) -> bool) -> Vec<Bridge> {
     let Ok(entries) = std::fs::read_dir(proc) else { return Vec::new() };
     let pid = |entry: io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse::<u32>().ok();
+    // Containers are seen from outside of them.
+    let namespace = |folder: &Path| std::fs::read_link(folder.join("ns/pid")).ok();
+    let here = namespace(&proc.join("self"));
     let is_bridge = |bridge: &Bridge| {
         let name = std::fs::read_to_string(bridge.folder.join("comm")).unwrap_or_default();
-        name.trim_end() == env!("CARGO_PKG_NAME") && bridge.pid != std::process::id() && serves(bridge.command_line())
+        let words = bridge.command_line();
+        let elsewhere = namespace(&bridge.folder).is_some_and(|of| here.as_ref().is_some_and(|here| of != *here));
+        let is_other = bridge.pid != std::process::id() && !elsewhere;
+        name.trim_end() == env!("CARGO_PKG_NAME") && is_other && !words.is_empty() && serves(words)
     };
     let found = entries.filter_map(pid).map(|pid| Bridge { pid, folder: proc.join(pid.to_string()) });
     found.filter(is_bridge).collect()
@@ -169,7 +175,14 @@ mod tests {
         process("1000003", "nginx", "nginx\0");
         process("1000004", "brokercast", "");
         process("net", "brokercast", "brokercast\0");
-        let found = bridges_in(folder.path(), |line| line.len() == 3 && line[1] == "--config");
+        // In a container, and outside of it as the one that asks.
+        process("1000005", "brokercast", "brokercast\0--config\0a.yaml\0");
+        process("self", "brokercast", "brokercast\0health\0");
+        for (pid, namespace) in [("self", "pid:[1]"), ("1000001", "pid:[1]"), ("1000005", "pid:[2]")] {
+            std::fs::create_dir(folder.path().join(pid).join("ns")).unwrap();
+            std::os::unix::fs::symlink(namespace, folder.path().join(pid).join("ns/pid")).unwrap();
+        }
+        let found = bridges_in(folder.path(), |line| line.get(1).is_none_or(|word| word == "--config"));
         assert_eq!(found.iter().map(|bridge| bridge.pid).collect::<Vec<_>>(), [1_000_001]);
     }
 }
