@@ -150,7 +150,7 @@ pub(crate) struct Readings {
     pub reserved_names: u64,
     /// Lines of the access log that were left out.
     pub access_left_out: u64,
-    /// Revocations that hold.
+    /// Revocations that are kept.
     pub revocations: u64,
     /// Messages of `auth.revocations`, by what became of them.
     pub revocation_messages: [(&'static str, u64); 2],
@@ -340,7 +340,7 @@ impl Collector for Read {
         let help = "Renamed subjects that were too long and had to be shortened";
         w.counter("route_shortened_subjects", help, total(all.shortened_subjects))?;
         w.counter("route_reserved_names", "Event names left out because they are reserved", total(all.reserved_names))?;
-        w.single("revocations", "Revocations that hold", all.revocations)?;
+        w.single("revocations", "Revocations that are kept", all.revocations)?;
         let messages = all.revocation_messages.iter().map(|(result, n)| (label("result", *result), *n));
         w.counter("revocation_messages", "Messages of `auth.revocations`, by what became of them", messages)?;
         w.counter("access_log_left_out", "Lines of the access log that were left out", total(all.access_left_out))?;

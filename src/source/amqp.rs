@@ -95,12 +95,12 @@ impl Amqp {
         Self { config, name: name.clone(), names, memory: Arc::default() }
     }
 
-    /// The same stream, which is waited for, if that is what is read.
     /// Without an exchange, only the queue itself can be published to.
     pub(in crate::source) fn publishes_only(&self) -> Option<String> {
         if self.config.binding().is_some() { None } else { self.config.queue(&self.name) }
     }
 
+    /// The same stream, which is waited for, if that is what is read.
     pub(in crate::source) fn narrowed(&self, subject: &Subject) -> Option<Self> {
         Some(Self::new(self.config.narrowed(subject, &self.name)?, &self.name))
     }

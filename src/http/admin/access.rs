@@ -47,7 +47,7 @@ impl Access {
     /// Whether a request may be answered.
     ///
     /// # Errors
-    /// With 401 where a token or certificate is asked for and missing or wrong, else 403.
+    /// With 401 where a token is asked for and missing or wrong, else 403.
     pub(super) fn allow(&self, matter: Matter, request: &Parts) -> Result<(), Problem> {
         if matter == Matter::Probe {
             return Ok(());

@@ -222,9 +222,13 @@ impl Bridge {
         self.http.get(self.admin_url("/metrics")).send().await.unwrap().text().await.unwrap()
     }
 
-    /// The sum of all samples of a metric whose labels hold these texts.
+    /// The sum of all samples of a metric whose labels hold these texts: 0 where nothing was counted yet. There has to be a
+    /// metric of this name.
     pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let text = self.metrics().await;
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+        let is_there = |of: &str| text.contains(&format!("# TYPE {of} "));
+        assert!(is_there(name) || is_there(base), "there is no metric {name}");
         let lines = text.lines().filter(|l| {
             l.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && labels.iter().all(|label| l.contains(label))
         });
