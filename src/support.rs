@@ -9,6 +9,7 @@ pub(crate) mod form;
 pub(crate) mod host;
 pub(crate) mod network;
 pub(crate) mod peer;
+pub(crate) mod pem;
 pub(crate) mod plain;
 pub(crate) mod random;
 pub(crate) mod seldom;

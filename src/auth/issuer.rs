@@ -3,11 +3,13 @@
 //! Knows no request and no other issuer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
+use tokio::time::Instant;
 
 use super::jwks::{Hope, Remote};
 use super::settings::{self, Credential, Lists};
@@ -16,6 +18,7 @@ use super::token::{Parsed, Refused, Rules, numeric_date};
 use super::{Grant, GrantRule, Owner, keys};
 use crate::event::Timestamp;
 use crate::subject::{self, Pattern};
+use crate::support::seldom::Seldom;
 
 /// See the module.
 #[derive(Debug)]
@@ -67,16 +70,24 @@ struct Permits {
     /// Each with its key path.
     templates: Vec<(String, Template)>,
     anonymous: Vec<Pattern>,
+    warn: Seldom,
 }
+
+/// Between two warnings of values that are not patterns: each new token can have some, and so has each owner after a reload.
+const QUIET: Duration = Duration::from_secs(10);
 
 impl Permits {
     fn of(&self, claims: &Map<String, Value>) -> Arc<[Pattern]> {
         let claim = template::claim(claims, &self.path);
         let (mut patterns, bad) = template::patterns(claim);
-        if template::has_hash(claim) {
-            tracing::warn!(claim = self.path, "a token's claim has `#`, the wildcard of AMQP, which permits nothing here: write `>`");
-        } else if bad > 0 {
-            tracing::warn!(claim = self.path, values = bad, "a token's claim has values that are not valid patterns: they permit nothing");
+        let hash = template::has_hash(claim);
+        if (hash || bad > 0) && self.warn.may(Instant::now()) {
+            let claim = &self.path;
+            if hash {
+                tracing::warn!(claim, "a token's claim has `#`, the wildcard of AMQP, which permits nothing here: write `>`");
+            } else {
+                tracing::warn!(claim, values = bad, "a token's claim has values that are not valid patterns: they permit nothing");
+            }
         }
         patterns.extend(self.templates.iter().flat_map(|(_, template)| template.fill(claims)));
         patterns.extend(self.anonymous.iter().cloned());
@@ -126,7 +137,13 @@ impl Issuer {
                 templates.iter().enumerate().map(|(n, template)| (format!("{path}.grants.{kind}[{n}]"), template.clone())).collect()
             };
             let key = format!("{path}.claims.{kind}");
-            Permits { path: claim, key, templates: [placed(&path, own), placed("auth", of_all)].concat(), anonymous: anonymous.to_vec() }
+            Permits {
+                path: claim,
+                key,
+                templates: [placed(&path, own), placed("auth", of_all)].concat(),
+                anonymous: anonymous.to_vec(),
+                warn: Seldom::every(QUIET),
+            }
         };
         let (mut fixed, mut remotes) = (Vec::new(), Vec::new());
         for key in keys {

@@ -21,6 +21,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::metrics::counter::Counter;
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -53,7 +54,7 @@ pub(crate) struct Peer {
     pub(crate) tls: bool,
     /// The connection's number; it comes again after four billion others.
     pub(crate) connection: u32,
-    /// Whether it showed a certificate that the listener's client CA has issued.
+    /// Whether it showed a certificate that the listener's client CA has issued, by what is trusted at this request.
     pub(crate) verified: bool,
 }
 
@@ -214,12 +215,12 @@ impl Server {
                 let streams = Streams::new(io.stalled());
                 // The other cases are boxed: otherwise the task of every connection would be four times as large.
                 match self.public.as_ref().map(|public| &public.adopt) {
-                    _ if h2 => Box::pin(self.serve_http2(Lenient::untouched(start, io), peer, streams)).await,
+                    _ if h2 => Box::pin(self.serve_http2(Lenient::untouched(start, io), peer, None, streams)).await,
                     Some(adopt) => self.serve_adoptable(Lenient::behind(start, io), peer, streams, adopt, open).await,
-                    None => Box::pin(self.serve_http1(Lenient::behind(start, io), peer, streams)).await,
+                    None => Box::pin(self.serve_http1(Lenient::behind(start, io), peer, None, streams)).await,
                 }
             }
-            Some(tls) => Box::pin(self.serve_tls(socket, peer, tls)).await,
+            Some(tls) => Box::pin(self.serve_tls(socket, peer, tls.clone())).await,
         }
     }
 
@@ -239,16 +240,16 @@ impl Server {
         }
     }
 
-    async fn serve_tls(&self, socket: TcpStream, mut peer: Peer, tls: &Tls) {
+    async fn serve_tls(&self, socket: TcpStream, peer: Peer, tls: Arc<Tls>) {
         let socket = self.stall(socket);
         let streams = Streams::new(socket.stalled());
         let handshake = tls.acceptor().accept(socket);
         let Some(Ok(Ok(io))) = self.unless_closed(timeout(self.bounds.handshake, handshake)).await else { return };
-        peer.verified = io.get_ref().1.peer_certificates().is_some();
+        let shown = io.get_ref().1.peer_certificates().map(|chain| Arc::new(Shown { tls, chain: chain.to_vec() }));
         if io.get_ref().1.alpn_protocol() == Some(b"h2") {
-            Box::pin(self.serve_http2(io, peer, streams)).await;
+            Box::pin(self.serve_http2(io, peer, shown, streams)).await;
         } else {
-            Box::pin(self.serve_http1(Lenient::behind(Bytes::new(), io), peer, streams)).await;
+            Box::pin(self.serve_http1(Lenient::behind(Bytes::new(), io), peer, shown, streams)).await;
         }
     }
 
@@ -264,7 +265,7 @@ impl Server {
     /// As [`Self::serve_http1`], until a stream leaves with the socket.
     async fn serve_adoptable(&self, io: Lenient<Stall>, peer: Peer, streams: Arc<Streams>, adopt: &Adopt, open: Open) {
         let leaving = Arc::new(Leaving::default());
-        let service = Service { router: self.router.clone(), peer, streams, leaving: Some(leaving.clone()) };
+        let service = Service { router: self.router.clone(), peer, shown: None, streams, leaving: Some(leaving.clone()) };
         let mut connection = self.http1.serve_connection(Io::new(io, leaving.clone()), service);
         let mut closing = false;
         loop {
@@ -307,8 +308,11 @@ impl Server {
         }
     }
 
-    async fn serve_http1<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, io: I, peer: Peer, streams: Arc<Streams>) {
-        let service = Service { router: self.router.clone(), peer, streams, leaving: None };
+    async fn serve_http1<I>(&self, io: I, peer: Peer, shown: Option<Arc<Shown>>, streams: Arc<Streams>)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = Service { router: self.router.clone(), peer, shown, streams, leaving: None };
         let mut connection = std::pin::pin!(self.http1.serve_connection(TokioIo::new(io), service));
         tokio::select! {
             ended = connection.as_mut() => {
@@ -336,8 +340,11 @@ impl Server {
         stalled
     }
 
-    async fn serve_http2<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, io: I, peer: Peer, streams: Arc<Streams>) {
-        let service = Service { router: self.router.clone(), peer, streams: streams.clone(), leaving: None };
+    async fn serve_http2<I>(&self, io: I, peer: Peer, shown: Option<Arc<Shown>>, streams: Arc<Streams>)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = Service { router: self.router.clone(), peer, shown, streams: streams.clone(), leaving: None };
         let mut connection = std::pin::pin!(self.http2(streams.clone()).serve_connection(TokioIo::new(io), service));
         let look = (self.bounds.stall.min(self.bounds.header) / 4).clamp(Duration::from_millis(100), Duration::from_secs(5));
         let mut looks = tokio::time::interval(look);
@@ -396,10 +403,18 @@ async fn speaks_http2(socket: &mut TcpStream) -> std::io::Result<(bool, Bytes)> 
     }
 }
 
+/// The certificates that a client has shown at its handshake, and who says what they are worth now.
+struct Shown {
+    tls: Arc<Tls>,
+    /// Begins with the client's own.
+    chain: Vec<CertificateDer<'static>>,
+}
+
 /// The router as a service of hyper's.
 struct Service {
     router: Router,
     peer: Peer,
+    shown: Option<Arc<Shown>>,
     streams: Arc<Streams>,
     leaving: Option<Arc<Leaving>>,
 }
@@ -410,7 +425,9 @@ impl hyper::service::Service<Request<Incoming>> for Service {
     type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        request.extensions_mut().insert(self.peer);
+        // At each request: the connection may outlive the certificate, and the CA that is trusted may be another by now.
+        let verified = self.shown.as_ref().is_some_and(|shown| shown.tls.verifies(&shown.chain));
+        request.extensions_mut().insert(Peer { verified, ..self.peer });
         // An answer to HTTP/1.0 is not chunked, so hyper must write it.
         let may_leave = request.method() == Method::GET && request.version() == Version::HTTP_11;
         let leaving = self.leaving.clone().filter(|_| may_leave);

@@ -4,7 +4,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
@@ -12,16 +13,21 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use tokio::io::AsyncReadExt as _;
+use tokio::time::Instant;
 
 use super::problem::Problem;
+use crate::support::seldom::Seldom;
 
 /// Bytes read at once.
 const CHUNK: usize = 64 << 10;
+/// Between two warnings that the folder cannot be read, which any request can cause.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// The folder.
 #[derive(Debug, Clone)]
 pub(crate) struct Files {
     root: PathBuf,
+    warn: Arc<Seldom>,
 }
 
 enum Found {
@@ -36,7 +42,13 @@ enum Found {
 
 impl Files {
     pub(crate) fn new(root: PathBuf) -> Self {
-        Self { root }
+        Self { root, warn: Arc::new(Seldom::every(QUIET)) }
+    }
+
+    fn warn(&self, error: &io::Error) {
+        if self.warn.may(Instant::now()) {
+            tracing::warn!(%error, "cannot read from `server.dashboards`");
+        }
     }
 
     /// Answers a request. `rest` is what follows `/dashboards/` in its path, still percent-encoded.
@@ -50,7 +62,7 @@ impl Files {
         let as_folder = rest.is_empty() || rest.ends_with('/');
         let found = tokio::task::spawn_blocking(move || find(&root, &relative, as_folder)).await.map_err(|_| Problem::internal())?;
         match found {
-            Ok(Some(Found::File { path, length, modified })) => send(method, headers, &path, length, modified).await,
+            Ok(Some(Found::File { path, length, modified })) => self.send(method, headers, &path, length, modified).await,
             Ok(Some(Found::Folder)) => {
                 // Without the slash relative links in the page would be wrong. A path that starts with `//` would name another host.
                 let to = HeaderValue::from_str(&format!("/dashboards/{}/", rest.trim_matches('/'))).map_err(|_| missing())?;
@@ -58,10 +70,48 @@ impl Files {
             }
             Ok(None) => Err(missing()),
             Err(error) => {
-                tracing::warn!(%error, "cannot read from `server.dashboards`");
+                self.warn(&error);
                 Err(missing())
             }
         }
+    }
+
+    async fn send(
+        &self,
+        method: &Method,
+        asked: &HeaderMap,
+        path: &Path,
+        length: u64,
+        modified: Option<SystemTime>,
+    ) -> Result<Response, Problem> {
+        let mut response = Response::new(Body::empty());
+        let headers = response.headers_mut();
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        if let Some(value) = modified.and_then(|at| HeaderValue::from_str(&httpdate::fmt_http_date(at)).ok()) {
+            let known = asked.get(header::IF_MODIFIED_SINCE) == Some(&value);
+            headers.insert(header::LAST_MODIFIED, value);
+            if known {
+                *response.status_mut() = StatusCode::NOT_MODIFIED;
+                return Ok(response);
+            }
+        }
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type(path)));
+        headers.insert(header::CONTENT_LENGTH, length.into());
+        if method == Method::HEAD {
+            return Ok(response);
+        }
+        let file = tokio::fs::File::open(path).await.map_err(|error| {
+            self.warn(&error);
+            Problem::not_found("there is no such page")
+        })?;
+        // Never more than was promised, should the file grow meanwhile.
+        let chunks = futures_util::stream::try_unfold(file.take(length), |mut file| async move {
+            let mut chunk = Vec::with_capacity(CHUNK);
+            let n = (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).await?;
+            Ok::<_, io::Error>((n > 0).then(|| (Bytes::from(chunk), file)))
+        });
+        *response.body_mut() = Body::from_stream(chunks);
+        Ok(response)
     }
 }
 
@@ -101,37 +151,6 @@ fn find(root: &Path, relative: &Path, as_folder: bool) -> io::Result<Option<Foun
     }
     // Opening a pipe would wait for its other end.
     Ok(meta.is_file().then(|| Found::File { path, length: meta.len(), modified: meta.modified().ok() }))
-}
-
-async fn send(method: &Method, asked: &HeaderMap, path: &Path, length: u64, modified: Option<SystemTime>) -> Result<Response, Problem> {
-    let mut response = Response::new(Body::empty());
-    let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    if let Some(value) = modified.and_then(|at| HeaderValue::from_str(&httpdate::fmt_http_date(at)).ok()) {
-        let known = asked.get(header::IF_MODIFIED_SINCE) == Some(&value);
-        headers.insert(header::LAST_MODIFIED, value);
-        if known {
-            *response.status_mut() = StatusCode::NOT_MODIFIED;
-            return Ok(response);
-        }
-    }
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type(path)));
-    headers.insert(header::CONTENT_LENGTH, length.into());
-    if method == Method::HEAD {
-        return Ok(response);
-    }
-    let file = tokio::fs::File::open(path).await.map_err(|error| {
-        tracing::warn!(%error, "cannot read from `server.dashboards`");
-        Problem::not_found("there is no such page")
-    })?;
-    // Never more than was promised, should the file grow meanwhile.
-    let chunks = futures_util::stream::try_unfold(file.take(length), |mut file| async move {
-        let mut chunk = Vec::with_capacity(CHUNK);
-        let n = (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).await?;
-        Ok::<_, io::Error>((n > 0).then(|| (Bytes::from(chunk), file)))
-    });
-    *response.body_mut() = Body::from_stream(chunks);
-    Ok(response)
 }
 
 fn content_type(path: &Path) -> &'static str {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject as _};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
@@ -19,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::event::Timestamp;
 use crate::settings::{File, Section};
+use crate::support::pem::PemError;
 
 /// How often the files are looked at. Not watched: what renews certificates exchanges links and folders, also where no
 /// file system tells of it.
@@ -37,7 +38,7 @@ enum TlsError {
         what: &'static str,
         path: PathBuf,
         #[source]
-        cause: pem::Error,
+        cause: PemError,
     },
     /// They do not go together.
     #[error("`{section}`: certificate and private key make no server")]
@@ -76,10 +77,14 @@ struct Files {
     client_ca: Option<PathBuf>,
 }
 
+type Verifier = Arc<dyn ClientCertVerifier>;
+
 struct Served {
     files: Files,
     pem: Pem,
     config: Arc<ServerConfig>,
+    /// Checks clients' certificates.
+    verifier: Option<Verifier>,
 }
 
 /// What the files hold.
@@ -110,7 +115,7 @@ impl Tls {
         let client_ca = client_ca.map(|file| file.path);
         let files = Files { section, certificate: certificate.path, private_key: private_key.path, client_ca };
         match pem.server(&files) {
-            Ok(config) => return Some(Self { served: ArcSwap::from_pointee(Served { files, pem, config }) }),
+            Ok((config, verifier)) => return Some(Self { served: ArcSwap::from_pointee(Served { files, pem, config, verifier }) }),
             Err(TlsError::Pem { key, what, cause, .. }) => tls.problem(key, format!("must name a PEM file with a {what}: {cause}")),
             Err(TlsError::Config { cause, .. }) => {
                 tls.problem_here(format!("must be a certificate and the private key that belongs to it: {cause}"));
@@ -125,6 +130,13 @@ impl Tls {
     /// Whether clients are asked for a certificate. One without is let in all the same: a probe has none.
     pub(crate) fn verifies_clients(&self) -> bool {
         self.served.load().pem.client_ca.is_some()
+    }
+
+    /// Whether a certificate that a client has shown is good by what is served now. `chain` begins with the client's own.
+    pub(crate) fn verifies(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let served = self.served.load();
+        let (Some(verifier), Some((own, others))) = (&served.verifier, chain.split_first()) else { return false };
+        verifier.verify_client_cert(own, others, UnixTime::now()).is_ok()
     }
 
     /// When the certificate that is served expires.
@@ -146,7 +158,8 @@ impl Tls {
         self.served.store(other.served.load_full());
     }
 
-    /// Reads the files again whenever they change, for ever. Connections that are open stay as they are.
+    /// Reads the files again whenever they change, for ever. Connections that are open stay as they are, but for
+    /// what a client's certificate is worth ([`Self::verifies`]).
     pub(crate) async fn follow(&self) -> Infallible {
         let mut failures = 0_u32;
         loop {
@@ -181,20 +194,20 @@ impl Tls {
         if pem == before.pem {
             return Ok(false);
         }
-        let config = pem.server(&named)?;
+        let (config, verifier) = pem.server(&named)?;
         // Unless other files are followed by now.
-        let newer = Arc::new(Served { files: named, pem, config });
+        let newer = Arc::new(Served { files: named, pem, config, verifier });
         Ok(Arc::ptr_eq(&self.served.compare_and_swap(&*before, newer), &before))
     }
 }
 
 fn unreadable(section: &'static str, key: &'static str, what: &'static str, path: &Path) -> impl Fn(pem::Error) -> TlsError {
     let path = path.to_owned();
-    move |cause| TlsError::Pem { section, key, what, path: path.clone(), cause }
+    move |cause| TlsError::Pem { section, key, what, path: path.clone(), cause: cause.into() }
 }
 
 /// Lets clients in without a certificate, and with one that these CAs have issued.
-fn verifier(pem: &[u8], provider: Arc<CryptoProvider>, files: &Files) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+fn verifier(pem: &[u8], provider: Arc<CryptoProvider>, files: &Files) -> Result<Verifier, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem) {
         let certificate = certificate.map_err(no_client_ca(files))?;
@@ -213,7 +226,7 @@ impl Pem {
         Ok(Self { certificate, private_key, client_ca })
     }
 
-    fn server(&self, files: &Files) -> Result<Arc<ServerConfig>, TlsError> {
+    fn server(&self, files: &Files) -> Result<(Arc<ServerConfig>, Option<Verifier>), TlsError> {
         let chain = CertificateDer::pem_slice_iter(&self.certificate).collect::<Result<Vec<_>, _>>();
         let chain = chain.and_then(|chain| if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) });
         let chain = chain.map_err(no_certificate(files))?;
@@ -223,13 +236,14 @@ impl Pem {
         let section = files.section;
         let wrong = |cause| TlsError::Config { section, cause };
         let config = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(wrong)?;
-        let config = match &self.client_ca {
+        let verifier = self.client_ca.as_ref().map(|pem| verifier(pem, provider, files)).transpose()?;
+        let config = match &verifier {
             None => config.with_no_client_auth(),
-            Some(pem) => config.with_client_cert_verifier(verifier(pem, provider, files)?),
+            Some(verifier) => config.with_client_cert_verifier(verifier.clone()),
         };
         let mut config = config.with_single_cert(chain, key).map_err(wrong)?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
+        Ok((Arc::new(config), verifier))
     }
 }
 

@@ -13,6 +13,7 @@ use rustls::{AlertDescription, ClientConfig, DigitallySignedStruct, RootCertStor
 
 use super::{ErrorKind, SourceError};
 use crate::settings::Section;
+use crate::support::pem::PemError;
 
 /// `tls` beside a broker's address: PEM files, read at each connection.
 #[derive(Debug, Clone, Default)]
@@ -134,7 +135,7 @@ fn certificates(name: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>,
 }
 
 fn unreadable(name: &str, path: &Path, error: Error) -> SourceError {
-    SourceError::configuration(format!("cannot read `{name}` from `{}`", path.display())).because(error)
+    SourceError::configuration(format!("cannot read `{name}` from `{}`", path.display())).because(PemError::from(error))
 }
 
 /// A handshake that failed; `what` says with whom.
@@ -193,5 +194,30 @@ mod tests {
         }
         assert_eq!(kind(&std::io::Error::from(std::io::ErrorKind::UnexpectedEof)), None);
         assert_eq!(failed("failed", wrapped(rustls::Error::DecryptError)).kind(), ErrorKind::Protocol);
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_read_is_not_quoted() {
+        use crate::support::pem::tests::{broken, quotes};
+
+        let folder = tempfile::tempdir().unwrap();
+        let (certificate, private_key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        std::fs::write(&certificate, made.cert.pem()).unwrap();
+        let key = made.signing_key.serialize_pem();
+        for text in broken(&key) {
+            std::fs::write(&private_key, text).unwrap();
+            let wrong = |ca: Option<&Path>, certificate: &Path| {
+                let error = client(ca, Some(&(certificate.to_owned(), private_key.clone()))).unwrap_err();
+                (error.kind(), crate::support::causes::chain(&error))
+            };
+            for ((kind, said), name) in [
+                (wrong(None, &certificate), "tls.private_key"),
+                (wrong(None, &private_key), "tls.certificate"),
+                (wrong(Some(&private_key), &certificate), "tls.ca"),
+            ] {
+                assert!(kind == ErrorKind::Configuration && said.contains(name) && !quotes(&said, &key), "{said}");
+            }
+        }
     }
 }

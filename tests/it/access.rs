@@ -122,7 +122,7 @@ async fn a_drain_writes_the_end_of_each_stream() {
 
 #[tokio::test]
 async fn refusals_are_told_at_info_ten_a_second_and_no_client_forges_a_line() {
-    let bridge = Bridge::start(&config("{ format: text }")).await;
+    let bridge = Bridge::start(&(config("{ format: text }") + "server: { dashboards: nowhere }\n")).await;
     let good = mint(json!({"sub": "ada", "subjects": ["a.>"]}));
     let bad = forge(
         &json!({"alg": "HS256", "kid": FORGED}),
@@ -143,6 +143,12 @@ async fn refusals_are_told_at_info_ten_a_second_and_no_client_forges_a_line() {
     for part in ["address=127.0.0.1", "kid=", "iss=\"idp\"", "its signature is wrong", "carrier=\"header\""] {
         assert!(tokens[0].contains(part), "{part}: {}", tokens[0]);
     }
+    // Nor can anybody fill the log by asking for pages while their folder is gone.
+    for _ in 0..20 {
+        assert_eq!(bridge.get("/dashboards/a.html").send().await.unwrap().status(), 404);
+    }
+    let warned = bridge.log().lines().filter(|line| line.contains("cannot read from `server.dashboards`")).count();
+    assert_eq!(warned, 1, "{}", bridge.log());
     assert!(!log.lines().any(|line| line.starts_with("2030")) && !log.contains(&bad) && !log.contains(&good), "{log}");
     assert!(!log.contains(|c: char| c.is_control() && c != '\n'), "{log}");
 }

@@ -6,6 +6,7 @@ use std::process::{Output, Stdio};
 use serde_json::{Value, json};
 
 use crate::support::bridge::{OPEN, command, run};
+use crate::support::certs::Certs;
 use crate::support::port::Port;
 use crate::support::process::Process;
 use crate::support::token::{SECRET, jwt};
@@ -57,6 +58,38 @@ fn check_prints_the_effective_configuration_without_its_secrets() {
     }
     let bad = run(&["check", "--config", "/nowhere.yaml"]);
     assert_eq!(bad.status.code(), Some(78));
+}
+
+/// A library's error quotes the line of a PEM file that it cannot read, and that may be all of a private key.
+#[tokio::test]
+async fn a_private_key_with_broken_line_ends_is_quoted_nowhere() {
+    let certs = Certs::new();
+    let pem = std::fs::read_to_string(certs.path("server.key")).unwrap();
+    let base64 = pem.lines().nth(1).unwrap();
+    let list = base64.bytes().skip(4).take(8).map(|byte| byte.to_string()).collect::<Vec<_>>().join(", ");
+    let is_quiet = |text: &str| assert!(!text.contains(&list) && !text.contains(&base64[4..12]), "{text}");
+    let [certificate, key] = ["server.crt", "server.key"].map(|name| certs.path(name).display().to_string());
+    let tls = format!("tls: {{ certificate: {certificate}, private_key: {key} }}");
+    let nats = format!("sources: {{ a: {{ nats: {{ servers: ['tls://127.0.0.1:1'], subjects: [a], {tls} }} }} }}\n");
+    let bridge = Bridge::builder(&nats).spawn().await;
+    bridge.configure(&format!("{nats}server: {{ {tls} }}\n"));
+    let config = bridge.folder().join("config.yaml").display().to_string();
+    for broken in [pem.replace('\n', ""), pem.replace('\n', "\\n")] {
+        std::fs::write(&key, broken).unwrap();
+        let source = eventually("the source to read it", async || {
+            let (_, body) = bridge.readyz().await;
+            body.to_string().contains("cannot read `tls.private_key`").then_some(body)
+        });
+        is_quiet(&source.await.to_string());
+        let output = run(&["check", "--config", &config]);
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(output.status.code() == Some(78) && said.contains("server.tls.private_key"), "{said}");
+        is_quiet(&said);
+        let answer = bridge.http.post(bridge.admin_url("/reload")).send().await.unwrap();
+        assert_eq!(answer.status(), 422);
+        is_quiet(&answer.text().await.unwrap());
+    }
+    is_quiet(&bridge.log());
 }
 
 #[tokio::test]

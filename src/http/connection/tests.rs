@@ -38,6 +38,10 @@ impl Drop for Living {
 
 impl Served {
     async fn start(tls: Option<Tls>) -> Self {
+        Self::sharing(tls.map(Arc::new)).await
+    }
+
+    async fn sharing(tls: Option<Arc<Tls>>) -> Self {
         let bodies = Arc::new(AtomicUsize::new(0));
         let living = |bodies: &Arc<AtomicUsize>| {
             bodies.fetch_add(1, SeqCst);
@@ -67,15 +71,8 @@ impl Served {
         let stalled = Counter::default();
         let ends = Ends::default();
         let tasks = TaskTracker::new();
-        let server = Server::new(
-            router,
-            tls.map(Arc::new),
-            BOUNDS,
-            ends.clone(),
-            tasks.clone(),
-            Counts { stalled: stalled.clone(), ..Counts::default() },
-            None,
-        );
+        let server =
+            Server::new(router, tls, BOUNDS, ends.clone(), tasks.clone(), Counts { stalled: stalled.clone(), ..Counts::default() }, None);
         let (listener, address) = super::super::listen::tests::loopback(Duration::from_secs(60));
         tasks.spawn(server.run(listener));
         Self { address, ends, tasks, bodies, stalled }
@@ -355,31 +352,45 @@ mod tls {
             let key = rcgen::KeyPair::generate().unwrap();
             (params.self_signed(&key).unwrap().pem(), rcgen::Issuer::new(params, key))
         };
-        let ((pem, ours), (_, other)) = (ca("ours"), ca("other"));
-        let client_ca = folder.path().join("clients.crt");
-        std::fs::write(&client_ca, pem).unwrap();
-        let text = serde_json::json!({ "admin": { "tls": {
-            "certificate": files.certificate, "private_key": files.private_key, "client_ca": client_ca,
-        } } });
-        let tls =
-            crate::settings::tests::read(&text.to_string(), |root| Tls::read_admin(&root.key("admin").section().key("tls").section()));
-        let tls: Tls = tls.unwrap();
+        let ((pem, ours), (other_pem, other)) = (ca("ours"), ca("other"));
+        let trusting = |pem: &str| -> Tls {
+            let client_ca = folder.path().join("clients.crt");
+            std::fs::write(&client_ca, pem).unwrap();
+            let text = serde_json::json!({ "admin": { "tls": {
+                "certificate": files.certificate, "private_key": files.private_key, "client_ca": client_ca,
+            } } });
+            let tls = |root: &crate::settings::Section<'_>| Tls::read_admin(&root.key("admin").section().key("tls").section());
+            crate::settings::tests::read(&text.to_string(), tls).unwrap()
+        };
+        let tls = Arc::new(trusting(&pem));
         assert!(tls.verifies_clients());
-        let served = Served::start(Some(tls)).await;
-        let asked = async |issuer: Option<&rcgen::Issuer<'static, rcgen::KeyPair>>| {
+        let served = Served::sharing(Some(tls.clone())).await;
+        let connect = async |issuer: Option<&rcgen::Issuer<'static, rcgen::KeyPair>>| {
             let own = issuer.map(|issuer| {
                 let key = rcgen::KeyPair::generate().unwrap();
                 let certificate = rcgen::CertificateParams::new(vec!["client".to_owned()]).unwrap().signed_by(&key, issuer).unwrap();
                 let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
                 (vec![certificate.der().clone()], key)
             });
-            let mut io = client_with(&served, &made, &[], own).await;
+            client_with(&served, &made, &[], own).await
+        };
+        let asked = async |issuer: Option<&rcgen::Issuer<'static, rcgen::KeyPair>>| {
+            let mut io = connect(issuer).await;
             drop(io.write_all(b"GET /verified HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await);
             read_until(&mut io, "").await.rsplit("\r\n").next().unwrap_or_default().to_owned()
         };
         assert_eq!(asked(None).await, "false");
         assert_eq!(asked(Some(&ours)).await, "true");
         assert_eq!(asked(Some(&other)).await, "", "the handshake ends");
+        // A connection outlives what its handshake went by.
+        let mut io = connect(Some(&ours)).await;
+        for (trusted, expected) in [(&pem, "true"), (&other_pem, "false"), (&(pem.clone() + &other_pem), "true")] {
+            tls.configure(&trusting(trusted));
+            io.write_all(b"GET /verified HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            let read = read_until(&mut io, "\r\n\r\n").await;
+            let body = if read.ends_with("\r\n\r\n") { read_until(&mut io, "e").await } else { read };
+            assert!(body.ends_with(expected), "{body}");
+        }
     }
 
     #[test]
@@ -398,6 +409,14 @@ mod tls {
         assert!(wrong(&files.certificate, &missing).contains("server.tls.private_key"));
         assert!(wrong(&files.certificate, &files.certificate).contains("server.tls.private_key"));
         assert!(wrong(&files.certificate, &other.private_key).contains("server.tls"));
+        let key = std::fs::read_to_string(&files.private_key).unwrap();
+        for broken in crate::support::pem::tests::broken(&key) {
+            std::fs::write(&other.private_key, broken).unwrap();
+            let said = wrong(&files.certificate, &other.private_key);
+            assert!(said.contains("server.tls.private_key") && !crate::support::pem::tests::quotes(&said, &key), "{said}");
+            let said = wrong(&other.private_key, &files.private_key);
+            assert!(said.contains("server.tls.certificate") && !crate::support::pem::tests::quotes(&said, &key), "{said}");
+        }
         assert!(rustls::pki_types::CertificateDer::from_pem_file(&files.certificate).is_ok());
     }
 }

@@ -204,6 +204,10 @@ fn refusal(error: ConnectError, with_tls: bool) -> SourceError {
     match error.kind() {
         ConnectErrorKind::AuthorizationViolation => SourceError::denied("the server refused: Authorization Violation"),
         ConnectErrorKind::Authentication => SourceError::configuration("the server's challenge could not be signed").because(error),
+        // The library reads the files of `tls` again, and its error may quote them.
+        _ if with_tls && io == Some(std::io::ErrorKind::InvalidData) && tls::kind(&error).is_none() => {
+            SourceError::configuration("the files of `tls` cannot be read")
+        }
         _ if with_tls => tls::failed("the connection with TLS failed", error),
         _ if io == Some(std::io::ErrorKind::InvalidInput) => {
             SourceError::protocol("the server does not speak the NATS protocol").because(error)
@@ -272,5 +276,20 @@ impl Wire {
             timeout(LEAVING, closed).await.unwrap_or_default();
         }
         self.life.borrow().why()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_library_does_not_quote_a_file_that_it_has_read() {
+        let read = |text: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, text);
+        let error = refusal(read("could not load private key: illegal section start: [45, 45]").into(), true);
+        let said = crate::support::causes::chain(&error);
+        assert!(error.kind() == ErrorKind::Configuration && said.contains("`tls`") && !said.contains("45"), "{said}");
+        let handshake = std::io::Error::new(std::io::ErrorKind::InvalidData, rustls::Error::DecryptError);
+        assert_eq!(refusal(handshake.into(), true).kind(), ErrorKind::Protocol);
     }
 }
