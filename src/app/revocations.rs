@@ -68,6 +68,7 @@ impl Follower {
     /// Begins, where the process does.
     pub(super) fn begin(&mut self, control: Option<&Control>, sources: &[Source]) {
         if let Some((control, source)) = find(control, sources) {
+            self.wire.store(Some(Arc::new(wire(&source.adapter, &control.subject))));
             self.read(control, source);
         }
     }
@@ -81,6 +82,8 @@ impl Follower {
         if self.reading.as_ref().is_some_and(same) {
             return;
         }
+        // First: what is revoked while the other reading ends goes where it is read from now on.
+        self.wire.store(wanted.map(|(control, source)| Arc::new(wire(&source.adapter, &control.subject))));
         self.stop().await;
         match wanted {
             Some((control, source)) => self.read(control, source),
@@ -89,9 +92,8 @@ impl Follower {
         }
     }
 
-    /// Ends.
+    /// Reads no more. What is revoked is still published: the admin listener answers until the process ends.
     pub(super) async fn stop(&mut self) {
-        self.wire.store(None);
         if let Some((_, _, running)) = self.reading.take() {
             running.stop().await;
         }
@@ -101,7 +103,6 @@ impl Follower {
         let Some(adapter) = source.adapter.narrowed(&control.subject) else { return };
         // Until a log has been read, also one that a reload has changed, it is not known what was revoked.
         self.revocations.set_known(!source.adapter.durable());
-        self.wire.store(Some(Arc::new(wire(&source.adapter, &control.subject))));
         let intake = Taking {
             subject: control.subject.clone(),
             revocations: self.revocations.clone(),
@@ -170,6 +171,12 @@ impl Taking {
         let taken = Revocation::read_message(&message.payload, message.time, now).and_then(|order| self.obey(order, now));
         match taken {
             Ok(()) => self.revocations.count_message(true),
+            Err(error @ RevocationError::Full) => {
+                self.revocations.count_message(false);
+                if self.tell.may(Instant::now()) {
+                    tracing::error!(%error, "a revocation of auth.revocations is left out: the tokens that it means stay good");
+                }
+            }
             Err(error) => self.nonsense(&format!("it {error}")),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Takes the time as an argument. Knows no request, no stream and no status code.
 
+use std::collections::BTreeSet;
 use std::hash::Hasher as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -151,14 +152,20 @@ impl Revocation {
             return Ok(Order::Delete(deleted));
         }
         let written: Written = serde_json::from_slice(json).map_err(RevocationError::Shape)?;
-        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '~' | ':');
         let id = match &written.id {
-            Some(id) if (1..=128).contains(&id.len()) && id.chars().all(good) => id.clone(),
+            Some(id) if Self::is_id(id) => id.clone(),
             Some(_) => return Err(RevocationError::Id),
             None => format!("m{:016x}", hash(json)).into(),
         };
         let revocation = Self::of(written, id, sent)?.ok_or(RevocationError::Until)?;
         Ok(if revocation.until > now { Order::Revoke(revocation) } else { Order::Over })
+    }
+
+    /// Whether a text can name a revocation: it can be part of a URL.
+    #[must_use]
+    pub fn is_id(text: &str) -> bool {
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '~' | ':');
+        (1..=128).contains(&text.len()) && text.chars().all(good)
     }
 
     /// `None`: `until` is no time. A duration counts from `from`.
@@ -190,6 +197,8 @@ fn time(text: &str) -> Option<Timestamp> {
 
 /// The most revocations that are kept.
 const MAX: usize = 100_000;
+/// The most that are dropped for one that is added.
+const AT_ONCE: usize = 16;
 
 /// All revocations that hold.
 #[derive(Debug, Default)]
@@ -208,8 +217,8 @@ struct State {
     index: [HashMap<Box<str>, Vec<Arc<Revocation>>>; 4],
     /// Those without any of these.
     rest: Vec<Arc<Revocation>>,
-    /// What is over is dropped when there are so many.
-    sweep_at: usize,
+    /// All of them by when they end.
+    ends: BTreeSet<(Timestamp, Box<str>)>,
     /// How many were taken in.
     added: u64,
 }
@@ -255,14 +264,13 @@ impl Revocations {
             }
             state.remove(&revocation.id);
         }
-        if state.all.len() >= state.sweep_at.clamp(64, MAX) {
-            state.sweep(now);
-        }
+        state.drop_over(now);
         if state.all.len() >= MAX {
             return Err(RevocationError::Full);
         }
         let revocation = Arc::new(revocation);
         state.all.insert(revocation.id.clone(), revocation.clone());
+        state.ends.insert((revocation.until, revocation.id.clone()));
         state.file(revocation);
         state.added += 1;
         Ok(true)
@@ -315,6 +323,7 @@ impl State {
 
     fn remove(&mut self, id: &str) -> bool {
         let Some(revocation) = self.all.remove(id) else { return false };
+        self.ends.remove(&(revocation.until, revocation.id.clone()));
         let others = |list: &mut Vec<Arc<Revocation>>| list.retain(|other| other.id != revocation.id);
         match revocation.criteria.key() {
             Some((kind, text)) => {
@@ -340,14 +349,12 @@ impl State {
         list.insert(at, revocation);
     }
 
-    /// Drops what is over.
-    fn sweep(&mut self, now: Timestamp) {
-        self.all.retain(|_, revocation| now < revocation.until);
-        self.index = Default::default();
-        self.rest.clear();
-        let holding: Vec<_> = self.all.values().cloned().collect();
-        holding.into_iter().for_each(|revocation| self.file(revocation));
-        self.sweep_at = self.all.len() * 2;
+    /// Drops what is over, but not much at a time: requests wait for the lock. More than is added, so that none is left.
+    fn drop_over(&mut self, now: Timestamp) {
+        for _ in 0..AT_ONCE {
+            let Some((_, id)) = self.ends.first().filter(|(until, _)| *until <= now).cloned() else { return };
+            self.remove(&id);
+        }
     }
 }
 
@@ -498,7 +505,29 @@ mod tests {
             let order = read(&json!({ "token_id": n.to_string(), "until": "1s" })).unwrap();
             all.add(order, NOW.after(Duration::from_secs(n))).unwrap();
         }
-        assert!(all.state.read().all.len() <= 128);
+        assert_eq!(all.count(), 1);
+        let state = all.state.read();
+        assert_eq!((state.ends.len(), state.index[0].len()), (1, 1));
+    }
+
+    #[test]
+    fn too_many_are_refused_until_one_is_over_and_each_costs_little() {
+        let all = Revocations::default();
+        let add = |n: u64, seconds: u64, now: Timestamp| {
+            let criteria = Criteria { token_id: Some(n.to_string().into()), ..Criteria::default() };
+            all.add(Revocation { id: n.to_string().into(), criteria, until: NOW.after(Duration::from_secs(seconds)) }, now)
+        };
+        let max = u64::try_from(MAX).unwrap();
+        for n in 0..max {
+            add(n, 3600 + n, NOW).unwrap();
+        }
+        // Each of these would take a tenth of a second if all that hold were looked at.
+        for n in 0..20_000 {
+            assert!(matches!(add(max + n, 3600, NOW), Err(RevocationError::Full)));
+        }
+        assert!(matches!(add(max, 3600, NOW.after(Duration::from_secs(3599))), Err(RevocationError::Full)));
+        add(max, 9000, NOW.after(Duration::from_secs(3600))).unwrap();
+        assert_eq!(all.count(), MAX);
     }
 
     #[test]

@@ -121,6 +121,37 @@ async fn a_jetstream_log_takes_revocations_to_all_replicas_and_outlives_them() {
 }
 
 #[tokio::test]
+async fn a_revocation_reaches_the_others_while_this_process_drains() {
+    let mut nats = Nats::start().await;
+    let stream =
+        format!("nats: {{ servers: [\"{}\"], subjects: [\"control.>\"], jetstream: {{ stream: BUS, create: true }} }}", nats.url());
+    let sources = format!("{stream} }}, inbox: {{ http: {{ subjects: [in] }}");
+    let config = config(&sources, "").replace("  revocations:", "  anonymous: { publish: [in] }\n  revocations:");
+    let (mut one, two) = (Bridge::start(&config).await, Bridge::start(&config).await);
+    // A request that does not end holds the drain.
+    let mut stuck = Raw::connect(&one.address()).await;
+    stuck.send(format!("POST /publish/in HTTP/1.1\r\nHost: {}\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n", one.address())).await;
+    stuck.read_until("100 Continue").await;
+    one.signal(rustix::process::Signal::TERM);
+    eventually("it to drain", async || tokio::net::TcpStream::connect(one.address()).await.is_err().then_some(())).await;
+    let (code, body) = revoke(&one, json!({"identity": "eve", "until": "1h"})).await;
+    assert_eq!((code, &body["scope"]), (201, &json!("durable")), "{body}");
+    let id = body["id"].as_str().unwrap();
+    follows(&two, id).await;
+    assert_eq!(status(&two, "eve").await, 401);
+    drop(stuck);
+    assert!(one.exit(crate::support::PATIENCE).await.success());
+    // What the broker did not take can be taken back again.
+    nats.kill();
+    let delete = async || ask(two.http.delete(two.admin_url(&format!("/revocations/{id}")))).await.0;
+    assert_eq!(delete().await, 503);
+    nats.restart().await;
+    assert_eq!(delete().await, 204);
+    one.restart().await;
+    assert_eq!([status(&one, "eve").await, status(&two, "eve").await], [200, 200]);
+}
+
+#[tokio::test]
 async fn core_nats_reaches_those_who_are_connected_and_a_reload_follows() {
     let nats = Nats::start().await;
     let source = format!("nats: {{ servers: [\"{}\"], subjects: [\">\"] }}", nats.url());

@@ -23,8 +23,10 @@ use crate::support::backoff::jittered;
 
 /// Questions at a time.
 pub(super) const SEATS: usize = 64;
-/// Credentials of which something is known. Beyond that, those without streams are forgotten.
+/// Credentials without streams of which something is known. Beyond that they are forgotten.
 pub(super) const MAX: usize = 16_384;
+/// Newcomers between two sweeps, at least.
+const SWEEP: usize = 64;
 /// How long a refusal counts.
 const REFUSED: Duration = Duration::from_secs(5);
 /// After a question that failed, streams' credentials are asked for again at the latest after this.
@@ -132,7 +134,7 @@ struct State {
 
 impl State {
     fn entry(&mut self, of: Fingerprint, now: Instant, clock: Timestamp) -> &mut Entry {
-        if !self.entries.contains_key(&of) && self.entries.len() >= self.sweep_at.clamp(64, MAX) {
+        if !self.entries.contains_key(&of) && self.entries.len() >= self.sweep_at {
             self.sweep(now, clock);
         }
         self.entries.entry(of).or_insert_with(|| Entry::new(now))
@@ -140,14 +142,16 @@ impl State {
 
     fn sweep(&mut self, now: Instant, clock: Timestamp) {
         self.entries.retain(|_, entry| entry.is_held() || entry.fresh(now, clock).is_some());
-        if self.entries.len() >= MAX / 2 {
+        let held = self.entries.values().filter(|entry| entry.is_held()).count();
+        if self.entries.len() - held >= MAX / 2 {
             // First refusals: anybody can invent credentials.
             self.entries.retain(|_, entry| entry.is_held() || matches!(entry.answer, Some((Outcome::Granted(_), _))));
         }
-        if self.entries.len() >= MAX / 2 {
+        if self.entries.len().saturating_sub(held) >= MAX / 2 {
             self.entries.retain(|_, entry| entry.is_held());
         }
-        self.sweep_at = self.entries.len() * 2;
+        // However many are held: a sweep costs as much as there are, so that many newcomers have to come before the next.
+        self.sweep_at = held + (2 * self.entries.len().saturating_sub(held)).clamp(SWEEP, MAX);
         if self.entries.capacity() > 1024 && self.entries.len() < self.entries.capacity() / 8 {
             self.entries.shrink_to(self.sweep_at);
         }

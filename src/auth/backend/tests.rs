@@ -102,13 +102,33 @@ fn invented_credentials_neither_fill_the_memory_nor_push_out_those_that_were_gra
     for n in 100..20_000 {
         assert!(ask(&desk, n, &Outcome::Refused, now));
     }
-    assert!(desk.len() <= MAX, "{}", desk.len());
+    assert!(desk.len() <= MAX + 1, "{}", desk.len());
     assert!((0..100).all(|n| !ask(&desk, n, &Outcome::Refused, now)));
     for n in 100_000..120_000 {
         ask(&desk, n, &Outcome::Granted(granted.clone()), now);
     }
-    assert!(desk.len() <= MAX, "{}", desk.len());
+    assert!(desk.len() <= MAX + 1, "{}", desk.len());
     assert!(Arc::ptr_eq(&held, &owner(&desk, 7, &granted).unwrap()), "one of which a stream is open stays");
+}
+
+#[test]
+fn with_more_streams_than_are_remembered_without_them_newcomers_forget_nothing() {
+    let (desk, now) = (Desk::default(), Instant::now());
+    let granted = answer(1, "a");
+    let mut held = Vec::new();
+    for n in 0..MAX + 100 {
+        ask(&desk, n, &Outcome::Granted(granted.clone()), now);
+        held.push(owner(&desk, n, &granted).unwrap());
+    }
+    let newcomers = MAX + 100..MAX + 1100;
+    for n in newcomers.clone() {
+        assert!(ask(&desk, n, &Outcome::Granted(granted.clone()), now));
+    }
+    assert!(newcomers.into_iter().all(|n| !ask(&desk, n, &Outcome::Refused, now)), "each is known");
+    for n in 0..3 * MAX {
+        ask(&desk, 10 * MAX + n, &Outcome::Granted(granted.clone()), now);
+    }
+    assert!(desk.len() <= held.len() + MAX, "{}", desk.len());
 }
 
 #[test]
