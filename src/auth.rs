@@ -44,6 +44,7 @@ pub(crate) use revoked::{Criteria, Order, RevocationError};
 pub use revoked::{Revocation, Revocations};
 pub(crate) use settings::{Backend as BackendSettings, Control, Header, Issuer as IssuerSettings, Settings, Signer, token_bytes};
 use settings::{Carriers, Lists};
+pub(crate) use template::Template;
 pub(crate) use token::{Refused, mint};
 
 /// Whose a token is, as the token says. Kept once for each token, however many streams it opens.
@@ -158,6 +159,15 @@ pub(crate) enum AuthError {
 }
 
 impl AuthError {
+    /// Whether the same request can succeed later, without a better token.
+    #[must_use]
+    pub(crate) fn passes(&self) -> bool {
+        match self {
+            Self::KeysNotLoaded | Self::BackendUnavailable | Self::RevocationsNotLoaded => true,
+            Self::Missing | Self::Invalid(_) | Self::Malformed(_) => false,
+        }
+    }
+
     /// What a client is told of a 401, in a word.
     #[must_use]
     pub(crate) fn code(&self) -> Option<&'static str> {
@@ -253,6 +263,11 @@ impl Authenticator {
         self
     }
 
+    /// Counts a request that is refused for this.
+    pub(crate) fn count_refused(&self, error: &AuthError) {
+        self.refusals.count(error);
+    }
+
     /// Requests that were refused for their token, by reason.
     #[must_use]
     pub(crate) fn refusals(&self) -> Vec<(&'static str, u64)> {
@@ -331,7 +346,7 @@ impl Authenticator {
     /// # Errors
     /// When there is neither a good token nor anything open to anybody.
     pub(crate) fn authenticate(&self, headers: &HeaderMap, query: Option<&str>) -> Result<Grant, AuthError> {
-        self.at(headers, query, false, Timestamp::now())
+        self.find(headers, query, false, Timestamp::now())
     }
 
     /// Who wants to publish, and what they may. The token counts in the `Authorization` header only: what a browser sends
@@ -340,7 +355,7 @@ impl Authenticator {
     /// # Errors
     /// When there is neither a good token nor anything open to anybody.
     pub(crate) fn authenticate_publisher(&self, headers: &HeaderMap) -> Result<Grant, AuthError> {
-        self.at(headers, None, true, Timestamp::now())
+        self.find(headers, None, true, Timestamp::now())
     }
 
     /// [`Self::authenticate`], but where keys are on their way it waits for them up to `patience`.
@@ -400,12 +415,11 @@ impl Authenticator {
         if !self.revocations.are_known() {
             return Err(AuthError::RevocationsNotLoaded);
         }
-        let asked = backend.ask(question, address, &self.revocations).await.map_err(|denied| match denied {
+        backend.ask(question, address, &self.revocations).await.map_err(|denied| match denied {
             backend::Denied::Refused => AuthError::Invalid(Refused::Backend),
             backend::Denied::Revoked => AuthError::Invalid(Refused::Revoked),
             backend::Denied::Unavailable => AuthError::BackendUnavailable,
-        });
-        asked.inspect_err(|error| self.refusals.count(error))
+        })
     }
 
     /// Whether a grant is what the backend answered last. A stream is checked by this once it can be found: an answer that came
@@ -461,10 +475,6 @@ impl Authenticator {
         let claims = serde_json::from_slice(&owner.claims).ok();
         let granted = |claims| self.tokens.as_ref()?.issuer_of(&claims).ok()?.subscribes(&claims, now);
         claims.and_then(granted).unwrap_or_default()
-    }
-
-    fn at(&self, headers: &HeaderMap, query: Option<&str>, publish: bool, now: Timestamp) -> Result<Grant, AuthError> {
-        self.find(headers, query, publish, now).inspect_err(|error| self.refusals.count(error))
     }
 
     fn find(&self, headers: &HeaderMap, query: Option<&str>, publish: bool, now: Timestamp) -> Result<Grant, AuthError> {

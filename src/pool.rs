@@ -28,12 +28,19 @@ pub(crate) enum Refusal {
     /// All slots are taken, and the queue is full or waiting took too long.
     #[error("all subscriber slots are taken")]
     Full,
-    /// This token's `sub` has reached its cap.
+    /// This identity has reached its cap.
     #[error("this identity has reached its maximum of streams")]
     Identity,
     /// This client address has reached its cap.
     #[error("this address has reached its maximum of streams")]
     Address,
+}
+
+/// Who is counted: a name, and who vouches for it, as two may call different people the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Identity {
+    pub(crate) issuer: Option<Arc<str>>,
+    pub(crate) name: Arc<str>,
 }
 
 /// The pool. Clones share it.
@@ -52,7 +59,7 @@ struct State {
     /// after `max` was lowered.
     taken: usize,
     /// Waiting clients are counted too, so that a single one cannot fill the queue.
-    identities: Counter<Arc<str>>,
+    identities: Counter<Identity>,
     addresses: Counter<IpAddr>,
     queue: VecDeque<Waiter>,
     next_ticket: u64,
@@ -132,7 +139,7 @@ impl State {
         self.hand_out();
     }
 
-    fn own_refusal(&self, identity: Option<&Arc<str>>, address: IpAddr) -> Option<Refusal> {
+    fn own_refusal(&self, identity: Option<&Identity>, address: IpAddr) -> Option<Refusal> {
         fn full<K: Hash + Eq>(counter: &Counter<K>, key: &K, max: Option<usize>) -> bool {
             let count = counter.by_key.get(key).and_then(|at| counter.counts.get(*at as usize)).map_or(0, |(_, count)| *count);
             max.is_some_and(|max| count >= max)
@@ -234,12 +241,12 @@ impl Pool {
         state.hand_out();
     }
 
-    /// Takes a slot for a token's `sub` and a client's address. If all are taken it waits as long as configured, first come,
+    /// Takes a slot for an identity and a client's address. If all are taken it waits as long as configured, first come,
     /// first served; it does not wait for the caps of an identity or address. Cancel safe: dropping the future undoes all.
     ///
     /// # Errors
     /// If a cap is reached.
-    pub(crate) async fn acquire(&self, identity: Option<&Arc<str>>, address: IpAddr) -> Result<Permit, Refusal> {
+    pub(crate) async fn acquire(&self, identity: Option<&Identity>, address: IpAddr) -> Result<Permit, Refusal> {
         let (mut waiting, wait) = match self.enter(identity, address)? {
             Entered::Slot(permit) => return Ok(permit),
             Entered::Queue(waiting, wait) => (waiting, wait),
@@ -251,7 +258,7 @@ impl Pool {
         waiting.settle().ok_or(Refusal::Full)
     }
 
-    fn enter(&self, identity: Option<&Arc<str>>, address: IpAddr) -> Result<Entered, Refusal> {
+    fn enter(&self, identity: Option<&Identity>, address: IpAddr) -> Result<Entered, Refusal> {
         let mut state = self.0.state.lock();
         let state = &mut *state;
         let settings = &state.settings;

@@ -91,6 +91,11 @@ impl std::fmt::Display for Template {
 }
 
 impl Template {
+    /// Whether it has a placeholder, so that it is filled from claims.
+    pub(crate) fn has_claims(&self) -> bool {
+        self.0.iter().any(|part| matches!(part, Part::Claim(_)))
+    }
+
     /// Why these claims make no pattern of the template.
     pub(super) fn lacks(&self, claims: &Map<String, Value>) -> Option<String> {
         self.0.iter().find_map(|part| {

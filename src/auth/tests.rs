@@ -173,7 +173,7 @@ fn a_token_that_was_verified_before_still_expires() {
     let authenticator = authenticator(vec![secret()]);
     let expires = now() + 100;
     let headers = bearer(&hs256(&claims(json!({ "exp": expires }))));
-    let at = |seconds: u64| authenticator.at(&headers, None, false, Timestamp::from_micros(seconds * 1_000_000));
+    let at = |seconds: u64| authenticator.find(&headers, None, false, Timestamp::from_micros(seconds * 1_000_000));
     assert!(at(expires - 50).is_ok());
     assert!(at(expires + LEEWAY - 1).is_ok());
     assert_eq!(at(expires + LEEWAY).expect_err("expired"), AuthError::Invalid(Refused::Expired));

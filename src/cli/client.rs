@@ -12,6 +12,7 @@ use super::{Error, load};
 use crate::app::Settings;
 use crate::support;
 use crate::support::address::Address;
+use crate::support::web::is_loopback;
 
 /// How to reach a bridge, and as whom.
 #[derive(Debug, clap::Args)]
@@ -28,9 +29,9 @@ pub(super) struct Reach {
     /// Certificate authorities (PEM) to trust instead of the system's, for a bridge with a private certificate
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// The Unix socket of a bridge that has one.
+    /// The bridge whose address was asked for.
     #[arg(skip)]
-    socket: OnceLock<PathBuf>,
+    target: OnceLock<Target>,
 }
 
 impl Reach {
@@ -51,8 +52,7 @@ impl Reach {
     }
 
     fn reach(&self, target: Target) -> Url {
-        target.socket.into_iter().for_each(|socket| self.socket.set(socket).unwrap_or_default());
-        target.url
+        self.target.get_or_init(|| target).url.clone()
     }
 
     /// A client that shows the token, for the bridge whose address was asked for.
@@ -71,8 +71,8 @@ impl Reach {
             headers.insert(AUTHORIZATION, value);
         }
         let mut builder = client().default_headers(headers);
-        if let Some(socket) = self.socket.get() {
-            builder = builder.unix_socket(socket.as_path());
+        if let Some(target) = self.target.get() {
+            builder = target.lead(builder);
         }
         if let Some(file) = &self.ca {
             let pem = read(file)?;
@@ -89,6 +89,8 @@ impl Reach {
 pub(super) struct Target {
     pub(super) url: Url,
     socket: Option<PathBuf>,
+    /// It is on this machine, so that no proxy of the environment has any business with it.
+    here: bool,
 }
 
 impl Target {
@@ -101,23 +103,25 @@ impl Target {
         let url = text.parse().ok().filter(|url: &Url| matches!(url.scheme(), "http" | "https"));
         let expected =
             "must begin with http:// or https://, as http://127.0.0.1:8080 does, or name a Unix socket: unix:/run/brokercast.sock";
-        Ok(Self { url: url.ok_or(expected)?, socket: None })
+        let url = url.ok_or(expected)?;
+        Ok(Self { here: is_loopback(&url), url, socket: None })
     }
 
     /// How a listener of this machine's is reached.
     pub(super) fn of_listener(listen: &Address, tls: bool) -> Result<Self, Error> {
         match listen {
-            Address::Tcp(address) => Ok(Self { url: url(&reachable(*address).to_string(), tls)?, socket: None }),
+            Address::Tcp(address) => Ok(Self { url: url(&reachable(*address).to_string(), tls)?, socket: None, here: true }),
             Address::Unix(path) => Self::of_socket(path.clone(), tls),
         }
     }
 
     fn of_socket(path: PathBuf, tls: bool) -> Result<Self, Error> {
-        Ok(Self { url: url("localhost", tls)?, socket: Some(path) })
+        Ok(Self { url: url("localhost", tls)?, socket: Some(path), here: true })
     }
 
     /// A client that comes there.
     pub(super) fn lead(&self, client: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
+        let client = if self.here { client.no_proxy() } else { client };
         match &self.socket {
             Some(socket) => client.unix_socket(socket.as_path()),
             None => client,

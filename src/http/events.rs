@@ -20,14 +20,14 @@ use tokio::time::Instant;
 
 use super::problem::Problem;
 use super::query::{Query, takes_only_streams};
-use super::sender::Denied;
+use super::sender::{Denied, identity_of};
 use super::{Policy, Rooms, client_of, origin_of, peer_of};
 use crate::auth::{AuthError, NotGranted, Wanted};
 use crate::event::Timestamp;
 use crate::frame::{self, Closing, Form};
 use crate::hub::Filter;
 use crate::metrics::Refused;
-use crate::pool::{self, Act, TooOften};
+use crate::pool::{self, Act, Identity, TooOften};
 use crate::stream::{Begin, Transport, Visitor};
 use crate::support::backoff::jittered;
 
@@ -145,9 +145,10 @@ async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Option
     }
     let address = client_of(parts);
     let whose_rate = |rate| Refusal::Later(Later::Rate(rate), whose.cloned());
-    check_rates(rooms, &query.begin, grant.identity(), address).map_err(whose_rate)?;
-    let permit =
-        rooms.pool.acquire(grant.identity(), address).await.map_err(|refusal| Refusal::Later(Later::Cap(refusal), whose.cloned()))?;
+    let identity = identity_of(&grant);
+    check_rates(rooms, &query.begin, identity.as_ref(), address).map_err(whose_rate)?;
+    let permit = rooms.pool.acquire(identity.as_ref(), address).await;
+    let permit = permit.map_err(|refusal| Refusal::Later(Later::Cap(refusal), whose.cloned()))?;
     let form = if query.json { Form::Json } else { Form::Routed };
     let connection = peer_of(parts).connection;
     let handover = (rooms.open)(crate::stream::Request {
@@ -169,8 +170,7 @@ async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Option
 }
 
 /// The rates that count for a request that is in order.
-fn check_rates(rooms: &Rooms, begin: &Begin, identity: Option<&Arc<str>>, address: IpAddr) -> Result<(), TooOften> {
-    let identity = identity.map(AsRef::as_ref);
+fn check_rates(rooms: &Rooms, begin: &Begin, identity: Option<&Identity>, address: IpAddr) -> Result<(), TooOften> {
     rooms.rates.of_identity(Act::Connect, identity)?;
     match begin {
         Begin::Now | Begin::Unreadable => Ok(()),
@@ -183,11 +183,9 @@ fn check_rates(rooms: &Rooms, begin: &Begin, identity: Option<&Arc<str>>, addres
 
 fn denied(error: AuthError) -> Refusal {
     match error {
-        AuthError::KeysNotLoaded | AuthError::BackendUnavailable | AuthError::RevocationsNotLoaded => {
-            Refusal::Later(Later::Unavailable, None)
-        }
+        _ if error.passes() => Refusal::Later(Later::Unavailable, None),
         AuthError::Malformed(_) => Refusal::Problem(Problem::denied(&error), Refused::Invalid),
-        AuthError::Missing | AuthError::Invalid(_) => Refusal::Problem(Problem::denied(&error), Refused::Unauthorized),
+        _ => Refusal::Problem(Problem::denied(&error), Refused::Unauthorized),
     }
 }
 

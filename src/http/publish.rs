@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::events::{LATER, Later, preflight};
 use super::problem::Problem;
-use super::sender::Denied;
+use super::sender::{Denied, identity_of};
 use super::{Inbox, Policy, Rooms, client_of};
 use crate::auth::AuthError;
 use crate::event::Headers;
@@ -78,7 +78,7 @@ async fn publish(rooms: &Rooms, policy: &Policy, parts: &Parts, body: Body, with
     if !grant.permits_publish(&subject) {
         return Err((Problem::not_granted("subject", subject.as_str()).to(grant.identity()), Published::Denied));
     }
-    rooms.rates.of_identity(Act::Publish, grant.identity().map(AsRef::as_ref)).map_err(too_often)?;
+    rooms.rates.of_identity(Act::Publish, identity_of(&grant).as_ref()).map_err(too_often)?;
     let Some(inbox) = (rooms.inbox)(&subject) else {
         let detail = format!("no `http` source takes the subject `{subject}`");
         return Err((Problem::not_found(detail), Published::Unknown));
@@ -118,11 +118,9 @@ async fn hand_in(rooms: &Rooms, mut inbox: Inbox, subject: Subject, payload: Byt
 fn refusal(denied: Denied, retry: Duration) -> Refusal {
     match denied {
         Denied::Page(problem) => (problem, Published::Denied),
-        Denied::Sender(AuthError::KeysNotLoaded | AuthError::BackendUnavailable | AuthError::RevocationsNotLoaded) => {
-            (Later::Unavailable.problem(jittered(retry, LATER)), Published::Unavailable)
-        }
+        Denied::Sender(error) if error.passes() => (Later::Unavailable.problem(jittered(retry, LATER)), Published::Unavailable),
         Denied::Sender(error @ AuthError::Malformed(_)) => (Problem::denied(&error), Published::Invalid),
-        Denied::Sender(error @ (AuthError::Missing | AuthError::Invalid(_))) => (Problem::denied(&error), Published::Denied),
+        Denied::Sender(error) => (Problem::denied(&error), Published::Denied),
     }
 }
 

@@ -10,6 +10,7 @@ use http::request::Parts;
 use super::problem::Problem;
 use super::{Policy, client_of, origin_of};
 use crate::auth::{AuthError, Grant};
+use crate::pool::Identity;
 
 /// How long a request waits for keys that are on their way.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -23,9 +24,32 @@ pub(super) enum Denied {
     Page(Problem),
 }
 
+/// Whom caps and rates count: the same name of two issuers may be two people's.
+pub(super) fn identity_of(grant: &Grant) -> Option<Identity> {
+    let owner = grant.owner.as_ref()?;
+    Some(Identity { issuer: owner.issuer.clone(), name: owner.identity.clone()? })
+}
+
 impl Policy {
-    /// What a request may subscribe to, by whichever carrier.
+    /// What a request may subscribe to, by whichever carrier. A refusal counts.
     pub(super) async fn subscriber(&self, parts: &Parts) -> Result<Grant, Denied> {
+        self.counted(self.subscribing(parts).await)
+    }
+
+    /// What a request may publish to, by its `Authorization` header alone. A refusal counts.
+    pub(super) async fn publisher(&self, parts: &Parts) -> Result<Grant, Denied> {
+        self.counted(self.publishing(parts).await)
+    }
+
+    fn counted(&self, grant: Result<Grant, Denied>) -> Result<Grant, Denied> {
+        grant.inspect_err(|denied| {
+            if let Denied::Sender(error) = denied {
+                self.auth.count_refused(error);
+            }
+        })
+    }
+
+    async fn subscribing(&self, parts: &Parts) -> Result<Grant, Denied> {
         if let Some(question) = self.auth.question(&parts.headers, parts.uri.query(), false) {
             self.may_ask(parts, None)?;
             return self.auth.ask(question, client_of(parts)).await.map_err(Denied::Sender);
@@ -35,8 +59,8 @@ impl Policy {
         Ok(grant)
     }
 
-    /// What a request may publish to, by its `Authorization` header alone.
-    pub(super) async fn publisher(&self, parts: &Parts) -> Result<Grant, Denied> {
+    /// As [`Self::publisher`], for a request that does not publish: no refusal counts.
+    pub(super) async fn publishing(&self, parts: &Parts) -> Result<Grant, Denied> {
         if let Some(question) = self.auth.question(&parts.headers, None, true) {
             self.may_ask(parts, None)?;
             return self.auth.ask(question, client_of(parts)).await.map_err(Denied::Sender);

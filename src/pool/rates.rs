@@ -12,8 +12,8 @@ use governor::state::keyed::HashMapStateStore;
 use governor::{Quota, RateLimiter};
 use parking_lot::Mutex;
 
-use super::counted;
 use super::settings::{Rate, RateSettings};
+use super::{Identity, counted};
 
 /// Keys that a rate knows at a time. When there are more, all of them begin anew.
 const MAX: usize = 65_536;
@@ -124,7 +124,7 @@ impl Rates {
     ///
     /// # Errors
     /// If that is too often.
-    pub(crate) fn of_identity(&self, act: Act, identity: Option<&str>) -> Result<(), TooOften> {
+    pub(crate) fn of_identity(&self, act: Act, identity: Option<&Identity>) -> Result<(), TooOften> {
         let Some(identity) = identity else { return Ok(()) };
         self.0[act as usize][0].check(identity).map_err(|wait| TooOften { whose: "this identity", what: act.done(), wait })
     }
@@ -173,8 +173,9 @@ mod tests {
             assert!(refused.wait <= HOUR && refused.wait > HOUR / 2, "{refused:?}");
             assert_eq!(refused.to_string(), "this address connects more often than `rates` permits");
         }
-        for identity in ["a", "b"] {
-            let count = (0..9).filter(|_| rates.of_identity(Act::Connect, Some(identity)).is_ok()).count();
+        let identity = |issuer: Option<&str>, name: &str| Identity { issuer: issuer.map(Arc::from), name: name.into() };
+        for identity in [identity(None, "a"), identity(None, "b"), identity(Some("i"), "a")] {
+            let count = (0..9).filter(|_| rates.of_identity(Act::Connect, Some(&identity)).is_ok()).count();
             assert_eq!(count, 3);
         }
         for _ in 0..100 {

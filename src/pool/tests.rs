@@ -20,7 +20,11 @@ fn address(text: &str) -> IpAddr {
 const HERE: &str = "192.0.2.1";
 
 async fn here(pool: &Pool, identity: Option<&str>) -> Result<Permit, Refusal> {
-    pool.acquire(identity.map(Arc::from).as_ref(), address(HERE)).await
+    pool.acquire(identity.map(|name| named(None, name)).as_ref(), address(HERE)).await
+}
+
+fn named(issuer: Option<&str>, name: &str) -> Identity {
+    Identity { issuer: issuer.map(Arc::from), name: name.into() }
 }
 
 #[test]
@@ -45,6 +49,7 @@ async fn each_identity_and_each_address_has_a_cap_of_its_own() {
     let pool = Pool::new(Settings { max_per_identity: Some(2), max_per_address: Some(3), ..config(10) });
     let _a = (here(&pool, Some("a")).await.expect("a slot"), here(&pool, Some("a")).await.expect("a slot"));
     assert_eq!(here(&pool, Some("a")).await.expect_err("two of two"), Refusal::Identity);
+    assert!(pool.acquire(Some(&named(Some("another"), "a")), address(HERE)).await.is_ok(), "another issuer's");
     let b = here(&pool, Some("b")).await.expect("a slot");
     assert_eq!(here(&pool, None).await.expect_err("three of three"), Refusal::Address);
     assert_eq!(here(&pool, Some("c")).await.expect_err("three of three"), Refusal::Address);
@@ -79,7 +84,7 @@ async fn who_has_left_is_forgotten() {
     let pool = Pool::new(Settings { max_per_identity: Some(1), max_per_address: Some(1), ..config(100_000) });
     let mut held = Vec::new();
     for i in 0..20_000_u32 {
-        let identity = Arc::from(format!("user-{i}"));
+        let identity = named(None, &format!("user-{i}"));
         let from = IpAddr::V4(std::net::Ipv4Addr::from_bits(i));
         held.push(pool.acquire(Some(&identity), from).await.expect("a slot"));
     }
@@ -175,7 +180,7 @@ async fn under_a_race_no_cap_is_ever_exceeded() {
             let (pool, inside) = (pool.clone(), Arc::clone(&inside));
             tasks.spawn(async move {
                 let (of, from) = (task % 4, task % 3);
-                let identity = Arc::from(of.to_string());
+                let identity = named(None, &of.to_string());
                 let mut entered = 0;
                 for turn in 0..20 {
                     let acquire = pool.acquire(Some(&identity), IpAddr::from([10, 0, 0, from as u8]));

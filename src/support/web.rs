@@ -27,6 +27,8 @@ pub(crate) fn client(url: &Url, timeout: Duration, redirects: Policy) -> reqwest
         .timeout(timeout)
         .https_only(secure)
         .redirect(redirects);
+    // A proxy of the environment must not get between this machine and itself: it would read and replace what is sent in the clear.
+    let builder = if is_loopback(url) { builder.no_proxy() } else { builder };
     // Plain HTTP needs no root certificates: do not fail on a machine that has none.
     let builder = if secure { builder } else { builder.tls_certs_only([]) };
     builder.build()
@@ -51,11 +53,15 @@ pub(crate) fn is_plain(url: &Url) -> bool {
 
 /// Whether nobody on the way can read or replace what is sent to and from there.
 pub(crate) fn trusted(url: &Url) -> bool {
-    url.scheme() == "https"
-        || match url.host() {
-            Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-            Some(Host::Ipv4(address)) => address.is_loopback(),
-            Some(Host::Ipv6(address)) => address.is_loopback(),
-            None => false,
-        }
+    url.scheme() == "https" || is_loopback(url)
+}
+
+/// Whether a URL names this machine.
+pub(crate) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
 }

@@ -353,6 +353,68 @@ async fn a_cookies_answer_never_publishes_and_a_token_comes_first() {
     assert_eq!(status(post().header("cookie", "session=a")).await, 403);
 }
 
+#[tokio::test]
+async fn a_session_counts_as_a_connection_and_hides_no_failure() {
+    let app = App::start().await;
+    app.sign_in("cookie: session=a", json!({"identity": "ada", "subscribe": ["a"]}));
+    let get = |bridge: &Bridge| bridge.get("/session").header("cookie", "session=a");
+    let bridge = app.bridge("cache: 1h", "").await;
+    assert_eq!(status(get(&bridge)).await, 200);
+    let refused =
+        async |bridge: &Bridge, reason: &str| bridge.metric("brokercast_refused_tokens_total", &[&format!("reason=\"{reason}\"")]).await;
+    let with_basic = || get(&bridge).header("authorization", "Basic eA==");
+    app.sign_in("authorization: Basic eA==", json!({"identity": "machine", "subscribe": ["a"], "publish": ["a"]}));
+    // Who publishes is another question, by `Authorization` alone, and this one fails.
+    assert_eq!(status(session(&bridge, "a").header("authorization", "Basic eA==")).await, 200);
+    app.becomes(Mood::Odd("500 Oh", String::new()));
+    assert_eq!(status(with_basic()).await, 503);
+    app.becomes(Mood::Good);
+    let before = (refused(&bridge, "missing").await, refused(&bridge, "backend_unavailable").await);
+    assert_eq!((status(with_basic()).await, before), (200, (0.0, 1.0)));
+
+    let rates = "rates: { connect: { per_address: 3/h } }\n";
+    let bridge = Bridge::start(&(app.config("cache: 1h", "") + rates)).await;
+    let asked = app.asked();
+    for n in 0..10 {
+        let answer = bridge.get("/session").header("cookie", format!("session={n}")).send().await.unwrap();
+        assert_eq!(
+            (answer.status().as_u16(), answer.headers().contains_key("retry-after")),
+            if n < 3 { (401, false) } else { (429, true) }
+        );
+    }
+    assert_eq!(app.asked(), asked + 3);
+    assert_eq!((refused(&bridge, "backend").await, refused(&bridge, "missing").await), (3.0, 0.0));
+}
+
+#[tokio::test]
+async fn a_proxy_of_the_environment_gets_nothing_that_is_for_this_machine() {
+    let server = Server::bind().await;
+    let proxy = server.url.clone();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let own = seen.clone();
+    server.serve(move |head, _| {
+        own.lock().unwrap().push(head);
+        async { Some("HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n".to_owned()) }
+    });
+    let app = App::start().await;
+    app.sign_in("cookie: session=a", json!({"identity": "ada", "subscribe": ["a"]}));
+    let config = app.config("cache: 1h", &(jwt() + "  anonymous: { publish: [a] }\n"));
+    let bridge = Bridge::builder(&config).env("http_proxy", &proxy).start().await;
+    assert_eq!(status(session(&bridge, "a")).await, 200);
+    let (url, file) = (bridge.url(""), bridge.folder().join("config.yaml").display().to_string());
+    let output = tokio::task::spawn_blocking(move || {
+        let args = ["publish", "inbox", "a", "1", "--config", &file, "--url", &url];
+        crate::support::bridge::command()
+            .args(args)
+            .env("http_proxy", proxy)
+            .env("BROKERCAST_TOKEN", mint(json!({"publish": ["a"]})))
+            .output()
+    });
+    let output = output.await.unwrap().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(*seen.lock().unwrap(), Vec::<String>::new());
+}
+
 #[test]
 fn check_says_what_is_wrong_with_a_backend() {
     let folder = tempfile::tempdir().unwrap();

@@ -52,6 +52,17 @@ async fn each_token_is_checked_by_the_issuer_that_it_names() {
 }
 
 #[tokio::test]
+async fn two_issuers_may_call_different_people_the_same() {
+    let rates = "rates: { connect: { per_identity: 1/h } }\n";
+    let bridge = Bridge::start(&(config() + rates)).await;
+    let one = mint(json!({"iss": "one", "sub": "ada", "subjects": ["a"]}));
+    let two = mint_with(&Header::default(), OTHER, json!({"iss": "two", "aud": "api", "sub": "ada", "scope": "a", "exp": now() + 600}));
+    for (token, expected) in [(&one, 200), (&two, 200), (&one, 429), (&two, 429)] {
+        assert_eq!(bridge.events("").bearer_auth(token).send().await.unwrap().status(), expected);
+    }
+}
+
+#[tokio::test]
 async fn a_header_that_a_proxy_sets_brings_tokens_that_never_publish() {
     let config = format!(
         "auth:\n{}  carriers: {{ header: Cf-Access-Jwt-Assertion }}\nsources: {{ inbox: {{ http: {{ subjects: [\">\"] }} }} }}\n",
@@ -184,6 +195,15 @@ fn check_warns_of_sets_that_others_share_and_of_keys_in_the_clear() {
     let (code, said) = check(&set("http://id.example.com/keys", ", audience: a"));
     assert!(code == Some(0) && said.contains("auth.issuers[0].keys: has a `jwks_url` with http"), "{said}");
     assert!(!check(&set("http://127.0.0.1:1/keys", ", audience: a")).1.contains("jwks_url"));
+    let named = |name: &str| format!("{{ issuer: {name}, keys: [ {{ algorithms: [HS256], secret: \"{SECRET}\" }} ] }}");
+    for (issuers, grants, warns) in [
+        (named("x"), "user.{sub}.>", false),
+        (named("x") + ", " + &named("y"), "user.{sub}.>", true),
+        (named("x") + ", " + &named("y"), "news.>", false),
+    ] {
+        let (code, said) = check(&format!("{{ issuers: [ {issuers} ], grants: {{ publish: [\"{grants}\"] }} }}"));
+        assert!(code == Some(0) && said.contains("auth.grants: has a placeholder") == warns, "{said}");
+    }
     let (code, said) = check(&format!("{{ jwt: {{ keys: [ {{ algorithms: [HS256], secret: \"{SECRET}\" }} ] }} }}"));
     assert!(code == Some(0) && !said.contains("audience"), "{said}");
 }

@@ -69,6 +69,11 @@ fn tokens(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
             warn(&format!("{}.keys", issuer.path), what);
         }
     }
+    if auth.issuers.len() > 1 && auth.grants.subscribe.iter().chain(&auth.grants.publish).any(auth::Template::has_claims) {
+        let what = "has a placeholder and holds for all issuers: each can name another's users and see what is theirs; use `grants` of an \
+                    issuer";
+        warn("auth.grants", what);
+    }
     if settings.token_bytes > settings.http.bounds.header_bytes {
         warn("server.limits.token_bytes", "is more than `server.limits.header_bytes`: a token so long cannot arrive");
     }
