@@ -28,6 +28,7 @@ mod newest;
 mod pull;
 mod purge;
 mod reader;
+mod single;
 #[cfg(test)]
 mod tests;
 
@@ -47,6 +48,9 @@ const FEW: u64 = 10;
 /// How long the server keeps a consumer that asks for nothing, such as that of a process that was killed. A reader whose
 /// connection is lost makes another one.
 const INACTIVE: Duration = Duration::from_secs(10);
+
+/// How a consumer is made that begins with the newest message of each subject.
+const LAST_PER_SUBJECT: &str = "last_per_subject";
 
 /// A NATS source that reads a stream.
 pub(crate) struct JetStreamSource {
@@ -289,14 +293,7 @@ impl JetStreamSource {
         if live {
             self.tell_what_never_comes(&info);
         }
-        let (mut begin, mut new) = self.begin(&mut line, &info, start, live, &filters).await?;
-        match &filters[..] {
-            // It wants a filter, and older servers only one.
-            [] | [_, _, ..] if begin.next == Next::Newest => new.filter_subject = Some(">".to_owned()),
-            [] => {}
-            [one] => new.filter_subject = Some(one.clone()),
-            several => new.filter_subjects = several.to_vec(),
-        }
+        let (mut begin, new) = self.begin(&mut line, &info, start, live, &filters).await?;
         let consumer = self.consume(&mut line, &info, new, &mut begin).await?;
         let stream = self.stream.stream.clone();
         tracing::debug!(stream, consumer, first = info.first(), last = info.state.last_seq, pending = begin.pending, "reads a stream");
@@ -318,8 +315,7 @@ impl JetStreamSource {
         let (items, trouble) = (Vec::new(), self.trouble.clone());
         // Which sequence the consumer delivers first, it says itself.
         let mut begin = Begin { items, floor: None, end, pending: 0, next: Next::Sequence(0), credit, known, trouble };
-        let mut new =
-            NewConsumer { ack_policy: "none", replay_policy: "instant", num_replicas: 1, mem_storage: true, ..NewConsumer::default() };
+        let mut new = NewConsumer::of(filters);
         let mut follow = |begin: &mut Begin, seq: u64, gap: Option<Gap>| {
             begin.items.extend(gap.map(Item::Gap));
             begin.floor = Some(seq);
@@ -341,7 +337,7 @@ impl JetStreamSource {
                     follow(&mut begin, end.seq, None);
                 }
                 None => {
-                    new.deliver_policy = "last_per_subject";
+                    new = NewConsumer::of_newest(filters);
                     begin.next = Next::Newest;
                 }
             },
@@ -367,7 +363,7 @@ impl JetStreamSource {
             let next = consumer.delivered.stream_seq + 1;
             begin.next = Next::Sequence(next);
             let near = self.trouble.lock().is_near(next);
-            let detour = if near { self.detour(line, info, next).await? } else { Detour::default() };
+            let detour = if near { self.detour(line, info, next, &new).await? } else { Detour::default() };
             if let Some(place) = detour.end {
                 // Without the right to it, it expires.
                 line.try_request(&api::delete_question(name, &consumer.name), "", ANSWER).await?;
@@ -387,12 +383,17 @@ impl JetStreamSource {
 
     /// Makes a consumer that outlives the time until its first question, also where answers are slow.
     async fn create(&self, line: &mut Line, mut new: NewConsumer) -> Result<Option<ConsumerInfo>, SourceError> {
-        let before = Duration::from_millis(self.made_in.load(Ordering::Relaxed));
-        new.inactive_threshold = nanos(INACTIVE.max(before * 3));
+        new.inactive_threshold = self.inactive();
         let begun = Instant::now();
         let made = api::create_consumer(line, &self.stream.stream, new).await;
         self.made_in.store(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         made
+    }
+
+    /// How long the server keeps a consumer that asks for nothing, in nanoseconds.
+    fn inactive(&self) -> u64 {
+        let before = Duration::from_millis(self.made_in.load(Ordering::Relaxed));
+        nanos(INACTIVE.max(before * 3))
     }
 
     /// The place of a message, with its check where it is still there.
@@ -460,6 +461,31 @@ fn nanos(span: Duration) -> u64 {
 }
 
 impl NewConsumer {
+    /// Of what these filters take; from where on is to be said yet.
+    fn of(filters: &[String]) -> Self {
+        let new = Self { ack_policy: "none", replay_policy: "instant", num_replicas: 1, mem_storage: true, ..Self::default() };
+        match filters {
+            [] => new,
+            [one] => Self { filter_subject: Some(one.clone()), ..new },
+            several => Self { filter_subjects: several.to_vec(), ..new },
+        }
+    }
+
+    /// Of the newest message of each subject. It wants a filter, and older servers only one.
+    fn of_newest(filters: &[String]) -> Self {
+        let one = if let [one] = filters { one } else { ">" };
+        Self { deliver_policy: LAST_PER_SUBJECT, ..Self::of(&[one.to_owned()]) }
+    }
+
+    fn is_of_newest(&self) -> bool {
+        self.deliver_policy == LAST_PER_SUBJECT
+    }
+
+    /// At the last message of all.
+    fn start_at_last(&mut self) {
+        (self.deliver_policy, self.opt_start_seq, self.opt_start_time) = ("last", None, None);
+    }
+
     fn start_behind(&mut self, seq: u64) {
         (self.deliver_policy, self.opt_start_seq, self.opt_start_time) = ("by_start_sequence", Some(seq + 1), None);
     }

@@ -110,8 +110,11 @@ pub(super) struct ConsumerInfo {
 
 /// Up to where a consumer has delivered.
 #[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 pub(super) struct Delivered {
-    #[serde(default)]
+    /// Messages.
+    pub(super) consumer_seq: u64,
+    /// The last one's sequence in the stream.
     pub(super) stream_seq: u64,
 }
 
@@ -201,19 +204,12 @@ pub(super) async fn create_stream(line: &mut Line, new: &NewStream<'_>) -> Resul
 /// The name is ours, so that a consumer can be deleted though the answer has not come. A user who may only make consumers
 /// without a name, as clients did before server 2.9, gets one by the server.
 pub(super) async fn create_consumer(line: &mut Line, stream: &str, new: NewConsumer) -> Result<Option<ConsumerInfo>, SourceError> {
-    let name = line.new_consumer_name();
-    let unnamed = format!("CONSUMER.CREATE.{stream}");
-    let named = match &new.filter_subject {
-        Some(filter) => format!("{unnamed}.{name}.{filter}"),
-        None => format!("{unnamed}.{name}"),
-    };
-    let json = |new: &NewConsumer| serde_json::json!({ "stream_name": stream, "config": new }).to_string();
-    line.at_the_end(&delete_question(stream, &name));
-    let ours = NewConsumer { name: Some(name), ..new.clone() };
-    if let Some(answer) = line.try_request(&named, &json(&ours), CREATED).await? {
+    let ours = NewConsumer { name: Some(line.new_consumer_name()), ..new.clone() };
+    if let Some(answer) = try_create(line, stream, &ours).await? {
         return read_consumer(&answer);
     }
-    let Some(answer) = line.try_request(&unnamed, &json(&new), CREATED).await? else {
+    let unnamed = create_question(stream, &new);
+    let Some(answer) = line.try_request(&unnamed, &create_json(stream, &new), CREATED).await? else {
         return Err(line.denied(&format!("{unnamed}.>")));
     };
     let made = read_consumer(&answer)?;
@@ -221,6 +217,33 @@ pub(super) async fn create_consumer(line: &mut Line, stream: &str, new: NewConsu
         line.at_the_end(&delete_question(stream, &made.name));
     }
     Ok(made)
+}
+
+/// Makes a consumer under the name that it has in `new`, or finds the one that was made so before.
+pub(super) async fn named_consumer(line: &mut Line, stream: &str, new: &NewConsumer) -> Result<ConsumerInfo, SourceError> {
+    let Some(answer) = try_create(line, stream, new).await? else {
+        return Err(line.denied(&format!("CONSUMER.CREATE.{stream}.>")));
+    };
+    read_consumer(&answer)?.ok_or_else(|| SourceError::missing(format!("the stream `{stream}` has just gone")))
+}
+
+async fn try_create(line: &mut Line, stream: &str, new: &NewConsumer) -> Result<Option<Bytes>, SourceError> {
+    if let Some(name) = &new.name {
+        line.at_the_end(&delete_question(stream, name));
+    }
+    line.try_request(&create_question(stream, new), &create_json(stream, new), CREATED).await
+}
+
+fn create_question(stream: &str, new: &NewConsumer) -> String {
+    match (&new.name, &new.filter_subject) {
+        (None, _) => format!("CONSUMER.CREATE.{stream}"),
+        (Some(name), None) => format!("CONSUMER.CREATE.{stream}.{name}"),
+        (Some(name), Some(filter)) => format!("CONSUMER.CREATE.{stream}.{name}.{filter}"),
+    }
+}
+
+fn create_json(stream: &str, new: &NewConsumer) -> String {
+    serde_json::json!({ "stream_name": stream, "config": new }).to_string()
 }
 
 /// A stream that takes messages of a subject, if there is one and this user may ask.
@@ -277,24 +300,24 @@ fn plain(subject: &str, headers: &[u8]) -> bool {
 pub(super) enum Found {
     Nothing,
     Message(Stored),
-    /// The answer makes no sense.
-    Unreadable,
+    /// One that cannot be read, and the sequences between which it is, both included.
+    Unreadable(u64, u64),
 }
 
-/// The first message from a sequence on that one of the filters takes.
-pub(super) async fn find(line: &mut Line, stream: &str, seq: u64, filters: &[String]) -> Result<Found, SourceError> {
+/// The first message from a sequence on that one of the filters takes; `None`: this user may not ask.
+pub(super) async fn find(line: &mut Line, stream: &str, seq: u64, filters: &[String]) -> Result<Option<Found>, SourceError> {
     let mut first: Option<Stored> = None;
     for filter in filters {
         let what = serde_json::json!({ "seq": seq, "next_by_subj": filter }).to_string();
-        let question = message_question(stream);
-        let answer = line.request(&question, &what, &question).await?;
+        let Some(answer) = line.try_request(&message_question(stream), &what, ANSWER).await? else { return Ok(None) };
         match read_message(&answer) {
             Ok(found) => first = first.into_iter().chain(found).min_by_key(|stored| stored.seq),
             Err(error) if is_refusal(&answer) => return Err(error),
-            Err(_) => return Ok(Found::Unreadable),
+            // JetStream's answer makes no sense.
+            Err(_) => return Ok(Some(Found::Unreadable(seq, seq))),
         }
     }
-    Ok(first.map_or(Found::Nothing, Found::Message))
+    Ok(Some(first.map_or(Found::Nothing, Found::Message)))
 }
 
 /// The newest message of a subject; `None`: this user may not ask.
@@ -304,7 +327,7 @@ pub(super) async fn newest(line: &mut Line, stream: &str, subject: &str) -> Resu
     match read_message(&answer) {
         Ok(found) => Ok(Some(found.map_or(Found::Nothing, Found::Message))),
         Err(error) if is_refusal(&answer) => Err(error),
-        Err(_) => Ok(Some(Found::Unreadable)),
+        Err(_) => Ok(Some(Found::Unreadable(0, 0))),
     }
 }
 
@@ -330,7 +353,7 @@ pub(super) async fn subjects(line: &mut Line, stream: &str, filter: &str, most: 
     Ok((total.max(subjects.len()) <= most).then(|| subjects.into_keys().collect()))
 }
 
-/// What a delivered message's reply subject tells of it.
+/// What the reply subject of a delivered message says of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) seq: u64,
@@ -338,6 +361,10 @@ pub(super) struct Place {
     pub(super) time: u64,
     /// Messages that the consumer has yet to deliver.
     pub(super) pending: u64,
+}
+
+pub(super) fn placed(reply: &[u8]) -> Result<Place, SourceError> {
+    place(reply).ok_or_else(|| SourceError::protocol("a message of the stream says no sequence"))
 }
 
 /// `$JS.ACK.<stream>.<consumer>.<delivered>.<seq>.<consumer seq>.<time>.<pending>`, or, from newer servers, with a domain

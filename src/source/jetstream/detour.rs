@@ -4,6 +4,7 @@
 //! send the same message again on the next connection. JetStream's API returns messages one by one as JSON, which can
 //! always be read. So when connections were lost twice with a reader at the same sequence, and nothing was read in between,
 //! the reader goes on by the API for a while. A connection that was lost for another reason costs only a few questions.
+//! A user who may not ask for single messages is brought them one by one ([`super::single`]), but for those that cannot be read.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -11,8 +12,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::JetStreamSource;
-use super::api::{self, Found, Stored, StreamInfo};
+use super::api::{self, Found, NewConsumer, Stored, StreamInfo};
 use super::line::Line;
+use super::single::Single;
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, Message, Timestamp};
 use crate::source::nats::headers;
@@ -121,8 +123,8 @@ pub(super) struct Detour {
 }
 
 impl JetStreamSource {
-    /// Reads from a sequence on by the API, until behind what the library cannot read.
-    pub(super) async fn detour(&self, line: &mut Line, info: &StreamInfo, from: u64) -> Result<Detour, SourceError> {
+    /// Reads from a sequence on what `new` would deliver, until behind what the library cannot read.
+    pub(super) async fn detour(&self, line: &mut Line, info: &StreamInfo, from: u64, new: &NewConsumer) -> Result<Detour, SourceError> {
         let name = &*self.stream.stream;
         let mut filters = self.filters(info);
         if filters.is_empty() {
@@ -130,18 +132,27 @@ impl JetStreamSource {
         }
         let (mut items, mut end, mut bytes, mut next) = (Vec::new(), None, 0, from);
         let (mut left, mut stop, begun) = (MESSAGES, u64::MAX, Instant::now());
+        let mut single: Option<Single<'_>> = None;
         while next < stop && left > 0 && bytes < BYTES && begun.elapsed() < TIME {
-            let stored = match api::find(line, name, next, &filters).await? {
+            let found = match &mut single {
+                Some(single) => single.next().await?,
+                None => match api::find(line, name, next, &filters).await? {
+                    Some(found) => found,
+                    None => {
+                        let mut new = new.clone();
+                        new.start_behind(next - 1);
+                        single = Some(Single::new(self, line, new).await?);
+                        continue;
+                    }
+                },
+            };
+            let stored = match found {
                 Found::Nothing => break,
                 Found::Message(stored) => stored,
-                Found::Unreadable => {
-                    tracing::warn!(stream = name, sequence = next, "a message of a stream cannot be read at all");
-                    let position = Position::unverified(next);
-                    let (from, to) = (Some(next - 1), Some(next + 1));
-                    items.push(Item::Gap(Gap { reason: GapReason::Unreadable, from, to, position: Some(position) }));
-                    end = Some(position);
-                    next += 1;
-                    left -= 1;
+                Found::Unreadable(first, last) => {
+                    items.push(Item::Gap(self.unreadable(first, last)));
+                    stop = last.saturating_add(BEHIND);
+                    (end, next, left) = (Some(Position::unverified(last)), last + 1, left - 1);
                     continue;
                 }
             };
@@ -164,6 +175,14 @@ impl JetStreamSource {
             return Ok(Detour::default());
         }
         Ok(Detour { items, end })
+    }
+
+    /// Notes a message that cannot be read at all. The gap that stands for it and all between these sequences.
+    pub(super) fn unreadable(&self, first: u64, last: u64) -> Gap {
+        tracing::warn!(stream = &*self.stream.stream, first, last, "a message of a stream cannot be read");
+        self.trouble.lock().found(last);
+        let (from, to) = (Some(first.saturating_sub(1)), Some(last + 1));
+        Gap { reason: GapReason::Unreadable, from, to, position: Some(Position::unverified(last)) }
     }
 
     /// A stored message, if it is of this source.

@@ -168,6 +168,11 @@ impl Line {
         Ok(Self { shared, client, inbox, queue, life, outbox: VecDeque::new(), asked: 0, farewell: None, heard })
     }
 
+    /// Another line on the same connection.
+    pub(super) async fn beside(&self) -> Result<Self, SourceError> {
+        Self::new(self.shared.clone()).await
+    }
+
     /// Whether its connection has ended.
     pub(super) fn is_dead(&self) -> bool {
         self.shared.is_dead()

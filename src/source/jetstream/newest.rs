@@ -4,9 +4,15 @@
 //! A consumer that begins with the newest message of each subject makes the server look at every subject of the stream while
 //! publishers wait: 0.1 s for 200,000 subjects. The server finds the newest message of one subject at once.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use super::JetStreamSource;
-use super::api::{self, Found, Stored, StreamInfo};
+use super::api::{self, Found, NewConsumer, Stored, StreamInfo};
 use super::line::Line;
+use super::single::Single;
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason};
 use crate::source::{Item, SourceError};
@@ -16,6 +22,8 @@ use crate::subject::Pattern;
 const NAMED: usize = 16;
 /// So many subjects are asked for one by one where the library cannot read a message.
 const ODD: usize = 10_000;
+/// For bringing them one by one. Below the time that the supervisor gives a connection.
+const TIME: Duration = Duration::from_secs(20);
 
 impl JetStreamSource {
     /// The newest message of each subject up to the sequence `end`, in the log's order. `None`: a consumer has to find them,
@@ -32,7 +40,7 @@ impl JetStreamSource {
                 Some(Found::Nothing) => {}
                 // What came behind the end is delivered by the consumer that begins there.
                 Some(Found::Message(stored)) => newest.extend(Some(stored).filter(|stored| stored.seq <= end)),
-                Some(Found::Unreadable) | None => return Ok(None),
+                Some(Found::Unreadable(..)) | None => return Ok(None),
             }
         }
         newest.sort_unstable_by_key(|stored| stored.seq);
@@ -63,7 +71,8 @@ impl JetStreamSource {
                     }
                     // It was deleted meanwhile.
                     Some(Found::Nothing) if !subject.contains(char::REPLACEMENT_CHARACTER) => {}
-                    Some(Found::Nothing | Found::Unreadable) | None => missing = true,
+                    Some(Found::Nothing | Found::Unreadable(..)) => missing = true,
+                    None => return self.newest_singly(line, filters, end).await,
                 }
             }
         }
@@ -82,6 +91,37 @@ impl JetStreamSource {
             items.push(Item::Gap(Gap { reason: GapReason::Unreadable, from: Some(from), to: Some(to), position: None }));
         }
         items.extend(messages(behind));
+        Ok(items)
+    }
+
+    /// The same for a user who may not ask for single messages. What cannot be read is known by its sequence here.
+    async fn newest_singly(&self, line: &Line, filters: &[String], end: Position) -> Result<Vec<Item>, SourceError> {
+        let (mut newest, mut odd, mut whole) = (BTreeMap::new(), false, true);
+        let (all, begun) = ([">".to_owned()], Instant::now());
+        for filter in if filters.is_empty() { &all } else { filters } {
+            let mut single = Single::new(self, line, NewConsumer::of_newest(std::slice::from_ref(filter))).await?;
+            loop {
+                whole &= begun.elapsed() < TIME;
+                match single.next().await? {
+                    Found::Message(stored) if whole && stored.seq <= end.seq => {
+                        newest.insert(stored.seq, self.message_of(stored).map(Item::Message));
+                    }
+                    Found::Unreadable(first, last) if whole && first <= end.seq => {
+                        odd = true;
+                        newest.insert(last, Some(Item::Gap(self.unreadable(first, last))));
+                    }
+                    // What came behind the end is delivered by the consumer that begins there.
+                    Found::Message(_) | Found::Unreadable(..) | Found::Nothing => break,
+                }
+            }
+        }
+        self.trouble.lock().asked_for_newest(odd);
+        let mut items: Vec<Item> = newest.into_values().flatten().collect();
+        if !whole {
+            let to = end.seq + 1;
+            tracing::warn!(stream = &*self.stream.stream, to, "there was no time to read the newest message of each subject");
+            items.push(Item::Gap(Gap { reason: GapReason::Unreadable, from: None, to: Some(to), position: None }));
+        }
         Ok(items)
     }
 }

@@ -108,9 +108,10 @@ pub(super) async fn by_subject(
     for subject in subjects {
         // One that is left shows that its subject was not purged.
         match api::find(line, stream, info.first(), &[format!("{hidden}{subject}")]).await? {
-            api::Found::Message(stored) if stored.seq <= last => return Ok(false),
-            api::Found::Message(_) | api::Found::Nothing => {}
-            api::Found::Unreadable => return Ok(false),
+            Some(api::Found::Message(stored)) if stored.seq > last => {}
+            Some(api::Found::Nothing) => {}
+            // Without the right to ask it cannot be known.
+            Some(api::Found::Message(_) | api::Found::Unreadable(..)) | None => return Ok(false),
         }
     }
     Ok(true)

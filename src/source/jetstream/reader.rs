@@ -229,7 +229,7 @@ impl Reader {
     }
 
     fn message(&mut self, delivery: Delivery) -> Result<(), SourceError> {
-        let place = api::place(delivery.reply()).ok_or_else(|| SourceError::protocol("a message of the stream says no sequence"))?;
+        let place = api::placed(delivery.reply())?;
         (self.watch.silent, self.watch.moved) = (0, true);
         let last_of_pull = self.pulls.came();
         if self.progress.last.is_some_and(|last| place.seq < last.seq) {

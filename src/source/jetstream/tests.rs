@@ -359,7 +359,7 @@ fn raw(subject: &[u8], headers: &[u8], payload: &str) -> Vec<u8> {
 /// Publishes such messages, and waits until the stream holds so many in all.
 async fn publish_raw(server: &Server, stream: &mut stream::Stream, bytes: &[u8], stored: u64) {
     let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", server.port)).await.expect("connects");
-    let all = [b"CONNECT {\"verbose\":false,\"headers\":true}\r\n", bytes].concat();
+    let all = [&b"CONNECT {\"verbose\":false,\"headers\":true,\"user\":\"admin\",\"pass\":\"p\"}\r\n"[..], bytes].concat();
     tokio::io::AsyncWriteExt::write_all(&mut socket, &all).await.expect("writes");
     eventually("all to be stored", async || match stream.info().await.expect("info").state.messages {
         n if n == stored => Ok(()),

@@ -93,6 +93,83 @@ async fn what_cannot_be_done_without_is_named_with_its_key() {
     assert!(matches!(&faults[..], [one] if one.to_string() == error), "{faults:?}");
 }
 
+#[tokio::test]
+async fn what_the_library_cannot_read_is_passed_with_the_least_rights() {
+    let (server, context) = limited("_INBOX.>", &LEAST).await;
+    context.update_stream(named(&["a.*", "b"])).await.expect("takes more");
+    let mut stream = context.get_stream("S").await.expect("is there");
+    let json = |subjects: &[&str]| serde_json::json!({"servers": [server.url()], "subjects": subjects, "user": "u", "password": "p", "jetstream": {"stream": "S"}});
+    let source = adapter(json(&["a.>"]));
+    // What there is before the first reader comes.
+    publish_raw(&server, &mut stream, &raw(b"a.\xff", b"", "odd"), 1).await;
+    publish(&context, "a.x", 2..5).await;
+    let running = Running::start(source.clone());
+    running.until_messages(3).await;
+    // While it reads, between others' messages, one behind the other.
+    publish(&context, "b", 5..8).await;
+    let odd = [
+        raw(b"a.x", b"NATS/1.0\r\nA: \xff\r\n\r\n", "odd"),
+        raw(b"b", b"NATS/1.0\r\nno colon\r\n\r\n", "of nobody"),
+        raw(b"a.y", b"NATS/1.0\r\nno colon\r\n\r\n", "odd"),
+    ];
+    publish_raw(&server, &mut stream, &odd.concat(), 10).await;
+    publish(&context, "b", 11..13).await;
+    publish(&context, "a.x", 13..100).await;
+    running.until_messages(3 + 87).await;
+    let gap = |seq: u64| format!("gap unreadable {}..{}@{seq}", seq - 1, seq + 1);
+    let numbers = |numbers: std::ops::Range<u64>| numbers.map(|n| n.to_string()).collect::<Vec<_>>();
+    let all = [vec![gap(1)], numbers(2..5), vec![gap(8), gap(10)], numbers(13..100)].concat();
+    let without_tails = |items: &[Item]| texts(items).into_iter().filter(|text| !text.starts_with("tail")).collect::<Vec<_>>();
+    assert_eq!(without_tails(&running.recorder.items.lock()), all);
+    assert_eq!(running.handle.counters.gaps(GapReason::Unreadable), 3);
+    // Histories come past them too, from any place.
+    let reconnects = running.handle.counters.reconnects();
+    let items = read_on(&source, Start::Earliest).await;
+    assert_eq!(without_tails(&items), all);
+    for from in [2u64, 4, 13, 99] {
+        let place = position_of(&items, &from.to_string());
+        let behind = all.iter().position(|text| *text == from.to_string()).expect("it is one") + 1;
+        assert_eq!(without_tails(&read_on(&source, Start::After(place)).await), all[behind..], "behind {from}");
+    }
+    publish(&context, "a.z", 100..101).await;
+    // So do those who want the newest of each subject: all, some, one.
+    for (wanted, expected) in [
+        (&["a.>"][..], vec![gap(1), gap(10), "99".to_owned(), "100".to_owned()]),
+        (&["a.x", "a.y", "a.z"], vec![gap(10), "99".to_owned(), "100".to_owned()]),
+        (&["a.y"], vec![gap(10)]),
+        (&["a.y", "b"], vec![gap(10), "12".to_owned()]),
+    ] {
+        let source = adapter(json(wanted));
+        assert_eq!(without_tails(&read_on(&source, Start::LastPerSubject).await), expected, "{wanted:?}");
+    }
+    assert!(running.handle.counters.reconnects() <= reconnects + 2);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_purge_of_a_subject_is_told_with_the_least_rights() {
+    let (server, context) = limited("_INBOX.>", &LEAST).await;
+    context.update_stream(named(&["a", "b"])).await.expect("takes more");
+    let stream = context.get_stream("S").await.expect("is there");
+    let json =
+        serde_json::json!({"servers": [server.url()], "subjects": ["a", "b"], "user": "u", "password": "p", "jetstream": {"stream": "S"}});
+    let config = config(json).expect("valid");
+    let jetstream =
+        Arc::new(JetStreamSource::new(config.clone(), config.jetstream.clone().expect("a stream"), &"s".parse().expect("a name")));
+    let source: Arc<dyn Adapter> = jetstream.clone();
+    let running = Running::start(source.clone());
+    running.until_state(State::Up).await;
+    publish(&context, "a", 1..6).await;
+    publish(&context, "b", 6..7).await;
+    running.until_messages(6).await;
+    eventually("the stream to be seen so", async || if jetstream.known.lock().holds(6) { Ok(()) } else { Err("not yet".into()) }).await;
+    let place = position_of(&running.recorder.items.lock(), "3");
+    stream.purge().filter("a").await.expect("purges");
+    // Which purge it was cannot be asked.
+    assert_eq!(texts(&read(&source, Start::After(place)).await), ["gap reset 3..6@5", "6", "tail 6"]);
+    running.stop().await;
+}
+
 async fn eventually_down(running: &Running) -> String {
     running.until_state(State::Down).await;
     let fault = running.handle.status.read().fault.clone().expect("says why");
