@@ -398,12 +398,17 @@ impl Authenticator {
 
     /// What the backend is to be asked for a request: `None` where a token came, or nothing that is to be forwarded. `query` is the
     /// request's, as it was sent; `None` for a publisher, for whom only `Authorization` counts.
-    #[must_use]
-    pub(crate) fn question(&self, headers: &HeaderMap, query: Option<&str>, publisher: bool) -> Option<Question> {
-        let backend = self.backend.as_ref()?;
+    ///
+    /// # Errors
+    /// When two cookies to be forwarded have the same name and different values.
+    pub(crate) fn question(&self, headers: &HeaderMap, query: Option<&str>, publisher: bool) -> Result<Option<Question>, AuthError> {
+        let Some(backend) = &self.backend else { return Ok(None) };
         // Where no token is taken at all, a header or cookie holds none.
         let token = self.tokens.is_some() && !matches!(carrier::find(&self.carriers, publisher, headers, query), Ok(None));
-        if token { None } else { backend.question(headers, publisher) }
+        if token {
+            return Ok(None);
+        }
+        backend.question(headers, publisher).map_err(|backend::TwoCookies| AuthError::Invalid(Refused::TwoCookies))
     }
 
     /// What the backend grants to a request from `address`: at once where the same was asked a short time ago.

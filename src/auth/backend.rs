@@ -36,8 +36,8 @@ pub(super) use answer::Answer;
 use answer::{Asked, Nonsense};
 use breaker::Failed;
 use desk::{Asking, Desk, Fingerprint, Found, Known, Outcome, SEATS, Timing};
-pub(super) use forward::Forward;
 pub(crate) use forward::Question;
+pub(super) use forward::{Forward, TwoCookies};
 
 /// Bytes of the longest answer.
 const MAX_BYTES: usize = 64 << 10;
@@ -172,7 +172,7 @@ impl Backend {
     }
 
     /// What is to be asked for a request.
-    pub(super) fn question(&self, headers: &HeaderMap, publisher: bool) -> Option<Question> {
+    pub(super) fn question(&self, headers: &HeaderMap, publisher: bool) -> Result<Option<Question>, TwoCookies> {
         Question::of(&self.settings.forward, headers, publisher)
     }
 

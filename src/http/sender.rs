@@ -50,7 +50,7 @@ impl Policy {
     }
 
     async fn subscribing(&self, parts: &Parts) -> Result<Grant, Denied> {
-        if let Some(question) = self.auth.question(&parts.headers, parts.uri.query(), false) {
+        if let Some(question) = self.auth.question(&parts.headers, parts.uri.query(), false).map_err(Denied::Sender)? {
             self.may_ask(parts, None)?;
             return self.auth.ask(question, client_of(parts)).await.map_err(Denied::Sender);
         }
@@ -61,7 +61,7 @@ impl Policy {
 
     /// As [`Self::publisher`], for a request that does not publish: no refusal counts.
     pub(super) async fn publishing(&self, parts: &Parts) -> Result<Grant, Denied> {
-        if let Some(question) = self.auth.question(&parts.headers, None, true) {
+        if let Some(question) = self.auth.question(&parts.headers, None, true).map_err(Denied::Sender)? {
             self.may_ask(parts, None)?;
             return self.auth.ask(question, client_of(parts)).await.map_err(Denied::Sender);
         }

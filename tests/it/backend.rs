@@ -143,6 +143,10 @@ async fn a_thousand_clients_with_one_cookie_are_one_question_and_two_users_never
     assert_eq!(status(request("subject=orders.bob.%3E", 1, "a")).await, 403);
     assert_eq!(status(request("subject=orders.bob.%3E", 1, "b")).await, 200);
     assert_eq!(app.asked(), 2, "the wanted patterns are no part of the question");
+    // Of two with different values one may be a neighbouring host's.
+    assert_eq!(status(bridge.events("").header("cookie", "session=a; session=b")).await, 401);
+    assert_eq!(status(bridge.events("").header("cookie", "session=a; x=1; session=a")).await, 200);
+    assert_eq!((app.asked(), bridge.metric("brokercast_refused_tokens_total", &["reason=\"two_cookies\""]).await), (2, 1.0));
     assert_eq!(bridge.metric("brokercast_backend_questions_total", &["result=\"granted\""]).await, 2.0);
     assert_eq!(bridge.metric("brokercast_backend_questions_total", &[]).await, 2.0);
     assert!(bridge.metric("brokercast_backend_cached_answers_total", &[]).await >= 2.0);

@@ -17,6 +17,10 @@ pub(in crate::auth) enum Forward {
     Header(HeaderName),
 }
 
+/// Two cookies of the same name have different values: a neighbouring host or another path may have set one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::auth) struct TwoCookies;
+
 /// What is forwarded for a request: at least one header.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Question(Arc<[(HeaderName, HeaderValue)]>);
@@ -31,7 +35,7 @@ impl fmt::Debug for Question {
 impl Question {
     /// `None`: the request has nothing of what is to be forwarded. For a publisher only `Authorization` counts, and no cookie
     /// goes with it: a browser sends cookies by itself, and a proxy may add other headers.
-    pub(super) fn of(forward: &[Forward], headers: &HeaderMap, publisher: bool) -> Option<Self> {
+    pub(super) fn of(forward: &[Forward], headers: &HeaderMap, publisher: bool) -> Result<Option<Self>, TwoCookies> {
         let mut lines = Vec::new();
         for one in forward {
             let Forward::Header(name) = one else { continue };
@@ -42,13 +46,13 @@ impl Question {
             }
         }
         if publisher && !lines.iter().any(|(name, _)| *name == AUTHORIZATION) {
-            return None;
+            return Ok(None);
         }
-        let cookies = if publisher { Vec::new() } else { cookies(forward, headers) };
+        let cookies = if publisher { Vec::new() } else { cookies(forward, headers)? };
         if !cookies.is_empty() {
             lines.push((COOKIE, owned(&cookies.join(&b"; "[..]))));
         }
-        (!lines.is_empty()).then(|| Self(lines.into()))
+        Ok((!lines.is_empty()).then(|| Self(lines.into())))
     }
 
     /// The headers to send.
@@ -76,13 +80,14 @@ fn owned(bytes: &[u8]) -> HeaderValue {
 }
 
 /// The cookies to forward, each as `name=value`, or whole lines of them.
-fn cookies<'a>(forward: &[Forward], headers: &'a HeaderMap) -> Vec<&'a [u8]> {
+fn cookies<'a>(forward: &[Forward], headers: &'a HeaderMap) -> Result<Vec<&'a [u8]>, TwoCookies> {
     let lines = || headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
     let pairs = || lines().flat_map(|line| line.split(|byte| *byte == b';')).map(<[u8]>::trim_ascii);
-    let named = |pair: &&[u8], wanted: &str| {
-        let value = pair.strip_prefix(wanted.as_bytes()).and_then(|rest| rest.trim_ascii_start().strip_prefix(b"="));
+    let named = |pair: &'a [u8], wanted: &str| {
+        let value = pair.strip_prefix(wanted.as_bytes())?.trim_ascii_start().strip_prefix(b"=")?.trim_ascii();
+        let value = value.strip_prefix(b"\"").and_then(|inner| inner.strip_suffix(b"\"")).unwrap_or(value);
         // An empty one counts as cleared.
-        value.is_some_and(|value| !matches!(value.trim_ascii(), b"" | b"\"\""))
+        (!value.is_empty()).then_some((pair, value))
     };
     let mut found = Vec::new();
     for one in forward {
@@ -90,11 +95,17 @@ fn cookies<'a>(forward: &[Forward], headers: &'a HeaderMap) -> Vec<&'a [u8]> {
             // HTTP/2 may split the header; RFC 9113 section 8.2.3 joins it again.
             Forward::Header(name) if *name == COOKIE => found.extend(lines().map(<[u8]>::trim_ascii).filter(|line| !line.is_empty())),
             Forward::Header(_) => {}
-            // Of two with the same name both are forwarded, in their order: the backend decides as it always does.
-            Forward::Cookie(name) => found.extend(pairs().filter(|pair| named(pair, name))),
+            Forward::Cookie(name) => {
+                let mut named = pairs().filter_map(|pair| named(pair, name));
+                let Some((pair, value)) = named.next() else { continue };
+                if named.any(|(_, other)| other != value) {
+                    return Err(TwoCookies);
+                }
+                found.push(pair);
+            }
         }
     }
-    found
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -109,7 +120,7 @@ mod tests {
     }
 
     fn forwarded(forward: &[Forward], lines: &[(&'static str, &'static str)], publisher: bool) -> Option<String> {
-        let question = Question::of(forward, &headers(lines), publisher)?;
+        let question = Question::of(forward, &headers(lines), publisher).unwrap()?;
         assert!(!format!("{question:?}").contains("secret"));
         Some(question.lines().iter().map(|(name, value)| format!("{name}={}|", value.to_str().unwrap())).collect())
     }
@@ -118,21 +129,29 @@ mod tests {
     fn only_what_is_listed_is_forwarded() {
         let cookie = |name: &str| Forward::Cookie(name.into());
         let header = |name: &'static str| Forward::Header(HeaderName::from_static(name));
-        let lines =
-            [("cookie", "a=1; session=secret;b=2"), ("cookie", "session2=x; session = y"), ("authorization", "Basic z"), ("x-a", "")];
+        let lines = [
+            ("cookie", "a=1; session=secret;b=2"),
+            ("cookie", "session2=x; session = \"secret\"; two=1; two=2; session="),
+            ("authorization", "Basic z"),
+            ("x-a", ""),
+        ];
         for (forward, found) in [
-            (vec![cookie("session")], Some("cookie=session=secret; session = y|")),
+            (vec![cookie("session")], Some("cookie=session=secret|")),
             (vec![cookie("b"), cookie("a")], Some("cookie=b=2; a=1|")),
-            (vec![header("cookie")], Some("cookie=a=1; session=secret;b=2; session2=x; session = y|")),
-            (vec![cookie("session"), header("authorization")], Some("authorization=Basic z|cookie=session=secret; session = y|")),
+            (vec![header("cookie")], Some("cookie=a=1; session=secret;b=2; session2=x; session = \"secret\"; two=1; two=2; session=|")),
+            (vec![cookie("session"), header("authorization")], Some("authorization=Basic z|cookie=session=secret|")),
             (vec![cookie("Session"), cookie("sess"), header("x-a"), header("x-b")], None),
         ] {
             assert_eq!(forwarded(&forward, &lines, false).as_deref(), found, "{forward:?}");
         }
         for cleared in ["session=", "session", "session=\"\"", "", "x=session=1"] {
             let lines: HeaderMap = [(COOKIE, HeaderValue::from_str(cleared).unwrap())].into_iter().collect();
-            assert_eq!(Question::of(&[cookie("session")], &lines, false), None, "{cleared}");
+            assert_eq!(Question::of(&[cookie("session")], &lines, false), Ok(None), "{cleared}");
         }
+        // One of two may be a neighbouring host's.
+        assert_eq!(Question::of(&[cookie("session"), cookie("two")], &headers(&lines), false), Err(TwoCookies));
+        let publisher = [header("authorization"), cookie("two")];
+        assert!(Question::of(&publisher, &headers(&lines), true).is_ok_and(|question| question.is_some()));
     }
 
     #[test]
@@ -147,7 +166,7 @@ mod tests {
     #[test]
     fn different_credentials_are_never_encoded_alike() {
         let all = [Forward::Header(HeaderName::from_static("x-a")), Forward::Header(HeaderName::from_static("x-b"))];
-        let encoded = |lines: &[(&'static str, &'static str)]| Question::of(&all, &headers(lines), false).unwrap().encoded();
+        let encoded = |lines: &[(&'static str, &'static str)]| Question::of(&all, &headers(lines), false).unwrap().unwrap().encoded();
         let different = [
             encoded(&[("x-a", "1")]),
             encoded(&[("x-b", "1")]),

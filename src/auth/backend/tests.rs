@@ -16,7 +16,7 @@ fn forward() -> Arc<[Forward]> {
 
 fn question(n: usize) -> Question {
     let headers = [(header::COOKIE, HeaderValue::try_from(format!("s={n}")).unwrap())].into_iter().collect();
-    Question::of(&forward(), &headers, false).unwrap()
+    Question::of(&forward(), &headers, false).unwrap().unwrap()
 }
 
 fn answer(asked: u64, patterns: &str) -> Arc<Answer> {
