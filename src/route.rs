@@ -82,6 +82,10 @@ impl Rule {
         Self { key: key.into(), source: Some(source), matches, action: Action::Drop }
     }
 
+    fn is_of(&self, source: &SourceName) -> bool {
+        self.source.as_ref().is_none_or(|of| of == source)
+    }
+
     /// Whether it takes every message whose subject it matches. A template that needs a header may not.
     fn takes_all(&self) -> bool {
         self.renames().is_none_or(|template| !template.needs_header())
@@ -95,6 +99,32 @@ impl Rule {
     }
 }
 
+/// The key paths of rules that can never match, since others before them take all of it that `sources` can have. Each with
+/// those that do.
+#[must_use]
+pub(crate) fn shadowed<'a>(rules: &'a [Rule], sources: &[(&SourceName, Vec<Pattern>)]) -> Vec<(&'a str, Vec<&'a str>)> {
+    let mut found = Vec::new();
+    for (n, rule) in rules.iter().enumerate() {
+        let (mut never, mut by) = (false, Vec::new());
+        for (source, reach) in sources.iter().filter(|(source, reach)| rule.is_of(source) && reach::left(reach, &rule.matches, &[])) {
+            let before = || rules[..n].iter().filter(|before| before.takes_all() && before.is_of(source));
+            let taken: Vec<Pattern> = before().map(|before| before.matches.clone()).collect();
+            if reach::left(reach, &rule.matches, &taken) {
+                never = false;
+                break;
+            }
+            never = true;
+            by.extend(before().filter(|before| before.matches.intersects(&rule.matches)).map(|before| &*before.key));
+        }
+        if never {
+            by.sort_unstable();
+            by.dedup();
+            found.push((&*rule.key, by));
+        }
+    }
+    found
+}
+
 impl Router {
     /// Applies `rules` to a source, with the patterns that hold all it can produce.
     #[must_use]
@@ -102,7 +132,7 @@ impl Router {
         let mut before: Vec<Pattern> = Vec::new();
         let mut applicable = Vec::new();
         for rule in rules {
-            if rule.source.as_ref().is_some_and(|of| of != source) || !reach::left(reach, &rule.matches, &before) {
+            if !rule.is_of(source) || !reach::left(reach, &rule.matches, &before) {
                 continue;
             }
             if rule.takes_all() {

@@ -172,6 +172,11 @@ pub trait Adapter: Send + Sync + 'static {
 
     /// The logs of a source that has several: this adapter reads the first of them.
     fn parts(&self) -> Option<&std::sync::Arc<parts::Parts>> {
+    /// What its settings allow and may not mean, each with its key.
+    fn advice(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
         None
     }
 

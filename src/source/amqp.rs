@@ -115,6 +115,10 @@ impl Adapter for Amqp {
         self.config.splits()
     }
 
+    fn advice(&self) -> Vec<(&'static str, String)> {
+        self.config.broker.advice()
+    }
+
     fn loses_while_away(&self) -> bool {
         matches!(self.config.origin, Origin::Exclusive(_))
     }

@@ -179,8 +179,11 @@ impl Adapter for Stream {
     fn check(&self) -> BoxFuture<'_, Vec<SourceError>> {
         Box::pin(async {
             let mut faults = self.amqp.faults().await;
-            if let Some(whole) = self.whole.as_ref().filter(|_| faults.is_empty()) {
-                faults.extend(whole.faults().await);
+            if let Some(whole) = &self.whole {
+                // What is wrong with the broker is the same for all partitions.
+                let others = whole.faults().await.into_iter();
+                let new: Vec<_> = others.filter(|new| faults.iter().all(|known| chain(known) != chain(new))).collect();
+                faults.extend(new);
             }
             faults
         })
@@ -196,6 +199,10 @@ impl Adapter for Stream {
 
     fn narrowed(&self, subject: &Subject) -> Option<Arc<dyn Adapter>> {
         Some(Arc::new(Self::new(self.amqp.narrowed(subject)?)))
+    fn advice(&self) -> Vec<(&'static str, String)> {
+        self.amqp.config.broker.advice()
+    }
+
     }
 
     fn keeps_for(&self) -> BoxFuture<'_, Result<Option<Duration>, SourceError>> {

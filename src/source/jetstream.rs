@@ -556,6 +556,10 @@ impl Adapter for JetStreamSource {
         "nats"
     }
 
+    fn advice(&self) -> Vec<(&'static str, String)> {
+        self.config.advice()
+    }
+
     fn durable(&self) -> bool {
         true
     }

@@ -111,6 +111,10 @@ impl Adapter for Nats {
         "nats"
     }
 
+    fn advice(&self) -> Vec<(&'static str, String)> {
+        self.0.config.advice()
+    }
+
     fn splits(&self) -> bool {
         self.0.config.queue_group.is_some()
     }

@@ -80,6 +80,12 @@ async fn all_that_is_wrong_is_found_at_once_with_its_key_and_nothing_is_made() {
         (all, json!({ "url": url.replace("%2f", "nowhere"), "queue": "none" }), vec!["(`url` names the vhost)"]),
         (all, json!({ "url": dead, "queue": "none" }), vec!["(`url`)"]),
         (all, json!({ "urls": [dead, format!("{dead}/other")], "queue": "none" }), vec!["(`urls`)"]),
+        (
+            all,
+            json!({ "queue_type": "super_stream", "partitions": ["none-0", "stream", "classic", "none-1"] }),
+            vec!["queue `none-0`", "queue `classic` is no stream", "queue `none-1`"],
+        ),
+        (all, json!({ "url": dead, "queue_type": "super_stream", "partitions": ["none-0", "none-1"] }), vec!["(`url`)"]),
         (all, json!({ "exchange": "new" }), vec![]),
         (all, json!({ "exchange": "new", "queue_type": "stream" }), vec![]),
         (all, json!({ "queue": "new", "declare": true, "queue_type": "quorum" }), vec![]),

@@ -1,8 +1,11 @@
 //! What is worth saying of settings that are right: warnings of what may not be meant, and notes.
 
+use std::sync::Arc;
+
 use super::Settings;
 use crate::auth::{self, Header};
 use crate::http::Listed;
+use crate::route::{self, Fate, Router};
 use crate::settings::value::show_size;
 
 /// Durable sources whose positions fit an id of 128 bytes, which browsers send to another origin without asking first
@@ -24,11 +27,40 @@ pub(super) fn warnings(settings: &Settings) -> Vec<String> {
             let what = format!("a message of {} does not fit `window.bytes`", show_size(source.max_payload));
             warn(&format!("sources.{}.max_payload", source.name), &what);
         }
+        for (key, what) in source.adapter.advice() {
+            warn(&format!("sources.{}.{}.{key}", source.name, source.adapter.kind()), &what);
+        }
+    }
+    shown_revocations(settings, &mut warn);
+    let reaches: Vec<_> = sources.iter().map(|source| (&source.name, source.adapter.reach())).collect();
+    for (rule, by) in route::shadowed(&settings.routes, &reaches) {
+        warn(rule, &format!("can never match: what it is about is taken before it, by {}", by.join(", ")));
     }
     if !auth.anonymous.publish.is_empty() && sources.iter().all(|source| source.adapter.inbox().is_none()) {
         warn("auth.anonymous.publish", "has no effect: no http source takes what is published");
     }
     found
+}
+
+/// The messages of `auth.revocations` are hidden of the source that it names. Another one may read them too.
+fn shown_revocations(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
+    let Settings { auth, sources, routes, .. } = settings;
+    let Some(control) = &auth.revocations else { return };
+    let Some(own) = sources.iter().find(|source| source.name.as_str() == control.source) else { return };
+    for other in sources.iter().filter(|other| other.name != own.name && other.adapter.kind() == own.adapter.kind()) {
+        let reach = other.adapter.reach();
+        let reads = reach.iter().any(|pattern| pattern.matches(control.subject.as_str()));
+        let fates = Router::new(routes, &other.name, &reach, Arc::default()).fates(&control.subject);
+        if !reads || matches!(fates.first(), Some(Fate::Drops(_))) {
+            continue;
+        }
+        let what = format!(
+            "reads `{}` too, the subject of `auth.revocations` (source `{}`): if the broker is the same, its clients see revocations; a \
+             route that drops this subject of the source hides them",
+            control.subject, own.name
+        );
+        warn(&format!("sources.{}", other.name), &what);
+    }
 }
 
 fn tokens(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {

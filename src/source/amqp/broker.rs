@@ -2,6 +2,7 @@
 //!
 //! Files are read again whenever that is asked for, since secrets change. Opens no connection.
 
+use std::cell::Cell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +30,8 @@ pub(crate) struct Broker {
     url_file: Option<PathBuf>,
     user: Option<String>,
     password: Option<String>,
+    /// An address has a password too.
+    twice: bool,
     /// Instead of the password, likewise.
     pub(in crate::source) password_file: Option<PathBuf>,
     /// In seconds.
@@ -56,7 +59,12 @@ pub(in crate::source) struct Address {
 
 impl Broker {
     pub(super) fn read(amqp: &Section<'_>) -> Option<Self> {
-        let parse = |url: Secret| parse_url(&url).map_err(str::to_owned);
+        let has_password = Cell::new(false);
+        let parse = |url: Secret| {
+            let password = url.expose_str().ok().and_then(|text| Url::parse(text.trim()).ok()).is_some_and(|url| url.password().is_some());
+            has_password.set(has_password.get() || password);
+            parse_url(&url).map_err(str::to_owned)
+        };
         let one = amqp.address("url").convert(parse).optional();
         let several = amqp.key("urls").list(|item| item.address().convert(parse).required());
         let several = several.check(|urls| !urls.is_empty(), "must list at least one address").optional();
@@ -90,6 +98,7 @@ impl Broker {
             key,
             url_file,
             user,
+            twice: has_password.get() && password.is_some(),
             password,
             password_file,
             heartbeat,
@@ -98,6 +107,13 @@ impl Broker {
             turn: Arc::default(),
             expiry: Arc::default(),
         })
+    }
+
+    /// See [`crate::source::Adapter::advice`].
+    pub(in crate::source) fn advice(&self) -> Vec<(&'static str, String)> {
+        let counts = if self.password_file.is_some() { "password_file" } else { "password" };
+        let what = || format!("has a password, which does not count beside `{counts}`");
+        self.twice.then(|| (self.key, what())).into_iter().collect()
     }
 
     /// All addresses, as the files are now. Each time another one is the first.

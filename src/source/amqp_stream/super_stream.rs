@@ -74,7 +74,7 @@ impl SuperStream {
                 faults.extend(self.look(&link).await.err());
                 link.close().await;
             }
-            Err(error) => faults.push(error),
+            Err(error) => return vec![error],
         }
         for part in self.parts.others() {
             faults.extend(part.adapter.check().await);

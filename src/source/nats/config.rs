@@ -146,6 +146,20 @@ impl Config {
         Some(Self { servers, subjects, hidden, queue_group, auth, tls_required, tls, handshake_first, name, inbox_prefix, jetstream })
     }
 
+    /// See [`crate::source::Adapter::advice`].
+    pub(in crate::source) fn advice(&self) -> Vec<(&'static str, String)> {
+        let counts = match self.auth {
+            Auth::None => return Vec::new(),
+            Auth::User(..) => "user",
+            Auth::Token(_) => "token",
+            Auth::Nkey(_) => "nkey",
+            Auth::Credentials(_) => "credentials_file",
+        };
+        let twice = self.servers.iter().any(|server| server.auth != Auth::None);
+        let what = || format!("has a user or token in an address, which does not count beside `{counts}`");
+        twice.then(|| ("servers", what())).into_iter().collect()
+    }
+
     /// What the subjects of our answers begin with, up to the part that is different for each.
     pub(super) fn inbox(&self) -> String {
         format!("{}.brokercast.", self.inbox_prefix)
@@ -173,7 +187,10 @@ impl Auth {
         };
         let seed = |seed: &Secret| seed.expose_str().is_ok_and(|seed| nkeys::KeyPair::from_seed(seed.trim()).is_ok());
         let nkey = nkey.check(seed, "must be the seed of a user's nkey: it begins with `SU`").optional();
-        let credentials = nats.key("credentials_file").path().optional();
+        // The library's error may quote the file.
+        let signs = |file: &File| file.contents.expose_str().is_ok_and(|text| async_nats::ConnectOptions::with_credentials(text).is_ok());
+        let credentials = nats.key("credentials_file").file().check(signs, "must hold a user's JWT and seed, as `nsc` writes them");
+        let credentials = credentials.optional().map(|file| file.path);
         match (nats.has("user"), nats.has("password") || nats.has("password_file")) {
             (true, false) => nats.problem("password", "must be there beside `user` (or `password_file`)"),
             (false, true) => nats.problem("user", "must be there beside `password`"),

@@ -289,8 +289,11 @@ async fn a_credentials_file_says_who_we_are() {
     assert_eq!(source.gauges().expires.token, Some(EXPIRY));
     adapter(json.clone()).publish("a", "1".into()).await.expect("publishes");
     running.until_messages(1).await;
+    let source = adapter(json.clone());
     std::fs::write(&file, "nothing").expect("writes");
-    let error = adapter(json).connect(Start::Now).await.err().expect("is refused");
+    let problems = config(json).expect_err("it is no such file");
+    assert!(matches!(&problems[..], [one] if one.contains("credentials_file: must hold a user's JWT and seed")), "{problems:?}");
+    let error = source.connect(Start::Now).await.err().expect("is refused");
     assert_eq!(error.kind(), ErrorKind::Configuration);
     assert!(crate::support::causes::chain(&error).contains("is no NATS credentials file"));
 }

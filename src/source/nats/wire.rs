@@ -188,12 +188,16 @@ async fn identify(options: ConnectOptions, auth: &Auth, expiry: &Expiry) -> Resu
         Auth::Nkey(seed) => options.nkey(seed.read()?.trim().to_owned()),
         Auth::Credentials(path) => {
             let file = tokio::fs::read_to_string(path).await;
-            let file = file.map_err(|e| SourceError::configuration(format!("could not read `{}`", path.display())).because(e))?;
+            let file = file
+                .map_err(|e| SourceError::configuration(format!("could not read `{}` (`credentials_file`)", path.display())).because(e))?;
             expiry.told(&file);
             // The library's error may quote the file.
-            options
-                .credentials(&file)
-                .map_err(|_| SourceError::configuration(format!("`{}` is no NATS credentials file: a JWT, then a seed", path.display())))?
+            options.credentials(&file).map_err(|_| {
+                SourceError::configuration(format!(
+                    "`{}` is no NATS credentials file, a JWT and then a seed (`credentials_file`)",
+                    path.display()
+                ))
+            })?
         }
     })
 }

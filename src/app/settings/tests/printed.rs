@@ -87,8 +87,60 @@ fn warnings_name_what_may_not_be_meant() {
         warnings(&format!("auth: {{ jwt: {{ keys: {keys} }}, carriers: {{ header: {name} }} }}")).contains("auth.carriers.header")
     };
     assert_eq!(["Origin", "last-event-id", "X-Token"].map(carrier), [true, true, false]);
+    let twice = |source: &str| warnings(&format!("sources: {{ s: {{ {source} }} }}"));
+    let in_url = "url: 'amqp://u:secret@h', queue: q, user: u, password: other";
+    assert!(twice(&format!("amqp: {{ {in_url} }}")).contains("sources.s.amqp.url: has a password, which does not count beside `password`"));
+    assert!(twice(&format!("amqp: {{ {in_url}, queue_type: stream }}")).contains("sources.s.amqp.url: has a password"));
+    let nats = "nats: { servers: ['nats://h', 'nats://secret@h2'], subjects: [a], token: other }";
+    assert!(twice(nats).contains("sources.s.nats.servers: has a user or token in an address, which does not count beside `token`"));
+    assert!(!twice(nats).contains("secret"));
+    for once in [in_url.replace("u:secret@", ""), in_url.replace(", user: u, password: other", ""), in_url.replace(":secret", "")] {
+        assert!(!twice(&format!("amqp: {{ {once} }}")).contains("does not count"), "{once}");
+    }
     let demo = load_with(&[], [], None).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(demo.warnings, [""; 0]);
+}
+
+#[test]
+fn routes_that_others_leave_nothing_are_named() {
+    let never = |routes: &str| {
+        let sources = "sources:\n  a: { nats: { servers: ['nats://h'], subjects: ['a.>', b] } }\n  c: { ticker: { subject: c } }\n";
+        let warnings = good(&[&format!("{sources}routes: [{routes}]")], &[]).warnings.into_iter();
+        warnings
+            .filter_map(|w| Some(w.split_once(": can never match: what it is about is taken before it, by ")?.0.to_owned()))
+            .collect::<Vec<_>>()
+    };
+    let (all, of_a) = ("{ match: { subject: '>' }, event: x }", "{ match: { source: a }, drop: true }");
+    let named = |subject: &str| format!("{{ match: {{ subject: '{subject}' }}, event: y }}");
+    for (routes, expected) in [
+        (format!("{all}, {}, {of_a}", named("a.x")), vec!["routes[1]", "routes[2]"]),
+        (format!("{of_a}, {}, {}", named("a.x"), named("c")), vec!["routes[1]"]),
+        (format!("{of_a}, {all}"), vec![]),
+        (format!("{}, {}, {}", named("a.*"), named("a.x"), named("a.>")), vec!["routes[1]"]),
+        (format!("{}, {}, {}", named("a.>"), named("b"), of_a), vec!["routes[2]"]),
+        // Nothing of this kind comes at all: a source may be meant that is added later.
+        (format!("{all}, {}", named("z")), vec![]),
+        // A header may be missing: then the next one counts.
+        (format!("{{ match: {{ subject: 'a.>' }}, subject: 'x.{{header.K}}' }}, {}", named("a.x")), vec![]),
+    ] {
+        assert_eq!(never(&routes), expected, "{routes}");
+    }
+}
+
+#[test]
+fn another_source_that_would_show_revocations_is_named() {
+    let warned = |other: &str, routes: &str| {
+        let text = format!(
+            "auth: {{ jwt: {{ keys: [{{ algorithms: [HS256], secret: {KEY} }}] }}, revocations: {{ source: a, subject: ctl.r }} }}\n\
+             sources:\n  a: {{ nats: {{ servers: ['nats://h'], subjects: ['ctl.>'] }} }}\n  b: {other}\nroutes: [{routes}]\n"
+        );
+        good(&[&text], &[]).warnings.join("").contains("sources.b: reads `ctl.r` too, the subject of `auth.revocations` (source `a`)")
+    };
+    let other = "{ nats: { servers: ['nats://h'], subjects: ['>'], jetstream: { stream: S } } }";
+    assert!(warned(other, "") && warned(other, "{ match: { source: a, subject: ctl.r }, drop: true }"));
+    assert!(!warned(other, "{ match: { source: b, subject: ctl.r }, drop: true }"));
+    assert!(!warned("{ nats: { servers: ['nats://h'], subjects: ['orders.>'] } }", ""));
+    assert!(!warned("{ ticker: { subject: ctl.r } }", ""));
 }
 
 #[test]
