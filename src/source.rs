@@ -84,6 +84,8 @@ pub struct Gauges {
     pub ready: Option<u64>,
     /// When our credentials expire.
     pub expires: Expires,
+    /// Offsets of a log at which the broker delivered nothing, though a message came behind them, and none was lost there.
+    pub passed: Option<u64>,
 }
 
 /// One configured source of some kind.
@@ -170,13 +172,13 @@ pub trait Adapter: Send + Sync + 'static {
         Box::pin(async { Vec::new() })
     }
 
-    /// The logs of a source that has several: this adapter reads the first of them.
-    fn parts(&self) -> Option<&std::sync::Arc<parts::Parts>> {
     /// What its settings allow and may not mean, each with its key.
     fn advice(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
 
+    /// The logs of a source that has several: this adapter reads the first of them.
+    fn parts(&self) -> Option<&std::sync::Arc<parts::Parts>> {
         None
     }
 

@@ -495,7 +495,7 @@ impl SourceRuntime {
 
     fn reading(&self, window: (u64, u64), history: history::Counted) -> SourceReading {
         let Handle { name, status, counters, durable, .. } = &*self.supervisor.handle;
-        let Gauges { ready, expires } = self.supervisor.adapter.gauges();
+        let Gauges { ready, expires, passed } = self.supervisor.adapter.gauges();
         SourceReading {
             name: name.to_string(),
             messages: counters.messages(),
@@ -514,6 +514,7 @@ impl SourceRuntime {
             history_errors: ErrorKind::ALL.iter().map(|kind| (kind.as_str(), history.errors[*kind as usize])).collect(),
             ready: ready.filter(|_| status.read().state == State::Up),
             expires: [("certificate", expires.certificate), ("token", expires.token)],
+            passed,
             window_events: window.0,
             window_bytes: window.1,
         }

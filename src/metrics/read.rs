@@ -51,6 +51,8 @@ pub(crate) struct SourceReading {
     pub ready: Option<u64>,
     /// When our credentials expire, in seconds since 1970, by what they are.
     pub expires: [(&'static str, Option<u64>); 2],
+    /// Offsets of its log at which nothing came, where that is counted.
+    pub passed: Option<u64>,
     /// Events in its window.
     pub window_events: u64,
     /// Bytes of them.
@@ -264,6 +266,8 @@ fn sources(w: &mut Writer<'_>, all: &Readings) -> fmt::Result {
     w.gauge("source_lag_messages", help, by(all, |s| s.behind))?;
     let help = "Messages that wait in the broker's queue, as of a few seconds ago, while the source is connected";
     w.gauge("source_queue_messages", help, by(all, |s| s.ready))?;
+    let help = "Offsets of a RabbitMQ stream at which the broker delivered nothing between two messages, and none was lost";
+    w.counter("source_passed_offsets", help, by(all, |s| s.passed))?;
     let expires = by_word(all, "credential", |s| s.expires.iter().filter_map(|(what, at)| Some((*what, (*at)?))).collect());
     let help = "When our credentials expire with which the source was connected last, in seconds since 1970";
     w.gauge("source_credentials_expiry_timestamp_seconds", help, expires)?;

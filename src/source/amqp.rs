@@ -136,7 +136,7 @@ impl Adapter for Amqp {
     }
 
     fn gauges(&self) -> Gauges {
-        Gauges { ready: self.memory.ready(), expires: self.config.broker.expiry.get() }
+        Gauges { ready: self.memory.ready(), expires: self.config.broker.expiry.get(), passed: None }
     }
 
     fn narrowed(&self, subject: &Subject) -> Option<Arc<dyn Adapter>> {

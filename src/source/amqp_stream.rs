@@ -6,7 +6,7 @@
 //! broker's where that notes one; of old messages the publisher's; else that of receipt: the protocol does not
 //! tell when a message was appended.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -64,6 +64,8 @@ pub(super) struct Stream {
     shared: tokio::sync::Mutex<Weak<Link>>,
     /// What feeds it was deleted while it was read: messages may have been lost before they came to it.
     unfed: Arc<AtomicBool>,
+    /// Offsets that the live reader found empty.
+    passed: Arc<AtomicU64>,
     /// The super stream whose first partition this is.
     whole: Option<Arc<SuperStream>>,
 }
@@ -73,7 +75,14 @@ impl Stream {
         let queue = amqp.config.queue(&amqp.name).unwrap_or_default();
         // Names have been checked to fit.
         let queue = ShortString::try_new(queue).unwrap_or_default();
-        Self { amqp: Arc::new(amqp), queue, shared: tokio::sync::Mutex::default(), unfed: Arc::default(), whole: None }
+        Self {
+            amqp: Arc::new(amqp),
+            queue,
+            shared: tokio::sync::Mutex::default(),
+            unfed: Arc::default(),
+            passed: Arc::default(),
+            whole: None,
+        }
     }
 
     /// A connection: its own for the live reader, so that what this does not take holds up no other reader.
@@ -129,6 +138,7 @@ impl Stream {
         Ok(Reader {
             feed: home.feed(line, prefetch, upkeep),
             unfed,
+            passed: live.then(|| Arc::clone(&self.passed)),
             growth: if live { growth(self.whole.as_ref()) } else { None },
             home,
             items,
@@ -189,20 +199,22 @@ impl Adapter for Stream {
         })
     }
 
+    fn advice(&self) -> Vec<(&'static str, String)> {
+        self.amqp.config.broker.advice()
+    }
+
     fn parts(&self) -> Option<&Arc<Parts>> {
         self.whole.as_ref().map(|whole| &whole.parts)
     }
 
     fn gauges(&self) -> Gauges {
-        Gauges { expires: self.amqp.config.broker.expiry.get(), ..Gauges::default() }
+        let others = self.whole.iter().flat_map(|whole| whole.parts.others()).filter_map(|part| part.adapter.gauges().passed);
+        let passed = self.passed.load(Ordering::Relaxed) + others.sum::<u64>();
+        Gauges { expires: self.amqp.config.broker.expiry.get(), passed: Some(passed), ..Gauges::default() }
     }
 
     fn narrowed(&self, subject: &Subject) -> Option<Arc<dyn Adapter>> {
         Some(Arc::new(Self::new(self.amqp.narrowed(subject)?)))
-    fn advice(&self) -> Vec<(&'static str, String)> {
-        self.amqp.config.broker.advice()
-    }
-
     }
 
     fn keeps_for(&self) -> BoxFuture<'_, Result<Option<Duration>, SourceError>> {
@@ -256,6 +268,8 @@ struct Reader {
     feed: Feed,
     /// See [`Stream::unfed`]; the live one's.
     unfed: Option<Arc<AtomicBool>>,
+    /// See [`Stream::passed`]; likewise.
+    passed: Option<Arc<AtomicU64>>,
     /// Of a super stream's first partition, read live.
     growth: Option<Recurring>,
     home: Home,
@@ -309,7 +323,10 @@ impl Reader {
                 let first = Box::pin(async move { first_left(&link, &queue).await });
                 self.held = Some(Held { came, at, before, first });
             }
-            _ => self.hand_out(came, at, batch),
+            before => {
+                self.pass(before, at);
+                self.hand_out(came, at, batch);
+            }
         }
         Ok(())
     }
@@ -367,6 +384,13 @@ impl Reader {
         Some(Item::Gap(Gap { reason: GapReason::Retention, from: Some(held.before.seq), to: Some(seq), position }))
     }
 
+    /// Counts what is empty between two messages. Behind what was passed with a gap it is most likely the rest of that.
+    fn pass(&self, before: Option<Position>, at: Position) {
+        if let (Some(passed), Some(before)) = (&self.passed, before.filter(|before| before.check.is_some())) {
+            passed.fetch_add((at.seq - before.seq).saturating_sub(1), Ordering::Relaxed);
+        }
+    }
+
     fn hand_out(&mut self, came: Came, at: Position, batch: &mut Vec<Item>) {
         self.last = Some(at);
         let tag = came.delivery.delivery_tag;
@@ -411,7 +435,10 @@ impl Reads for Reader {
                 first => first?,
             };
             if let Some(held) = self.held.take() {
-                batch.extend(Self::judge(&held, first));
+                match Self::judge(&held, first) {
+                    Some(gap) => batch.push(gap),
+                    None => self.pass(Some(held.before), held.at),
+                }
                 self.hand_out(held.came, held.at, batch);
             }
             return Poll::Ready(Ok(()));

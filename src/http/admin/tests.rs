@@ -111,6 +111,7 @@ fn admin(on: [&watch::Receiver<bool>; 2]) -> (Admin, impl Future<Output = ()>) {
         history_errors: Vec::new(),
         ready: Some(3),
         expires: [("certificate", None), ("token", Some(1_900_000_000))],
+        passed: None,
         window_events: 2,
         window_bytes: 20,
     };
