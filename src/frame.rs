@@ -4,7 +4,6 @@
 //! Pure. Knows nothing of channels or sockets. It never writes a line end that the payload chose: a CR, LF or CRLF
 //! in a payload becomes the border of two `data` lines, which a client reads back as LF.
 
-use std::borrow::Cow;
 use std::io::Write as _;
 
 use base64::Engine as _;
@@ -19,7 +18,7 @@ mod encoded;
 #[cfg(test)]
 mod tests;
 
-use cloud::Cloud;
+use cloud::{Attribute, Cloud};
 pub(crate) use encoded::encode_heartbeat;
 pub use encoded::{Encoded, Encoder, Kind};
 
@@ -216,7 +215,7 @@ fn new_cloud_event(out: &mut Vec<u8>, event: &Event, origin: Origin<'_>) -> (Pay
 }
 
 /// A CloudEvent whose attributes were headers.
-fn cloud_event(out: &mut Vec<u8>, event: &Event, attributes: &[(String, Cow<'_, str>)]) -> (Payload, usize) {
+fn cloud_event(out: &mut Vec<u8>, event: &Event, attributes: &[Attribute<'_>]) -> (Payload, usize) {
     let start = begin_data(out);
     cloud::attributes(out, attributes);
     let kind = cloud::content_type(event);

@@ -16,7 +16,15 @@ pub(super) enum Cloud<'a> {
     /// The payload is all of it.
     Structured,
     /// All attributes but `datacontenttype`.
-    Binary(Vec<(String, Cow<'a, str>)>),
+    Binary(Vec<Attribute<'a>>),
+}
+
+/// An attribute of a CloudEvent.
+pub(super) struct Attribute<'a> {
+    name: String,
+    value: Cow<'a, str>,
+    /// Its value is an integer or a truth value, which JSON has too (CloudEvents 1.0, JSON event format, section 2.2).
+    literal: bool,
 }
 
 /// What every CloudEvent has, in the order in which it is written.
@@ -46,30 +54,38 @@ fn is_said_structured(event: &Event) -> bool {
 
 const CONTENT_TYPE: &str = "application/cloudevents";
 
+/// The other attributes that are text or times, whatever their publisher wrote.
+const TEXTS: [&str; 3] = ["dataschema", "subject", "time"];
+
 /// All attributes but `datacontenttype`, if there are all that a CloudEvent must have.
-fn in_headers(event: &Event) -> Option<Vec<(String, Cow<'_, str>)>> {
-    let mut found: Vec<(String, Cow<'_, str>)> = Vec::new();
-    for (name, value) in event.headers.iter() {
+fn in_headers(event: &Event) -> Option<Vec<Attribute<'_>>> {
+    let mut found: Vec<Attribute<'_>> = Vec::new();
+    for (name, value, literal) in event.headers.typed() {
         let Some((name, value)) = attribute(name, value) else { continue };
-        if !found.iter().any(|(known, _)| *known == name) {
-            found.push((name, value));
+        if !found.iter().any(|known| known.name == name) {
+            let literal = literal && ![&REQUIRED[..], &TEXTS].concat().contains(&&*name);
+            found.push(Attribute { name, value, literal });
         }
     }
-    let has = |name: &str| found.iter().any(|(known, value)| known == name && !value.is_empty());
-    if !REQUIRED.iter().all(|name| has(name)) || !found.iter().any(|(name, value)| name == "specversion" && value.starts_with("1.")) {
+    let has = |name: &str| found.iter().any(|known| known.name == name && !known.value.is_empty());
+    if !REQUIRED.iter().all(|name| has(name)) || !found.iter().any(|a| a.name == "specversion" && a.value.starts_with("1.")) {
         return None;
     }
-    found.sort_by_key(|(name, _)| REQUIRED.iter().position(|required| required == name).unwrap_or(REQUIRED.len()));
+    found.sort_by_key(|a| REQUIRED.iter().position(|required| *required == a.name).unwrap_or(REQUIRED.len()));
     Some(found)
 }
 
 /// Begins the JSON object with the attributes.
-pub(super) fn attributes(out: &mut Vec<u8>, attributes: &[(String, Cow<'_, str>)]) {
-    for (n, (name, value)) in attributes.iter().enumerate() {
+pub(super) fn attributes(out: &mut Vec<u8>, attributes: &[Attribute<'_>]) {
+    for (n, Attribute { name, value, literal }) in attributes.iter().enumerate() {
         out.push(if n == 0 { b'{' } else { b',' });
         string(out, name);
         out.push(b':');
-        string(out, value);
+        if *literal {
+            out.extend_from_slice(value.as_bytes());
+        } else {
+            string(out, value);
+        }
     }
 }
 

@@ -318,6 +318,15 @@ fn cloud_events_pass_as_they_came() {
     assert_eq!(payload(&inner), structured.as_bytes());
     let said = cloud(&[&nats[..], &[("content-type", "application/CloudEvents+json; charset=utf-8")]].concat(), structured.as_bytes());
     assert_eq!(data(&said), structured);
+    // Integers and truth values are so in JSON, where the standard does not say that the attribute is text.
+    let mut typed = cloud(&amqp[..3], b"");
+    for (name, value) in [("cloudEvents:type", "5"), ("cloudEvents:n", "-7"), ("cloudEvents:time", "1"), ("cloudEvents:b", "true")] {
+        typed.headers.push_literal(name, value);
+    }
+    typed.headers.push("cloudEvents:specversion", "1.0");
+    typed.headers.push("cloudEvents:text", "5");
+    let (_, of_it) = parse(&encode(&typed, Form::Routed)).remove(0);
+    assert!(of_it.contains("\"type\":\"5\",\"n\":-7,\"time\":\"1\",\"b\":true,\"text\":\"5\","), "{of_it}");
     // The client's own envelope is around what came.
     assert!(encode(&binary, Form::Json).contains("\"subject\":\"orders.eu\",\"event\":\"n\""));
 }

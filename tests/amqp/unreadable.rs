@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use brokercast::internals::{Adapter, Gap, GapReason, Item, Start};
+use brokercast::internals::{Adapter, Gap, GapReason, Item, Message, Start};
 use serde_json::json;
 
 use crate::support::drive::{Reading, source, texts};
@@ -172,6 +172,9 @@ async fn bodies_of_amqp_1_0_arrive_as_their_publishers_meant_them() {
         return;
     }
     assert_eq!(texts(&reading.messages(one.len()).await), expected);
+    // The broker's note that a body is encoded is no type that a publisher has set.
+    let has_type = |message: &Message| message.headers.get("type").is_some();
+    assert!(!reading.all().iter().any(has_type));
     // Positions are checked against the bytes as the broker has them.
     let place = reading.all()[3].position.unwrap();
     let mut history = Reading::history(&sections, Start::After(place)).await.unwrap();

@@ -9,8 +9,10 @@ use lapin::types::{AMQPValue, ShortString};
 use super::queue::OFFSET;
 use crate::event::{Headers, Timestamp};
 
-pub(super) fn of(properties: &BasicProperties) -> Headers {
+/// `converted`: the body was encoded sections of AMQP 1.0. Then the `type` is the broker's own note of that.
+pub(super) fn of(properties: &BasicProperties, converted: bool) -> Headers {
     let mut headers = Headers::default();
+    let kind = if converted { &None } else { properties.kind() };
     let texts = [
         ("content_type", properties.content_type()),
         ("content_encoding", properties.content_encoding()),
@@ -18,7 +20,7 @@ pub(super) fn of(properties: &BasicProperties) -> Headers {
         ("reply_to", properties.reply_to()),
         ("expiration", properties.expiration()),
         ("message_id", properties.message_id()),
-        ("type", properties.kind()),
+        ("type", kind),
         ("user_id", properties.user_id()),
         ("app_id", properties.app_id()),
     ];
@@ -35,11 +37,29 @@ pub(super) fn of(properties: &BasicProperties) -> Headers {
     // The broker's own note of an offset is in every message of a stream.
     let table = properties.headers().iter().flat_map(|table| table.inner());
     for (name, value) in table.filter(|(name, _)| name.as_str() != OFFSET) {
-        if let Some(value) = text(value) {
-            headers.push(name.as_str(), &value);
+        let Some(text) = text(value) else { continue };
+        if is_literal(value) {
+            headers.push_literal(name.as_str(), &text);
+        } else {
+            headers.push(name.as_str(), &text);
         }
     }
     headers
+}
+
+/// Whether a value is an integer or a truth value as CloudEvents has them: integers are of 32 bits there.
+fn is_literal(value: &AMQPValue) -> bool {
+    match value {
+        AMQPValue::Boolean(_)
+        | AMQPValue::ShortShortInt(_)
+        | AMQPValue::ShortShortUInt(_)
+        | AMQPValue::ShortInt(_)
+        | AMQPValue::ShortUInt(_)
+        | AMQPValue::LongInt(_) => true,
+        AMQPValue::LongUInt(value) => i32::try_from(*value).is_ok(),
+        AMQPValue::LongLongInt(value) => i32::try_from(*value).is_ok(),
+        _ => false,
+    }
 }
 
 fn text(value: &AMQPValue) -> Option<String> {
@@ -81,7 +101,11 @@ mod tests {
         ] {
             table.insert(name.into(), value);
         }
-        let headers = of(&BasicProperties::default().with_headers(table).with_timestamp(1_700_000_000).with_priority(3));
+        let properties = BasicProperties::default().with_headers(table).with_timestamp(1_700_000_000).with_priority(3);
+        let headers = of(&properties, false);
+        assert_eq!(headers.typed().filter(|(.., literal)| *literal).map(|(name, ..)| name).collect::<Vec<_>>(), ["n"]);
+        let typed = properties.with_type("amqp-1.0".into());
+        assert_eq!([false, true].map(|converted| of(&typed, converted).get("type").map(str::to_owned)), [Some("amqp-1.0".into()), None]);
         let mut found: Vec<_> = headers.iter().collect();
         found.sort_unstable();
         let expected = [

@@ -138,14 +138,10 @@ pub(in crate::source) async fn consume(
 
 /// A message, as its publisher meant it.
 pub(in crate::source) fn message(subject: Subject, delivery: Delivery, time: Timestamp, position: Option<Position>) -> Message {
-    let headers = headers::of(&delivery.properties);
-    Message { headers, ..Message::new(subject, payload(delivery), time, position) }
-}
-
-fn payload(delivery: Delivery) -> Bytes {
     let encoded = delivery.properties.kind().as_ref().is_some_and(|kind| kind.as_str() == sections::KIND);
     let decoded = if encoded { sections::payload(&delivery.data) } else { None };
-    Bytes::from(decoded.unwrap_or(delivery.data))
+    let headers = headers::of(&delivery.properties, decoded.is_some());
+    Message { headers, ..Message::new(subject, Bytes::from(decoded.unwrap_or(delivery.data)), time, position) }
 }
 
 /// A message's place in its stream.

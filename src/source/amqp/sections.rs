@@ -2,7 +2,7 @@
 //! single data section.
 //!
 //! Pure. The payload is what the publisher meant: text and bytes as they are, all other values as JSON. A timestamp is its
-//! milliseconds since 1970, bytes within a value are text or else base64.
+//! milliseconds since 1970, bytes within a value are text or else base64, and a decimal is text, as no JSON number is one.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -201,6 +201,9 @@ impl<'a> Input<'a> {
             // The shortest text that means the same, not that of the nearest double.
             0x72 => f32::from_be_bytes(self.take(4)?.try_into().ok()?).to_string().parse::<f64>().ok()?.into(),
             0x73 => char::from_u32(u32::try_from(self.unsigned(4)?).ok()?)?.to_string().into(),
+            0x74 => decimal(self.take(4)?, 8).into(),
+            0x84 => decimal(self.take(8)?, 10).into(),
+            0x94 => decimal(self.take(16)?, 14).into(),
             0x80 => self.unsigned(8)?.into(),
             0x81 | 0x83 => self.signed(8)?.into(),
             0x82 => f64::from_be_bytes(self.take(8)?.try_into().ok()?).into(),
@@ -214,6 +217,39 @@ impl<'a> Input<'a> {
             }
         })
     }
+}
+
+/// A decimal of IEEE 754 in its binary encoding (AMQP 1.0, section 1.6.13), with so many bits of an exponent. `None`: it is
+/// infinite or no number.
+fn decimal(bytes: &[u8], exponent_bits: usize) -> Option<String> {
+    let bits = bytes.iter().fold(0_u128, |bits, byte| bits << 8 | u128::from(*byte));
+    let size = 8 * bytes.len();
+    if bits >> (size - 5) & 0b1111 == 0b1111 {
+        return None;
+    }
+    let wide = bits >> (size - 3) & 0b11 == 0b11;
+    let low = size - 1 - exponent_bits - if wide { 2 } else { 0 };
+    let digits = match bytes.len() {
+        4 => 7,
+        8 => 16,
+        _ => 34,
+    };
+    let number = bits & ((1 << low) - 1) | if wide { 0b100 << low } else { 0 };
+    // What has too many digits is zero.
+    let number = if number < 10_u128.pow(digits) { number } else { 0 };
+    let bias = (3 << (exponent_bits - 3)) + i64::from(digits) - 2;
+    let exponent = i64::try_from(bits >> low & ((1 << exponent_bits) - 1)).ok()? - bias;
+    let sign = if bits >> (size - 1) == 1 { "-" } else { "" };
+    Some(match exponent {
+        0 => format!("{sign}{number}"),
+        -34..0 => {
+            let fraction = usize::try_from(-exponent).ok()?;
+            let text = format!("{number:0>width$}", width = fraction + 1);
+            let (whole, part) = text.split_at(text.len() - fraction);
+            format!("{sign}{whole}.{part}")
+        }
+        _ => format!("{sign}{number}e{exponent}"),
+    })
 }
 
 #[cfg(test)]
@@ -255,6 +291,16 @@ mod tests {
             (b"\x83\0\0\0\0\0\0\x03\xe8", "1000"),
             (b"\x73\0\0\x00\xe9", "\"\u{e9}\""),
             (b"\x98\0\x11\x22\x33\x44\x55\x66\x77\x88\x99\xaa\xbb\xcc\xdd\xee\xff", "\"00112233-4455-6677-8899-aabbccddeeff\""),
+            // As other implementations write 1.25, -7, 9999999e90, 0.001, 12e30, infinity; and 0.1 with 16 and with 34 digits.
+            (b"\x74\x31\x80\0\x7d", "\"1.25\""),
+            (b"\x74\xb2\x80\0\x07", "\"-7\""),
+            (b"\x74\x77\xf8\x96\x7f", "\"9999999e90\""),
+            (b"\x74\x31\0\0\x01", "\"0.001\""),
+            (b"\x74\x41\x80\0\x0c", "\"12e30\""),
+            (b"\x74\x78\0\0\0", "null"),
+            (b"\x74\x6c\xbf\xff\xff", "\"0\""),
+            (b"\x84\x31\xa0\0\0\0\0\0\x01", "\"0.1\""),
+            (b"\x94\x30\x3e\0\0\0\0\0\0\0\0\0\0\0\0\0\x01", "\"0.1\""),
             (b"\xc0\x06\x03\x40\xa1\x01a\x43", "[null,\"a\",0]"),
             (b"\xc1\x0c\x04\xa1\x01a\x54\x01\xa3\x01b\xa0\x01\xff", "{\"a\":1,\"b\":\"/w==\"}"),
             (b"\xc1\x05\x02\x54\x01\x41\x41", "{\"1\":true}"),
@@ -281,7 +327,8 @@ mod tests {
             b"\0\x53\x77",
             b"\0\x53\x70\x45",
             &value(b"\xa1\x05ab"),
-            &value(b"\x74\0\0\0\0"),
+            &value(b"\x74\0\0\0"),
+            &value(b"\x75\0\0\0\0"),
             &value(b"\xc1\x03\x01\x40"),
             // Four thousand million elements in eleven bytes.
             &value(b"\xf0\0\0\0\x05\xff\xff\xff\xff\x40"),
