@@ -281,6 +281,18 @@ fn a_position_whose_message_a_route_dropped_is_compared_too() {
 }
 
 #[test]
+fn a_position_of_another_log_is_not_taken_for_where_a_gap_ends() {
+    let position = |seq, message: &str| Position { seq, check: Some(crate::cursor::Check::of(&[message.as_bytes()])) };
+    let hub = hub(WIDE);
+    // The log was made anew, and its first 122 messages are gone already.
+    let reset = Gap { reason: GapReason::Reset, position: Some(Position::unverified(122)), ..Gap::UNKNOWN };
+    hub.publish(LOG, &mut vec![Input::Tail(Some(position(200, "old"))), Input::Gap(reset)], now());
+    let find = |position| hub.state().source(LOG).unwrap().window().find(position);
+    assert_eq!(find(position(122, "old")), Place::Outside);
+    assert!(matches!(find(Position::unverified(122)), Place::After(_)));
+}
+
+#[test]
 fn what_a_publishing_that_panicked_left_is_not_taken_for_another_source() {
     let hub = hub(WIDE);
     let other = hub.add(spec("other", false), now(), |_| {});

@@ -195,9 +195,9 @@ impl Window {
             _ => return Place::Outside,
         };
         let skipped = self.skipped.binary_search_by_key(&position.seq, |p| p.seq).ok().map(|at| self.skipped[at]);
-        let mut there = known.into_iter().chain(skipped).chain([head]).filter(|p| p.seq == position.seq).peekable();
-        if there.peek().is_none() && position.check.is_some() {
-            // Whether this is the same log, only the broker can tell.
+        let mut there = known.into_iter().chain(skipped).chain([head]).filter(|p| p.seq == position.seq);
+        if position.check.is_some() && there.clone().all(|p| p.check.is_none()) {
+            // Whether this is the same log, only the broker can tell: of where a gap ends, for one, no check is known.
             return Place::Outside;
         }
         if there.all(|p| p.agrees(&position)) { Place::After(seq) } else { Place::Other }
