@@ -58,8 +58,8 @@ pub(super) async fn run(world: Rc<World>, number: usize, patterns: Vec<&'static 
                 _ => first.clone(),
             },
         };
-        if start == first {
-            // A new EventSource knows no id, even where its stream ends before anything came.
+        if start != Start::Resume {
+            // A new EventSource knows no id, nor does one whose id is damaged, even where its stream ends before anything came.
             reader.last_id = None;
         }
         world.note(Some(number), || format!("opens {start:?} at {}", bridge.epoch));

@@ -866,18 +866,20 @@ impl Judge {
             None if by_window => state.logs[source].borders.len().min(log.borders + 1),
             None => return Err(format!("{gap:?} is none that a reader was told of; the client stood at {stood:?}")),
         };
+        let border = state.logs[source].borders.get(borders.wrapping_sub(1));
         if borders <= log.borders {
             let log = &mut self.logs[source];
+            // Where a log was only cut, what is before that stands in both: the bridge's window had it, and went on in the old one.
+            let in_both = border.is_some_and(|border| log.next <= *border);
             if log.unverified {
                 self.counts.unverified += 1;
-            } else if log.stale && (by_window || log.went_back) {
+            } else if log.stale && (by_window || log.went_back || in_both) {
                 log.went_back |= by_window;
                 self.counts.stale += 1;
             } else {
                 return Err(format!("{gap:?}: {borders} resets were told before"));
             }
         }
-        let border = state.logs[source].borders.get(borders.wrapping_sub(1));
         self.effects.extend(border.map(|border| state.written[source][*border].removed_by));
         let log = &mut self.logs[source];
         log.borders = borders.max(log.borders);
