@@ -68,7 +68,7 @@ struct Follower {
     point: Option<Point>,
     /// Since the last reset, the client stood at a place without a check: another bridge may tell it again.
     unverified: bool,
-    /// When the stream was opened, the bridge had not noticed yet that the log was made anew or cut.
+    /// When the stream was opened, or its last reset was told, the bridge had not noticed yet that the log was made anew or cut.
     stale: bool,
     /// It was told a reset by such a bridge since: it may have gone back into the old log, and is told again behind that.
     went_back: bool,
@@ -403,8 +403,7 @@ impl Judge {
         (self.began_at, self.before, self.mark) = (from, from, from);
         self.swap();
         for (source, log) in self.logs.iter_mut().enumerate() {
-            log.stale =
-                log.went_back || state.noticed.get(&(epoch, source)).is_none_or(|noticed| *noticed < state.logs[source].borders.len());
+            log.stale = log.went_back || !has_noticed(state, epoch, source);
         }
         self.gaps.clear();
         self.restarted.clear();
@@ -887,7 +886,8 @@ impl Judge {
         log.next = 0;
         log.gaps.clear();
         log.unverified = false;
-        log.stale = log.went_back;
+        // The log's reader may have told it while the live one knew nothing yet.
+        log.stale = log.went_back || !has_noticed(state, self.epoch, source);
         Ok(())
     }
 
@@ -1144,6 +1144,11 @@ impl Judge {
         let later = |t: &&Taken| t.seq > seq && self.is_due(state, t);
         state.taken.get(&epoch).and_then(|taken| taken.iter().find(later)).map(|t| format!("{t:?} has not come"))
     }
+}
+
+/// Whether a bridge's live reader knows the log as it is now.
+fn has_noticed(state: &State, epoch: u32, source: usize) -> bool {
+    state.noticed.get(&(epoch, source)).is_some_and(|noticed| *noticed >= state.logs[source].borders.len())
 }
 
 fn covers((from, to): (Option<u64>, Option<u64>), seq: u64) -> bool {
