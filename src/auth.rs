@@ -20,6 +20,7 @@ mod backend;
 mod cache;
 mod carrier;
 mod explain;
+mod fingerprint;
 mod issuer;
 mod jwks;
 mod keys;

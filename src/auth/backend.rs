@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use reqwest::redirect;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::fingerprint::Fingerprint;
 use super::issuer::union;
 use super::settings::{Backend as Settings, Lists};
 use super::{Grant, Owner, Revocations};
@@ -35,7 +36,7 @@ mod tests;
 pub(super) use answer::Answer;
 use answer::{Asked, Nonsense};
 use breaker::Failed;
-use desk::{Asking, Desk, Fingerprint, Found, Known, Outcome, SEATS, Timing};
+use desk::{Asking, Desk, Found, Known, Outcome, SEATS, Timing};
 pub(crate) use forward::Question;
 pub(super) use forward::{Forward, TwoCookies};
 

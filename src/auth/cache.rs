@@ -1,28 +1,23 @@
 //! Recently verified tokens, so that many clients who reconnect at once cost little.
 //!
-//! Bounded. Holds no token, only 128 bits of a keyed hash of each: SipHash with two random keys of this process. An attacker
-//! who does not know the keys cannot make two tokens with the same hash.
+//! Bounded. Holds no token, only its [`Fingerprint`].
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 
 use super::Grant;
+use super::fingerprint::{Fingerprint, Keys};
 use crate::event::Timestamp;
 use crate::subject::Pattern;
 
 /// How many tokens each of two generations holds.
 const GENERATION: usize = 8192;
 
-/// The hash that identifies a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Fingerprint(u64, u64);
-
 #[derive(Debug, Default)]
 pub(super) struct Cache {
-    keys: (RandomState, RandomState),
+    keys: Keys,
     state: Mutex<State>,
 }
 
@@ -40,7 +35,7 @@ struct State {
 
 impl Cache {
     pub(super) fn fingerprint(&self, token: &str) -> Fingerprint {
-        Fingerprint(self.keys.0.hash_one(token), self.keys.1.hash_one(token))
+        self.keys.fingerprint(token)
     }
 
     /// Returns the grant of a token that was verified before and has not expired.

@@ -1,9 +1,8 @@
 //! What is known of credentials: answers that still count, questions under way, and for which credentials streams are open.
 //!
 //! Bounded. Takes the time as an argument. Holds a credential itself only while a stream of it is open; of all others it has
-//! 128 bits of a keyed hash (SipHash with two random keys of this process). Knows no HTTP.
+//! the [`Fingerprint`]. Knows no HTTP.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -18,6 +17,7 @@ use super::answer::Answer;
 use super::breaker::Breaker;
 use super::forward::{Forward, Question};
 use crate::auth::Owner;
+use crate::auth::fingerprint::{Fingerprint, Keys};
 use crate::event::Timestamp;
 use crate::support::backoff::jittered;
 
@@ -31,10 +31,6 @@ const SWEEP: usize = 64;
 const REFUSED: Duration = Duration::from_secs(5);
 /// After a question that failed, streams' credentials are asked for again at the latest after this.
 const AGAIN: Duration = Duration::from_secs(15);
-
-/// What tells credentials apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Fingerprint(u64, u64);
 
 /// What became of a question.
 #[derive(Debug, Clone)]
@@ -160,7 +156,7 @@ impl State {
 
 /// See the module.
 pub(super) struct Desk {
-    keys: (RandomState, RandomState),
+    keys: Keys,
     pub(super) seats: Semaphore,
     /// There are credentials whose streams have to hear of a newer answer.
     pub(super) changed: Notify,
@@ -171,8 +167,8 @@ pub(super) struct Desk {
 
 impl Default for Desk {
     fn default() -> Self {
-        let keys = (RandomState::new(), RandomState::new());
-        Self { keys, seats: Semaphore::new(SEATS), changed: Notify::new(), breaker: Mutex::default(), state: Mutex::default() }
+        let seats = Semaphore::new(SEATS);
+        Self { keys: Keys::default(), seats, changed: Notify::new(), breaker: Mutex::default(), state: Mutex::default() }
     }
 }
 
@@ -184,8 +180,7 @@ pub(super) enum Found {
 
 impl Desk {
     pub(super) fn fingerprint(&self, question: &Question) -> Fingerprint {
-        let encoded = question.encoded();
-        Fingerprint(self.keys.0.hash_one(&encoded), self.keys.1.hash_one(&encoded))
+        self.keys.fingerprint(&question.encoded())
     }
 
     /// What is known, where `known` is good enough, or the question that is under way, or the one that `ask` makes. It gets what
