@@ -81,6 +81,9 @@ pub(crate) fn init(log: Settings) -> Result<Log, Error> {
         let place = panic.location().map_or_else(String::new, ToString::to_string);
         tracing::error!(place, "panicked");
     }));
+    if from_environment {
+        tracing::info!("`RUST_LOG` counts instead of `log.filter`");
+    }
     Ok(Log(Some(handle).filter(|_| !from_environment)))
 }
 
