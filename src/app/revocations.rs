@@ -196,7 +196,10 @@ impl Taking {
                     tracing::info!(id, "revocation taken back by a message");
                 }
             }
-            Order::Over => {}
+            // Nothing to tell: whoever read it in time has forgotten it by now.
+            Order::Over(id) => {
+                self.revocations.remove(&id);
+            }
         }
         Ok(())
     }

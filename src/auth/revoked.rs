@@ -11,7 +11,7 @@ use std::time::Duration;
 use fnv::FnvHasher;
 use hashbrown::HashMap;
 use parking_lot::RwLock;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Owner;
 use crate::event::Timestamp;
@@ -76,21 +76,32 @@ pub enum Order {
     Revoke(Revocation),
     /// A revocation of this name is taken back.
     Delete(Box<str>),
-    /// Tokens were refused until a time that is over.
-    Over,
+    /// Tokens were refused until a time that is over; an earlier revocation of this name was replaced by this.
+    Over(Box<str>),
 }
 
 /// An order as it is written.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
+    #[serde(default, deserialize_with = "given")]
     id: Option<Box<str>>,
+    #[serde(default, deserialize_with = "given")]
     identity: Option<Box<str>>,
+    #[serde(default, deserialize_with = "given")]
     issuer: Option<Box<str>>,
+    #[serde(default, deserialize_with = "given")]
     token_id: Option<Box<str>>,
+    #[serde(default, deserialize_with = "given")]
     session_id: Option<Box<str>>,
+    #[serde(default, deserialize_with = "given")]
     issued_before: Option<String>,
     until: String,
+}
+
+/// A criterion that is `null` is a mistake: without it, more tokens would be revoked than were meant.
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(value: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(value).map(Some)
 }
 
 /// Why an order cannot be taken.
@@ -158,7 +169,7 @@ impl Revocation {
             None => format!("m{:016x}", hash(json)).into(),
         };
         let revocation = Self::of(written, id, sent)?.ok_or(RevocationError::Until)?;
-        Ok(if revocation.until > now { Order::Revoke(revocation) } else { Order::Over })
+        Ok(if revocation.until > now { Order::Revoke(revocation) } else { Order::Over(revocation.id) })
     }
 
     /// Whether a text can name a revocation: it can be part of a URL.
@@ -443,6 +454,8 @@ mod tests {
             json!({ "identity": "a", "until": "1h", "id": "x" }),
             json!({ "deleted": "x" }),
             json!({ "identity": 5, "until": "1h" }),
+            json!({ "identity": null, "issuer": "https://id", "until": "1h" }),
+            json!({ "identity": "a", "issued_before": null, "until": "1h" }),
             json!({ "issued_before": "1h", "until": "1h" }),
             json!([]),
         ] {
@@ -463,13 +476,13 @@ mod tests {
         let message = serde_json::to_string(&own).unwrap();
         assert_eq!(read(&message, 9, 9).unwrap(), Order::Revoke(own.clone()), "{message}");
         assert_eq!(read(r#"{"deleted":"x"}"#, 0, 0).unwrap(), Order::Delete("x".into()));
-        assert_eq!(read(&message, 0, 3600).unwrap(), Order::Over);
+        assert_eq!(read(&message, 0, 3600).unwrap(), Order::Over(own.id));
         // A duration counts from when the message was sent.
         let relative = r#"{"identity":"alice","until":"10s"}"#;
         let (one, other) = (read(relative, 0, 5).unwrap(), read(relative, 0, 7).unwrap());
         let Order::Revoke(Revocation { id, until, .. }) = &one else { panic!("{one:?}") };
         assert_eq!((one == other, *until, id.len()), (true, NOW.after(Duration::from_secs(10)), 17));
-        assert_eq!(read(relative, 0, 10).unwrap(), Order::Over);
+        assert_eq!(read(relative, 0, 10).unwrap(), Order::Over(id.clone()));
         for nonsense in [
             "",
             "{}",

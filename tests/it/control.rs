@@ -90,8 +90,13 @@ async fn a_jetstream_log_takes_revocations_to_all_replicas_and_outlives_them() {
     // Taken back there, gone here; and a replica that starts later reads what holds.
     assert_eq!(ask(two.http.delete(two.admin_url(&format!("/revocations/{id}")))).await.0, 204);
     eventually("it to be taken back here", async || (status(&one, "ada").await == 200).then_some(())).await;
+    // As is what is said anew under its id with a time that is over.
+    for (until, code) in [("1h", 401), ("2001-01-01T00:00:00Z", 200)] {
+        nats.publish(SUBJECT, json!({"id": "z", "identity": "zoe", "until": until}).to_string()).await;
+        eventually("it to count", async || (status(&one, "zoe").await == code).then_some(())).await;
+    }
     two.restart().await;
-    assert_eq!([status(&two, "ada").await, status(&two, "eve").await], [200, 401]);
+    assert_eq!([status(&two, "ada").await, status(&two, "eve").await, status(&two, "zoe").await], [200, 401, 200]);
     assert_eq!(ids(&one).await, ids(&two).await);
 
     // Until the log is read, nobody can say what was revoked.
