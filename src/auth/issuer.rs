@@ -259,11 +259,12 @@ impl Issuer {
 
     fn owner(&self, token: &Parsed<'_>, key: u64) -> Result<Owner, Refused> {
         let claims = token.claims();
-        // Numbers of rows of a table are taken as texts: by these texts tokens are revoked.
+        // Numbers of rows of a table are taken as texts: by these texts tokens are revoked. Of a number that is no whole one of 64
+        // bits only an approximation is known, which two claims may share.
         let text = |name| match claims.get(name) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
-            Some(Value::Number(number)) => Ok(Some(number.to_string())),
+            Some(Value::Number(number)) if !number.is_f64() => Ok(Some(number.to_string())),
             Some(_) => Err(Refused::ClaimType(name)),
         };
         let identity = text("sub")?.map(Arc::from);

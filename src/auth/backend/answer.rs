@@ -66,7 +66,7 @@ impl Answer {
         let identity = match given(&body, "identity") {
             None => None,
             Some(Value::String(text)) => Some(text.as_str().into()).filter(|text: &Arc<str>| !text.is_empty()),
-            Some(Value::Number(number)) => Some(number.to_string().into()),
+            Some(Value::Number(number)) if !number.is_f64() => Some(number.to_string().into()),
             Some(_) => return Err(Nonsense::Identity),
         };
         let (subscribe, bad_subscribe) = patterns(&body, "subscribe")?;
@@ -153,6 +153,7 @@ mod tests {
             (r#"{"status": "ok", "identity": null}"#, Nonsense::Empty),
             (r#"{"identity": ["a"]}"#, Nonsense::Identity),
             (r#"{"identity": true}"#, Nonsense::Identity),
+            (r#"{"identity": 18446744073709551617}"#, Nonsense::Identity),
             (r#"{"identity": "a", "subscribe": {"a": 1}}"#, Nonsense::Patterns("subscribe")),
             (r#"{"identity": "a", "subscribe": ["a", 1]}"#, Nonsense::Patterns("subscribe")),
             (r#"{"identity": "a", "publish": true}"#, Nonsense::Patterns("publish")),
