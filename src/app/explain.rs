@@ -57,9 +57,8 @@ impl Explainer {
         let from: Vec<&str> = sources.iter().filter(|(_, router)| router.gives(subject)).map(|(name, _)| name.as_str()).collect();
         let refused = grant.as_ref().and_then(|grant| grant.as_ref().err());
         let (seen, why) = match refused {
-            Some(AuthError::KeysNotLoaded) => (None, "the keys to verify the token with cannot be loaded".to_owned()),
-            Some(AuthError::RevocationsNotLoaded) => (None, "what was revoked is not loaded yet".to_owned()),
-            Some(error) => (Some(false), format!("the token is refused: {}", reason(error))),
+            Some(error @ (AuthError::KeysNotLoaded | AuthError::RevocationsNotLoaded)) => (None, auth.reason(error)),
+            Some(error) => (Some(false), format!("the token is refused: {}", auth.reason(error))),
             None if covering.is_empty() => (Some(false), "no rule grants it".to_owned()),
             None if from.is_empty() => (Some(false), self.why_no_source(&sources, subject)),
             None => (Some(true), format!("granted by {}; from {}", covering.join(", "), from.join(", "))),
@@ -68,7 +67,7 @@ impl Explainer {
             "subject": subject.as_str(),
             "seen": seen,
             "why": why,
-            "token": grant.as_ref().map(|grant| self.token(grant, &checks)),
+            "token": grant.as_ref().map(|grant| self.token(auth, grant, &checks)),
             "grants": if refused.is_none() { rules.iter().map(|rule| self.grant(rule, covers(rule))).collect() } else { Value::Null },
             "sources": sources.iter().map(|(name, router)| self.source(name, router, subject, from.contains(&name.as_str()))).collect::<Value>(),
         });
@@ -84,7 +83,7 @@ impl Explainer {
         rules.iter().flat_map(one).collect()
     }
 
-    fn token(&self, grant: &Result<Grant, AuthError>, checks: &[Check]) -> Value {
+    fn token(&self, auth: &Authenticator, grant: &Result<Grant, AuthError>, checks: &[Check]) -> Value {
         let check = |check: &Check| {
             let told = json!({ "check": check.name, "passed": check.passed, "found": check.found, "expected": check.expected });
             match &check.key {
@@ -95,7 +94,7 @@ impl Explainer {
         let checks: Value = checks.iter().map(check).collect();
         match grant {
             Ok(grant) => json!({ "valid": true, "identity": grant.identity(), "expires": grant.expires, "checks": checks }),
-            Err(error) => json!({ "valid": false, "reason": reason(error), "checks": checks }),
+            Err(error) => json!({ "valid": false, "reason": auth.reason(error), "checks": checks }),
         }
     }
 
@@ -141,14 +140,6 @@ fn with(told: Value, name: &str, value: Value) -> Value {
     let mut members = if let Value::Object(members) = told { members } else { Map::new() };
     members.insert(name.to_owned(), value);
     members.into()
-}
-
-/// Why a token is refused.
-pub(crate) fn reason(error: &AuthError) -> String {
-    match error {
-        AuthError::Invalid(why) => why.to_string(),
-        _ => error.to_string(),
-    }
 }
 
 fn does(fate: &Fate) -> String {

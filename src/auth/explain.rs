@@ -108,6 +108,19 @@ impl Authenticator {
         (grant, checks.collect())
     }
 
+    /// Why a token is refused, in words for operators.
+    pub(crate) fn reason(&self, refused: &AuthError) -> String {
+        match refused {
+            AuthError::Invalid(why) => why.to_string(),
+            AuthError::KeysNotLoaded => {
+                let remotes = self.tokens.iter().flat_map(|tokens| &tokens.issuers).flat_map(|issuer| issuer.remotes());
+                let failures = remotes.filter_map(|remote| Some(format!("; {}: {}", remote.shown(), remote.failure()?)));
+                failures.fold(refused.to_string(), |text, failure| text + &failure)
+            }
+            _ => refused.to_string(),
+        }
+    }
+
     fn check(&self, name: &'static str, token: Option<&Parsed<'_>>, passed: Option<bool>) -> Check {
         let claims = token.map(Parsed::claims);
         let claim = |name| claims.and_then(|claims: &Map<_, _>| claims.get(name)).cloned().unwrap_or_default();

@@ -97,7 +97,8 @@ struct State {
     /// The text of the last good set, to know whether a new one differs.
     body: Option<String>,
     fetching: bool,
-    failed: bool,
+    /// Why the last fetch failed.
+    failed: Option<String>,
     /// When the last fetch began.
     began: Option<Instant>,
     /// When the set came last.
@@ -138,7 +139,7 @@ impl Remote {
         let same = self.place == of.place && self.id == of.id && self.algorithms == of.algorithms;
         if same {
             let State { body, began, came, .. } = &*of.state.lock();
-            *self.state.lock() = State { body: body.clone(), began: *began, came: *came, fetching: false, failed: false };
+            *self.state.lock() = State { body: body.clone(), began: *began, came: *came, fetching: false, failed: None };
         }
         same
     }
@@ -161,13 +162,19 @@ impl Remote {
     #[cfg(test)]
     pub(super) fn failed(&self) -> bool {
         let state = self.state.lock();
-        state.failed && !state.fetching
+        state.failed.is_some() && !state.fetching
+    }
+
+    /// Why there is no set yet.
+    pub(super) fn failure(&self) -> Option<String> {
+        let state = self.state.lock();
+        state.failed.clone().filter(|_| state.body.is_none())
     }
 
     /// Asks for another fetch because of a key that is not known.
     pub(super) fn miss(&self) -> Hope {
         let mut state = self.state.lock();
-        if state.fetching || state.failed || state.began.is_none() {
+        if state.fetching || state.failed.is_some() || state.began.is_none() {
             return Hope::Waiting;
         }
         if state.began.is_some_and(|began| began.elapsed() < COOLDOWN) {
@@ -239,7 +246,7 @@ impl Remote {
                 state.began = Some(Instant::now());
             }
             let attempt = self.attempt(&mut client).await;
-            let failed = attempt.is_err();
+            let failed = attempt.as_ref().err().map(|error| crate::support::causes::chain(error));
             let pause = match &attempt {
                 Ok(_) => REFRESH,
                 Err(_) => BACKOFF.after(failures.saturating_add(1)),
@@ -254,26 +261,25 @@ impl Remote {
                     fetched(None);
                     None
                 }
-                Err(error) => {
+                Err(_) => {
                     // Logged once for each series of failures, not for each attempt.
-                    if failures == 0 {
-                        let error = crate::support::causes::chain(&error);
+                    if let Some(error) = failed.as_ref().filter(|_| failures == 0) {
                         tracing::warn!(host, %error, kept = self.loaded(), "signing keys cannot be loaded");
                     }
                     None
                 }
             };
-            if !failed && failures > 0 {
+            if failed.is_none() && failures > 0 {
                 tracing::info!(host, "signing keys can be loaded again");
             }
-            failures = if failed { failures.saturating_add(1) } else { 0 };
+            failures = if failed.is_some() { failures.saturating_add(1) } else { 0 };
             {
                 let mut state = self.state.lock();
                 state.fetching = false;
-                state.failed = failed;
-                if !failed {
+                if failed.is_none() {
                     state.came = Some(Instant::now());
                 }
+                state.failed = failed;
                 if body.is_some() {
                     state.body = body;
                 }

@@ -264,7 +264,11 @@ pub(super) const MAX_SET: usize = 64;
 /// are of another kind or not understood are left out.
 pub(super) fn from_set(json: &str, id: Option<&str>, algorithms: &[Algorithm]) -> Result<Vec<Key>, KeyError> {
     let set: Set = serde_json::from_str(json).map_err(|_| KeyError::NoSet)?;
-    let keys: Vec<Key> = set.keys.into_iter().filter_map(|member| from_member(member, id, algorithms)).take(MAX_SET).collect();
+    let mut keys: Vec<Key> = set.keys.into_iter().filter_map(|member| from_member(member, id, algorithms)).collect();
+    if keys.len() > MAX_SET {
+        tracing::warn!(keys = keys.len(), kept = MAX_SET, "a key set has more keys than are kept: the last ones are left out");
+        keys.truncate(MAX_SET);
+    }
     if keys.is_empty() { Err(KeyError::EmptySet) } else { Ok(keys) }
 }
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{Error, block_on, load, print};
-use crate::app::explain::reason;
 use crate::auth::{self, AuthError, Authenticator, IssuerSettings as Issuer, Refused, Signer};
 use crate::event::Timestamp;
 use crate::settings::value::{parse_duration, show_duration};
@@ -69,7 +68,7 @@ pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error
         // One for later.
         Ok(_) | Err(AuthError::Invalid(Refused::NotYet) | AuthError::KeysNotLoaded) => {}
         Err(AuthError::Invalid(Refused::Lifetime)) => return Err(Error::new(format!("the token would be refused: {longest}"))),
-        Err(error) => return Err(Error::new(format!("the token would be refused: {}", reason(&error)))),
+        Err(error) => return Err(Error::new(format!("the token would be refused: {}", authenticator.reason(&error)))),
     }
     print(&format!("{token}\n"))?;
     Ok(ExitCode::SUCCESS)

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use crate::app::Loaded;
-use crate::app::explain::{Explainer, reason};
+use crate::app::explain::Explainer;
 use crate::auth::Authenticator;
 use crate::cli::{Error, KEYS, block_on, given, print, with_keys};
 
@@ -27,7 +27,7 @@ pub(super) fn run(loaded: Loaded, token: &str) -> Result<ExitCode, Error> {
             });
             (said, ExitCode::SUCCESS)
         }
-        Err(error) => (json!({ "valid": false, "reason": reason(&error) }), ExitCode::FAILURE),
+        Err(error) => (json!({ "valid": false, "reason": authenticator.reason(&error) }), ExitCode::FAILURE),
     };
     print(&format!("{said:#}\n"))?;
     Ok(code)
