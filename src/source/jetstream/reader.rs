@@ -237,14 +237,15 @@ impl Reader {
         }
         // Server 2.9 delivers the newest message of a subject again, if the subject is written meanwhile.
         let again = self.progress.last.is_some_and(|last| place.seq == last.seq);
-        if self.progress.tail.is_some_and(|end| place.seq > end.seq) {
+        if let Some(end) = self.progress.tail.filter(|end| place.seq > end.seq) {
+            // What was there at the beginning may be gone. The newest of each subject say nothing of what lies between.
+            if !self.progress.last_only {
+                self.note_hole(end.seq + 1);
+            }
             self.hand_out_tail();
         }
+        self.note_hole(place.seq);
         let progress = &mut self.progress;
-        if let Some(floor) = progress.floor.filter(|floor| place.seq > floor + 1) {
-            let (at, to, calm) = (self.output.ready.items.len(), place.seq, progress.caught_up);
-            self.output.ready.holes.push(Hole { at, after: floor, time: progress.time_at(floor), to, calm });
-        }
         progress.last = Some(place);
         if !progress.last_only {
             progress.floor = progress.floor.max(Some(place.seq));
@@ -265,6 +266,15 @@ impl Reader {
             self.hand_out_tail();
         }
         Ok(())
+    }
+
+    /// The next message is this one, or one that stands before it is gone.
+    fn note_hole(&mut self, to: u64) {
+        let progress = &self.progress;
+        if let Some(after) = progress.floor.filter(|floor| to > floor + 1) {
+            let (at, time, calm) = (self.output.ready.items.len(), progress.time_at(after), progress.caught_up);
+            self.output.ready.holes.push(Hole { at, after, time, to, calm });
+        }
     }
 
     /// The payload, apart from the buffer that it was read into where it may be kept: for an answer of the stream, or by a

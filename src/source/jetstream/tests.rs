@@ -510,6 +510,25 @@ async fn a_purge_of_what_a_slow_reader_had_before_it_is_told_even_if_nothing_fol
 }
 
 #[tokio::test]
+async fn a_purge_of_what_a_history_had_before_it_is_told_where_messages_follow() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    let stream = make(&context, named(&["a"])).await;
+    publish(&context, "a", 0..20_000).await;
+    let mut history = source(&server, &["a"]).history(Start::Earliest).await.expect("opens");
+    let mut items = Vec::new();
+    history.next(&mut items, 10).await.expect("reads");
+    publish(&context, "a", 20_000..20_005).await;
+    // All that was there when the history was opened, and some of what came since.
+    stream.purge().sequence(20_003).await.expect("purges");
+    while !texts(&items).contains(&"20004".into()) {
+        timeout(Duration::from_secs(10), history.next(&mut items, 100)).await.expect("in time").expect("reads");
+    }
+    let gaps: Vec<_> = ledger(&items, 20_005).into_iter().map(|gap| (gap.reason, gap.to, gap.position.map(|at| at.seq))).collect();
+    assert_eq!(gaps, [(GapReason::Reset, Some(20_001), Some(20_000)), (GapReason::Reset, Some(20_003), Some(20_002))]);
+}
+
+#[tokio::test]
 async fn a_purge_of_what_came_when_a_reader_had_asked_for_no_more_is_told() {
     let (_server, context, stream, running) = stalled().await;
     // One at a time: with each the server says that nothing is left, with the last that was asked for too.
