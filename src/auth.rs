@@ -333,6 +333,12 @@ impl Authenticator {
         matches!(carrier::find(&self.carriers, true, headers, None), Ok(Some(_)))
     }
 
+    /// Whether a request has the header that a proxy fills for any page.
+    #[must_use]
+    pub(crate) fn is_sent_along(&self, headers: &HeaderMap) -> bool {
+        matches!(&self.carriers.header, settings::Header::Named(name) if headers.contains_key(name))
+    }
+
     /// What the token of a request says of itself, whether that is true or not; `None`: there is none that can be read.
     #[must_use]
     pub(crate) fn presented(&self, headers: &HeaderMap, query: Option<&str>) -> Option<Presented> {

@@ -79,11 +79,11 @@ impl Origins {
     }
 
     /// Whether a page may have sent this request: the same or a listed origin, or none at all unless a browser says that
-    /// it sends a cookie along from elsewhere.
+    /// it comes from elsewhere, with a cookie or another credential that is sent along for any page (`along`).
     ///
     /// # Errors
     /// With 403.
-    pub(crate) fn allow(&self, origin: &Origin, headers: &HeaderMap) -> Result<(), Problem> {
+    pub(crate) fn allow(&self, origin: &Origin, headers: &HeaderMap, along: bool) -> Result<(), Problem> {
         match origin {
             Origin::Same | Origin::Listed(_) => Ok(()),
             Origin::Foreign => Err(Problem::foreign(
@@ -91,8 +91,8 @@ impl Origins {
             )),
             Origin::Absent => {
                 let cross_site = headers.get("sec-fetch-site").is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"cross-site"));
-                if cross_site && headers.contains_key(header::COOKIE) {
-                    return Err(Problem::foreign("this request brings a cookie from another site, and no `Origin`"));
+                if cross_site && (along || headers.contains_key(header::COOKIE)) {
+                    return Err(Problem::foreign("this request brings credentials from another site, and no `Origin`"));
                 }
                 Ok(())
             }

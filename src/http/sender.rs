@@ -51,32 +51,32 @@ impl Policy {
 
     async fn subscribing(&self, parts: &Parts) -> Result<Grant, Denied> {
         if let Some(question) = self.auth.question(&parts.headers, parts.uri.query(), false).map_err(Denied::Sender)? {
-            self.may_ask(parts, None)?;
+            self.may_ask(parts, None, true)?;
             return self.auth.ask(question, client_of(parts)).await.map_err(Denied::Sender);
         }
         let grant = self.auth.authenticate_within(&parts.headers, parts.uri.query(), PATIENCE).await.map_err(Denied::Sender)?;
-        self.may_ask(parts, grant.identity())?;
+        self.may_ask(parts, grant.identity(), self.auth.is_sent_along(&parts.headers))?;
         Ok(grant)
     }
 
     /// As [`Self::publisher`], for a request that does not publish: no refusal counts.
     pub(super) async fn publishing(&self, parts: &Parts) -> Result<Grant, Denied> {
         if let Some(question) = self.auth.question(&parts.headers, None, true).map_err(Denied::Sender)? {
-            self.may_ask(parts, None)?;
+            self.may_ask(parts, None, true)?;
             return self.auth.ask(question, client_of(parts)).await.map_err(Denied::Sender);
         }
         let grant = self.auth.authenticate_publisher_within(&parts.headers, PATIENCE).await.map_err(Denied::Sender)?;
-        self.may_ask(parts, grant.identity())?;
+        self.may_ask(parts, grant.identity(), self.auth.is_sent_along(&parts.headers))?;
         Ok(grant)
     }
 
     /// Whether a page of some origin may have sent a request. A bearer token in `Authorization` says so itself: no browser sends it along
     /// for a page that does not have it. Browsers do so with cookies, and proxies with headers of their own. `whose`: whose good token
-    /// it brings.
-    fn may_ask(&self, parts: &Parts, whose: Option<&Arc<str>>) -> Result<(), Denied> {
+    /// it brings. `along`: a proxy may have set the header that it brings, or it is for the backend.
+    fn may_ask(&self, parts: &Parts, whose: Option<&Arc<str>>, along: bool) -> Result<(), Denied> {
         if self.auth.is_bearer(&parts.headers) {
             return Ok(());
         }
-        self.origins.allow(&origin_of(parts), &parts.headers).map_err(|problem| Denied::Page(problem.to(whose)))
+        self.origins.allow(&origin_of(parts), &parts.headers, along).map_err(|problem| Denied::Page(problem.to(whose)))
     }
 }

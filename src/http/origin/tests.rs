@@ -70,10 +70,13 @@ fn a_star_is_never_joined_by_credentials() {
 #[test]
 fn a_cookie_from_another_site_without_origin_is_refused() {
     let plain = origins(&[], None, None);
-    let allow = |headers: &[(&'static str, &str)]| {
+    let allow_with = |headers: &[(&'static str, &str)], along: bool| {
         let request = request(headers);
-        plain.allow(&plain.classify(&request, &direct(false)), &request.headers).map_err(|p| p.status())
+        plain.allow(&plain.classify(&request, &direct(false)), &request.headers, along).map_err(|p| p.status())
     };
+    let allow = |headers: &[(&'static str, &str)]| allow_with(headers, false);
+    assert_eq!(allow_with(&[("sec-fetch-site", "cross-site")], true), Err(StatusCode::FORBIDDEN));
+    assert_eq!(allow_with(&[("sec-fetch-site", "same-site")], true), Ok(()));
     assert_eq!(allow(&[]), Ok(()));
     assert_eq!(allow(&[("sec-fetch-site", "cross-site")]), Ok(()));
     assert_eq!(allow(&[("sec-fetch-site", "same-origin"), ("cookie", "a=b")]), Ok(()));
