@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::nats::servers::Servers;
 use super::nats::wire::GRACE;
@@ -48,6 +48,8 @@ const FEW: u64 = 10;
 /// How long the server keeps a consumer that asks for nothing, such as that of a process that was killed. A reader whose
 /// connection is lost makes another one.
 const INACTIVE: Duration = Duration::from_secs(10);
+/// A stream that is gone is made anew after this.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// How a consumer is made that begins with the newest message of each subject.
 const LAST_PER_SUBJECT: &str = "last_per_subject";
@@ -120,6 +122,14 @@ impl JetStreamSource {
         let Some(limits) = self.stream.create.filter(|_| create) else {
             return Err(self.missing());
         };
+        // Server 2.9 may still be busy with a stream that was just deleted, and a consumer of a new one made meanwhile may never
+        // deliver. And whoever deletes a stream to make it otherwise comes first.
+        if self.known.lock().created.is_some() {
+            sleep(SETTLE).await;
+            if let Some(info) = api::stream_info(line, name).await? {
+                return Ok(info);
+            }
+        }
         let new = NewStream {
             name,
             subjects: self.subjects.iter().map(Pattern::as_str).collect(),
