@@ -127,6 +127,18 @@ enum Failure {
     Nonsense(#[source] Nonsense),
 }
 
+impl Failure {
+    /// The backend is there, and has answered so for this credential: nothing is said of others. Who sends nonsense must not be
+    /// able to stop the questions of everybody.
+    fn is_of_one(&self) -> bool {
+        match self {
+            Self::Redirect(_) | Self::Nonsense(_) => true,
+            Self::Status(status) => (400..500).contains(status) && !matches!(status, 408 | 429),
+            _ => false,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Clone)]
 pub(super) struct Backend {
@@ -367,14 +379,21 @@ impl<'a> Trial<'a> {
     }
 
     fn failed(mut self, failure: &Failure) {
-        self.trying = false;
-        let host = self.backend.settings.url.host_str();
-        match self.backend.desk.breaker(|breaker| breaker.failed(Instant::now())) {
+        let backend = self.backend;
+        let host = backend.settings.url.host_str();
+        let failed = if failure.is_of_one() {
+            self.succeeded();
+            Failed::Counted
+        } else {
+            self.trying = false;
+            backend.desk.breaker(|breaker| breaker.failed(Instant::now()))
+        };
+        match failed {
             Failed::Opened(pause) => {
                 let (error, seconds) = (chain(failure), pause.as_secs());
                 tracing::warn!(host, %error, seconds, "the backend fails and is not asked for a while");
             }
-            Failed::Counted if self.backend.failing.may(Instant::now()) => {
+            Failed::Counted if backend.failing.may(Instant::now()) => {
                 let error = chain(failure);
                 tracing::warn!(host, %error, "the backend cannot be asked");
             }
