@@ -230,18 +230,18 @@ impl Issuer {
         self.ring.store(Arc::new(ring));
     }
 
-    /// Whether the key that signed a token still counts, or is on its way. A fetched one counts until it was missing twice.
+    /// Whether the key that signed a token still counts with its algorithm, or is on its way. A fetched one counts until it was missing twice.
     pub(super) fn holds(&self, key: u64) -> bool {
         let ring = self.ring.load();
         let earlier = ring.earlier.iter().flat_map(|set| set.iter());
-        ring.fetched.iter().any(Option::is_none) || ring.keys().chain(earlier).any(|held| held.print == key)
+        ring.fetched.iter().any(Option::is_none) || ring.keys().chain(earlier).any(|held| held.has(key))
     }
 
     /// What a token grants, which names this issuer.
     pub(super) fn grant(&self, token: &Parsed<'_>, now: Timestamp) -> Result<Grant, Denied> {
         let ring = self.ring.load_full();
         let key = match token.verify(ring.keys()) {
-            Ok(key) => key.print,
+            Ok(key) => key.print(token.algorithm),
             Err(why) => return Err(if self.may_come(token, &ring) { Denied::KeyMayCome } else { Denied::Refused(why) }),
         };
         let claims = token.claims();

@@ -71,13 +71,23 @@ pub(super) struct Key {
     pub(super) algorithms: Box<[Algorithm]>,
     pub(super) decoding: DecodingKey,
     /// Tells its value from other keys' values.
-    pub(super) print: u64,
+    print: u64,
 }
 
 impl Key {
     fn new(id: Option<Box<str>>, algorithms: Box<[Algorithm]>, decoding: DecodingKey) -> Self {
         let print = print(&decoding);
         Self { id, algorithms, decoding, print }
+    }
+
+    /// Tells this key, used with this algorithm, from all others.
+    pub(super) fn print(&self, algorithm: Algorithm) -> u64 {
+        self.print.wrapping_add(algorithm as u64)
+    }
+
+    /// Whether it may still be used as it was when it had this print.
+    pub(super) fn has(&self, print: u64) -> bool {
+        self.algorithms.iter().any(|algorithm| self.print(*algorithm) == print)
     }
 
     /// Whether this key may verify a token with this algorithm and, if the token has one, this `kid`.

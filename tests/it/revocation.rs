@@ -118,6 +118,11 @@ async fn a_key_that_is_taken_out_ends_the_streams_that_it_let_in() {
     bridge.configure(&config(secrets[1]));
     assert_eq!(ask(bridge.http.post(bridge.admin_url("/reload"))).await.0, 200);
     is_ended_as_revoked(shared).await;
+    // The key stays, but not for what signed this token.
+    let other = open(by_secret(secrets[1])).await;
+    bridge.configure(&config(secrets[1]).replace("HS256", "HS384"));
+    assert_eq!(ask(bridge.http.post(bridge.admin_url("/reload"))).await.0, 200);
+    is_ended_as_revoked(other).await;
     kept.stays_quiet(Duration::from_millis(700)).await;
 }
 
