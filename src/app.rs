@@ -66,7 +66,7 @@ const REVOKED_WITHIN: Duration = Duration::from_millis(500);
 
 /// So long the end waits for the access log to be written.
 const FLUSH: Duration = Duration::from_millis(500);
-/// So long whoever asks why somebody sees a subject waits for keys that are on their way.
+/// How long an explanation waits for keys that are being fetched.
 const EXPLAIN: Duration = Duration::from_secs(2);
 
 /// Why the bridge could not start or go on.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::cursor::Position;
 use crate::subject::Subject;
@@ -153,8 +153,7 @@ impl Message {
 }
 
 /// How an event's `data` is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Envelope {
     /// `{"subject":…,"time":…,"data":…}`.
     #[default]
@@ -198,8 +197,7 @@ impl Event {
 }
 
 /// Why events of a source may be missing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GapReason {
     /// The window or the broker had dropped them.
     Retention,
@@ -275,7 +273,7 @@ impl Gap {
 }
 
 /// The name of a source: a letter or digit, then letters, digits, `-` and `_`; at most 64 bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SourceName(Arc<str>);
 
 /// How the hub calls a source while it runs. A slot is used again, but with another generation: the key of a source that

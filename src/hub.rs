@@ -144,7 +144,7 @@ impl State {
         self.seq
     }
 
-    /// The id of whoever has everything.
+    /// The id of a client that has received everything.
     #[must_use]
     pub fn id(&self) -> &Arc<str> {
         &self.id

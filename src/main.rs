@@ -8,7 +8,7 @@ use std::process::ExitCode;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    // One provider for every TLS connection of this process; it is installed once, so that nobody was earlier.
+    // One provider for every TLS connection of this process; this is the first call, so it cannot fail.
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
     brokercast::main()
 }

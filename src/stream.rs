@@ -447,7 +447,7 @@ impl Lease {
     fn write_closing(&self, out: &mut Vec<u8>, reason: Closing, id: &[u8]) {
         let before = out.len();
         if reason == Closing::Unavailable {
-            // What is not there after so many attempts is not there in three seconds either.
+            // After so many failed attempts, three seconds more would not help.
             frame::retry(out, jittered(UNAVAILABLE, 0.75..1.25));
         }
         if matches!(reason, Closing::Revoked | Closing::Ended)

@@ -7,7 +7,6 @@ use std::fmt::Write as _;
 use std::str::FromStr;
 
 use bytestring::ByteString;
-use serde::{Deserialize, Deserializer, Serialize};
 
 pub(crate) mod index;
 #[cfg(test)]
@@ -354,30 +353,5 @@ impl fmt::Display for Pattern {
 impl fmt::Debug for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", &*self.0)
-    }
-}
-
-impl Serialize for Pattern {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Pattern {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // The text itself is never echoed: it may be a secret in the wrong place.
-        String::deserialize(deserializer)?.parse().map_err(|e: SubjectError| serde::de::Error::custom(format_args!("this pattern {e}")))
-    }
-}
-
-impl Serialize for Subject {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
-impl<'de> Deserialize<'de> for Subject {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(|e: SubjectError| serde::de::Error::custom(format_args!("this subject {e}")))
     }
 }

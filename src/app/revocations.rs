@@ -213,7 +213,7 @@ impl Taking {
 
     fn caught_up(&self) {
         if !self.revocations.are_known() {
-            tracing::info!(revocations = self.revocations.count(), "what was revoked is known");
+            tracing::info!(revocations = self.revocations.count(), "all revocations are loaded");
             self.revocations.set_known(true);
         }
     }

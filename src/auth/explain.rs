@@ -1,6 +1,6 @@
 //! Why a token is good or refused, and which rule grants what: for people who ask.
 //!
-//! Decides nothing: what is told here is what verifying and granting have found. Logs nothing and shows no token.
+//! Decides nothing: it reports the results of verifying and granting. Logs nothing and shows no token.
 
 use std::time::Duration;
 

@@ -153,7 +153,7 @@ pub(super) struct Rules {
 impl Rules {
     /// Checks the registered claims. Returns the time from which the token is refused as expired: `exp` plus leeway.
     pub(super) fn check(&self, claims: &Map<String, Value>, now: Timestamp) -> Result<Timestamp, Refused> {
-        // First: a client is told that a token has expired only where all else that says whose it is holds.
+        // Checked first, so that a client learns that its token has expired only if the token is otherwise meant for this server.
         self.check_audience(claims)?;
         let expires = numeric_date(claims, "exp")?.ok_or(Refused::ClaimMissing("exp"))?;
         let until = expires.after(self.leeway);

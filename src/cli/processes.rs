@@ -112,7 +112,7 @@ fn listening_at(line: &str) -> Option<(&str, u64)> {
     let (flags, rest) = (fields.nth(3)?, fields.nth(2)?);
     // The inode is padded with spaces.
     let (inode, path) = rest.trim_start().split_once(' ')?;
-    // `@` begins a name that is none of a file.
+    // A name that begins with `@` is not a file.
     let listens = u32::from_str_radix(flags, 16).ok()? & LISTENS != 0 && !path.starts_with('@') && !path.is_empty();
     listens.then_some((path, inode.parse().ok()?))
 }

@@ -183,7 +183,7 @@ struct Watching {
     entered: Entered,
 }
 
-/// The body holds a waker, which holds the slot, which holds the body: without this nobody would ever let go of it.
+/// Breaks a reference cycle: the body holds a waker, the waker the slot, and the slot the body.
 impl Drop for Watching {
     fn drop(&mut self) {
         self.slot.give_up(self.entered.streams.stalled.load(Relaxed));

@@ -60,7 +60,7 @@ impl Listener {
     /// Opens a listener.
     ///
     /// # Errors
-    /// When the port or path is taken, or the address is none of this machine's.
+    /// When the port or path is taken, or this machine does not have the address.
     pub(crate) fn bind(key: &'static str, address: &Address, options: Options) -> Result<Self, ListenError> {
         let bound = match address {
             Address::Tcp(address) => tcp(*address, options.user_timeout).map(Self::Tcp),

@@ -118,7 +118,7 @@ impl Source {
 
 impl SourceInfo {
     /// Whether it may be one that was there before, by this name or by another, or before this process: then a client whose id has
-    /// no point of it may have missed events that are in no window. Never of one without a log.
+    /// no point of it may have missed events that are in no window. False for a source without a log.
     #[must_use]
     pub fn returned(&self) -> bool {
         self.returned.load(Ordering::Relaxed)

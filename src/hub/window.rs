@@ -48,7 +48,7 @@ pub struct Window {
     floor: u64,
     /// Its time.
     floor_time: Timestamp,
-    /// Where the source's log stands before the first entry, where that is known.
+    /// The log's position before the first entry, if it is known.
     base: Option<Position>,
     /// Where the source's log stands at the end.
     head: Option<Position>,

@@ -74,7 +74,7 @@ impl Shown {
                         Some((_, shown)) => shown.find_unknown(node, &path, problems),
                         None => {
                             let known: Vec<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();
-                            let expected = format!("is no known key (known: {})", known.join(", "));
+                            let expected = format!("is not a known key (known: {})", known.join(", "));
                             problems.push(Problem { place: Some(node.place.clone()), path, expected });
                         }
                     }

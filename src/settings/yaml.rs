@@ -12,11 +12,11 @@ use super::Problem;
 use super::node::{Kind, Node, Place};
 use super::value::join;
 
-/// Reads a document, which must be a map or nothing: a null. A key that stands twice is noted, and its first value taken. Each
+/// Reads a document, which must be a map or nothing: a null. A key that is there twice is noted, and its first value taken. Each
 /// duplicate becomes one of `problems`.
 ///
 /// # Errors
-/// When it is no YAML, more than one document, or no map.
+/// When it is not valid YAML, more than one document, or not a map.
 pub(super) fn parse(source: &Arc<str>, text: &str, problems: &mut Vec<Problem>) -> Result<Node, Problem> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut options = serde_saphyr::Options::default();
@@ -43,9 +43,9 @@ fn describe(error: &serde_saphyr::Error) -> String {
     match error {
         E::MultipleDocuments { .. } => "must be a single YAML document".to_owned(),
         // The parser's own words: fixed texts, but for the one that quotes a character.
-        E::ExternalMessage { msg, .. } if !msg.contains('`') && !msg.contains("character") => format!("is no YAML: {msg}"),
-        E::ExternalMessage { .. } => "is no YAML: a character that must not stand here (a text with it needs quotes)".to_owned(),
-        E::UnknownAnchor { .. } => "is no YAML: an alias without its anchor".to_owned(),
+        E::ExternalMessage { msg, .. } if !msg.contains('`') && !msg.contains("character") => format!("is not valid YAML: {msg}"),
+        E::ExternalMessage { .. } => "is not valid YAML: a character that is not allowed here (a text with it needs quotes)".to_owned(),
+        E::UnknownAnchor { .. } => "is not valid YAML: an alias without its anchor".to_owned(),
         E::Budget { .. } => "is too large or nests too deep".to_owned(),
         E::InvalidUtf8Input => "must be UTF-8 text".to_owned(),
         _ => "is YAML that a configuration cannot use (an unknown tag, a key that is no text, or a broken value)".to_owned(),
@@ -179,7 +179,7 @@ impl Builder<'_> {
             match entries.iter().find(|(k, _)| *k == key.value) {
                 Some((_, first)) => {
                     let line = first.place.line.map(|(line, _)| format!(" (the first is on line {line})")).unwrap_or_default();
-                    self.problems.push(Problem { place: Some(node.place), path, expected: format!("stands twice{line}") });
+                    self.problems.push(Problem { place: Some(node.place), path, expected: format!("is there twice{line}") });
                 }
                 None => entries.push((key.value, node)),
             }

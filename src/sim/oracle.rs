@@ -625,8 +625,7 @@ impl Judge {
         let mut blind = 0;
         if !matches!(log.mode, Mode::Unknown | Mode::Last(_)) {
             let mut removed = false;
-            // What stands there in another log is compared by nobody, if the place of old has gone from it: the gap is told,
-            // but by the numbers of the new one.
+            // A position that is gone from the new log is not compared: the gap then has the new log's numbers.
             let crossed = state.logs[source].borders.iter().any(|border| (log.next..to).contains(border));
             for (index, written) in state.written[source].iter().enumerate().take(to).skip(log.next) {
                 removed |= written.removed;

@@ -538,7 +538,7 @@ impl StreamInfo {
         let old = |time: Option<u64>| {
             time.is_none_or(|time| now().saturating_sub(time).saturating_add(1_000_000_000) >= config.max_age - config.max_age / 10)
         };
-        // None is older than the stream, and the last that is gone was the last to come, where none is left.
+        // No message is older than the stream. If the stream is empty, the last message to come is also gone.
         let born = if config.mirror.is_some() { None } else { api::nanos(&self.created) };
         let newest = if state.messages == 0 { api::nanos(&state.last_ts) } else { None };
         let by_age = config.max_age > 0 && old(time) && old(born) && old(newest);

@@ -134,7 +134,7 @@ impl Open {
         self.visit.owner.as_ref().is_some_and(|owner| owner.identity.as_deref() == Some(identity))
     }
 
-    /// Ends it at `end`, unless it ends earlier. Whoever moves it is told.
+    /// Ends it at `end`, unless it ends earlier. Notifies its driver.
     fn order(&mut self, end: End) {
         if self.end_by(end)
             && let Some(driver) = &self.driver
@@ -143,7 +143,7 @@ impl Open {
         }
     }
 
-    /// Ends it at `end`, unless it ends earlier. Returns whether that is news.
+    /// Ends it at `end`, unless it ends earlier. Returns whether its end has changed.
     fn end_by(&mut self, end: End) -> bool {
         let sooner = self.end().is_none_or(|present| end.at < present.at);
         if sooner {

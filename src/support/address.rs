@@ -29,7 +29,7 @@ impl Address {
         }
     }
 
-    /// Whether it is an address by which only this machine is reached. A Unix socket is none: proxies that serve others use it.
+    /// Whether it is an address by which only this machine is reached. False for a Unix socket: a proxy for other machines may use it.
     pub(crate) fn is_loopback(&self) -> bool {
         matches!(self, Self::Tcp(address) if address.ip().is_loopback())
     }

@@ -214,7 +214,7 @@ unknown: 1
         "0.yaml:3:3: server.listen: must be an address and a port",
         "0.yaml:4:3: server.heartbeat: must be a duration",
         "0.yaml:5:21: server.cors.origins[0]: must be an origin",
-        "0.yaml:5:48: server.cors.credential: is no known key (known: origins, credentials, headers)",
+        "0.yaml:5:48: server.cors.credential: is not a known key (known: origins, credentials, headers)",
         "0.yaml:6:3: server.dashboard: must be true or false",
         "0.yaml:8:3: subscribers.max: must be a whole number, 0 or more",
         "0.yaml:9:3: subscribers.max_stall: must be a duration longer than 0",
@@ -228,7 +228,7 @@ unknown: 1
         "0.yaml:18:33: sources.clock.ticker.subject: has white space",
         "0.yaml:19:3: sources.-bad: a source's name must be",
         "0.yaml:20:3: sources.none: must hold exactly one of",
-        "0.yaml:21:1: unknown: is no known key (known: server, admin, auth, subscribers, rates, window, history, log, traces, reload, sources, routes)",
+        "0.yaml:21:1: unknown: is not a known key (known: server, admin, auth, subscribers, rates, window, history, log, traces, reload, sources, routes)",
     ];
     for (at, start) in starts.iter().enumerate() {
         assert!(problems.get(at).is_some_and(|line| line.starts_with(start)), "expected {start}\nin {problems:#?}");
@@ -283,8 +283,8 @@ fn no_problem_echoes_a_value() {
 fn duplicate_keys_are_refused_all_of_them() {
     let problems = bad(&["server: { drain: 1s, drain: 2s }\nwindow: {}\nwindow: {}\n"], &[]);
     assert_eq!(problems.len(), 2, "{problems:?}");
-    assert!(problems[0].starts_with("0.yaml:1:22: server.drain: stands twice"), "{problems:?}");
-    assert!(problems[1].starts_with("0.yaml:3:1: window: stands twice (the first is on line 2)"), "{problems:?}");
+    assert!(problems[0].starts_with("0.yaml:1:22: server.drain: is there twice"), "{problems:?}");
+    assert!(problems[1].starts_with("0.yaml:3:1: window: is there twice (the first is on line 2)"), "{problems:?}");
 }
 
 #[test]
@@ -294,7 +294,7 @@ fn files_that_are_missing_or_no_yaml_are_all_named() {
     let lines: Vec<_> = load_with(&paths, [], None).err().unwrap().lines().collect();
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(lines[0].starts_with("/nowhere/brokercast.yaml: this configuration file cannot be read"), "{lines:?}");
-    assert!(lines[1].contains("0.yaml:") && lines[1].contains("is no YAML"), "{lines:?}");
+    assert!(lines[1].contains("0.yaml:") && lines[1].contains("is not valid YAML"), "{lines:?}");
     assert!(lines[2].contains("1.yaml:1:1: must be a map"), "{lines:?}");
 }
 
@@ -322,7 +322,7 @@ fn an_unknown_variable_is_refused() {
     let problems = bad(&[""], &[("BROKERCAST__SERVRE__LISTEN", "x"), ("BROKERCAST__", "x"), ("BROKERCAST__A____B", "x")]);
     assert_eq!(problems.len(), 3, "{problems:?}");
     assert!(
-        problems.iter().any(|p| p.starts_with("environment variable BROKERCAST__SERVRE__LISTEN: servre: is no known key")),
+        problems.iter().any(|p| p.starts_with("environment variable BROKERCAST__SERVRE__LISTEN: servre: is not a known key")),
         "{problems:?}"
     );
 }
@@ -395,7 +395,7 @@ fn a_missing_key_hides_no_other_problem() {
     let expected = [
         "sources.a.b: a source's name must be",
         "sources.a.b.nats.servers: must be a list",
-        "sources.a.b.nats.subject: is no known key",
+        "sources.a.b.nats.subject: is not a known key",
         "sources.a.b.nats.subjects: is missing",
         "sources.a.b.nats.jetstream.stream: is missing",
         "sources.c.http.subjects: is missing",

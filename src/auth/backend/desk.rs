@@ -183,8 +183,8 @@ impl Desk {
         self.keys.fingerprint(&question.encoded())
     }
 
-    /// What is known, where `known` is good enough, or the question that is under way, or the one that `ask` makes. It gets what
-    /// is to be handed back to [`Self::store`].
+    /// Returns the known answer if `known` allows it, else the question under way, else a new one made by `ask`. `ask` gets what is
+    /// to be handed back to [`Self::store`].
     pub(super) fn find(&self, of: Fingerprint, known: bool, now: Instant, ask: impl FnOnce(u64) -> Asking) -> Found {
         let clock = Timestamp::now();
         let mut state = self.state.lock();

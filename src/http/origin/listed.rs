@@ -68,7 +68,7 @@ impl Listed {
         }
     }
 
-    /// Why no page of these may bring cookies: what everybody can be is nobody to trust.
+    /// Why no page of these may bring cookies: any page can have one of these origins, so cookies must not be accepted from them.
     pub(crate) fn without_credentials(&self) -> bool {
         match self {
             Self::Any | Self::Null => true,

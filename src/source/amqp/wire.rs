@@ -23,6 +23,7 @@ use tokio::runtime::Handle;
 use tokio::time::Sleep;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
 use super::broker::Address;
@@ -38,14 +39,9 @@ const GOODBYE: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(500);
 const READ: usize = 64 * 1024;
 
-enum Io {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
 /// A connected socket.
 pub(super) struct Wire {
-    io: Io,
+    io: Either<TcpStream, Box<TlsStream<TcpStream>>>,
     over: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// The library's thread has none of its own.
     runtime: Handle,
@@ -80,13 +76,15 @@ impl Wire {
         let stream = connecting.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         let io = match broker.uri.scheme {
-            AMQPScheme::AMQP => Io::Plain(stream),
+            AMQPScheme::AMQP => Either::Left(stream),
             AMQPScheme::AMQPS => {
                 let name = ServerName::try_from(authority.host.clone())
                     .map_err(|e| SourceError::configuration(format!("the host of {broker} cannot be in a certificate")).because(e))?;
                 let config = tls::client(broker.tls.ca.as_deref(), broker.tls.identity.as_ref())?;
                 let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-                Io::Tls(Box::new(stream.map_err(|e| tls::failed(format!("no TLS connection to {broker} (`{}`, `tls`)", broker.key), e))?))
+                Either::Right(Box::new(
+                    stream.map_err(|e| tls::failed(format!("no TLS connection to {broker} (`{}`, `tls`)", broker.key), e))?,
+                ))
             }
         };
         let over = async move {
@@ -124,10 +122,7 @@ impl Wire {
             }
         }
         let mut space = ReadBuf::new(&mut self.buffer[self.end..]);
-        ready!(match &mut self.io {
-            Io::Plain(io) => Pin::new(io).poll_read(cx, &mut space),
-            Io::Tls(io) => Pin::new(io).poll_read(cx, &mut space),
-        })?;
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut space))?;
         let n = space.filled().len();
         self.end += n;
         Poll::Ready(Ok(n))
@@ -170,28 +165,19 @@ impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.ended(cx)?;
-        match &mut this.io {
-            Io::Plain(io) => Pin::new(io).poll_write(cx, bytes),
-            Io::Tls(io) => Pin::new(io).poll_write(cx, bytes),
-        }
+        Pin::new(&mut this.io).poll_write(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.ended(cx)?;
-        match &mut this.io {
-            Io::Plain(io) => Pin::new(io).poll_flush(cx),
-            Io::Tls(io) => Pin::new(io).poll_flush(cx),
-        }
+        Pin::new(&mut this.io).poll_flush(cx)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.ended(cx)?;
-        match &mut this.io {
-            Io::Plain(io) => Pin::new(io).poll_shutdown(cx),
-            Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
-        }
+        Pin::new(&mut this.io).poll_shutdown(cx)
     }
 }
 

@@ -1,8 +1,10 @@
 //! What the live reader has seen of a stream, and what that says of its beginning when it is gone: whether some subjects were
 //! purged, which are no longer content, or all that there was up to a place, which is a loss.
 //!
-//! The server says only where the stream begins now. So three things must be known: that what is gone and what is first now
-//! were there together once, subjects of what is gone, and that none of these is left of that time.
+//! The server says only where the stream begins now. So three things must be known:
+//! 1. the lost messages and today's first message were in the stream at the same time;
+//! 2. some subjects of the lost messages;
+//! 3. no message of these subjects is left from that time.
 
 use std::collections::VecDeque;
 

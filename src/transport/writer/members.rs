@@ -68,7 +68,8 @@ impl<S> Members<S> {
         self.members.vacant_key() as u32
     }
 
-    /// Adds a member to the group of its channel: from here on the loop is notified of what is published there. `ignored` bytes of what its client sent were read already.
+    /// Adds a member to the group of its channel: from here on the loop is notified of what is published there. `ignored` bytes of
+    /// what its client sent were read already.
     pub(super) fn add(&mut self, socket: S, live: Live, ignored: usize, ends: u64) -> &mut Member<S> {
         let channel = live.channel().clone();
         let slot = channel.key() as usize;
