@@ -324,7 +324,8 @@ impl JetStreamSource {
         let (known, credit) = if live { (Some(self.known.clone()), LIVE) } else { (None, HISTORY) };
         let (items, trouble) = (Vec::new(), self.trouble.clone());
         // Which sequence the consumer delivers first, it says itself.
-        let mut begin = Begin { items, floor: None, end, pending: 0, next: Next::Sequence(0), credit, known, trouble };
+        let (next, all) = (Next::Sequence(0), filters.to_vec());
+        let mut begin = Begin { items, floor: None, end, pending: 0, next, credit, filters: all, known, trouble };
         let mut new = NewConsumer::of(filters);
         let mut follow = |begin: &mut Begin, seq: u64, gap: Option<Gap>| {
             begin.items.extend(gap.map(Item::Gap));

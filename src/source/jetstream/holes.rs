@@ -22,6 +22,8 @@ pub(super) struct Hole {
     pub(super) to: u64,
     /// Nothing was left to deliver when the message before it came.
     pub(super) calm: bool,
+    /// Messages that are still there may be in it.
+    pub(super) suspect: bool,
 }
 
 #[derive(Default)]
@@ -39,7 +41,7 @@ impl Batch {
 impl StreamInfo {
     /// Whether the stream's limits, or time, can have passed a hole since it said so of itself.
     pub(super) fn reaches(&self, hole: &Hole, since: Duration) -> bool {
-        if !hole.calm || self.first() > hole.after + 1 {
+        if hole.suspect || !hole.calm || self.first() > hole.after + 1 {
             return true;
         }
         let (config, behind) = (&self.config, self.state.last_seq.saturating_sub(hole.after));

@@ -3,6 +3,10 @@
 //! Sequences have holes for good reasons: other subjects, deleted messages. A hole is a loss only where the stream's
 //! start has passed it. So before messages behind a hole are handed out, the stream is asked for its start; unless its
 //! limits cannot have reached so far since it was last asked, which is the common case.
+//!
+//! Servers have moved consumers past messages when a subject was purged (nats-server pull requests 3838, 5075 and 8572). So where
+//! a hole can only be of deleted messages, or the consumer owes fewer messages than it should, the stream is asked for the first
+//! message in the hole.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -31,6 +35,8 @@ const TICK: Duration = Duration::from_secs(1);
 const SILENT: u32 = 9;
 /// Ticks without an answer.
 const UNANSWERED: u32 = 5;
+/// Ticks without a message of a consumer that still has some.
+const STUCK: u32 = 5;
 /// Ticks after which the position moves over what the stream holds for others.
 const ADVANCE: u32 = 15;
 
@@ -48,6 +54,8 @@ pub(super) struct Begin {
     pub(super) next: Next,
     /// What is asked for at a time.
     pub(super) credit: Credit,
+    /// What the consumer delivers; empty: everything.
+    pub(super) filters: Vec<String>,
     /// What the live reader notes.
     pub(super) known: Option<Arc<Mutex<Known>>>,
     /// Where it is noted that nothing came of it.
@@ -86,6 +94,7 @@ pub(super) struct Reader {
     stream: String,
     consumer: String,
     names: Names,
+    filters: Vec<String>,
     known: Option<Arc<Mutex<Known>>>,
     outset: Outset,
     watch: Watch,
@@ -116,6 +125,18 @@ struct Watch {
     moved: bool,
     /// Answers in a row between which no message came.
     idle: u32,
+    suspect: Option<Suspect>,
+}
+
+/// Messages that the consumer may have left out: the stream is asked for the first one of them.
+struct Suspect {
+    after: u64,
+    /// They are before this sequence.
+    to: u64,
+    /// A message came behind them. Else none came, and the stream has gone on all the same.
+    hole: bool,
+    /// What is still to be asked for.
+    filters: Vec<String>,
 }
 
 /// How far the reading has come.
@@ -136,6 +157,21 @@ struct Progress {
 }
 
 impl Progress {
+    /// Messages that the consumer has to deliver, as it said last.
+    fn owed(&self) -> u64 {
+        self.last.map_or(self.pending, |last| last.pending)
+    }
+
+    /// What the consumer had to deliver is gone, or was not of this source.
+    fn is_owed_nothing_before(&mut self, to: u64) {
+        self.caught_up = true;
+        self.floor = self.floor.max(to.checked_sub(1));
+        self.pending = 0;
+        if let Some(last) = &mut self.last {
+            last.pending = 0;
+        }
+    }
+
     /// The time of the message at a sequence, where that was the last.
     fn time_at(&self, seq: u64) -> Option<u64> {
         self.last.filter(|last| last.seq == seq).map(|last| last.time)
@@ -166,9 +202,20 @@ impl Reader {
             stream,
             consumer,
             names,
+            filters: begin.filters,
             known: begin.known,
             outset: Outset { next: Some(begin.next), trouble: begin.trouble },
-            watch: Watch { info, asked_at: Instant::now(), asked_behind: 0, tick, unanswered: None, silent: 0, moved: false, idle: 0 },
+            watch: Watch {
+                info,
+                asked_at: Instant::now(),
+                asked_behind: 0,
+                tick,
+                unanswered: None,
+                silent: 0,
+                moved: false,
+                idle: 0,
+                suspect: None,
+            },
             progress: Progress {
                 floor: begin.floor,
                 last: None,
@@ -213,6 +260,7 @@ impl Reader {
             Some(b"i") => self.informed(delivery.payload()),
             Some(b"n") => self.counted(&delivery),
             Some(b"m") => self.looked_up(delivery.payload()),
+            Some(b"s") => self.found(delivery.payload()),
             Some(_) => Ok(()),
         }
     }
@@ -224,6 +272,7 @@ impl Reader {
         match () {
             () if is(&next) => Err(self.line.denied(&api::next_question(&self.stream, ">"))),
             () if is(&info) => Err(self.line.denied(&info)),
+            () if self.watch.suspect.is_some() && is(&api::message_question(&self.stream)) => Err(left_out()),
             () => Ok(()),
         }
     }
@@ -237,14 +286,15 @@ impl Reader {
         }
         // Server 2.9 delivers the newest message of a subject again, if the subject is written meanwhile.
         let again = self.progress.last.is_some_and(|last| place.seq == last.seq);
+        let suspect = !self.progress.last_only && (self.filters.is_empty() || place.pending + 1 < self.progress.owed());
         if let Some(end) = self.progress.tail.filter(|end| place.seq > end.seq) {
             // What was there at the beginning may be gone. The newest of each subject say nothing of what lies between.
             if !self.progress.last_only {
-                self.note_hole(end.seq + 1);
+                self.note_hole(end.seq + 1, suspect);
             }
             self.hand_out_tail();
         }
-        self.note_hole(place.seq);
+        self.note_hole(place.seq, suspect);
         let progress = &mut self.progress;
         progress.last = Some(place);
         if !progress.last_only {
@@ -269,11 +319,11 @@ impl Reader {
     }
 
     /// The next message is this one, or one that stands before it is gone.
-    fn note_hole(&mut self, to: u64) {
+    fn note_hole(&mut self, to: u64, suspect: bool) {
         let progress = &self.progress;
         if let Some(after) = progress.floor.filter(|floor| to > floor + 1) {
             let (at, time, calm) = (self.output.ready.items.len(), progress.time_at(after), progress.caught_up);
-            self.output.ready.holes.push(Hole { at, after, time, to, calm });
+            self.output.ready.holes.push(Hole { at, after, time, to, calm, suspect });
         }
     }
 
@@ -315,9 +365,60 @@ impl Reader {
         if let Some(known) = &self.known {
             known.lock().is(&watch.info);
         }
-        self.hand_over();
-        self.rest(end_before);
+        if self.verify()? { self.rest(end_before) } else { Ok(()) }
+    }
+
+    /// Hands over what waited for the stream's answer. Returns false while it is asked about a hole in it.
+    fn verify(&mut self) -> Result<bool, SourceError> {
+        let (first, holes) = (self.watch.info.first(), &mut self.output.checking.holes);
+        let behind = |hole: &Hole| hole.after.max(first - 1);
+        // One question for all: what a consumer leaves out reaches to what was the stream's end.
+        let suspects = holes.iter().filter(|hole| hole.suspect && hole.to > behind(hole) + 1);
+        let largest = suspects.max_by_key(|hole| hole.to - behind(hole)).map(|hole| (behind(hole), hole.to));
+        holes.iter_mut().for_each(|hole| hole.suspect = false);
+        let Some((after, to)) = largest else {
+            self.hand_over();
+            return Ok(true);
+        };
+        self.suspect(after, to, true)?;
+        Ok(false)
+    }
+
+    /// Asks the stream for what the consumer may have left out.
+    fn suspect(&mut self, after: u64, to: u64, hole: bool) -> Result<(), SourceError> {
+        let filters = if self.filters.is_empty() { vec![">".to_owned()] } else { self.filters.clone() };
+        self.ask_for(Suspect { after, to, hole, filters })
+    }
+
+    fn ask_for(&mut self, mut suspect: Suspect) -> Result<(), SourceError> {
+        let Some(filter) = suspect.filters.pop() else {
+            if suspect.hole {
+                self.verify()?;
+            } else {
+                self.progress.is_owed_nothing_before(suspect.to);
+                self.hand_out_tail();
+            }
+            return Ok(());
+        };
+        let question = api::message_question(&self.stream);
+        if self.line.is_refused(&question) {
+            return Err(left_out());
+        }
+        let what = serde_json::json!({ "seq": suspect.after + 1, "next_by_subj": filter }).to_string();
+        self.line.ask(&question, "s", &what);
+        (self.watch.suspect, self.watch.unanswered) = (Some(suspect), Some(0));
         Ok(())
+    }
+
+    /// The first message behind a place that the consumer may have left out.
+    fn found(&mut self, answer: &[u8]) -> Result<(), SourceError> {
+        let Some(suspect) = self.watch.suspect.take() else { return Ok(()) };
+        self.watch.unanswered = None;
+        match api::read_message(answer) {
+            Ok(Some(stored)) if stored.seq < suspect.to => Err(left_out()),
+            // What cannot be read is passed in another way.
+            _ => self.ask_for(suspect),
+        }
     }
 
     /// What waited for the answer may go, with a gap for each hole that is a loss.
@@ -339,11 +440,18 @@ impl Reader {
     }
 
     /// While nothing comes: what that means.
-    fn rest(&mut self, end_before: u64) {
+    fn rest(&mut self, end_before: u64) -> Result<(), SourceError> {
         let (watch, progress) = (&mut self.watch, &mut self.progress);
         watch.idle = if std::mem::take(&mut watch.moved) { 0 } else { watch.idle.saturating_add(1) };
-        let (Some(floor), false) = (progress.floor, watch.idle < 2) else { return };
+        let (Some(floor), false) = (progress.floor, watch.idle < 2) else { return Ok(()) };
         let first = watch.info.first();
+        if progress.caught_up
+            && self.filters.is_empty()
+            && let Some(floor) = self.missing(end_before)
+        {
+            return self.suspect(floor, end_before + 1, false);
+        }
+        let (watch, progress) = (&mut self.watch, &mut self.progress);
         if progress.caught_up {
             // Whatever of ours stood there a second ago would have come.
             let floor = floor.max(end_before).max(first - 1);
@@ -358,23 +466,40 @@ impl Reader {
             }
         } else if self.pulls.waits() {
             if first > floor + 1 {
-                let hole = Hole { at: 0, after: floor, time: progress.time_at(floor), to: first, calm: false };
+                let hole = Hole { at: 0, after: floor, time: progress.time_at(floor), to: first, calm: false, suspect: false };
                 self.output.ready.items.extend(watch.info.lost(&hole).map(Item::Gap));
                 (progress.handed, progress.floor) = (first - 1, Some(first - 1));
             }
+            if self.watch.idle >= STUCK
+                && let Some(floor) = self.missing(end_before)
+            {
+                return self.suspect(floor, end_before + 1, false);
+            }
             self.line.ask(&api::next_question(&self.stream, &self.consumer), "n", r#"{"batch":1,"no_wait":true}"#);
         }
+        Ok(())
+    }
+
+    /// Behind which sequence messages up to the stream's end have not come though they should have, unless they were deleted.
+    fn missing(&self, end: u64) -> Option<u64> {
+        let floor = self.progress.floor?.max(self.watch.info.first() - 1);
+        let should_come = !self.progress.last_only && (self.filters.is_empty() || self.progress.owed() > 0);
+        (should_come && end > floor).then_some(floor)
     }
 
     /// Whether the consumer has anything to deliver, asked when it delivered nothing: it may be gone from the stream. A
     /// question that does not wait is answered by 404 only where there is nothing, and the right to it is there.
     fn counted(&mut self, answer: &Delivery) -> Result<(), SourceError> {
         match status(answer) {
-            Some((404, _)) if !self.watch.moved => {
-                self.progress.caught_up = true;
-                self.hand_out_tail();
-                Ok(())
-            }
+            Some((404, _)) if !self.watch.moved => match self.missing(self.watch.info.state.last_seq) {
+                Some(_) if self.watch.unanswered.is_some() => Ok(()),
+                Some(floor) => self.suspect(floor, self.watch.info.state.last_seq + 1, false),
+                None => {
+                    self.progress.caught_up = true;
+                    self.hand_out_tail();
+                    Ok(())
+                }
+            },
             Some((503, _)) => Err(SourceError::lost("the consumer is gone")),
             _ => Ok(()),
         }
@@ -481,6 +606,11 @@ impl Reader {
             self.output.failed = processed.err();
         }
     }
+}
+
+/// A consumer that is made anew delivers it.
+fn left_out() -> SourceError {
+    SourceError::lost("the consumer left out messages that are in the stream")
 }
 
 impl Connection for Reader {

@@ -543,6 +543,49 @@ async fn a_purge_of_what_came_when_a_reader_had_asked_for_no_more_is_told() {
 }
 
 #[tokio::test]
+async fn a_purge_of_a_subject_takes_no_other_messages_from_readers_that_are_behind() {
+    tokio::join!(purge_of_a_subject(0), purge_of_a_subject(1));
+}
+
+/// `more` messages come behind the purge.
+async fn purge_of_a_subject(more: usize) {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    let stream = make(&context, named(&["a.*"])).await;
+    let source = source(&server, &["a.*"]);
+    let running = Running::start(source.clone());
+    running.until_state(State::Up).await;
+    running.recorder.stalled.store(true, Ordering::SeqCst);
+    publish(&context, "a.b", 0..LIVE.messages + 1000).await;
+    let mut history = source.history(Start::Earliest).await.expect("opens");
+    let mut items = Vec::new();
+    history.next(&mut items, 10).await.expect("reads");
+    // Behind what both have asked for.
+    let (from, to) = (LIVE.messages + 1000, LIVE.messages + 1100);
+    publish(&context, "a.c", from..to).await;
+    publish(&context, "a.b", to..LIVE.messages + 3000).await;
+    stream.purge().filter("a.c").await.expect("purges");
+    let end = LIVE.messages + 3000 + more;
+    publish(&context, "a.b", end - more..end).await;
+    let expected: Vec<String> = (0..from).chain(to..end).map(|n| n.to_string()).collect();
+    running.recorder.stalled.store(false, Ordering::SeqCst);
+    running.until_messages(expected.len()).await;
+    assert_eq!(running.bodies(), expected);
+    // Neither gaps nor tails.
+    let numbers = |items: &[Item]| -> Vec<String> { texts(items).into_iter().filter(|text| !text.contains(' ')).collect() };
+    while numbers(&items).len() < expected.len() {
+        let read = timeout(Duration::from_secs(20), history.next(&mut items, 100)).await.expect("in time");
+        if read.is_err() {
+            let last = position_of(&items, numbers(&items).last().expect("some came"));
+            history = source.history(Start::After(last)).await.expect("opens");
+        }
+    }
+    assert_eq!(numbers(&items), expected);
+    assert_eq!(running.gaps(), []);
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn what_limits_drop_before_a_slow_reader_is_told_as_retention() {
     let server = Server::start().await;
     let context = client(&server).await;
