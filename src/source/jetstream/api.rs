@@ -44,9 +44,25 @@ pub(super) struct StreamConfig {
     pub(super) allow_msg_ttl: bool,
     /// A message may replace all earlier ones of its subject.
     pub(super) allow_rollup_hdrs: bool,
-    pub(super) mirror: Option<serde::de::IgnoredAny>,
-    pub(super) sources: Option<serde::de::IgnoredAny>,
+    pub(super) mirror: Option<Feed>,
+    pub(super) sources: Option<Vec<Feed>>,
     pub(super) subject_transform: Option<serde::de::IgnoredAny>,
+}
+
+/// Another stream, from which one gets its messages.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Feed {
+    pub(super) name: String,
+    pub(super) subject_transforms: Option<Vec<Transform>>,
+}
+
+/// How subjects are called anew.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Transform {
+    /// Empty: as they were.
+    pub(super) dest: String,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -19,7 +19,6 @@ use crate::cursor::Position;
 use crate::event::{Gap, GapReason, Message, Timestamp};
 use crate::source::nats::headers;
 use crate::source::{Item, SourceError};
-use crate::subject::Subject;
 
 /// Losses at a place.
 const TWICE: u32 = 2;
@@ -187,11 +186,7 @@ impl JetStreamSource {
 
     /// A stored message, if it is of this source.
     pub(super) fn message_of(&self, stored: Stored) -> Option<Message> {
-        if !self.subjects.iter().any(|ours| ours.matches(&stored.subject)) {
-            return None;
-        }
-        let shown = stored.subject.strip_prefix(self.config.hidden).unwrap_or(&stored.subject);
-        let subject = Subject::from_broker(shown.as_bytes(), &self.unnamed);
+        let subject = self.names.shown(stored.subject.as_bytes())?;
         let position = Position { seq: stored.seq, check: Some(stored.check) };
         let mut message = Message::new(subject, stored.payload, Timestamp::from_micros(stored.time / 1000), Some(position));
         headers::take(&mut message, stored.headers);

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use super::api::{self, StreamInfo};
 use super::line::Line;
+use super::names::Names;
 use crate::event::Message;
 use crate::source::SourceError;
 
@@ -93,21 +94,20 @@ impl Known {
     }
 }
 
-/// Whether what followed `after` is gone because its subjects were purged, as far as that is known. `hidden` is what subjects
-/// of the source leave out.
+/// Whether what followed `after` is gone because its subjects were purged, as far as that is known.
 pub(super) async fn by_subject(
     known: &parking_lot::Mutex<Known>,
     line: &mut Line,
     stream: &str,
     info: &StreamInfo,
     after: u64,
-    hidden: &str,
+    names: &Names,
 ) -> Result<bool, SourceError> {
     let question = known.lock().question(after, info);
     let Some((subjects, last)) = question else { return Ok(false) };
     for subject in subjects {
         // One that is left shows that its subject was not purged.
-        match api::find(line, stream, info.first(), &[format!("{hidden}{subject}")]).await? {
+        match api::find(line, stream, info.first(), &[names.stored(&subject, info)]).await? {
             Some(api::Found::Message(stored)) if stored.seq > last => {}
             Some(api::Found::Nothing) => {}
             // Without the right to ask it cannot be known.

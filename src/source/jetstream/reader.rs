@@ -17,13 +17,14 @@ use super::api::{self, Place, StreamInfo};
 use super::detour::{Next, Trouble};
 use super::holes::{Batch, Hole};
 use super::line::{Delivery, Heard, Line, status};
+use super::names::Names;
 use super::pull::{Credit, Pulls};
 use super::purge::Known;
 use crate::cursor::Position;
 use crate::event::{Message, Timestamp};
 use crate::source::nats::headers;
 use crate::source::{Connection, Item, SourceError};
-use crate::subject::{Pattern, Subject};
+use crate::subject::Subject;
 
 /// Time between questions to the stream, and the unit of patience.
 const TICK: Duration = Duration::from_secs(1);
@@ -54,38 +55,14 @@ pub(super) struct Begin {
     pub(super) trouble: Arc<Mutex<Trouble>>,
 }
 
-/// Which of the stream's subjects are this source's, and what they are called here.
-pub(super) struct Names {
-    subjects: Vec<Pattern>,
-    /// What is left out at the beginning.
-    hidden: &'static str,
-    unnamed: Subject,
-    /// The last subject as it came, and as it is called here; `None`: it is not of this source.
-    last: (Bytes, Option<Subject>),
-}
-
-impl Names {
-    pub(super) fn new(subjects: Vec<Pattern>, hidden: &'static str, unnamed: Subject) -> Self {
-        Self { subjects, hidden, unnamed, last: (Bytes::new(), None) }
-    }
-
-    fn of(&mut self, subject: &[u8]) -> Option<Subject> {
-        if self.last.0 != subject {
-            let name = String::from_utf8_lossy(subject);
-            let ours = self.subjects.iter().any(|pattern| pattern.matches(&name));
-            let shown = subject.strip_prefix(self.hidden.as_bytes()).unwrap_or(subject);
-            self.last = (Bytes::copy_from_slice(subject), ours.then(|| Subject::from_broker(shown, &self.unnamed)));
-        }
-        self.last.1.clone()
-    }
-}
-
 /// A reader's life after it was attached.
 pub(super) struct Reader {
     line: Line,
     stream: String,
     consumer: String,
     names: Names,
+    /// The last subject as it came, and as it is called here; `None`: it is not of this source.
+    named: (Bytes, Option<Subject>),
     known: Option<Arc<Mutex<Known>>>,
     outset: Outset,
     watch: Watch,
@@ -166,6 +143,7 @@ impl Reader {
             stream,
             consumer,
             names,
+            named: (Bytes::new(), None),
             known: begin.known,
             outset: Outset { next: Some(begin.next), trouble: begin.trouble },
             watch: Watch { info, asked_at: Instant::now(), asked_behind: 0, tick, unanswered: None, silent: 0, moved: false, idle: 0 },
@@ -251,7 +229,7 @@ impl Reader {
         }
         // The last of a pull ends what the consumer owes; the next pull may have reached it much later.
         progress.caught_up = place.pending == 0 && !last_of_pull;
-        if let Some(subject) = self.names.of(delivery.subject()).filter(|_| !again) {
+        if let Some(subject) = self.name(delivery.subject()).filter(|_| !again) {
             let check = api::check(delivery.subject(), delivery.payload(), place.time);
             let position = Some(Position { seq: place.seq, check: Some(check) });
             let time = Timestamp::from_micros(place.time / 1000);
@@ -265,6 +243,14 @@ impl Reader {
             self.hand_out_tail();
         }
         Ok(())
+    }
+
+    /// What a message's subject is called here; `None`: it is not of this source.
+    fn name(&mut self, subject: &[u8]) -> Option<Subject> {
+        if self.named.0 != subject {
+            self.named = (Bytes::copy_from_slice(subject), self.names.shown(subject));
+        }
+        self.named.1.clone()
     }
 
     /// The payload, apart from the buffer that it was read into where it may be kept: for an answer of the stream, or by a
