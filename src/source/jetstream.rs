@@ -362,7 +362,7 @@ impl JetStreamSource {
     async fn consume(&self, line: &mut Line, info: &StreamInfo, mut new: NewConsumer, begin: &mut Begin) -> Result<String, SourceError> {
         let name = &*self.stream.stream;
         let gone = || SourceError::missing(format!("the stream `{name}` has just gone"));
-        let mut consumer = self.create(line, new.clone()).await?.ok_or_else(gone)?;
+        let mut consumer = self.create(line, info, new.clone()).await?.ok_or_else(gone)?;
         if begin.next != Next::Newest {
             let next = consumer.delivered.stream_seq + 1;
             begin.next = Next::Sequence(next);
@@ -378,26 +378,33 @@ impl JetStreamSource {
                     begin.end = place;
                 }
                 new.start_behind(place.seq);
-                consumer = self.create(line, new).await?.ok_or_else(gone)?;
+                consumer = self.create(line, info, new).await?.ok_or_else(gone)?;
             }
         }
         begin.pending = consumer.num_pending;
+        if consumer.config.max_batch > 0 {
+            begin.credit.messages = begin.credit.messages.min(consumer.config.max_batch);
+        }
         Ok(consumer.name)
     }
 
     /// Makes a consumer that outlives the time until its first question, also where answers are slow.
-    async fn create(&self, line: &mut Line, mut new: NewConsumer) -> Result<Option<ConsumerInfo>, SourceError> {
-        new.inactive_threshold = self.inactive();
+    async fn create(&self, line: &mut Line, info: &StreamInfo, mut new: NewConsumer) -> Result<Option<ConsumerInfo>, SourceError> {
+        new.inactive_threshold = self.inactive(info);
         let begun = Instant::now();
         let made = api::create_consumer(line, &self.stream.stream, new).await;
         self.made_in.store(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         made
     }
 
-    /// How long the server keeps a consumer that asks for nothing, in nanoseconds.
-    fn inactive(&self) -> u64 {
+    /// How long the server keeps a consumer that asks for nothing, in nanoseconds: no longer than the stream permits.
+    fn inactive(&self, info: &StreamInfo) -> u64 {
         let before = Duration::from_millis(self.made_in.load(Ordering::Relaxed));
-        nanos(INACTIVE.max(before * 3))
+        let ours = nanos(INACTIVE.max(before * 3));
+        match info.config.consumer_limits.inactive_threshold {
+            0 => ours,
+            most => ours.min(most),
+        }
     }
 
     /// The place of a message, with its check where it is still there.

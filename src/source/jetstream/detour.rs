@@ -138,7 +138,7 @@ impl JetStreamSource {
                 None => match api::find(line, name, next, &filters).await? {
                     Some(found) => found,
                     None => {
-                        let mut new = new.clone();
+                        let mut new = NewConsumer { inactive_threshold: self.inactive(info), ..new.clone() };
                         new.start_behind(next - 1);
                         single = Some(Single::new(self, line, new).await?);
                         continue;

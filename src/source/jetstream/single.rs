@@ -39,11 +39,11 @@ pub(super) struct Single<'a> {
 }
 
 impl<'a> Single<'a> {
-    /// Makes the consumer, beside a line.
+    /// Makes the consumer, beside a line. How long it is kept has been set.
     pub(super) async fn new(source: &'a JetStreamSource, line: &Line, new: NewConsumer) -> Result<Self, SourceError> {
         let mut line = line.beside().await?;
         let name = line.new_consumer_name();
-        let consumer = NewConsumer { name: Some(name.clone()), inactive_threshold: source.inactive(), ..new };
+        let consumer = NewConsumer { name: Some(name.clone()), ..new };
         api::named_consumer(&mut line, &source.stream.stream, &consumer).await?;
         Ok(Self { source, line, bringing: None, consumer, name, delivered: 0, last: 0 })
     }

@@ -2,6 +2,7 @@
 
 mod bucket;
 mod cluster;
+mod limits;
 mod rights;
 mod slow;
 mod storm;
