@@ -44,6 +44,7 @@ impl Reader {
     /// Connects, finds or makes what is to be read, and consumes.
     pub(in crate::source) async fn open(source: &Amqp) -> Result<Self, SourceError> {
         let config = &source.config;
+        config.broker.next_turn();
         let link = Arc::new(Link::open(&config.broker, &source.name).await?);
         let Place { queue, binding } = set_up(&link, source).await?;
         let upkeep = Upkeep::start(&link, binding, &queue, Some(&source.memory)).await?;

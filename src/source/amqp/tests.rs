@@ -43,7 +43,12 @@ fn addresses_are_read_as_the_amqp_uri_specification_says() {
     let several = json!({ "urls": ["amqp://u:hush@a", "amqp://u:hush@b:7/v"], "name": "web", "exchange": "x" });
     let broker = check(several).expect("valid").broker;
     let hosts = || broker.addresses().expect("no file").into_iter().map(|address| address.uri.authority.host).collect::<Vec<_>>();
-    assert_eq!((hosts(), hosts(), hosts()), (vec!["a".into(), "b".into()], vec!["b".into(), "a".into()], vec!["a".into(), "b".into()]));
+    let next = || {
+        broker.next_turn();
+        hosts()
+    };
+    let (there, back) = (vec!["a".to_owned(), "b".to_owned()], vec!["b".to_owned(), "a".to_owned()]);
+    assert_eq!([hosts(), next(), next(), hosts(), next()], [there.clone(), there.clone(), back.clone(), back, there]);
     assert!(broker.name.starts_with("web@"), "{}", broker.name);
 }
 
