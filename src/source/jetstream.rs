@@ -102,7 +102,7 @@ impl JetStreamSource {
             return Line::new(shared).await;
         }
         // Not under the lock: a future that waits here may not be polled for long. If two connect, the first one is used.
-        let fresh = Shared::connect(&self.config, &self.stream, &self.servers).await?;
+        let fresh = Shared::connect(&self.config, &self.stream, &self.servers, &self.name).await?;
         let first = {
             let mut shared = slot.lock();
             let first = living(&shared).unwrap_or(fresh);
@@ -135,7 +135,7 @@ impl JetStreamSource {
             allow_direct: true,
         };
         api::create_stream(line, &new).await?;
-        tracing::info!(stream = name, "made a stream");
+        tracing::info!(source = %self.name, stream = name, "made a stream");
         let made = api::stream_info(line, name).await?;
         made.ok_or_else(|| SourceError::missing(format!("the stream `{name}` was made and is not there")))
     }
@@ -234,7 +234,7 @@ impl JetStreamSource {
 
     /// `create` leaves a stream that is there as it is: what it does not take would be missed in silence.
     fn tell_what_never_comes(&self, info: &StreamInfo) {
-        self.what_never_comes(info).for_each(|ours| tracing::warn!("{}", never(&self.stream.stream, ours)));
+        self.what_never_comes(info).for_each(|ours| tracing::warn!(source = %self.name, "{}", never(&self.stream.stream, ours)));
     }
 
     fn what_never_comes(&self, info: &StreamInfo) -> impl Iterator<Item = &Pattern> {
@@ -301,7 +301,7 @@ impl JetStreamSource {
         let (mut begin, new) = self.begin(&mut line, &info, start, live, &filters).await?;
         let consumer = self.consume(&mut line, &info, new, &mut begin).await?;
         let stream = self.stream.stream.clone();
-        tracing::debug!(stream, consumer, first = info.first(), last = info.state.last_seq, pending = begin.pending, "reads a stream");
+        tracing::debug!(source = %self.name, stream, consumer, first = info.first(), last = info.state.last_seq, pending = begin.pending, "reads a stream");
         Ok((begin.pending, Reader::new(line, stream, consumer, info, self.names.clone(), begin)))
     }
 

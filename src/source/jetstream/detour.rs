@@ -157,7 +157,7 @@ impl JetStreamSource {
             };
             let position = Position { seq: stored.seq, check: Some(stored.check) };
             if stored.odd {
-                tracing::warn!(stream = name, sequence = stored.seq, "a message is read by the API: the library cannot");
+                tracing::warn!(source = %self.name, stream = name, sequence = stored.seq, "a message is read by the API: the library cannot");
                 self.trouble.lock().found(stored.seq);
                 stop = stored.seq.saturating_add(BEHIND);
             }
@@ -178,7 +178,7 @@ impl JetStreamSource {
 
     /// Notes a message that cannot be read at all. The gap that stands for it and all between these sequences.
     pub(super) fn unreadable(&self, first: u64, last: u64) -> Gap {
-        tracing::warn!(stream = &*self.stream.stream, first, last, "a message of a stream cannot be read");
+        tracing::warn!(source = %self.name, stream = &*self.stream.stream, first, last, "a message of a stream cannot be read");
         self.trouble.lock().found(last);
         let (from, to) = (Some(first.saturating_sub(1)), Some(last + 1));
         Gap { reason: GapReason::Unreadable, from, to, position: Some(Position::unverified(last)) }

@@ -86,7 +86,7 @@ impl JetStreamSource {
         let messages = |newest: Vec<Stored>| newest.into_iter().filter_map(|stored| self.message_of(stored)).map(Item::Message);
         let mut items: Vec<Item> = messages(newest).collect();
         if missing {
-            tracing::warn!(stream = &*self.stream.stream, from, to, "the newest message of a subject cannot be read");
+            tracing::warn!(source = %self.name, stream = &*self.stream.stream, from, to, "the newest message of a subject cannot be read");
             // Without a position: one of those that came may have the same.
             items.push(Item::Gap(Gap { reason: GapReason::Unreadable, from: Some(from), to: Some(to), position: None }));
         }
@@ -120,7 +120,7 @@ impl JetStreamSource {
         let mut items: Vec<Item> = newest.into_values().flatten().collect();
         if !whole {
             let to = end.seq + 1;
-            tracing::warn!(stream = &*self.stream.stream, to, "there was no time to read the newest message of each subject");
+            tracing::warn!(source = %self.name, stream = &*self.stream.stream, to, "there was no time to read the newest message of each subject");
             items.push(Item::Gap(Gap { reason: GapReason::Unreadable, from: None, to: Some(to), position: None }));
         }
         Ok(items)

@@ -114,8 +114,8 @@ impl<'a> Single<'a> {
         let line = match &mut self.bringing {
             Some(line) => line,
             bringing => {
-                let (config, stream, servers) = (&self.source.config, &self.source.stream, &self.source.servers);
-                bringing.insert(Line::new(Shared::connect(config, stream, servers).await?).await?)
+                let JetStreamSource { config, stream, servers, name, .. } = self.source;
+                bringing.insert(Line::new(Shared::connect(config, stream, servers, name).await?).await?)
             }
         };
         let question = api::next_question(&self.source.stream.stream, &self.name);
