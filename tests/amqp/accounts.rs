@@ -96,7 +96,7 @@ async fn all_that_is_wrong_is_found_at_once_with_its_key_and_nothing_is_made() {
                 "exchange `X` is not there",
                 "a queue of this process is not there",
                 "cannot bind a queue to exchange `X`",
-                "cannot consume from queue `amq.gen-",
+                "cannot consume from queue `amq.gen-brokercast-check` (`exchange`)",
             ],
         ),
         (

@@ -295,7 +295,7 @@ fn what_the_broker_says_of_an_exchange_is_taken_over() {
 
 #[test]
 fn what_the_broker_says_of_an_argument_is_taken_over() {
-    use lapin::types::AMQPValue::{LongLongInt, LongString};
+    use lapin::types::AMQPValue::{Boolean, LongLongInt, LongString};
     let sent = || BTreeMap::from([("x-max-age".into(), LongString("9s".into())), ("x-max-length-bytes".into(), LongLongInt(9))]);
     let said = |argument: &str, rest: &str| format!("inequivalent arg '{argument}' for queue 'q' in vhost '/': received {rest}");
     for (argument, rest, expected) in [
@@ -303,6 +303,7 @@ fn what_the_broker_says_of_an_argument_is_taken_over() {
         ("x-max-age", "the value '9s' of type 'longstr' but current is none", None),
         ("x-max-length-bytes", "'9' but current is '7'", Some(LongLongInt(7))),
         ("x-expires", "none but current is the value '7' of type 'signedint'", Some(LongLongInt(7))),
+        ("x-single-active-consumer", "none but current is the value 'true' of type 'bool'", Some(Boolean(true))),
         ("x-dead-letter-exchange", "none but current is the value '7' of type 'longstr'", Some(LongString("7".into()))),
     ] {
         let mut asked = sent();
