@@ -438,14 +438,15 @@ impl JetStreamSource {
             return Ok((place.seq, None));
         }
         let seen = self.known.lock().last.filter(|(seq, _)| *seq == place.seq).map(|(_, time)| time);
-        let reason = match info.why_gone(place.seq, seen) {
+        let mut reason = info.why_gone(place.seq, seen);
+        if reason.is_none() && purge::of_everything(line, &self.stream.stream, info).await? {
+            reason = Some(GapReason::Reset);
+        }
+        if reason == Some(GapReason::Reset) {
             // What was purged by its subject is no longer content.
-            Some(GapReason::Reset) => {
-                let purged = purge::by_subject(&self.known, line, &self.stream.stream, info, place.seq, &self.names);
-                if purged.await? { None } else { Some(GapReason::Reset) }
-            }
-            reason => reason,
-        };
+            let purged = purge::by_subject(&self.known, line, &self.stream.stream, info, place.seq, &self.names).await?;
+            reason = reason.filter(|_| !purged);
+        }
         Ok((first - 1, reason.map(gap)))
     }
 

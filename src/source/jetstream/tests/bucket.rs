@@ -57,6 +57,28 @@ async fn a_rollup_is_no_gap_and_a_purge_of_everything_is_one() {
     assert_eq!(texts(&read(&source, Start::After(third)).await), ["5", "6", "tail 7!"]);
     stream.purge().await.expect("purges");
     assert_eq!(texts(&read(&source, Start::After(third)).await), ["gap reset 3..8@7", "tail 7"]);
+    // Nothing of what came since has replaced anything.
+    publish(&context, "a.a", 7..9).await;
+    assert_eq!(texts(&read(&source, Start::After(third)).await), ["gap reset 3..8@7", "7", "8", "tail 9!"]);
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-Rollup", "all");
+    context.publish_with_headers("a.b", headers, "9".into()).await.expect("publishes").await.expect("is stored");
+    publish(&context, "a.a", 10..11).await;
+    assert_eq!(texts(&read(&source, Start::After(third)).await), ["9", "10", "tail 11!"]);
+}
+
+#[tokio::test]
+async fn a_purge_of_a_bucket_is_no_gap_once_a_key_is_back() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    let stream = make(&context, bucket("B")).await;
+    let source = adapter(serde_json::json!({"servers": [server.url()], "kv": "B"}));
+    publish(&context, "$KV.B.x", 0..3).await;
+    let second = position_of(&read(&source, Start::Earliest).await, "1");
+    stream.purge().await.expect("purges");
+    assert_eq!(texts(&read(&source, Start::After(second)).await), ["gap reset 2..4@3", "tail 3"]);
+    publish(&context, "$KV.B.y", 3..4).await;
+    assert_eq!(texts(&read(&source, Start::After(second)).await), ["3", "tail 4!"]);
 }
 
 fn bucket(name: &str) -> stream::Config {
