@@ -109,9 +109,10 @@ impl Follower {
             streams: self.streams.clone(),
             tell: Seldom::every(NONSENSE),
         };
-        // What the log calls it; a name that would be too long is the source's own.
-        let name = format!("{}-revocations", source.name).parse().unwrap_or_else(|_| source.name.clone());
-        let handle = Arc::new(Handle::new(name, &*adapter, true));
+        let mut handle = Handle::new(source.name.clone(), &*adapter, true);
+        // So the log tells it from the source's own reader.
+        handle.kind = "revocations";
+        let handle = Arc::new(handle);
         let supervisor =
             Supervisor { adapter, intake: Arc::new(intake), handle, warm_up: Start::Earliest, max_payload: source.max_payload };
         self.reading = Some((control.clone(), source.written.clone(), run(&Tokio, supervisor)));

@@ -90,6 +90,7 @@ impl Stream {
         if !live {
             return Ok((self.shared().await?, None));
         }
+        self.amqp.config.broker.next_turn();
         let link = Arc::new(Link::open(&self.amqp.config.broker, &self.amqp.name).await?);
         let place = set_up(&link, &self.amqp).await?;
         if let Some(whole) = &self.whole {

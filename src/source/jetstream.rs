@@ -15,15 +15,16 @@ use tokio::time::{Instant, sleep};
 use super::nats::servers::Servers;
 use super::nats::wire::GRACE;
 use super::nats::{self, Config, JetStream};
-use super::{Adapter, Connection, Gauges, Item, SourceError, Start};
+use super::{Adapter, Connection, ErrorKind, Gauges, Item, SourceError, Start};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, SourceName, Timestamp};
-use crate::subject::{self, Pattern, Subject};
+use crate::subject::{Pattern, Subject};
 
 mod api;
 mod detour;
 mod holes;
 mod line;
+mod names;
 mod newest;
 mod pull;
 mod purge;
@@ -35,9 +36,10 @@ mod tests;
 use api::{ConsumerInfo, NewConsumer, NewStream, Stored, StreamInfo};
 use detour::{Detour, Next, Trouble};
 use line::{ANSWER, Line, Shared};
+use names::Names;
 use pull::Credit;
 use purge::Known;
-use reader::{Begin, Names, Reader};
+use reader::{Begin, Reader};
 
 /// Messages that the live reader asks for at a time, and a history's.
 const LIVE: Credit = Credit { messages: 4096, bytes: 32 << 20 };
@@ -58,9 +60,8 @@ const LAST_PER_SUBJECT: &str = "last_per_subject";
 pub(crate) struct JetStreamSource {
     config: Config,
     stream: JetStream,
-    subjects: Vec<Pattern>,
-    /// What a message without a subject is called.
-    unnamed: Subject,
+    name: SourceName,
+    names: Names,
     /// The connection of all this source's readers. It is kept when the last of them is dropped: the library forgets what
     /// it has not sent when a connection is dropped, such as that a consumer is to be deleted.
     shared: Mutex<Option<Arc<Shared>>>,
@@ -78,13 +79,13 @@ impl JetStreamSource {
     /// Of this configuration; connects nothing.
     #[must_use]
     pub(crate) fn new(config: Config, stream: JetStream, name: &SourceName) -> Self {
-        let subjects = subject::minimal(config.subjects.clone());
         let unnamed = Subject::new(name.as_str()).expect("a source's name is made of what subjects are made of");
+        let names = Names::new(&config, &stream, unnamed);
         Self {
             config,
             stream,
-            subjects,
-            unnamed,
+            name: name.clone(),
+            names,
             shared: Mutex::default(),
             aside: Mutex::default(),
             known: Arc::default(),
@@ -103,7 +104,7 @@ impl JetStreamSource {
             return Line::new(shared).await;
         }
         // Not under the lock: a future that waits here may not be polled for long. If two connect, the first one is used.
-        let fresh = Shared::connect(&self.config, &self.stream, &self.servers).await?;
+        let fresh = Shared::connect(&self.config, &self.stream, &self.servers, &self.name).await?;
         let first = {
             let mut shared = slot.lock();
             let first = living(&shared).unwrap_or(fresh);
@@ -132,7 +133,7 @@ impl JetStreamSource {
         }
         let new = NewStream {
             name,
-            subjects: self.subjects.iter().map(Pattern::as_str).collect(),
+            subjects: self.names.subjects.iter().map(Pattern::as_str).collect(),
             retention: "limits",
             storage: "file",
             discard: "old",
@@ -144,7 +145,7 @@ impl JetStreamSource {
             allow_direct: true,
         };
         api::create_stream(line, &new).await?;
-        tracing::info!(stream = name, "made a stream");
+        tracing::info!(source = %self.name, stream = name, "made a stream");
         let made = api::stream_info(line, name).await?;
         made.ok_or_else(|| SourceError::missing(format!("the stream `{name}` was made and is not there")))
     }
@@ -202,7 +203,7 @@ impl JetStreamSource {
             let what = format!("the server is in no cluster: `jetstream.create.replicas` cannot be {}", limits.replicas);
             obstacles.push(SourceError::configuration(what));
         }
-        for ours in &self.subjects {
+        for ours in &self.names.subjects {
             if let Some(other) = api::stream_of(line, ours.as_str()).await? {
                 let what = format!("the stream `{other}` takes subjects of `{ours}` already: it is to be read (`jetstream.stream`)");
                 obstacles.push(SourceError::configuration(what));
@@ -214,7 +215,7 @@ impl JetStreamSource {
     /// The stream is not there, and is not made now.
     fn missing(&self) -> SourceError {
         let name = &*self.stream.stream;
-        let hint = match (name.strip_prefix("KV_").filter(|_| !self.config.hidden.is_empty()), &self.stream.create) {
+        let hint = match (&self.names.bucket, &self.stream.create) {
             (Some(bucket), _) => format!(": make the bucket `{bucket}` (`kv`)"),
             (None, None) => " (`jetstream.stream`; with `jetstream.create` it would be made)".to_owned(),
             (None, Some(_)) => String::new(),
@@ -231,36 +232,36 @@ impl JetStreamSource {
             )));
         }
         let theirs = info.own_subjects();
-        if !theirs.is_empty() && !theirs.iter().any(|theirs| self.subjects.iter().any(|ours| ours.intersects(theirs))) {
+        if !theirs.is_empty() && !theirs.iter().any(|theirs| self.names.subjects.iter().any(|ours| ours.intersects(theirs))) {
             let theirs: Vec<_> = theirs.iter().map(Pattern::as_str).collect();
             return Err(SourceError::configuration(format!(
                 "the stream `{name}` takes none of these subjects (it has: {})",
                 theirs.join(", ")
             )));
         }
-        Ok(())
+        self.names.are_keys(info)
     }
 
     /// `create` leaves a stream that is there as it is: what it does not take would be missed in silence.
     fn tell_what_never_comes(&self, info: &StreamInfo) {
-        self.what_never_comes(info).for_each(|ours| tracing::warn!("{}", never(&self.stream.stream, ours)));
+        self.what_never_comes(info).for_each(|ours| tracing::warn!(source = %self.name, "{}", never(&self.stream.stream, ours)));
     }
 
     fn what_never_comes(&self, info: &StreamInfo) -> impl Iterator<Item = &Pattern> {
         let theirs = info.own_subjects();
-        self.subjects.iter().filter(move |ours| !theirs.is_empty() && !theirs.iter().any(|theirs| theirs.intersects(ours)))
+        self.names.subjects.iter().filter(move |ours| !theirs.is_empty() && !theirs.iter().any(|theirs| theirs.intersects(ours)))
     }
 
     /// What the server may leave out. Servers before 2.10 ignore a list; so the reader filters all the same.
     fn filters(&self, info: &StreamInfo) -> Vec<String> {
         let theirs = info.own_subjects();
-        if theirs.is_empty() && self.subjects.len() == 1 {
-            return vec![self.subjects[0].to_string()];
+        if theirs.is_empty() && self.names.subjects.len() == 1 {
+            return vec![self.names.subjects[0].to_string()];
         }
-        if theirs.is_empty() || theirs.iter().all(|theirs| theirs.covered_by(&self.subjects)) {
+        if theirs.is_empty() || theirs.iter().all(|theirs| theirs.covered_by(&self.names.subjects)) {
             return Vec::new();
         }
-        let meeting: Vec<_> = self.subjects.iter().filter(|ours| theirs.iter().any(|t| t.intersects(ours))).cloned().collect();
+        let meeting: Vec<_> = self.names.subjects.iter().filter(|ours| theirs.iter().any(|t| t.intersects(ours))).cloned().collect();
         if info.takes(&meeting) { meeting.iter().map(ToString::to_string).collect() } else { Vec::new() }
     }
 
@@ -273,10 +274,10 @@ impl JetStreamSource {
 
     /// A history of `wanted` only, if that is little of what there is.
     async fn select(&self, start: Start, wanted: &[Pattern]) -> Result<Option<Reader>, SourceError> {
-        let hidden = |shown: &Pattern| format!("{}{}", self.config.hidden, shown.as_str()).parse();
-        let Ok(wanted) = wanted.iter().map(hidden).collect::<Result<Vec<Pattern>, _>>() else { return Ok(None) };
         let mut line = self.line(false).await?;
         let info = self.info(&mut line, false).await?;
+        let stored = |shown: &Pattern| self.names.stored(shown.as_str(), &info).parse();
+        let Ok(wanted) = wanted.iter().map(stored).collect::<Result<Vec<Pattern>, _>>() else { return Ok(None) };
         let last = start == Start::LastPerSubject;
         let left = match start {
             Start::After(place) => info.state.last_seq.saturating_sub(place.seq).min(info.state.messages),
@@ -286,7 +287,11 @@ impl JetStreamSource {
             return Ok(None);
         }
         let filters = wanted.iter().map(ToString::to_string).collect();
-        let (pending, reader) = self.read(line, info, start, false, filters).await?;
+        let (pending, reader) = match self.read(line, info, start, false, filters).await {
+            // Servers before 2.10 refuse `$KV.*.KEY` of a mirror.
+            Err(error) if error.kind() == ErrorKind::Configuration => return Ok(None),
+            read => read?,
+        };
         Ok((last || pending.saturating_mul(FEW) <= left).then_some(reader))
     }
 
@@ -306,9 +311,8 @@ impl JetStreamSource {
         let (mut begin, new) = self.begin(&mut line, &info, start, live, &filters).await?;
         let consumer = self.consume(&mut line, &info, new, &mut begin).await?;
         let stream = self.stream.stream.clone();
-        tracing::debug!(stream, consumer, first = info.first(), last = info.state.last_seq, pending = begin.pending, "reads a stream");
-        let names = Names::new(self.subjects.clone(), self.config.hidden, self.unnamed.clone());
-        Ok((begin.pending, Reader::new(line, stream, consumer, info, names, begin)))
+        tracing::debug!(source = %self.name, stream, consumer, first = info.first(), last = info.state.last_seq, pending = begin.pending, "reads a stream");
+        Ok((begin.pending, Reader::new(line, stream, consumer, info, self.names.clone(), begin)))
     }
 
     /// How a reader begins, and the consumer for it.
@@ -369,7 +373,7 @@ impl JetStreamSource {
     async fn consume(&self, line: &mut Line, info: &StreamInfo, mut new: NewConsumer, begin: &mut Begin) -> Result<String, SourceError> {
         let name = &*self.stream.stream;
         let gone = || SourceError::missing(format!("the stream `{name}` has just gone"));
-        let mut consumer = self.create(line, new.clone()).await?.ok_or_else(gone)?;
+        let mut consumer = self.create(line, info, new.clone()).await?.ok_or_else(gone)?;
         if begin.next != Next::Newest {
             let next = consumer.delivered.stream_seq + 1;
             begin.next = Next::Sequence(next);
@@ -385,26 +389,33 @@ impl JetStreamSource {
                     begin.end = place;
                 }
                 new.start_behind(place.seq);
-                consumer = self.create(line, new).await?.ok_or_else(gone)?;
+                consumer = self.create(line, info, new).await?.ok_or_else(gone)?;
             }
         }
         begin.pending = consumer.num_pending;
+        if consumer.config.max_batch > 0 {
+            begin.credit.messages = begin.credit.messages.min(consumer.config.max_batch);
+        }
         Ok(consumer.name)
     }
 
     /// Makes a consumer that outlives the time until its first question, also where answers are slow.
-    async fn create(&self, line: &mut Line, mut new: NewConsumer) -> Result<Option<ConsumerInfo>, SourceError> {
-        new.inactive_threshold = self.inactive();
+    async fn create(&self, line: &mut Line, info: &StreamInfo, mut new: NewConsumer) -> Result<Option<ConsumerInfo>, SourceError> {
+        new.inactive_threshold = self.inactive(info);
         let begun = Instant::now();
         let made = api::create_consumer(line, &self.stream.stream, new).await;
         self.made_in.store(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         made
     }
 
-    /// How long the server keeps a consumer that asks for nothing, in nanoseconds.
-    fn inactive(&self) -> u64 {
+    /// How long the server keeps a consumer that asks for nothing, in nanoseconds: no longer than the stream permits.
+    fn inactive(&self, info: &StreamInfo) -> u64 {
         let before = Duration::from_millis(self.made_in.load(Ordering::Relaxed));
-        nanos(INACTIVE.max(before * 3))
+        let ours = nanos(INACTIVE.max(before * 3));
+        match info.config.consumer_limits.inactive_threshold {
+            0 => ours,
+            most => ours.min(most),
+        }
     }
 
     /// The place of a message, with its check where it is still there.
@@ -438,14 +449,15 @@ impl JetStreamSource {
             return Ok((place.seq, None));
         }
         let seen = self.known.lock().last.filter(|(seq, _)| *seq == place.seq).map(|(_, time)| time);
-        let reason = match info.why_gone(place.seq, seen) {
+        let mut reason = info.why_gone(place.seq, seen);
+        if reason.is_none() && purge::of_everything(line, &self.stream.stream, info).await? {
+            reason = Some(GapReason::Reset);
+        }
+        if reason == Some(GapReason::Reset) {
             // What was purged by its subject is no longer content.
-            Some(GapReason::Reset) => {
-                let purged = purge::by_subject(&self.known, line, &self.stream.stream, info, place.seq, self.config.hidden);
-                if purged.await? { None } else { Some(GapReason::Reset) }
-            }
-            reason => reason,
-        };
+            let purged = purge::by_subject(&self.known, line, &self.stream.stream, info, place.seq, &self.names).await?;
+            reason = reason.filter(|_| !purged);
+        }
         Ok((first - 1, reason.map(gap)))
     }
 
@@ -609,8 +621,8 @@ impl Adapter for JetStreamSource {
 
     fn narrowed(&self, subject: &Subject) -> Option<Arc<dyn Adapter>> {
         let config = self.config.narrowed(subject)?;
-        let (stream, name) = (config.jetstream.clone()?, self.unnamed.as_str().parse().ok()?);
-        Some(Arc::new(Self::new(config, stream, &name)))
+        let stream = config.jetstream.clone()?;
+        Some(Arc::new(Self::new(config, stream, &self.name)))
     }
 
     fn keeps_for(&self) -> BoxFuture<'_, Result<Option<Duration>, SourceError>> {

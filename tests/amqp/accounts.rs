@@ -96,7 +96,7 @@ async fn all_that_is_wrong_is_found_at_once_with_its_key_and_nothing_is_made() {
                 "exchange `X` is not there",
                 "a queue of this process is not there",
                 "cannot bind a queue to exchange `X`",
-                "cannot consume from queue `amq.gen-",
+                "cannot consume from queue `amq.gen-brokercast-check` (`exchange`)",
             ],
         ),
         (
@@ -224,5 +224,30 @@ async fn several_addresses_are_tried_in_turn_and_lists_name_the_host() {
         });
         named.await;
         reading.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_says_nothing_is_waited_for_once_and_not_by_each_reader() {
+    let rabbit = Rabbit::start().await;
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let urls = json!([format!("amqp://{}", mute.local_addr().unwrap()), rabbit.url()]);
+    for kind in ["stream", "classic"] {
+        let config = json!({ "urls": urls, "queue": kind, "declare": true, "queue_type": kind });
+        let source = source("s", config);
+        let reading = Reading::open(&source, Start::Now).await.unwrap();
+        let begun = std::time::Instant::now();
+        if kind == "stream" {
+            for _ in 0..3 {
+                Reading::history(&source, Start::Earliest).await.unwrap().close().await;
+            }
+        }
+        reading.close().await;
+        for _ in 0..3 {
+            Reading::open(&source, Start::Now).await.unwrap().close().await;
+        }
+        source.publish(kind, "1".into()).await.unwrap();
+        assert!(source.check().await.is_empty());
+        assert!(begun.elapsed() < Duration::from_secs(9), "{kind}: {:?}", begun.elapsed());
     }
 }

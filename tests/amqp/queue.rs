@@ -112,7 +112,7 @@ async fn a_queue_keeps_what_was_not_acknowledged() {
     // The queue's end is noticed, and it is waited for.
     delete(&client, "jobs.done").await;
     let (error, after) = reading.broken().await;
-    assert!(chain(&error).contains("queue `jobs.done` was deleted") && after < Duration::from_secs(2), "{error} {after:?}");
+    assert!(chain(&error).contains("queue `jobs.done` (`queue`) was deleted") && after < Duration::from_secs(2), "{error} {after:?}");
     refused(&jobs, Missing, "is not there yet").await;
 
     // One of our own is made again, of the type that was asked for, and keeps its messages over a crash of the broker.

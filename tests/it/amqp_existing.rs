@@ -54,6 +54,12 @@ async fn rabbitmq_things_that_are_there_are_used_as_they_are_and_one_warning_nam
     queue(&client, "jobs", &[("x-queue-type", "quorum"), ("x-dead-letter-exchange", "lost")]).await;
     queue(&client, "days", &[("x-queue-type", "stream"), ("x-max-age", "1D")]).await;
     queue(&client, "plain", &[("x-queue-type", "stream")]).await;
+    let mut limits = table(&[]);
+    limits.insert("x-max-length".into(), AMQPValue::LongInt(1000));
+    limits.insert("x-message-ttl".into(), AMQPValue::LongInt(3_600_000));
+    limits.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+    let options = QueueDeclareOptions { auto_delete: true, ..Default::default() };
+    client.channel.queue_declare("fleeting".into(), options, limits).await.unwrap();
     let url = rabbit.url();
     let config = format!(
         r##"
@@ -71,6 +77,7 @@ sources:
   odd: {{ amqp: {{ url: "{url}", exchange: odd }} }}
   jobs: {{ amqp: {{ url: "{url}", queue: jobs, declare: true, queue_type: quorum }} }}
   days: {{ amqp: {{ url: "{url}", queue: days, declare: true, queue_type: stream, max_age: 48h }} }}
+  fleeting: {{ amqp: {{ url: "{url}", queue: fleeting, declare: true }} }}
   untyped: {{ required: false, amqp: {{ url: "{url}", queue: plain }} }}
   classic: {{ required: false, amqp: {{ url: "{url}", queue: plain, declare: true, queue_type: classic }} }}
   narrow: {{ required: false, amqp: {{ url: "{url}", exchange: fan, binding_keys: [a.b] }} }}
@@ -87,7 +94,7 @@ routes:
     let mut sse = bridge.subscribe("").await;
     let into =
         [("alternate", "a.b"), ("auto", "a.b"), ("outer", "a.b"), ("transient", "a.b"), ("fan", "x"), ("direct", "a.b"), ("", "jobs")];
-    for (n, (exchange, key)) in into.into_iter().chain([("", "days")]).enumerate() {
+    for (n, (exchange, key)) in into.into_iter().chain([("", "days"), ("", "fleeting")]).enumerate() {
         client.publish(exchange, key, format!("{{\"n\":{n}}}").as_bytes()).await;
         assert_eq!(numbers(&[sse.event().await]), [n as u64], "{exchange} {key}");
     }
@@ -112,6 +119,11 @@ routes:
         ("jobs", "arg 'x-dead-letter-exchange'"),
         ("days", "arg 'x-max-length-bytes'"),
         ("days", "received '172800s' but current is '1D'"),
+        ("fleeting", "arg 'durable'"),
+        ("fleeting", "arg 'auto_delete'"),
+        ("fleeting", "arg 'x-max-length'"),
+        ("fleeting", "arg 'x-message-ttl'"),
+        ("fleeting", "arg 'x-single-active-consumer'"),
     ] {
         let warned = warnings(&bridge, source);
         assert!(warned.len() == 1 && warned[0].contains(words), "{source}: {warned:?}");

@@ -153,7 +153,28 @@ async fn subjects_that_a_stream_never_takes_are_told() {
     let bridge = Bridge::start(&config(&format!("servers: [\"{}\"], {ours}", nats.url()))).await;
     let log = bridge.log();
     let told: Vec<_> = log.lines().filter(|line| line.contains("nothing of it will come")).collect();
-    assert!(matches!(told[..], [one] if one.contains("user.>") && one.contains("LOG")), "{log}");
+    assert!(matches!(told[..], [one] if one.contains("user.>") && one.contains("LOG") && one.contains("\"source\":\"chat\"")), "{log}");
+}
+
+#[tokio::test]
+async fn warnings_of_missing_rights_name_the_source() {
+    let rights = "\"$JS.API.STREAM.INFO.LOG\", \"$JS.API.CONSUMER.CREATE.LOG.>\", \"$JS.API.CONSUMER.MSG.NEXT.LOG.>\"";
+    let few = format!("{{ user: few, password: p, permissions: {{ publish: [{rights}] }} }}");
+    let nats = Nats::with(&format!("authorization {{ users: [ {{ user: admin, password: p }}, {few} ] }}")).await;
+    let admin = nats.client_with(ConnectOptions::with_user_and_password("admin".into(), "p".into())).await;
+    let jetstream = async_nats::jetstream::new(admin);
+    let stream = async_nats::jetstream::stream::Config { name: "LOG".into(), subjects: vec!["chat.>".into()], ..Default::default() };
+    jetstream.create_stream(stream).await.unwrap();
+    jetstream.publish("chat.a", "1".into()).await.unwrap().await.unwrap();
+    let ours =
+        format!("servers: [\"{}\"], name: web, user: few, password: p, subjects: [\"chat.>\"], jetstream: {{ stream: LOG }}", nats.url());
+    let bridge = Bridge::start(&(config(&ours) + "log: { format: json }\n")).await;
+    let mut sse = Sse::open(bridge.events("since=all")).await;
+    assert_eq!(sse.event().await.payload(), json!(1));
+    let log = bridge.log();
+    let lines = || log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    assert!(lines().any(|line| line["right"] == "$JS.API.STREAM.MSG.GET.LOG"), "{log}");
+    assert!(lines().filter_map(|line| line.get("source").cloned()).all(|source| source == "chat"), "{log}");
 }
 
 #[tokio::test]

@@ -3,13 +3,16 @@
 //! Files are read again whenever that is asked for, since secrets change. Opens no connection.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lapin::uri::{AMQPScheme, AMQPUri};
+use parking_lot::Mutex;
 use url::Url;
 
 use super::config::MAX_NAME;
@@ -39,7 +42,10 @@ pub(crate) struct Broker {
     tls: Tls,
     /// What the broker's lists call us: a name and this machine's.
     pub(in crate::source) name: String,
+    /// Live readers that have connected.
     turn: Arc<AtomicUsize>,
+    /// Where no connection could be opened when it was tried last.
+    unreached: Arc<Mutex<HashSet<SocketAddr>>>,
     /// Of what the last connection was opened with.
     pub(in crate::source) expiry: Arc<Expiry>,
 }
@@ -105,6 +111,7 @@ impl Broker {
             tls,
             name,
             turn: Arc::default(),
+            unreached: Arc::default(),
             expiry: Arc::default(),
         })
     }
@@ -116,7 +123,29 @@ impl Broker {
         self.twice.then(|| (self.key, what())).into_iter().collect()
     }
 
-    /// All addresses, as the files are now. Each time another one is the first.
+    /// A live reader connects. Each time another address is the first one, for that connection and for all beside it.
+    pub(in crate::source) fn next_turn(&self) {
+        self.turn.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes whether a connection could be opened.
+    pub(super) fn tried(&self, at: SocketAddr, reached: bool) {
+        let mut unreached = self.unreached.lock();
+        if reached {
+            unreached.remove(&at)
+        } else {
+            unreached.insert(at)
+        };
+    }
+
+    /// Puts last what was not reached when it was tried last: all readers would wait for it.
+    pub(super) fn sort<A>(&self, targets: &mut [(A, SocketAddr)]) {
+        let mut unreached = self.unreached.lock();
+        unreached.retain(|at| targets.iter().any(|(_, target)| target == at));
+        targets.sort_by_key(|(_, at)| unreached.contains(at));
+    }
+
+    /// All addresses, as the files are now, in turn.
     ///
     /// # Errors
     /// When a file cannot be used now.
@@ -139,7 +168,7 @@ impl Broker {
             info.password = password.clone().unwrap_or_else(|| info.password.clone());
             uri.query.heartbeat = self.heartbeat.or(uri.query.heartbeat).or(Some(5));
         }
-        let first = self.turn.fetch_add(1, Ordering::Relaxed) % uris.len();
+        let first = self.turn.load(Ordering::Relaxed).saturating_sub(1) % uris.len();
         uris.rotate_left(first);
         let login = match (&self.user, &self.password_file) {
             (_, Some(_)) => "`user`, `password_file`",

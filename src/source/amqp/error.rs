@@ -31,14 +31,20 @@ pub(in crate::source) fn is_internal(error: &SourceError) -> bool {
     cause.is_some_and(|error| matches!(error.kind(), Library::ProtocolError(e) if *e.kind() == internal))
 }
 
+/// A queue, and the setting that it comes from: what the broker has named is a queue of this process, for an exchange.
+pub(in crate::source) fn named(queue: &ShortString) -> String {
+    let key = if queue.as_str().starts_with("amq.gen") { "exchange" } else { "queue" };
+    format!("queue `{queue}` (`{key}`)")
+}
+
 /// The end of a consumer: an error of the channel or connection, or a cancellation by the broker.
 pub(in crate::source) fn lost(queue: &ShortString, error: Option<lapin::Error>) -> SourceError {
     let Some(error) = error else {
-        return SourceError::missing(format!("queue `{queue}` was deleted, or the broker stopped reading from it"));
+        return SourceError::missing(format!("{} was deleted, or the broker stopped reading from it", named(queue)));
     };
     // Reading declares nothing: a failed precondition is an acknowledgement that is unknown to the broker, or late.
     let kind = if is(&error, AMQPSoftError::PRECONDITIONFAILED) { ErrorKind::Protocol } else { kind(&error) };
-    SourceError::new(kind, format!("lost the broker while reading queue `{queue}`")).because(error)
+    SourceError::new(kind, format!("lost the broker while reading {}", named(queue))).because(error)
 }
 
 /// Of which kind an error is.

@@ -53,7 +53,8 @@ pub(in crate::source) struct Link {
 }
 
 impl Link {
-    /// Connects to one of the broker's addresses, and logs in. Of a name that has several, each is tried.
+    /// Connects to one of the broker's addresses, and logs in. Of a name that has several, each is tried; last those that were
+    /// not reached when they were tried last.
     pub(in crate::source) async fn open(broker: &Broker, source: &SourceName) -> Result<Self, SourceError> {
         let (mut targets, mut failures) = (Vec::new(), Vec::new());
         for address in broker.addresses()? {
@@ -62,7 +63,9 @@ impl Link {
                 Err(error) => failures.push(error),
             }
         }
-        in_turn(targets, failures, |address, at| async move { Self::connect(&address, at, broker, source).await }).await
+        broker.sort(&mut targets);
+        let connect = |address, at| async move { Self::connect(&address, at, broker, source).await };
+        in_turn(targets, failures, connect, |at, reached| broker.tried(at, reached)).await
     }
 
     async fn connect(address: &Address, at: SocketAddr, broker: &Broker, source: &SourceName) -> Result<Self, SourceError> {
@@ -177,11 +180,14 @@ async fn in_turn<A: fmt::Display, T, F: Future<Output = Result<T, SourceError>>>
     targets: Vec<(A, SocketAddr)>,
     mut failures: Vec<SourceError>,
     connect: impl Fn(A, SocketAddr) -> F,
+    tried: impl Fn(SocketAddr, bool),
 ) -> Result<T, SourceError> {
     let each = (ALL / u32::try_from(targets.len().max(1)).unwrap_or(u32::MAX)).clamp(Duration::from_secs(1), EACH);
     for (address, at) in targets {
         let silent = SourceError::lost(format!("{address} does not answer"));
-        match tokio::time::timeout(each, connect(address, at)).await.unwrap_or(Err(silent)) {
+        let opened = tokio::time::timeout(each, connect(address, at)).await.unwrap_or(Err(silent));
+        tried(at, opened.is_ok());
+        match opened {
             Ok(opened) => return Ok(opened),
             Err(failure) => failures.push(failure),
         }
@@ -216,12 +222,12 @@ mod tests {
         for silent in [0, 1, 3, 20] {
             let begun = Instant::now();
             let targets = (0..silent).chain([8, 9]).map(at).collect();
-            in_turn(targets, Vec::new(), connect).await.expect("the last one answers");
+            in_turn(targets, Vec::new(), connect, |_, _| ()).await.expect("the last one answers");
             assert!(begun.elapsed() <= ALL, "{silent}: {:?}", begun.elapsed());
         }
-        let error = in_turn(vec![at(8), at(1)], Vec::new(), connect).await.expect_err("none answers");
+        let error = in_turn(vec![at(8), at(1)], Vec::new(), connect, |_, _| ()).await.expect_err("none answers");
         assert!(error.kind() == ErrorKind::Lost && error.to_string().contains("refused; a name does not answer"), "{error}");
-        let error = in_turn(vec![at(8)], Vec::new(), connect).await.expect_err("it does not answer");
+        let error = in_turn(vec![at(8)], Vec::new(), connect, |_, _| ()).await.expect_err("it does not answer");
         assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Denied, "refused"));
     }
 }

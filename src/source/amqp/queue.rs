@@ -14,7 +14,7 @@ use lapin::{Channel, Consumer};
 
 use super::acks::Acks;
 use super::config::Origin;
-use super::error::{failed, kind, lost};
+use super::error::{failed, kind, lost, named};
 use super::feed::{Came, Feed, Reads, next};
 use super::link::{Link, answer};
 use super::renewal::renewal;
@@ -44,6 +44,7 @@ impl Reader {
     /// Connects, finds or makes what is to be read, and consumes.
     pub(in crate::source) async fn open(source: &Amqp) -> Result<Self, SourceError> {
         let config = &source.config;
+        config.broker.next_turn();
         let link = Arc::new(Link::open(&config.broker, &source.name).await?);
         let Place { queue, binding } = set_up(&link, source).await?;
         let upkeep = Upkeep::start(&link, binding, &queue, Some(&source.memory)).await?;
@@ -126,7 +127,7 @@ pub(in crate::source) async fn consume(
     prefetch: u16,
     table: FieldTable,
 ) -> Result<Consumer, SourceError> {
-    let wrong = |e| failed(format!("cannot consume from queue `{queue}`"), e);
+    let wrong = |e| failed(format!("cannot consume from {}", named(queue)), e);
     answer("setting the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?.map_err(wrong)?;
     let from_offset = table.contains_key(OFFSET);
     let consuming = channel.basic_consume(queue.clone(), tag, BasicConsumeOptions::default(), table);

@@ -43,7 +43,12 @@ fn addresses_are_read_as_the_amqp_uri_specification_says() {
     let several = json!({ "urls": ["amqp://u:hush@a", "amqp://u:hush@b:7/v"], "name": "web", "exchange": "x" });
     let broker = check(several).expect("valid").broker;
     let hosts = || broker.addresses().expect("no file").into_iter().map(|address| address.uri.authority.host).collect::<Vec<_>>();
-    assert_eq!((hosts(), hosts(), hosts()), (vec!["a".into(), "b".into()], vec!["b".into(), "a".into()], vec!["a".into(), "b".into()]));
+    let next = || {
+        broker.next_turn();
+        hosts()
+    };
+    let (there, back) = (vec!["a".to_owned(), "b".to_owned()], vec!["b".to_owned(), "a".to_owned()]);
+    assert_eq!([hosts(), next(), next(), hosts(), next()], [there.clone(), there.clone(), back.clone(), back, there]);
     assert!(broker.name.starts_with("web@"), "{}", broker.name);
 }
 
@@ -290,7 +295,7 @@ fn what_the_broker_says_of_an_exchange_is_taken_over() {
 
 #[test]
 fn what_the_broker_says_of_an_argument_is_taken_over() {
-    use lapin::types::AMQPValue::{LongLongInt, LongString};
+    use lapin::types::AMQPValue::{Boolean, LongLongInt, LongString};
     let sent = || BTreeMap::from([("x-max-age".into(), LongString("9s".into())), ("x-max-length-bytes".into(), LongLongInt(9))]);
     let said = |argument: &str, rest: &str| format!("inequivalent arg '{argument}' for queue 'q' in vhost '/': received {rest}");
     for (argument, rest, expected) in [
@@ -298,6 +303,7 @@ fn what_the_broker_says_of_an_argument_is_taken_over() {
         ("x-max-age", "the value '9s' of type 'longstr' but current is none", None),
         ("x-max-length-bytes", "'9' but current is '7'", Some(LongLongInt(7))),
         ("x-expires", "none but current is the value '7' of type 'signedint'", Some(LongLongInt(7))),
+        ("x-single-active-consumer", "none but current is the value 'true' of type 'bool'", Some(Boolean(true))),
         ("x-dead-letter-exchange", "none but current is the value '7' of type 'longstr'", Some(LongString("7".into()))),
     ] {
         let mut asked = sent();

@@ -90,7 +90,7 @@ pub(in crate::source) async fn set_up(link: &Link, source: &Amqp) -> Result<Plac
         Origin::Exclusive(_) => {
             let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
             let declared = declare_queue(link, "", options, FieldTable::default()).await?;
-            (declared.map_err(|e| failed("cannot declare a queue of this process", e))?.name().clone(), true)
+            (declared.map_err(|e| failed("cannot declare a queue of this process (`exchange`)", e))?.name().clone(), true)
         }
         Origin::Named { declare, .. } => {
             let name = config.queue(&source.name).unwrap_or_default();
@@ -298,10 +298,14 @@ async fn delete_queue(link: &Link, queue: &ShortString) -> Result<(), SourceErro
 /// question takes over what it said.
 async fn compare_queue(link: &Link, name: &str, declare: &Declare) -> Result<Vec<String>, SourceError> {
     let (mut asked, mut differences) = (arguments(declare), Vec::new());
-    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let mut options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     for _ in 0..MOST {
         let Some(said) = difference(declare_queue(link, name, options, asked.clone().into()).await?)? else { break };
-        let more = adopt(&mut asked, &said);
+        let more = match current(&said) {
+            Some(("durable", _)) => flip(&mut options.durable),
+            Some(("auto_delete", _)) => flip(&mut options.auto_delete),
+            _ => adopt(&mut asked, &said),
+        };
         // The size of segments is no setting: only what brokercast makes has it.
         if !said.contains(SEGMENT) {
             differences.push(said);
@@ -311,6 +315,12 @@ async fn compare_queue(link: &Link, name: &str, declare: &Declare) -> Result<Vec
         }
     }
     Ok(differences)
+}
+
+/// Asks for the opposite.
+fn flip(option: &mut bool) -> bool {
+    *option ^= true;
+    true
 }
 
 /// For how long a stream keeps messages, as far as the broker says; where it does not, what the settings say. `None`: no limit is
@@ -363,8 +373,9 @@ pub(super) fn adopt(arguments: &mut BTreeMap<ShortString, AMQPValue>, said: &str
     }
     let Some(value) = current.split('\'').nth(1) else { return false };
     let is_text = current.contains("'longstr'") || matches!(arguments.get(&argument), Some(AMQPValue::LongString(_)));
-    let value = match value.parse() {
-        Ok(number) if !is_text => AMQPValue::LongLongInt(number),
+    let value = match (value.parse(), value.parse()) {
+        (Ok(number), _) if !is_text => AMQPValue::LongLongInt(number),
+        (_, Ok(flag)) if !is_text => AMQPValue::Boolean(flag),
         _ => AMQPValue::LongString(value.into()),
     };
     arguments.insert(argument, value.clone()) != Some(value)

@@ -185,24 +185,28 @@ impl Look<'_> {
 
     /// The first message at the wanted place or behind it, if there is one.
     async fn wanted(&self, wanted: &mut Consumer, ask: Ask, end: Position) -> Result<Option<Position>, SourceError> {
-        let delivery = match (wanted.next().now_or_never(), ask) {
-            (Some(delivery), _) => delivery,
-            // While somebody publishes, the broker may serve the last consumer before the others. An offset up to the end
-            // must come; whether a time lies behind the end is not known.
-            (None, Ask::Offset(offset)) if offset <= end.seq => answer("reading a place in a stream", wanted.next()).await?,
-            (None, Ask::Since(_)) => match timeout(EMPTY, wanted.next()).await {
-                Ok(delivery) => delivery,
-                Err(_) => {
-                    // Seen with 3.10: a consumer that comes while a chunk is written may not be served. Another one is.
-                    let spec = ask.value().unwrap_or_else(|| word("next"));
-                    let mut again = consume_at(self.link, self.channel, self.queue, 1, spec).await?;
-                    let Ok(delivery) = timeout(EMPTY, again.next()).await else { return Ok(None) };
-                    delivery
-                }
-            },
-            (None, Ask::Nothing | Ask::Offset(_)) => return Ok(None),
-        };
-        self.place(&some(delivery, self.queue)?).map(Some)
+        // An offset up to the end must come; whether a time lies behind the end is not known.
+        let must = matches!(ask, Ask::Offset(offset) if offset <= end.seq);
+        let may = must || matches!(ask, Ask::Since(_));
+        let mut came = wanted.next().now_or_never();
+        if came.is_none() && may {
+            // While somebody publishes, the broker may serve the last consumer before the others.
+            came = timeout(EMPTY, wanted.next()).await.ok();
+        }
+        if came.is_none() && may {
+            // Seen with 3.10 and 4.0: a consumer that comes while a chunk is written may not be served. Another one is.
+            let spec = ask.value().unwrap_or_else(|| word("next"));
+            let mut again = consume_at(self.link, self.channel, self.queue, 1, spec).await?;
+            let either = async {
+                tokio::select! { delivery = wanted.next() => delivery, delivery = again.next() => delivery }
+            };
+            came = timeout(if must { COMES } else { EMPTY }, either).await.ok();
+        }
+        match came {
+            Some(delivery) => self.place(&some(delivery, self.queue)?).map(Some),
+            None if must => Err(SourceError::lost("the broker does not answer (reading a place in a stream)")),
+            None => Ok(None),
+        }
     }
 
     fn place(&self, delivery: &Delivery) -> Result<Position, SourceError> {

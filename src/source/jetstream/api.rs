@@ -44,9 +44,34 @@ pub(super) struct StreamConfig {
     pub(super) allow_msg_ttl: bool,
     /// A message may replace all earlier ones of its subject.
     pub(super) allow_rollup_hdrs: bool,
-    pub(super) mirror: Option<serde::de::IgnoredAny>,
-    pub(super) sources: Option<serde::de::IgnoredAny>,
+    pub(super) mirror: Option<Feed>,
+    pub(super) sources: Option<Vec<Feed>>,
     pub(super) subject_transform: Option<serde::de::IgnoredAny>,
+    pub(super) consumer_limits: ConsumerLimits,
+}
+
+/// The most that a stream's consumers may ask for; 0: no limit.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ConsumerLimits {
+    /// Nanoseconds.
+    pub(super) inactive_threshold: u64,
+}
+
+/// Another stream, from which one gets its messages.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Feed {
+    pub(super) name: String,
+    pub(super) subject_transforms: Option<Vec<Transform>>,
+}
+
+/// How subjects are called anew.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Transform {
+    /// Empty: as they were.
+    pub(super) dest: String,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -106,6 +131,16 @@ pub(super) struct ConsumerInfo {
     pub(super) delivered: Delivered,
     #[serde(default)]
     pub(super) num_pending: u64,
+    #[serde(default)]
+    pub(super) config: ConsumerConfig,
+}
+
+/// The part of a consumer's configuration that the server decides.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ConsumerConfig {
+    /// Messages that may be asked for at a time; 0: no limit.
+    pub(super) max_batch: usize,
 }
 
 /// Up to where a consumer has delivered.

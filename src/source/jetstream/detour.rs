@@ -19,7 +19,6 @@ use crate::cursor::Position;
 use crate::event::{Gap, GapReason, Message, Timestamp};
 use crate::source::nats::headers;
 use crate::source::{Item, SourceError};
-use crate::subject::Subject;
 
 /// Losses at a place.
 const TWICE: u32 = 2;
@@ -29,6 +28,8 @@ const BYTES: usize = 8 << 20;
 const TIME: Duration = Duration::from_secs(10);
 /// Messages behind the last odd one that are still read so, for odd ones seldom come alone.
 const BEHIND: u64 = 64;
+/// Readers that are opened again for a message that consumers leave out. Several may miss the same one.
+const ATTEMPTS: u32 = 8;
 /// What is remembered, before it is forgotten.
 const KNOWN: usize = 1024;
 
@@ -61,9 +62,18 @@ pub(super) struct Trouble {
     odd: BTreeSet<u64>,
     /// The newest messages have stopped readers: they are asked for one by one.
     odd_newest: bool,
+    /// The message that consumers left out last, and how many readers were opened again for it.
+    left_out: (u64, u32),
 }
 
 impl Trouble {
+    /// Whether a message that a consumer left out may come from another one. One that never does is given up.
+    pub(super) fn may_still_come(&mut self, seq: u64) -> bool {
+        let (last, times) = self.left_out;
+        self.left_out = (seq, if last == seq { times.saturating_add(1) } else { 1 });
+        !self.odd.contains(&seq) && self.left_out.1 <= ATTEMPTS
+    }
+
     pub(super) fn lost_at(&mut self, next: Next) {
         if self.lost.len() >= KNOWN {
             self.lost.clear();
@@ -139,7 +149,7 @@ impl JetStreamSource {
                 None => match api::find(line, name, next, &filters).await? {
                     Some(found) => found,
                     None => {
-                        let mut new = new.clone();
+                        let mut new = NewConsumer { inactive_threshold: self.inactive(info), ..new.clone() };
                         new.start_behind(next - 1);
                         single = Some(Single::new(self, line, new).await?);
                         continue;
@@ -158,7 +168,7 @@ impl JetStreamSource {
             };
             let position = Position { seq: stored.seq, check: Some(stored.check) };
             if stored.odd {
-                tracing::warn!(stream = name, sequence = stored.seq, "a message is read by the API: the library cannot");
+                tracing::warn!(source = %self.name, stream = name, sequence = stored.seq, "a message is read by the API: the library cannot");
                 self.trouble.lock().found(stored.seq);
                 stop = stored.seq.saturating_add(BEHIND);
             }
@@ -179,7 +189,7 @@ impl JetStreamSource {
 
     /// Notes a message that cannot be read at all. The gap that stands for it and all between these sequences.
     pub(super) fn unreadable(&self, first: u64, last: u64) -> Gap {
-        tracing::warn!(stream = &*self.stream.stream, first, last, "a message of a stream cannot be read");
+        tracing::warn!(source = %self.name, stream = &*self.stream.stream, first, last, "a message of a stream cannot be read");
         self.trouble.lock().found(last);
         let (from, to) = (Some(first.saturating_sub(1)), Some(last + 1));
         Gap { reason: GapReason::Unreadable, from, to, position: Some(Position::unverified(last)) }
@@ -187,11 +197,7 @@ impl JetStreamSource {
 
     /// A stored message, if it is of this source.
     pub(super) fn message_of(&self, stored: Stored) -> Option<Message> {
-        if !self.subjects.iter().any(|ours| ours.matches(&stored.subject)) {
-            return None;
-        }
-        let shown = stored.subject.strip_prefix(self.config.hidden).unwrap_or(&stored.subject);
-        let subject = Subject::from_broker(shown.as_bytes(), &self.unnamed);
+        let subject = self.names.shown(stored.subject.as_bytes())?;
         let position = Position { seq: stored.seq, check: Some(stored.check) };
         let mut message = Message::new(subject, stored.payload, Timestamp::from_micros(stored.time / 1000), Some(position));
         headers::take(&mut message, stored.headers);

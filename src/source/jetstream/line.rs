@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::event::Headers;
+use crate::event::{Headers, SourceName};
 use crate::source::SourceError;
 use crate::source::nats::headers;
 use crate::source::nats::refusal::Right;
@@ -42,8 +42,7 @@ pub(super) struct Shared {
     /// What the subjects of JetStream's API begin with.
     api: String,
     inbox_prefix: String,
-    /// The source's name.
-    source: String,
+    source: SourceName,
     /// What the names of consumers begin with.
     consumers: String,
     /// Rights that are missing and done without, as far as the log says so.
@@ -55,12 +54,17 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) async fn connect(config: &Config, stream: &JetStream, known: &Servers) -> Result<Arc<Self>, SourceError> {
+    pub(super) async fn connect(
+        config: &Config,
+        stream: &JetStream,
+        known: &Servers,
+        source: &SourceName,
+    ) -> Result<Arc<Self>, SourceError> {
         let wire = wire::connect(config, known, CAPACITY).await?;
         let (api, inbox_prefix) = (stream.api.clone(), config.inbox_prefix.clone());
         let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
         let consumers = format!("{}_{}_", config.name.chars().take(64).map(plain).collect::<String>(), host::name());
-        let source = config.name.clone();
+        let source = source.clone();
         Ok(Arc::new(Self {
             wire,
             api,
@@ -221,7 +225,7 @@ impl Line {
     pub(super) fn does_without(&self, question: &str, consequence: &str) {
         let right = self.subject(question);
         if self.shared.without.lock().insert(right.clone()) {
-            tracing::warn!(source = self.shared.source, right, "this user may not publish to a subject of JetStream's API: {consequence}");
+            tracing::warn!(source = %self.shared.source, right, "this user may not publish to a subject of JetStream's API: {consequence}");
         }
     }
 

@@ -72,7 +72,7 @@ impl JetStreamSource {
                     // It was deleted meanwhile.
                     Some(Found::Nothing) if !subject.contains(char::REPLACEMENT_CHARACTER) => {}
                     Some(Found::Nothing | Found::Unreadable(..)) => missing = true,
-                    None => return self.newest_singly(line, filters, end).await,
+                    None => return self.newest_singly(line, info, filters, end).await,
                 }
             }
         }
@@ -86,7 +86,7 @@ impl JetStreamSource {
         let messages = |newest: Vec<Stored>| newest.into_iter().filter_map(|stored| self.message_of(stored)).map(Item::Message);
         let mut items: Vec<Item> = messages(newest).collect();
         if missing {
-            tracing::warn!(stream = &*self.stream.stream, from, to, "the newest message of a subject cannot be read");
+            tracing::warn!(source = %self.name, stream = &*self.stream.stream, from, to, "the newest message of a subject cannot be read");
             // Without a position: one of those that came may have the same.
             items.push(Item::Gap(Gap { reason: GapReason::Unreadable, from: Some(from), to: Some(to), position: None }));
         }
@@ -95,11 +95,12 @@ impl JetStreamSource {
     }
 
     /// The same for a user who may not ask for single messages. What cannot be read is known by its sequence here.
-    async fn newest_singly(&self, line: &Line, filters: &[String], end: Position) -> Result<Vec<Item>, SourceError> {
+    async fn newest_singly(&self, line: &Line, info: &StreamInfo, filters: &[String], end: Position) -> Result<Vec<Item>, SourceError> {
         let (mut newest, mut odd, mut whole) = (BTreeMap::new(), false, true);
         let (all, begun) = ([">".to_owned()], Instant::now());
         for filter in if filters.is_empty() { &all } else { filters } {
-            let mut single = Single::new(self, line, NewConsumer::of_newest(std::slice::from_ref(filter))).await?;
+            let new = NewConsumer { inactive_threshold: self.inactive(info), ..NewConsumer::of_newest(std::slice::from_ref(filter)) };
+            let mut single = Single::new(self, line, new).await?;
             loop {
                 whole &= begun.elapsed() < TIME;
                 match single.next().await? {
@@ -119,7 +120,7 @@ impl JetStreamSource {
         let mut items: Vec<Item> = newest.into_values().flatten().collect();
         if !whole {
             let to = end.seq + 1;
-            tracing::warn!(stream = &*self.stream.stream, to, "there was no time to read the newest message of each subject");
+            tracing::warn!(source = %self.name, stream = &*self.stream.stream, to, "there was no time to read the newest message of each subject");
             items.push(Item::Gap(Gap { reason: GapReason::Unreadable, from: None, to: Some(to), position: None }));
         }
         Ok(items)

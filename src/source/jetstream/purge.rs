@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 
 use super::api::{self, StreamInfo};
 use super::line::Line;
+use super::names::Names;
 use crate::event::Message;
 use crate::source::SourceError;
 
@@ -19,6 +20,10 @@ const SAMPLES: usize = 512;
 const BEGINNINGS: usize = 32;
 /// So many subjects are asked for.
 const ASKED: usize = 16;
+/// So many messages are looked at one by one.
+const LOOKED: u64 = 16;
+/// The header of a message that has replaced earlier ones.
+const ROLLUP: &str = "Nats-Rollup";
 
 /// What the live reader has seen of the stream.
 #[derive(Debug, Default)]
@@ -95,23 +100,41 @@ impl Known {
     }
 }
 
-/// Whether what followed `after` is gone because its subjects were purged, as far as that is known. `hidden` is what subjects
-/// of the source leave out.
+/// Whether what followed `after` is gone because its subjects were purged, as far as that is known.
 pub(super) async fn by_subject(
     known: &parking_lot::Mutex<Known>,
     line: &mut Line,
     stream: &str,
     info: &StreamInfo,
     after: u64,
-    hidden: &str,
+    names: &Names,
 ) -> Result<bool, SourceError> {
     let question = known.lock().question(after, info);
     let Some((subjects, last)) = question else { return Ok(false) };
     for subject in subjects {
         // One that is left shows that its subject was not purged.
-        match api::find(line, stream, info.first(), &[format!("{hidden}{subject}")]).await? {
+        match api::find(line, stream, info.first(), &[names.stored(&subject, info)]).await? {
             Some(api::Found::Message(stored)) if stored.seq > last => {}
             Some(api::Found::Nothing) => {}
+            // Without the right to ask it cannot be known.
+            Some(api::Found::Message(_) | api::Found::Unreadable(..)) | None => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// Whether what followed a place was purged, of a stream whose messages may replace all earlier ones of their subject: nothing
+/// that is left has done so. Known only where little is left, and not where a newer message alone replaces older ones.
+pub(super) async fn of_everything(line: &mut Line, stream: &str, info: &StreamInfo) -> Result<bool, SourceError> {
+    let config = &info.config;
+    if config.allow_msg_ttl || config.max_msgs_per_subject > 0 || info.state.messages > LOOKED {
+        return Ok(false);
+    }
+    let mut next = info.first();
+    while next <= info.state.last_seq {
+        match api::find(line, stream, next, &[">".to_owned()]).await? {
+            Some(api::Found::Message(stored)) if stored.headers.get(ROLLUP).is_none() => next = stored.seq + 1,
+            Some(api::Found::Nothing) => break,
             // Without the right to ask it cannot be known.
             Some(api::Found::Message(_) | api::Found::Unreadable(..)) | None => return Ok(false),
         }

@@ -21,13 +21,14 @@ use super::api::{self, Place, StreamInfo};
 use super::detour::{Next, Trouble};
 use super::holes::{Batch, Hole};
 use super::line::{Delivery, Heard, Line, status};
+use super::names::Names;
 use super::pull::{Credit, Pulls};
 use super::purge::Known;
 use crate::cursor::Position;
 use crate::event::{Message, Timestamp};
 use crate::source::nats::headers;
 use crate::source::{Connection, Item, SourceError};
-use crate::subject::{Pattern, Subject};
+use crate::subject::Subject;
 
 /// Time between questions to the stream, and the unit of patience.
 const TICK: Duration = Duration::from_secs(1);
@@ -62,32 +63,6 @@ pub(super) struct Begin {
     pub(super) trouble: Arc<Mutex<Trouble>>,
 }
 
-/// Which of the stream's subjects are this source's, and what they are called here.
-pub(super) struct Names {
-    subjects: Vec<Pattern>,
-    /// What is left out at the beginning.
-    hidden: &'static str,
-    unnamed: Subject,
-    /// The last subject as it came, and as it is called here; `None`: it is not of this source.
-    last: (Bytes, Option<Subject>),
-}
-
-impl Names {
-    pub(super) fn new(subjects: Vec<Pattern>, hidden: &'static str, unnamed: Subject) -> Self {
-        Self { subjects, hidden, unnamed, last: (Bytes::new(), None) }
-    }
-
-    fn of(&mut self, subject: &[u8]) -> Option<Subject> {
-        if self.last.0 != subject {
-            let name = String::from_utf8_lossy(subject);
-            let ours = self.subjects.iter().any(|pattern| pattern.matches(&name));
-            let shown = subject.strip_prefix(self.hidden.as_bytes()).unwrap_or(subject);
-            self.last = (Bytes::copy_from_slice(subject), ours.then(|| Subject::from_broker(shown, &self.unnamed)));
-        }
-        self.last.1.clone()
-    }
-}
-
 /// A reader's life after it was attached.
 pub(super) struct Reader {
     line: Line,
@@ -95,6 +70,8 @@ pub(super) struct Reader {
     consumer: String,
     names: Names,
     filters: Vec<String>,
+    /// The last subject as it came, and as it is called here; `None`: it is not of this source.
+    named: (Bytes, Option<Subject>),
     known: Option<Arc<Mutex<Known>>>,
     outset: Outset,
     watch: Watch,
@@ -203,6 +180,7 @@ impl Reader {
             consumer,
             names,
             filters: begin.filters,
+            named: (Bytes::new(), None),
             known: begin.known,
             outset: Outset { next: Some(begin.next), trouble: begin.trouble },
             watch: Watch {
@@ -266,13 +244,13 @@ impl Reader {
     }
 
     /// What this user may not ask. All that a reader asks is needed, but for single messages.
-    fn refused(&self, questions: &[String]) -> Result<(), SourceError> {
+    fn refused(&mut self, questions: &[String]) -> Result<(), SourceError> {
         let (info, next) = (api::info_question(&self.stream), api::next_question(&self.stream, &self.consumer));
         let is = |question: &String| questions.contains(question);
         match () {
             () if is(&next) => Err(self.line.denied(&api::next_question(&self.stream, ">"))),
             () if is(&info) => Err(self.line.denied(&info)),
-            () if self.watch.suspect.is_some() && is(&api::message_question(&self.stream)) => Err(left_out()),
+            () if is(&api::message_question(&self.stream)) => self.unasked(),
             () => Ok(()),
         }
     }
@@ -302,7 +280,7 @@ impl Reader {
         }
         // The last of a pull ends what the consumer owes; the next pull may have reached it much later.
         progress.caught_up = place.pending == 0 && !last_of_pull;
-        if let Some(subject) = self.names.of(delivery.subject()).filter(|_| !again) {
+        if let Some(subject) = self.name(delivery.subject()).filter(|_| !again) {
             let check = api::check(delivery.subject(), delivery.payload(), place.time);
             let position = Some(Position { seq: place.seq, check: Some(check) });
             let time = Timestamp::from_micros(place.time / 1000);
@@ -325,6 +303,14 @@ impl Reader {
             let (at, time, calm) = (self.output.ready.items.len(), progress.time_at(after), progress.caught_up);
             self.output.ready.holes.push(Hole { at, after, time, to, calm, suspect });
         }
+    }
+
+    /// What a message's subject is called here; `None`: it is not of this source.
+    fn name(&mut self, subject: &[u8]) -> Option<Subject> {
+        if self.named.0 != subject {
+            self.named = (Bytes::copy_from_slice(subject), self.names.shown(subject));
+        }
+        self.named.1.clone()
     }
 
     /// The payload, apart from the buffer that it was read into where it may be kept: for an answer of the stream, or by a
@@ -391,7 +377,10 @@ impl Reader {
     }
 
     fn ask_for(&mut self, mut suspect: Suspect) -> Result<(), SourceError> {
-        let Some(filter) = suspect.filters.pop() else {
+        let question = api::message_question(&self.stream);
+        // Without the right to ask it cannot be known.
+        let filter = if self.line.is_refused(&question) { None } else { suspect.filters.pop() };
+        let Some(filter) = filter else {
             if suspect.hole {
                 self.verify()?;
             } else {
@@ -400,10 +389,6 @@ impl Reader {
             }
             return Ok(());
         };
-        let question = api::message_question(&self.stream);
-        if self.line.is_refused(&question) {
-            return Err(left_out());
-        }
         let what = serde_json::json!({ "seq": suspect.after + 1, "next_by_subj": filter }).to_string();
         self.line.ask(&question, "s", &what);
         (self.watch.suspect, self.watch.unanswered) = (Some(suspect), Some(0));
@@ -415,10 +400,19 @@ impl Reader {
         let Some(suspect) = self.watch.suspect.take() else { return Ok(()) };
         self.watch.unanswered = None;
         match api::read_message(answer) {
-            Ok(Some(stored)) if stored.seq < suspect.to => Err(left_out()),
+            Ok(Some(stored)) if stored.seq < suspect.to && self.outset.trouble.lock().may_still_come(stored.seq) => {
+                Err(SourceError::lost("the consumer left out messages that are in the stream"))
+            }
             // What cannot be read is passed in another way.
             _ => self.ask_for(suspect),
         }
+    }
+
+    /// The question for single messages is refused.
+    fn unasked(&mut self) -> Result<(), SourceError> {
+        let Some(suspect) = self.watch.suspect.take() else { return Ok(()) };
+        self.watch.unanswered = None;
+        self.ask_for(Suspect { filters: Vec::new(), ..suspect })
     }
 
     /// What waited for the answer may go, with a gap for each hole that is a loss.
@@ -606,11 +600,6 @@ impl Reader {
             self.output.failed = processed.err();
         }
     }
-}
-
-/// A consumer that is made anew delivers it.
-fn left_out() -> SourceError {
-    SourceError::lost("the consumer left out messages that are in the stream")
 }
 
 impl Connection for Reader {

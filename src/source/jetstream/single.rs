@@ -39,11 +39,11 @@ pub(super) struct Single<'a> {
 }
 
 impl<'a> Single<'a> {
-    /// Makes the consumer, beside a line.
+    /// Makes the consumer, beside a line. How long it is kept has been set.
     pub(super) async fn new(source: &'a JetStreamSource, line: &Line, new: NewConsumer) -> Result<Self, SourceError> {
         let mut line = line.beside().await?;
         let name = line.new_consumer_name();
-        let consumer = NewConsumer { name: Some(name.clone()), inactive_threshold: source.inactive(), ..new };
+        let consumer = NewConsumer { name: Some(name.clone()), ..new };
         api::named_consumer(&mut line, &source.stream.stream, &consumer).await?;
         Ok(Self { source, line, bringing: None, consumer, name, delivered: 0, last: 0 })
     }
@@ -114,8 +114,8 @@ impl<'a> Single<'a> {
         let line = match &mut self.bringing {
             Some(line) => line,
             bringing => {
-                let (config, stream, servers) = (&self.source.config, &self.source.stream, &self.source.servers);
-                bringing.insert(Line::new(Shared::connect(config, stream, servers).await?).await?)
+                let JetStreamSource { config, stream, servers, name, .. } = self.source;
+                bringing.insert(Line::new(Shared::connect(config, stream, servers, name).await?).await?)
             }
         };
         let question = api::next_question(&self.source.stream.stream, &self.name);

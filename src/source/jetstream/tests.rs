@@ -2,6 +2,7 @@
 
 mod bucket;
 mod cluster;
+mod limits;
 mod rights;
 mod slow;
 mod storm;
@@ -15,9 +16,9 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::cursor::Check;
+use crate::source::State;
 use crate::source::nats::tests::{Server, adapter};
 use crate::source::tests::{LogRig, Rig, Running, conformance, durable_conformance, eventually, retention_conformance};
-use crate::source::{ErrorKind, State};
 
 async fn client(server: &Server) -> jetstream::Context {
     jetstream::new(async_nats::connect(server.url()).await.expect("connects"))

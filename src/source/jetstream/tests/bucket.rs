@@ -57,4 +57,152 @@ async fn a_rollup_is_no_gap_and_a_purge_of_everything_is_one() {
     assert_eq!(texts(&read(&source, Start::After(third)).await), ["5", "6", "tail 7!"]);
     stream.purge().await.expect("purges");
     assert_eq!(texts(&read(&source, Start::After(third)).await), ["gap reset 3..8@7", "tail 7"]);
+    // Nothing of what came since has replaced anything.
+    publish(&context, "a.a", 7..9).await;
+    assert_eq!(texts(&read(&source, Start::After(third)).await), ["gap reset 3..8@7", "7", "8", "tail 9!"]);
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-Rollup", "all");
+    context.publish_with_headers("a.b", headers, "9".into()).await.expect("publishes").await.expect("is stored");
+    publish(&context, "a.a", 10..11).await;
+    assert_eq!(texts(&read(&source, Start::After(third)).await), ["9", "10", "tail 11!"]);
+}
+
+#[tokio::test]
+async fn a_purge_of_a_bucket_is_no_gap_once_a_key_is_back() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    let stream = make(&context, bucket("B")).await;
+    let source = adapter(serde_json::json!({"servers": [server.url()], "kv": "B"}));
+    publish(&context, "$KV.B.x", 0..3).await;
+    let second = position_of(&read(&source, Start::Earliest).await, "1");
+    stream.purge().await.expect("purges");
+    assert_eq!(texts(&read(&source, Start::After(second)).await), ["gap reset 2..4@3", "tail 3"]);
+    publish(&context, "$KV.B.y", 3..4).await;
+    assert_eq!(texts(&read(&source, Start::After(second)).await), ["3", "tail 4!"]);
+}
+
+fn bucket(name: &str) -> stream::Config {
+    let subjects = vec![format!("$KV.{name}.>")];
+    stream::Config { name: format!("KV_{name}"), subjects, max_messages_per_subject: 2, allow_rollup: true, ..Default::default() }
+}
+
+fn fed_by(stream: &str) -> stream::Source {
+    stream::Source { name: stream.into(), ..Default::default() }
+}
+
+/// Makes a stream that gets its messages from others, and waits until it has so many.
+async fn make_fed(context: &jetstream::Context, config: stream::Config, messages: u64) {
+    let mut stream = make(context, config).await;
+    eventually("it has what the others have", async || match stream.info().await.expect("info").state.messages {
+        n if n == messages => Ok(()),
+        n => Err(n.to_string()),
+    })
+    .await;
+}
+
+fn subjects(items: &[Item]) -> Vec<String> {
+    let subject = |item: &Item| if let Item::Message(m) = item { Some(m.subject.to_string()) } else { None };
+    items.iter().filter_map(subject).collect()
+}
+
+#[tokio::test]
+async fn a_bucket_that_gets_its_keys_from_others_has_them_under_its_own_name() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, bucket("B")).await;
+    publish(&context, "$KV.B.x", 0..2).await;
+    publish(&context, "$KV.B.y.z", 2..3).await;
+    publish(&context, "$KV.B.x", 3..4).await;
+    let mirror = |name: &str, of: &str| stream::Config {
+        name: format!("KV_{name}"),
+        max_messages_per_subject: 2,
+        mirror: Some(fed_by(of)),
+        ..Default::default()
+    };
+    make_fed(&context, mirror("M", "KV_B"), 3).await;
+    make_fed(&context, mirror("MM", "KV_M"), 3).await;
+    make_fed(&context, stream::Config { sources: Some(vec![fed_by("KV_B")]), mirror: None, ..mirror("S", "") }, 3).await;
+    let mut names = vec!["M", "MM", "S"];
+    // Older servers know no transforms, and not such filters.
+    let newer = std::env::var_os("BROKERCAST_TEST_NATS_SERVER").is_some();
+    if newer {
+        let transform = |to: &str| stream::SubjectTransform { source: "$KV.B.>".into(), destination: format!("$KV.{to}.>") };
+        let fed_by = |to: &str| stream::Source { subject_transforms: vec![transform(to)], ..fed_by("KV_B") };
+        make_fed(&context, stream::Config { mirror: Some(fed_by("T")), ..mirror("T", "") }, 3).await;
+        make_fed(&context, stream::Config { sources: Some(vec![fed_by("A")]), ..bucket("A") }, 3).await;
+        names.extend(["T", "A"]);
+    }
+    for name in names {
+        let source = adapter(serde_json::json!({"servers": [server.url()], "kv": name}));
+        assert_eq!(source.check().await.iter().map(ToString::to_string).collect::<Vec<_>>(), [""; 0], "{name}");
+        let all = read(&source, Start::Earliest).await;
+        let messages = texts(&all).into_iter().filter(|text| !text.starts_with("tail")).collect::<Vec<_>>();
+        assert_eq!(
+            (messages, subjects(&all)),
+            (vec!["1".into(), "2".into(), "3".into()], ["x", "y.z", "x"].map(|key| format!("{name}.{key}")).into())
+        );
+        assert_eq!(subjects(&read(&source, Start::After(position_of(&all, "1"))).await), [format!("{name}.y.z"), format!("{name}.x")]);
+        assert_eq!(subjects(&read(&source, Start::LastPerSubject).await), [format!("{name}.y.z"), format!("{name}.x")]);
+        for wanted in ["y.z", "y.*", "*.z"] {
+            let wanted = [format!("{name}.{wanted}").parse().expect("a pattern")];
+            let Some(mut reader) = source.selected(Start::LastPerSubject, &wanted).await.expect("opens") else {
+                assert!(!newer, "it selects");
+                continue;
+            };
+            let mut items = Vec::new();
+            while !items.iter().any(|item| matches!(item, Item::Tail(_))) {
+                timeout(Duration::from_secs(10), reader.next(&mut items, 100)).await.expect("in time").expect("reads");
+            }
+            assert_eq!(subjects(&items), [format!("{name}.y.z")]);
+        }
+    }
+    // What comes later, live.
+    let running = Running::start(adapter(serde_json::json!({"servers": [server.url()], "kv": "MM"})));
+    running.until_messages(3).await;
+    publish(&context, "$KV.B.y.z", 4..5).await;
+    running.until_messages(4).await;
+    assert_eq!(subjects(&running.recorder.items.lock()).last().map(String::as_str), Some("MM.y.z"));
+}
+
+#[tokio::test]
+async fn a_bucket_that_gets_its_messages_from_no_bucket_is_refused() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, named(&["a"])).await;
+    make(&context, stream::Config { name: "KV_M".into(), mirror: Some(fed_by("S")), ..Default::default() }).await;
+    let source = adapter(serde_json::json!({"servers": [server.url()], "kv": "M"}));
+    let error = source.connect(Start::Now).await.err().expect("it has no keys");
+    let text = "the bucket `M` gets its messages from the stream `S`, which is no bucket: read it with `jetstream.stream: KV_M` and \
+                `subjects` instead of `kv`";
+    assert_eq!((error.kind(), &*error.to_string()), (ErrorKind::Configuration, text));
+    assert_eq!(source.check().await.iter().map(ToString::to_string).collect::<Vec<_>>(), [text]);
+}
+
+#[tokio::test]
+async fn a_stream_that_gets_its_messages_from_others_is_read_as_any_other() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, stream::Config { name: "A".into(), ..named(&["a.*"]) }).await;
+    make(&context, stream::Config { name: "B".into(), ..named(&["b.*"]) }).await;
+    publish(&context, "a.x", 0..2).await;
+    publish(&context, "a.y", 2..4).await;
+    for config in [
+        stream::Config { mirror: Some(fed_by("A")), ..named(&[]) },
+        stream::Config { sources: Some(vec![fed_by("A"), fed_by("B")]), ..named(&[]) },
+        stream::Config { sources: Some(vec![fed_by("A")]), ..named(&["c"]) },
+    ] {
+        make_fed(&context, config, 4).await;
+        for ours in [&["a.>"][..], &["a.x", "a.y", "b.x"]] {
+            let source = source(&server, ours);
+            assert_eq!(source.check().await.iter().map(ToString::to_string).collect::<Vec<_>>(), [""; 0]);
+            let all = read(&source, Start::Earliest).await;
+            assert_eq!(texts(&all), ["0", "1", "2", "3", "tail 4!"]);
+            assert_eq!(texts(&read(&source, Start::After(position_of(&all, "1"))).await), ["2", "3", "tail 4!"]);
+            assert_eq!(texts(&read(&source, Start::LastPerSubject).await), ["1", "3", "tail 4!"]);
+        }
+        let running = Running::start(source(&server, &["a.*"]));
+        running.until_messages(4).await;
+        drop(running);
+        context.delete_stream("S").await.expect("deletes");
+    }
 }
