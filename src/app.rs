@@ -418,6 +418,7 @@ impl Bridge {
         self.own("watchdog", manager::watchdog(self.streams.hub().clone()));
         self.own("heartbeat", beat(self.streams.hub().clone(), self.streams.heartbeat()));
         shown.announce(self.sources.len());
+        self.own("histories", self.streams.histories().clone().tend());
         self.own("listener", public.run(ports.public));
         self.own("admin listener", admin.run(ports.admin));
     }

@@ -278,7 +278,7 @@ pub struct SourceName(Arc<str>);
 
 /// How the hub calls a source while it runs. A slot is used again, but with another generation: the key of a source that
 /// was removed never means another one, also where that has the same name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SourceKey {
     slot: u32,
     generation: u32,

@@ -14,6 +14,7 @@ use crate::event::{GapReason, SourceKey, SourceName};
 use crate::source::{Adapter, ErrorKind, Handle, State};
 use crate::subject::Pattern;
 
+mod known;
 mod pace;
 mod queue;
 mod reader;
@@ -21,11 +22,12 @@ mod run;
 mod segment;
 mod service;
 mod settings;
+mod state;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use reader::{Reader, Unavailable};
-use service::Service;
+pub(crate) use service::Histories;
 pub(crate) use settings::Settings;
 
 /// One of the hub's sources, as its log is read.
@@ -111,69 +113,4 @@ pub(crate) struct Load {
     pub oldest: Duration,
     /// Bytes of what was read and is kept, and how many there may be.
     pub cached: (usize, usize),
-}
-
-/// The logs of all sources, and what all readers share.
-#[derive(Debug)]
-pub(crate) struct Histories {
-    service: Arc<Service>,
-}
-
-impl Histories {
-    /// Without a log.
-    #[must_use]
-    pub(crate) fn new(settings: Settings) -> Self {
-        Self { service: Arc::new(Service::new(settings)) }
-    }
-
-    /// Other bounds hold from now on.
-    pub(crate) fn configure(&self, settings: Settings) {
-        self.service.configure(settings);
-    }
-
-    /// Adds the log of a source.
-    pub(crate) fn add(&self, source: SourceKey, log: Log) {
-        self.service.add(source, log);
-    }
-
-    /// Forgets the log of a source. Readers that are open read on until they are dropped.
-    pub(crate) fn remove(&self, source: SourceKey) {
-        self.service.remove(source);
-    }
-
-    /// A reader for a request and those that follow it with the same number. It opens nothing before it is asked. `None` for
-    /// a source that was removed.
-    #[must_use]
-    pub(crate) fn reader(&self, request: Request, asker: Asker) -> Option<Reader> {
-        Reader::new(self.service.clone(), request, asker)
-    }
-
-    /// Whether the broker can say the newest message of each subject.
-    #[must_use]
-    pub(crate) fn keeps_last(&self, source: SourceKey) -> bool {
-        self.service.log(source).is_some_and(|known| known.log.adapter.keeps_last())
-    }
-
-    /// Whether the broker can send only some subjects of its log.
-    #[must_use]
-    pub(crate) fn selects(&self, source: SourceKey) -> bool {
-        self.service.log(source).is_some_and(|known| known.log.adapter.selects())
-    }
-
-    /// Says that a source's log is not the one that was read so far: nobody gets what is kept of it any more.
-    pub(crate) fn outdate(&self, source: SourceKey) {
-        self.service.outdate(source);
-    }
-
-    /// What is read and waited for at this moment.
-    #[must_use]
-    pub(crate) fn load(&self) -> Load {
-        self.service.load()
-    }
-
-    /// What was counted for a source.
-    #[must_use]
-    pub(crate) fn counted(&self, source: SourceKey) -> Counted {
-        self.service.log(source).map_or_else(Counted::default, |known| known.counted())
-    }
 }

@@ -114,7 +114,7 @@ pub(crate) struct Streams {
     hub: Arc<Hub>,
     /// Of each source, for what is read of its log. Locked last.
     routers: Mutex<HashMap<SourceKey, Arc<Router>>>,
-    histories: Histories,
+    histories: Arc<Histories>,
     settings: Settings,
     /// The reconnection time told to clients, before jitter, in milliseconds.
     retry: AtomicU64,
@@ -143,7 +143,7 @@ impl fmt::Debug for Streams {
 impl Streams {
     /// Over a hub without sources.
     #[must_use]
-    pub(crate) fn new(hub: Arc<Hub>, histories: Histories, settings: Settings) -> Arc<Self> {
+    pub(crate) fn new(hub: Arc<Hub>, histories: Arc<Histories>, settings: Settings) -> Arc<Self> {
         let (routers, registry, closed, ended) = (Mutex::default(), Registry::default(), Default::default(), OnceLock::new());
         let (retry, left, spread) = (AtomicU64::new(millis(settings.retry)), AtomicU64::new(0), Mutex::default());
         Arc::new(Self { hub, routers, histories, settings, retry, registry, closed, left, ended, spread })
@@ -209,7 +209,7 @@ impl Streams {
 
     /// The sources' logs.
     #[must_use]
-    pub(crate) fn histories(&self) -> &Histories {
+    pub(crate) fn histories(&self) -> &Arc<Histories> {
         &self.histories
     }
 

@@ -1,19 +1,28 @@
 //! Who gets the next reader. Pure: time is an argument.
 //!
 //! Identities take turns, and within an identity who came first goes first. Who does not ask at this moment (its socket is
-//! full) keeps its place and holds nobody up.
+//! full) keeps its place and holds nobody up. Thousands may wait and each asks often, so no function here visits all of them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 use tokio::time::Instant;
 
 use crate::cursor::Point;
 use crate::event::SourceKey;
 
-/// A place in the queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A place in the queue. Later ones are greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Ticket(u64);
+
+impl Ticket {
+    const FIRST: Self = Self(0);
+    const LAST: Self = Self(u64::MAX);
+}
 
 /// What somebody waits for.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,50 +30,72 @@ pub(super) struct Wait {
     pub(super) identity: u64,
     pub(super) source: SourceKey,
     pub(super) at: Point,
-    /// It wants all subjects: then whoever reads on from a place near before it serves it too.
-    pub(super) all: bool,
+    /// A hash of the only subjects that it wants. `None`: it wants all, so whoever reads on from a place near before serves it too.
+    pub(super) filter: Option<u64>,
+}
+
+impl Wait {
+    fn seq(&self) -> Option<u64> {
+        if let Point::At(at) = self.at { Some(at.seq) } else { None }
+    }
 }
 
 #[derive(Debug)]
 struct Waiting {
-    ticket: Ticket,
     wait: Wait,
     since: Instant,
     asks: bool,
+    bell: Arc<Notify>,
 }
 
 /// All who wait for a reader.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    waiting: Vec<Waiting>,
+    waiting: HashMap<Ticket, Waiting>,
     tickets: u64,
     /// For each identity that waits, when it last got a reader: a count of all that were given.
     served: HashMap<u64, u64>,
     given: u64,
+    /// Those who ask: by their age,
+    asking: BTreeSet<Ticket>,
+    /// by their identity,
+    identities: BTreeSet<(u64, Ticket)>,
+    /// and by their place.
+    places: BTreeSet<(SourceKey, Option<u64>, Option<u64>, Ticket)>,
+    /// Of each identity, when it was served and the first of it who asks.
+    turns: BTreeSet<(u64, Ticket)>,
 }
 
 impl Queue {
     /// Joins the queue, or says again what is waited for.
     pub(super) fn ask(&mut self, ticket: Option<Ticket>, wait: Wait, now: Instant) -> Ticket {
-        if let Some(waiting) = self.waiting.iter_mut().find(|waiting| Some(waiting.ticket) == ticket) {
-            (waiting.wait, waiting.asks) = (wait, true);
-            return waiting.ticket;
+        let known = ticket.and_then(|ticket| Some((ticket, self.waiting.get(&ticket)?)));
+        let ticket = match known {
+            Some((ticket, waiting)) if waiting.asks && waiting.wait == wait => return ticket,
+            Some((ticket, _)) => ticket,
+            None => {
+                self.tickets += 1;
+                let ticket = Ticket(self.tickets);
+                self.waiting.insert(ticket, Waiting { wait, since: now, asks: false, bell: Arc::default() });
+                ticket
+            }
+        };
+        self.pause(ticket);
+        if let Some(waiting) = self.waiting.get_mut(&ticket) {
+            waiting.wait = wait;
         }
-        self.tickets += 1;
-        let ticket = Ticket(self.tickets);
-        self.waiting.push(Waiting { ticket, wait, since: now, asks: true });
+        self.index(ticket, true);
         ticket
     }
 
     /// It does not ask at this moment.
     pub(super) fn pause(&mut self, ticket: Ticket) {
-        if let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.ticket == ticket) {
-            waiting.asks = false;
-        }
+        self.index(ticket, false);
     }
 
     pub(super) fn leave(&mut self, ticket: Ticket) {
-        self.waiting.retain(|waiting| waiting.ticket != ticket);
+        self.pause(ticket);
+        self.waiting.remove(&ticket);
         if self.waiting.is_empty() {
             self.served.clear();
         }
@@ -72,43 +103,101 @@ impl Queue {
 
     /// Whose turn it is. `near`: whoever starts at most so much before another one's place serves both.
     pub(super) fn first(&self, near: u64) -> Option<Ticket> {
-        let turn = |waiting: &&Waiting| (self.served.get(&waiting.wait.identity).copied().unwrap_or_default(), waiting.ticket.0);
-        let asking = || self.waiting.iter().filter(|waiting| waiting.asks);
-        let first = asking().min_by_key(turn)?;
-        let (Point::At(at), true) = (first.wait.at, first.wait.all) else { return Some(first.ticket) };
-        let before = |waiting: &&Waiting| match waiting.wait.at {
-            Point::At(other) if waiting.wait.all && waiting.wait.source == first.wait.source => {
-                (other.seq <= at.seq && at.seq - other.seq <= near).then_some(other.seq).is_some()
-            }
-            _ => false,
-        };
-        let seq = |waiting: &&Waiting| if let Point::At(at) = waiting.wait.at { at.seq } else { u64::MAX };
-        asking().filter(before).min_by_key(seq).map(|waiting| waiting.ticket)
+        let (_, first) = *self.turns.first()?;
+        let wait = &self.waiting.get(&first)?.wait;
+        let (Some(seq), None) = (wait.seq(), wait.filter) else { return Some(first) };
+        self.at(wait.source, None, Some(seq.saturating_sub(near))..=Some(seq)).next()
     }
 
     /// It was given a reader.
     pub(super) fn serve(&mut self, ticket: Ticket) {
         self.given += 1;
-        if let Some(waiting) = self.waiting.iter().find(|waiting| waiting.ticket == ticket) {
-            self.served.insert(waiting.wait.identity, self.given);
+        if let Some(identity) = self.waiting.get(&ticket).map(|waiting| waiting.wait.identity) {
+            self.pause(ticket);
+            let given = self.given;
+            self.change(identity, |queue| {
+                queue.served.insert(identity, given);
+            });
         }
         self.leave(ticket);
     }
 
     /// How many ask at this moment, and how long one of them has waited at most.
     pub(super) fn asking(&self, now: Instant) -> (usize, Duration) {
-        let asking = self.waiting.iter().filter(|waiting| waiting.asks);
-        asking.fold((0, Duration::ZERO), |(n, oldest), waiting| (n + 1, oldest.max(now.duration_since(waiting.since))))
+        let oldest = self.asking.first().and_then(|ticket| self.waiting.get(ticket));
+        (self.asking.len(), oldest.map_or(Duration::ZERO, |oldest| now.duration_since(oldest.since)))
+    }
+
+    /// Resolves when the client is to look again.
+    pub(super) fn rung(&self, ticket: Ticket) -> OwnedNotified {
+        self.waiting.get(&ticket).map(|waiting| waiting.bell.clone()).unwrap_or_default().notified_owned()
+    }
+
+    /// Wakes it.
+    pub(super) fn ring(&self, ticket: Ticket) {
+        if let Some(waiting) = self.waiting.get(&ticket) {
+            waiting.bell.notify_one();
+        }
+    }
+
+    /// Wakes those who ask, want the same and are in this range. `None` stands for places that are no positions.
+    pub(super) fn ring_at(&self, source: SourceKey, filter: Option<u64>, range: RangeInclusive<Option<u64>>) {
+        self.at(source, filter, range).for_each(|ticket| self.ring(ticket));
+    }
+
+    /// Those who ask, want the same and are in this range, the farthest behind first.
+    fn at(&self, source: SourceKey, filter: Option<u64>, range: RangeInclusive<Option<u64>>) -> impl Iterator<Item = Ticket> {
+        let (from, to) = range.into_inner();
+        self.places.range((source, filter, from, Ticket::FIRST)..=(source, filter, to, Ticket::LAST)).map(|(.., ticket)| *ticket)
+    }
+
+    /// Notes whether it asks.
+    fn index(&mut self, ticket: Ticket, asks: bool) {
+        let Some(waiting) = self.waiting.get_mut(&ticket).filter(|waiting| waiting.asks != asks) else { return };
+        waiting.asks = asks;
+        let Wait { identity, source, filter, .. } = waiting.wait;
+        let place = (source, filter, waiting.wait.seq(), ticket);
+        self.change(identity, |queue| {
+            if asks {
+                queue.asking.insert(ticket);
+                queue.identities.insert((identity, ticket));
+                queue.places.insert(place);
+            } else {
+                queue.asking.remove(&ticket);
+                queue.identities.remove(&(identity, ticket));
+                queue.places.remove(&place);
+            }
+        });
+    }
+
+    /// Makes a change that may move an identity's turn.
+    fn change(&mut self, identity: u64, change: impl FnOnce(&mut Self)) {
+        let turn = |queue: &Self| {
+            let (_, first) = *queue.identities.range((identity, Ticket::FIRST)..=(identity, Ticket::LAST)).next()?;
+            Some((queue.served.get(&identity).copied().unwrap_or_default(), first))
+        };
+        let before = turn(self);
+        change(self);
+        let after = turn(self);
+        if before != after {
+            if let Some(turn) = before {
+                self.turns.remove(&turn);
+            }
+            self.turns.extend(after);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::{prop_assert_eq, proptest};
+
     use super::*;
     use crate::cursor::Position;
 
     fn wait(identity: u64, seq: u64) -> Wait {
-        Wait { identity, source: SourceKey::new(0, 0), at: Point::At(Position::unverified(seq)), all: true }
+        Wait { identity, source: SourceKey::new(0, 0), at: Point::At(Position::unverified(seq)), filter: None }
     }
 
     #[test]
@@ -136,7 +225,7 @@ mod tests {
         let first = queue.ask(None, wait(1, 1000), now);
         let behind = queue.ask(None, wait(1, 950), now);
         let far = queue.ask(None, wait(1, 10), now);
-        let narrow = queue.ask(None, Wait { all: false, ..wait(1, 940) }, now);
+        let narrow = queue.ask(None, Wait { filter: Some(1), ..wait(1, 940) }, now);
         assert_eq!(queue.first(100), Some(behind));
         queue.serve(behind);
         assert_eq!(queue.first(0), Some(first));
@@ -144,5 +233,84 @@ mod tests {
         assert_eq!(queue.first(100), Some(far));
         queue.leave(far);
         assert_eq!(queue.first(100), Some(narrow));
+    }
+
+    /// The same, as it is said: by looking at all.
+    #[derive(Default)]
+    struct Naive {
+        waiting: Vec<(Ticket, Wait, bool)>,
+        served: HashMap<u64, u64>,
+        given: u64,
+    }
+
+    impl Naive {
+        fn of(&mut self, ticket: Ticket) -> &mut (Ticket, Wait, bool) {
+            self.waiting.iter_mut().find(|(other, ..)| *other == ticket).expect("it waits")
+        }
+
+        fn serve(&mut self, ticket: Ticket) {
+            self.given += 1;
+            let identity = self.of(ticket).1.identity;
+            self.served.insert(identity, self.given);
+            self.leave(ticket);
+        }
+
+        fn leave(&mut self, ticket: Ticket) {
+            self.waiting.retain(|(other, ..)| *other != ticket);
+            if self.waiting.is_empty() {
+                self.served.clear();
+            }
+        }
+
+        fn first(&self, near: u64) -> Option<Ticket> {
+            let asking = || self.waiting.iter().filter(|(.., asks)| *asks);
+            let turn = |(ticket, wait, _): &&(Ticket, Wait, bool)| (self.served.get(&wait.identity).copied().unwrap_or_default(), *ticket);
+            let (ticket, first, _) = asking().min_by_key(turn)?;
+            let (Some(seq), None) = (first.seq(), first.filter) else { return Some(*ticket) };
+            let serves = |wait: &Wait| wait.filter.is_none() && wait.source == first.source;
+            let before = |wait: &Wait| wait.seq().is_some_and(|other| other <= seq && seq - other <= near);
+            let nearest =
+                asking().filter(|(_, wait, _)| serves(wait) && before(wait)).min_by_key(|(ticket, wait, _)| (wait.seq(), *ticket));
+            nearest.map(|(ticket, ..)| *ticket)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whose_turn_it_is_does_not_depend_on_how_that_is_found(
+            steps in vec((0..6_u8, 0..20_usize, 0..4_u64, 0..40_u64, 0..3_u64, 0..2_u32), 1..200),
+        ) {
+            let (mut queue, mut naive, now) = (Queue::default(), Naive::default(), Instant::now());
+            for (step, which, identity, seq, filter, slot) in steps {
+                let at = if seq == 0 { Point::Earliest } else { Point::At(Position::unverified(seq)) };
+                let known = naive.waiting.get(which).map(|(ticket, wait, _)| (*ticket, wait.identity));
+                let identity = known.map_or(identity, |(_, identity)| identity);
+                let wait = Wait { identity, source: SourceKey::new(slot, 0), at, filter: filter.checked_sub(1) };
+                match (step, known) {
+                    (0..3, None) => naive.waiting.push((queue.ask(None, wait, now), wait, true)),
+                    (0..3, Some((ticket, _))) => {
+                        prop_assert_eq!(queue.ask(Some(ticket), wait, now), ticket);
+                        *naive.of(ticket) = (ticket, wait, true);
+                    }
+                    (3, Some((ticket, _))) => {
+                        queue.pause(ticket);
+                        naive.of(ticket).2 = false;
+                    }
+                    (4, Some((ticket, _))) => {
+                        queue.leave(ticket);
+                        naive.leave(ticket);
+                    }
+                    _ => if let Some(ticket) = queue.first(10) {
+                        queue.serve(ticket);
+                        naive.serve(ticket);
+                    },
+                }
+                prop_assert_eq!(queue.first(10), naive.first(10));
+                prop_assert_eq!(queue.asking(now).0, naive.waiting.iter().filter(|(.., asks)| *asks).count());
+                // Whoever does not ask is in no index, and whoever asks is in each.
+                let sizes = [queue.asking.len(), queue.identities.len(), queue.places.len()];
+                prop_assert_eq!(sizes, [queue.asking.len(); 3]);
+            }
+        }
     }
 }

@@ -1,14 +1,13 @@
 //! What one client takes from the logs: a place in them. Bounded by the client itself: nothing is handed out that its socket
 //! has not asked for.
 
-use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tokio::time::sleep_until;
 
-use super::service::{Look, Place, Service};
-use super::{Asker, Request};
+use super::Request;
+use super::service::{Histories, Look};
+use super::state::Place;
 use crate::cursor::Point;
 use crate::source::Item;
 
@@ -19,7 +18,7 @@ pub(crate) struct Unavailable;
 /// A client's place in a source's log. Dropping it leaves the queue and the segment.
 pub(crate) struct Reader {
     number: u32,
-    service: Arc<Service>,
+    histories: Arc<Histories>,
     place: Place,
 }
 
@@ -34,15 +33,13 @@ struct Asking<'a>(&'a mut Reader);
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        self.0.service.pause(&mut self.0.place, false);
+        self.0.histories.pause(&self.0.place);
     }
 }
 
 impl Reader {
-    pub(super) fn new(service: Arc<Service>, request: Request, asker: Asker) -> Option<Self> {
-        let known = service.log(request.source)?;
-        service.clients.fetch_add(1, Ordering::Relaxed);
-        Some(Self { number: request.number, service, place: Place::new(request.source, known, asker) })
+    pub(super) fn new(histories: Arc<Histories>, number: u32, place: Place) -> Self {
+        Self { number, histories, place }
     }
 
     /// Whether it was made for this request or an earlier one of the same number.
@@ -58,16 +55,12 @@ impl Reader {
     pub(crate) async fn next(&mut self, items: &mut Vec<Item>, at: Point) -> Result<(), Unavailable> {
         let asking = Asking(self);
         loop {
-            let service = asking.0.service.clone();
-            let mut moved = pin!(service.moved.notified());
-            // Before looking, so that nothing that moves in between is missed.
-            moved.as_mut().enable();
-            let look = service.look(&mut asking.0.place, at, items);
-            match look {
+            let Reader { histories, place, .. } = &mut *asking.0;
+            match histories.look(place, at, items) {
                 Look::Items => return Ok(()),
                 Look::GivenUp => return Err(Unavailable),
                 Look::Lead(turn) => turn.advance().await,
-                Look::Wait(until) => tokio::select! {
+                Look::Wait(moved, until) => tokio::select! {
                     biased;
                     () = moved => {}
                     () = sleep_until(until) => {}
@@ -79,7 +72,6 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.service.clients.fetch_sub(1, Ordering::Relaxed);
-        self.service.pause(&mut self.place, true);
+        self.histories.forget(&mut self.place);
     }
 }

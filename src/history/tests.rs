@@ -1,6 +1,6 @@
 //! How clients share readers that are few.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::cursor::Position;
+use crate::cursor::{Check, Position};
 use crate::event::{Message, Timestamp};
 use crate::source::{Connection, Item, SourceError, Start};
 
@@ -23,8 +23,14 @@ struct Fake {
     at_once: usize,
     /// What comes behind the messages cannot be read. Else that is the log's end.
     broken: bool,
+    /// It cannot be opened.
+    denied: bool,
     /// Readers that were opened.
     opened: Arc<AtomicU32>,
+    /// Readers that are open.
+    open: Arc<AtomicU32>,
+    /// How often somebody looked whether what was read is of use to it.
+    looks: Arc<AtomicU64>,
 }
 
 struct FakeReader {
@@ -51,13 +57,29 @@ impl Adapter for Fake {
     fn reach(&self) -> Vec<Pattern> {
         vec![Pattern::all()]
     }
-    fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
-        Box::pin(async {
+    fn connect(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
+        Box::pin(async move {
             self.opened.fetch_add(1, Ordering::Relaxed);
             sleep(self.opening).await;
-            Ok(Box::new(FakeReader { log: self.clone(), left: 1..=self.messages }) as Box<dyn Connection>)
+            if self.denied {
+                return Err(SourceError::denied("no right to read"));
+            }
+            self.open.fetch_add(1, Ordering::Relaxed);
+            let after = if let Start::After(position) = start { position.seq } else { 0 };
+            Ok(Box::new(FakeReader { log: self.clone(), left: after + 1..=self.messages }) as Box<dyn Connection>)
         })
     }
+}
+
+impl Drop for FakeReader {
+    fn drop(&mut self) {
+        self.log.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The place of a message.
+fn place(seq: u64) -> Position {
+    Position { seq, check: Some(Check::of(&[&seq.to_be_bytes()])) }
 }
 
 impl Connection for FakeReader {
@@ -67,11 +89,10 @@ impl Connection for FakeReader {
             if self.left.is_empty() {
                 return if self.log.broken { Err(SourceError::lost("the connection was lost")) } else { std::future::pending().await };
             }
-            let place = |seq| Some(Position::unverified(seq));
-            let message = |seq| Message::new("a".parse().expect("a subject"), Bytes::new(), Timestamp::default(), place(seq));
+            let message = |seq| Message::new("a".parse().expect("a subject"), Bytes::new(), Timestamp::default(), Some(place(seq)));
             batch.extend(self.left.by_ref().take(self.log.at_once).map(message).map(Item::Message));
             if self.left.is_empty() && !self.log.broken {
-                batch.push(Item::Tail(place(self.log.messages)));
+                batch.push(Item::Tail(Some(place(self.log.messages))));
             }
             Ok(())
         })
@@ -83,10 +104,43 @@ impl Connection for FakeReader {
 
 /// One source with this log.
 fn of(log: Fake, readers: usize) -> (Arc<Histories>, SourceKey) {
-    let histories = Arc::new(Histories::new(Settings { readers, rate: 1 << 20, cache: 1 << 20 }));
-    let (source, name) = (SourceKey::new(0, 0), "s".parse().expect("a name"));
-    histories.add(source, Log { name, adapter: Arc::new(log), max_payload: 1000, up: Arc::new(|| true), resets: Arc::new(|| 0) });
-    (histories, source)
+    let histories = Histories::new(Settings { readers, rate: 1 << 20, cache: 1 << 20 });
+    (histories.clone(), add(&histories, 0, log))
+}
+
+fn add(histories: &Arc<Histories>, slot: u32, log: Fake) -> SourceKey {
+    let (source, name, looks) = (SourceKey::new(slot, 0), "s".parse().expect("a name"), log.looks.clone());
+    let resets = Arc::new(move || {
+        looks.fetch_add(1, Ordering::Relaxed);
+        0
+    });
+    histories.add(source, Log { name, adapter: Arc::new(log), max_payload: 1000, up: Arc::new(|| true), resets });
+    source
+}
+
+/// Wants what nobody else wants.
+fn filter(number: u32) -> Option<Arc<[Pattern]>> {
+    Some([format!("subject.{number}").parse().expect("a pattern")].into())
+}
+
+/// Reads from a point to the log's end, and returns the sequences of what comes.
+async fn read(mut reader: Reader, mut at: Point) -> Vec<u64> {
+    let (mut seen, mut items, mut ended) = (Vec::new(), Vec::new(), false);
+    while !ended {
+        reader.next(&mut items, at).await.expect("the log can be read");
+        for item in items.drain(..) {
+            match item {
+                Item::Message(message) => {
+                    let position = message.position.expect("a position");
+                    at = Point::At(position);
+                    seen.push(position.seq);
+                }
+                Item::Tail(_) => ended = true,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    seen
 }
 
 /// Several clients, each with a wish of its own, share one reader. Each is to come to the log's end.
@@ -96,9 +150,7 @@ async fn all_come_to_the_end(log: Fake, from: Point) {
     for number in 0..4 {
         let histories = histories.clone();
         clients.spawn(async move {
-            // What it wants nobody else reads.
-            let wanted = Some([format!("subject.{number}").parse().expect("a pattern")].into());
-            let asker = Asker { identity: number.into(), wanted };
+            let asker = Asker { identity: number.into(), wanted: filter(number) };
             let mut reader = histories.reader(Request { source, number, from }, asker).expect("a log");
             let mut items = Vec::new();
             while !items.iter().any(|item| matches!(item, Item::Tail(_))) {
@@ -133,4 +185,119 @@ async fn the_newest_that_cannot_be_read_to_their_end_are_given_up() {
     assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
     let opened = opened.load(Ordering::Relaxed);
     assert!((3..30).contains(&opened) && items.len() == 10 * opened as usize, "{opened} {}", items.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_nobody_moves_ends_though_nobody_looks() {
+    let log = Fake { messages: 1, at_once: 1, ..Fake::default() };
+    let open = log.open.clone();
+    let (histories, source) = of(log, 4);
+    let mut reader = histories.reader(Request { source, number: 0, from: Point::Earliest }, Asker::default()).expect("a log");
+    reader.next(&mut Vec::new(), Point::Earliest).await.expect("the log can be read");
+    assert_eq!(open.load(Ordering::Relaxed), 1);
+    // Its client takes nothing more, and there is no other.
+    timeout(Duration::from_secs(4), histories.clone().tend()).await.expect_err("it never ends");
+    assert_eq!(open.load(Ordering::Relaxed), 0);
+    drop(reader);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_read_for_one_wakes_nobody_whom_it_does_not_concern() {
+    const WAITING: u32 = 300;
+    let log = Fake { each: Duration::from_millis(2), messages: 200, at_once: 1, ..Fake::default() };
+    let looks = log.looks.clone();
+    let (histories, source) = of(log, 1);
+    let (mut leading, mut waiting) = (JoinSet::new(), JoinSet::new());
+    let leader = histories.reader(Request { source, number: 0, from: Point::Earliest }, Asker { identity: 0, wanted: filter(0) });
+    leading.spawn(read(leader.expect("a log"), Point::Earliest));
+    tokio::task::yield_now().await;
+    for number in 1..=WAITING {
+        let from = Point::At(place(1_000_000 * u64::from(number)));
+        let wanted = filter(number).filter(|_| number % 2 == 0);
+        let reader = histories.reader(Request { source, number, from }, Asker { identity: number.into(), wanted }).expect("a log");
+        waiting.spawn(read(reader, from));
+    }
+    assert_eq!(leading.join_all().await, [(1..=200).collect::<Vec<_>>()]);
+    // Each looked when it came, and has looked by itself every second.
+    let looks = looks.load(Ordering::Relaxed);
+    assert!(looks < 4 * u64::from(WAITING), "{looks} looks of {WAITING} who wait, for 200 messages of another");
+    assert!(histories.load().waiting + 1 >= WAITING as usize);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_who_are_on_the_way_of_a_reader_go_with_it_at_once() {
+    let log = Fake { each: Duration::from_millis(1), messages: 10_000, at_once: 100, ..Fake::default() };
+    let opened = log.opened.clone();
+    let (histories, source) = of(log, 1);
+    let (mut clients, begun) = (JoinSet::new(), tokio::time::Instant::now());
+    for number in 0..100_u32 {
+        let from = Point::At(place(u64::from(number * 37 % 100 * 100) + 1));
+        let asker = Asker { identity: u64::from(number % 7), wanted: None };
+        let reader = histories.reader(Request { source, number, from }, asker).expect("a log");
+        clients.spawn(async move {
+            let Point::At(Position { seq, .. }) = from else { unreachable!() };
+            assert_eq!(read(reader, from).await, (seq + 1..=10_000).collect::<Vec<_>>());
+        });
+    }
+    clients.join_all().await;
+    // Whoever misses a call looks again a second later.
+    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+    assert_eq!(opened.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_to_try_again_holds_nobody_up() {
+    let histories = Histories::new(Settings { readers: 1, rate: 1 << 20, cache: 1 << 20 });
+    let good = Fake { each: Duration::from_millis(50), messages: 100, at_once: 1, ..Fake::default() };
+    let (bad, good) = (add(&histories, 0, Fake { denied: true, ..Fake::default() }), add(&histories, 1, good));
+    let mut failing = JoinSet::new();
+    for number in 0..3 {
+        let from = Point::Earliest;
+        let mut reader = histories.reader(Request { source: bad, number, from }, Asker::default()).expect("a log");
+        failing.spawn(async move { reader.next(&mut Vec::new(), from).await });
+    }
+    let reader = histories.reader(Request { source: good, number: 0, from: Point::Earliest }, Asker::default()).expect("a log");
+    let begun = tokio::time::Instant::now();
+    assert_eq!(read(reader, Point::Earliest).await.len(), 100);
+    assert!(begun.elapsed() < Duration::from_secs(7), "{:?}", begun.elapsed());
+    assert!(failing.join_all().await.iter().all(|end| *end == Err(Unavailable)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_crowd_that_comes_goes_and_takes_breaks_misses_nothing() {
+    let log = Fake { messages: 3000, at_once: 25, ..Fake::default() };
+    let (histories, source) = of(log, 2);
+    histories.configure(Settings { readers: 2, rate: 1 << 30, cache: 16 << 10 });
+    let mut clients = JoinSet::new();
+    for number in 0..120_u32 {
+        let from = Point::At(place(u64::from(number * 37 % 100 * 20) + 1));
+        let wanted = filter(number % 5).filter(|_| number % 3 == 0);
+        let mut reader =
+            histories.reader(Request { source, number, from }, Asker { identity: u64::from(number % 4), wanted }).expect("a log");
+        clients.spawn(async move {
+            let Point::At(Position { seq: mut last, .. }) = from else { unreachable!() };
+            let mut items = Vec::new();
+            while last < 3000 {
+                // As often as something comes, or sooner: it is dropped while it waits, and leads.
+                for _ in 0..number % 4 {
+                    let mut next = std::pin::pin!(reader.next(&mut items, Point::At(place(last))));
+                    if futures_util::poll!(next.as_mut()).is_ready() {
+                        break;
+                    }
+                    tokio::task::yield_now().await;
+                }
+                if items.is_empty() {
+                    reader.next(&mut items, Point::At(place(last))).await.expect("the log can be read");
+                }
+                for item in items.drain(..) {
+                    if let Item::Message(message) = item {
+                        assert_eq!(message.position, Some(place(last + 1)));
+                        last += 1;
+                    }
+                }
+            }
+        });
+    }
+    timeout(Duration::from_secs(120), clients.join_all()).await.expect("somebody gets nothing");
+    assert_eq!((histories.load().clients, histories.load().waiting), (0, 0));
 }

@@ -250,6 +250,7 @@ impl Bridge {
         let (heartbeat, retry) = (bounds.heartbeat, Duration::from_secs(1));
         let settings = stream::Settings { heartbeat, retry, scan: bounds.scan, piece: bounds.piece };
         let histories = Histories::new(history::Settings { readers: bounds.readers, rate: 64 << 20, cache: 8 << 10 });
+        executor.spawn(group, histories.clone().tend());
         let streams = Streams::new(hub.clone(), histories, settings);
         let stop = CancellationToken::new();
         let (spawner, intakes) = (executor.spawner(), Mutex::default());

@@ -16,6 +16,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use lapin::message::Delivery;
 use lapin::types::ShortString;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use self::log::{Ask, Log, at, beyond, first_left, joins, look, plan, position};
@@ -61,7 +62,7 @@ pub(super) struct Stream {
     amqp: Arc<Amqp>,
     queue: ShortString,
     /// All readers of history share one connection, for each has a thread and buffers.
-    shared: tokio::sync::Mutex<Weak<Link>>,
+    shared: Mutex<Weak<Link>>,
     /// What feeds it was deleted while it was read: messages may have been lost before they came to it.
     unfed: Arc<AtomicBool>,
     /// Offsets that the live reader found empty.
@@ -75,14 +76,7 @@ impl Stream {
         let queue = amqp.config.queue(&amqp.name).unwrap_or_default();
         // Names have been checked to fit.
         let queue = ShortString::try_new(queue).unwrap_or_default();
-        Self {
-            amqp: Arc::new(amqp),
-            queue,
-            shared: tokio::sync::Mutex::default(),
-            unfed: Arc::default(),
-            passed: Arc::default(),
-            whole: None,
-        }
+        Self { amqp: Arc::new(amqp), queue, shared: Mutex::default(), unfed: Arc::default(), passed: Arc::default(), whole: None }
     }
 
     /// A connection: its own for the live reader, so that what this does not take holds up no other reader.
@@ -101,13 +95,18 @@ impl Stream {
     }
 
     async fn shared(&self) -> Result<Arc<Link>, SourceError> {
-        let mut shared = self.shared.lock().await;
-        if let Some(link) = shared.upgrade().filter(|link| link.works()) {
+        let working = |shared: &Weak<Link>| shared.upgrade().filter(|link| link.works());
+        let known = working(&self.shared.lock());
+        if let Some(link) = known {
             return Ok(link);
         }
-        let link = Arc::new(Link::open(&self.amqp.config.broker, &self.amqp.name).await?);
-        *shared = Arc::downgrade(&link);
-        Ok(link)
+        // Not under the lock: a future that connects may not be polled for long, and an attempt may take long to fail. If two
+        // connect, the first connection is used.
+        let fresh = Arc::new(Link::open(&self.amqp.config.broker, &self.amqp.name).await?);
+        let mut shared = self.shared.lock();
+        let first = working(&shared).unwrap_or_else(|| fresh.clone());
+        *shared = Arc::downgrade(&first);
+        Ok(first)
     }
 
     async fn read(&self, live: bool, start: Start) -> Result<Reader, SourceError> {

@@ -48,7 +48,7 @@ fn settings() -> Settings {
     Settings { heartbeat, retry, scan: Settings::SCAN, piece: Settings::PIECE }
 }
 
-fn histories(readers: usize) -> Histories {
+fn histories(readers: usize) -> Arc<Histories> {
     Histories::new(history::Settings { readers, rate: 1 << 30, cache: 32 << 20 })
 }
 

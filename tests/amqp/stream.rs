@@ -8,6 +8,9 @@ use brokercast::internals::{Adapter, GapReason, Item, Message, Position, Start, 
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::support::drive::{Reading, chain, source, texts};
 use crate::support::plain::Plain;
@@ -289,4 +292,25 @@ async fn whatever_breaks_each_message_comes_once_and_in_order() {
         assert_eq!(got.len(), expected.len());
         assert!(got == expected);
     }
+}
+
+#[tokio::test]
+async fn histories_do_not_wait_for_one_anothers_attempts_to_connect() {
+    // It accepts, and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("amqp://{}/%2f", silent.local_addr().unwrap());
+    let trades = source("trades", json!({ "url": url, "exchange": "trades", "queue_type": "stream" }));
+    let mut histories = JoinSet::new();
+    for _ in 0..4 {
+        let trades = trades.clone();
+        histories.spawn(async move { trades.history(Start::Earliest).await.is_ok() });
+    }
+    let mut attempts = Vec::new();
+    let all = async {
+        while attempts.len() < 4 {
+            attempts.push(silent.accept().await.unwrap());
+        }
+    };
+    // The broker has ten seconds to answer one attempt.
+    timeout(Duration::from_secs(8), all).await.expect("each tries at once");
 }
