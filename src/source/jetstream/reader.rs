@@ -383,7 +383,7 @@ impl Reader {
         let Some(filter) = filter else {
             if suspect.hole {
                 self.verify()?;
-            } else {
+            } else if !self.watch.moved {
                 self.progress.is_owed_nothing_before(suspect.to);
                 self.hand_out_tail();
             }
