@@ -695,6 +695,8 @@ impl Judge {
         let index = self.find(state, source, position)?;
         let log = &mut self.logs[source];
         let borders = state.logs[source].borders.partition_point(|border| *border < index);
+        // Where a log was only cut, a bridge that has not noticed leads on in the old one.
+        log.went_back |= log.stale && state.written[source][index].cut;
         log.went_back &= borders < log.borders;
         log.borders = log.borders.max(borders);
         let log = &self.logs[source];
