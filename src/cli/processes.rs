@@ -28,12 +28,16 @@ fn bridges_in(proc: &Path, serves: impl Fn(Vec<OsString>) -> bool) -> Vec<Bridge
     // Containers are seen from outside of them.
     let namespace = |folder: &Path| std::fs::read_link(folder.join("ns/pid")).ok();
     let here = namespace(&proc.join("self"));
+    // By the name, or whatever the file is called here.
+    let program = |folder: &Path| std::fs::read_link(folder.join("exe")).ok();
+    let this = program(&proc.join("self"));
     let is_bridge = |bridge: &Bridge| {
         let name = std::fs::read_to_string(bridge.folder.join("comm")).unwrap_or_default();
         let words = bridge.command_line();
         let elsewhere = namespace(&bridge.folder).is_some_and(|of| here.as_ref().is_some_and(|here| of != *here));
         let is_other = bridge.pid != std::process::id() && !elsewhere;
-        name.trim_end() == env!("CARGO_PKG_NAME") && is_other && !words.is_empty() && serves(words)
+        let is_same = name.trim_end() == env!("CARGO_PKG_NAME") || (this.is_some() && program(&bridge.folder) == this);
+        is_same && is_other && !words.is_empty() && serves(words)
     };
     let found = entries.filter_map(pid).map(|pid| Bridge { pid, folder: proc.join(pid.to_string()) });
     found.filter(is_bridge).collect()
@@ -163,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn only_processes_of_the_name_that_serve_are_bridges() {
+    fn only_processes_of_the_name_or_the_same_file_that_serve_are_bridges() {
         let folder = tempfile::tempdir().unwrap();
         let process = |pid: &str, name: &str, line: &str| {
             std::fs::create_dir(folder.path().join(pid)).unwrap();
@@ -182,7 +186,12 @@ mod tests {
             std::fs::create_dir(folder.path().join(pid).join("ns")).unwrap();
             std::os::unix::fs::symlink(namespace, folder.path().join(pid).join("ns/pid")).unwrap();
         }
-        let found = bridges_in(folder.path(), |line| line.get(1).is_none_or(|word| word == "--config"));
-        assert_eq!(found.iter().map(|bridge| bridge.pid).collect::<Vec<_>>(), [1_000_001]);
+        process("1000006", "bridge", "bridge\0--config\0a.yaml\0");
+        for pid in ["self", "1000006"] {
+            std::os::unix::fs::symlink("/opt/bridge", folder.path().join(pid).join("exe")).unwrap();
+        }
+        let mut found = bridges_in(folder.path(), |line| line.get(1).is_none_or(|word| word == "--config"));
+        found.sort_by_key(|bridge| bridge.pid);
+        assert_eq!(found.iter().map(|bridge| bridge.pid).collect::<Vec<_>>(), [1_000_001, 1_000_006]);
     }
 }
