@@ -220,8 +220,8 @@ impl World {
             }
             sleep(Duration::from_secs(1)).await;
             let state = self.broker.state.lock();
-            let judges = self.judges.borrow();
-            missing = judges.iter().find_map(|(number, judge)| Some((*number, judge.missing(&state)?)));
+            let mut judges = self.judges.borrow_mut();
+            missing = judges.iter_mut().find_map(|(number, judge)| Some((*number, judge.missing(&state)?)));
             if missing.is_none() && !state.queue.is_empty() {
                 missing = Some((99, format!("{} messages are left in the queue", state.queue.len())));
             }
