@@ -264,6 +264,14 @@ impl Backend {
         }
     }
 
+    /// Logs a failure, now and then.
+    fn tell(&self, failure: &Failure) {
+        if self.failing.may(Instant::now()) {
+            let (host, error) = (self.settings.url.host_str(), chain(failure));
+            tracing::warn!(host, %error, "the backend cannot be asked");
+        }
+    }
+
     fn count(&self, became: Became) {
         self.counts.questions[became as usize].fetch_add(1, Ordering::Relaxed);
     }
@@ -380,24 +388,18 @@ impl<'a> Trial<'a> {
 
     fn failed(mut self, failure: &Failure) {
         let backend = self.backend;
-        let host = backend.settings.url.host_str();
-        let failed = if failure.is_of_one() {
+        if failure.is_of_one() {
             self.succeeded();
-            Failed::Counted
-        } else {
-            self.trying = false;
-            backend.desk.breaker(|breaker| breaker.failed(Instant::now()))
-        };
-        match failed {
+            return backend.tell(failure);
+        }
+        self.trying = false;
+        match backend.desk.breaker(|breaker| breaker.failed(Instant::now())) {
             Failed::Opened(pause) => {
-                let (error, seconds) = (chain(failure), pause.as_secs());
+                let (host, error, seconds) = (backend.settings.url.host_str(), chain(failure), pause.as_secs());
                 tracing::warn!(host, %error, seconds, "the backend fails and is not asked for a while");
             }
-            Failed::Counted if backend.failing.may(Instant::now()) => {
-                let error = chain(failure);
-                tracing::warn!(host, %error, "the backend cannot be asked");
-            }
-            Failed::Counted | Failed::Open => {}
+            Failed::Counted => backend.tell(failure),
+            Failed::Open => {}
         }
     }
 }

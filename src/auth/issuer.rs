@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::jwks::{Hope, Remote};
 use super::settings::{self, Credential, Lists};
 use super::template::{self, Template};
-use super::token::{Parsed, Refused, Rules, numeric_date};
+use super::token::{Parsed, Refused, Rules, as_text, numeric_date};
 use super::{Grant, GrantRule, Owner, keys};
 use crate::event::Timestamp;
 use crate::subject::{self, Pattern};
@@ -259,13 +259,10 @@ impl Issuer {
 
     fn owner(&self, token: &Parsed<'_>, key: u64) -> Result<Owner, Refused> {
         let claims = token.claims();
-        // Numbers of rows of a table are taken as texts: by these texts tokens are revoked. Of a number that is no whole one of 64
-        // bits only an approximation is known, which two claims may share.
-        let text = |name| match claims.get(name) {
+        // By these texts tokens are revoked.
+        let text = |claim| match claims.get(claim) {
             None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
-            Some(Value::Number(number)) if !number.is_f64() => Ok(Some(number.to_string())),
-            Some(_) => Err(Refused::ClaimType(name)),
+            Some(value) => as_text(value).map(|text| Some(text).filter(|text| !text.is_empty())).ok_or(Refused::ClaimType(claim)),
         };
         let identity = text("sub")?.map(Arc::from);
         let (token_id, session_id) = (text("jti")?.map(Box::from), text("sid")?.map(Box::from));

@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value};
 
+use super::token::as_text;
 use crate::subject::{Pattern, SubjectError};
 use crate::support::braces::{Piece, pieces};
 
@@ -141,11 +142,7 @@ fn tokens(value: Option<&Value>) -> Vec<String> {
 /// Returns a value as one token. It must be clean: a user who chooses a claim's value, such as a user name, must not be able
 /// to widen the grant.
 fn token(value: &Value) -> Option<String> {
-    let text = match value {
-        Value::String(text) => text.clone(),
-        Value::Number(number) if number.is_i64() || number.is_u64() => number.to_string(),
-        _ => return None,
-    };
+    let text = as_text(value)?;
     let unclean = |c: char| matches!(c, '.' | '*' | '>') || c.is_whitespace() || c.is_control();
     (!text.is_empty() && !text.contains(unclean)).then_some(text)
 }

@@ -185,6 +185,16 @@ impl Rules {
     }
 }
 
+/// A value that names somebody or something: a text, or a whole number, such as that of a row of a table, as its text. Of a number
+/// that is no whole one of 64 bits only an approximation is known, which two values may share.
+pub(super) fn as_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) if !number.is_f64() => Some(number.to_string()),
+        _ => None,
+    }
+}
+
 /// RFC 7519 section 2: seconds since 1970, perhaps with a fraction.
 pub(super) fn numeric_date(claims: &Map<String, Value>, name: &'static str) -> Result<Option<Timestamp>, Refused> {
     match claims.get(name) {

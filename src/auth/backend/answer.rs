@@ -63,12 +63,8 @@ impl Answer {
         if ["identity", "subscribe", "publish"].iter().all(|name| given(&body, name).is_none()) {
             return Err(Nonsense::Empty);
         }
-        let identity = match given(&body, "identity") {
-            None => None,
-            Some(Value::String(text)) => Some(text.as_str().into()).filter(|text: &Arc<str>| !text.is_empty()),
-            Some(Value::Number(number)) if !number.is_f64() => Some(number.to_string().into()),
-            Some(_) => return Err(Nonsense::Identity),
-        };
+        let identity = given(&body, "identity").map(|value| token::as_text(value).ok_or(Nonsense::Identity)).transpose()?;
+        let identity = identity.filter(|text| !text.is_empty()).map(Arc::from);
         let (subscribe, bad_subscribe) = patterns(&body, "subscribe")?;
         let (publish, bad_publish) = patterns(&body, "publish")?;
         let expires = given(&body, "expires_in").map(|value| seconds(value).ok_or(Nonsense::Expires)).transpose()?;

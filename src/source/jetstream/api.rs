@@ -296,7 +296,7 @@ pub(super) async fn stream_of(line: &mut Line, subject: &str) -> Result<Option<S
 
 /// The message at a sequence; with `or_next` the first one from there on. `None` too where this user may not ask.
 pub(super) async fn message(line: &mut Line, stream: &str, seq: u64, or_next: bool) -> Result<Option<Stored>, SourceError> {
-    let what = if or_next { format!(r#"{{"seq":{seq},"next_by_subj":">"}}"#) } else { format!(r#"{{"seq":{seq}}}"#) };
+    let what = if or_next { first_from(seq, ">") } else { format!(r#"{{"seq":{seq}}}"#) };
     let question = message_question(stream);
     match line.try_request(&question, &what, ANSWER).await? {
         Some(answer) => read_message(&answer),
@@ -339,12 +339,16 @@ pub(super) enum Found {
     Unreadable(u64, u64),
 }
 
+/// Asks for the first message from a sequence on that a filter takes.
+pub(super) fn first_from(seq: u64, filter: &str) -> String {
+    serde_json::json!({ "seq": seq, "next_by_subj": filter }).to_string()
+}
+
 /// The first message from a sequence on that one of the filters takes; `None`: this user may not ask.
 pub(super) async fn find(line: &mut Line, stream: &str, seq: u64, filters: &[String]) -> Result<Option<Found>, SourceError> {
     let mut first: Option<Stored> = None;
     for filter in filters {
-        let what = serde_json::json!({ "seq": seq, "next_by_subj": filter }).to_string();
-        let Some(answer) = line.try_request(&message_question(stream), &what, ANSWER).await? else { return Ok(None) };
+        let Some(answer) = line.try_request(&message_question(stream), &first_from(seq, filter), ANSWER).await? else { return Ok(None) };
         match read_message(&answer) {
             Ok(found) => first = first.into_iter().chain(found).min_by_key(|stored| stored.seq),
             Err(error) if is_refusal(&answer) => return Err(error),

@@ -389,8 +389,7 @@ impl Reader {
             }
             return Ok(());
         };
-        let what = serde_json::json!({ "seq": suspect.after + 1, "next_by_subj": filter }).to_string();
-        self.line.ask(&question, "s", &what);
+        self.line.ask(&question, "s", &api::first_from(suspect.after + 1, &filter));
         (self.watch.suspect, self.watch.unanswered) = (Some(suspect), Some(0));
         Ok(())
     }
@@ -439,11 +438,8 @@ impl Reader {
         watch.idle = if std::mem::take(&mut watch.moved) { 0 } else { watch.idle.saturating_add(1) };
         let (Some(floor), false) = (progress.floor, watch.idle < 2) else { return Ok(()) };
         let first = watch.info.first();
-        if progress.caught_up
-            && self.filters.is_empty()
-            && let Some(floor) = self.missing(end_before)
-        {
-            return self.suspect(floor, end_before + 1, false);
+        if progress.caught_up && self.filters.is_empty() && self.asks_for_missing(end_before)? {
+            return Ok(());
         }
         let (watch, progress) = (&mut self.watch, &mut self.progress);
         if progress.caught_up {
@@ -464,36 +460,40 @@ impl Reader {
                 self.output.ready.items.extend(watch.info.lost(&hole).map(Item::Gap));
                 (progress.handed, progress.floor) = (first - 1, Some(first - 1));
             }
-            if self.watch.idle >= STUCK
-                && let Some(floor) = self.missing(end_before)
-            {
-                return self.suspect(floor, end_before + 1, false);
+            if self.watch.idle >= STUCK && self.asks_for_missing(end_before)? {
+                return Ok(());
             }
             self.line.ask(&api::next_question(&self.stream, &self.consumer), "n", r#"{"batch":1,"no_wait":true}"#);
         }
         Ok(())
     }
 
-    /// Behind which sequence messages up to the stream's end have not come though they should have, unless they were deleted.
-    fn missing(&self, end: u64) -> Option<u64> {
-        let floor = self.progress.floor?.max(self.watch.info.first() - 1);
+    /// Asks for messages up to the stream's end that have not come though they should have, unless they were deleted. Returns
+    /// whether there can be such.
+    fn asks_for_missing(&mut self, end: u64) -> Result<bool, SourceError> {
+        let Some(floor) = self.progress.floor.map(|floor| floor.max(self.watch.info.first() - 1)) else { return Ok(false) };
         let should_come = !self.progress.last_only && (self.filters.is_empty() || self.progress.owed() > 0);
-        (should_come && end > floor).then_some(floor)
+        if !should_come || end <= floor {
+            return Ok(false);
+        }
+        // One question at a time.
+        if self.watch.unanswered.is_none() {
+            self.suspect(floor, end + 1, false)?;
+        }
+        Ok(true)
     }
 
     /// Whether the consumer has anything to deliver, asked when it delivered nothing: it may be gone from the stream. A
     /// question that does not wait is answered by 404 only where there is nothing, and the right to it is there.
     fn counted(&mut self, answer: &Delivery) -> Result<(), SourceError> {
         match status(answer) {
-            Some((404, _)) if !self.watch.moved => match self.missing(self.watch.info.state.last_seq) {
-                Some(_) if self.watch.unanswered.is_some() => Ok(()),
-                Some(floor) => self.suspect(floor, self.watch.info.state.last_seq + 1, false),
-                None => {
+            Some((404, _)) if !self.watch.moved => {
+                if !self.asks_for_missing(self.watch.info.state.last_seq)? {
                     self.progress.caught_up = true;
                     self.hand_out_tail();
-                    Ok(())
                 }
-            },
+                Ok(())
+            }
             Some((503, _)) => Err(SourceError::lost("the consumer is gone")),
             _ => Ok(()),
         }
