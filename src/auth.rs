@@ -348,42 +348,20 @@ impl Authenticator {
         Some(Presented { carrier: carrier.as_str(), key_id: parsed.and_then(|token| token.id), issuer })
     }
 
-    /// Who wants to subscribe, and what they may. `query` is the request's, as it was sent.
+    /// Who asks, and what they may. `query` is the request's, as it was sent. The token of a `publisher` counts in the `Authorization`
+    /// header only: what a browser sends along by itself, or what a link can hold, never publishes. Where keys are on their way it
+    /// waits for them up to `patience`.
     ///
     /// # Errors
     /// When there is neither a good token nor anything open to anybody.
-    pub(crate) fn authenticate(&self, headers: &HeaderMap, query: Option<&str>) -> Result<Grant, AuthError> {
-        self.find(headers, query, false, Timestamp::now())
-    }
-
-    /// Who wants to publish, and what they may. The token counts in the `Authorization` header only: what a browser sends
-    /// along by itself, or what a link can hold, never publishes.
-    ///
-    /// # Errors
-    /// When there is neither a good token nor anything open to anybody.
-    pub(crate) fn authenticate_publisher(&self, headers: &HeaderMap) -> Result<Grant, AuthError> {
-        self.find(headers, None, true, Timestamp::now())
-    }
-
-    /// [`Self::authenticate`], but where keys are on their way it waits for them up to `patience`.
-    ///
-    /// # Errors
-    /// As there.
-    pub(crate) async fn authenticate_within(
+    pub(crate) async fn authenticate(
         &self,
         headers: &HeaderMap,
         query: Option<&str>,
+        publisher: bool,
         patience: Duration,
     ) -> Result<Grant, AuthError> {
-        self.patiently(patience, || self.authenticate(headers, query)).await
-    }
-
-    /// [`Self::authenticate_publisher`], but where keys are on their way it waits for them up to `patience`.
-    ///
-    /// # Errors
-    /// As there.
-    pub(crate) async fn authenticate_publisher_within(&self, headers: &HeaderMap, patience: Duration) -> Result<Grant, AuthError> {
-        self.patiently(patience, || self.authenticate_publisher(headers)).await
+        self.patiently(patience, || self.find(headers, query, publisher, Timestamp::now())).await
     }
 
     async fn patiently(&self, patience: Duration, ask: impl Fn() -> Result<Grant, AuthError>) -> Result<Grant, AuthError> {
@@ -404,7 +382,7 @@ impl Authenticator {
     }
 
     /// What the backend is to be asked for a request: `None` where a token came, or nothing that is to be forwarded. `query` is the
-    /// request's, as it was sent; `None` for a publisher, for whom only `Authorization` counts.
+    /// request's, as it was sent. For a `publisher` only `Authorization` counts.
     ///
     /// # Errors
     /// When two cookies to be forwarded have the same name and different values.

@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::cursor::Position;
 use crate::subject::Subject;
 use crate::support::clock;
+use crate::support::words::words;
 
 mod headers;
 
@@ -196,53 +197,25 @@ impl Event {
     }
 }
 
-/// Why events of a source may be missing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum GapReason {
-    /// The window or the broker had dropped them.
-    Retention,
-    /// A source without a log: events before this process started.
-    Restart,
-    /// The broker's log was recreated, purged or cut.
-    Reset,
-    /// This program or its client library could not keep up.
-    Overflow,
-    /// The broker could not deliver messages, or they could not be read.
-    Unreadable,
-    /// A source without a log was not connected.
-    Reconnect,
-    /// A message was larger than `max_payload`.
-    Oversized,
-    /// The client's cursor could not be read.
-    UnknownCursor,
-}
-
-impl GapReason {
-    /// All of them, for metrics.
-    pub const ALL: [Self; 8] = [
-        Self::Retention,
-        Self::Restart,
-        Self::Reset,
-        Self::Overflow,
-        Self::Unreadable,
-        Self::Reconnect,
-        Self::Oversized,
-        Self::UnknownCursor,
-    ];
-
-    /// The reason as the control event spells it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Retention => "retention",
-            Self::Restart => "restart",
-            Self::Reset => "reset",
-            Self::Overflow => "overflow",
-            Self::Unreadable => "unreadable",
-            Self::Reconnect => "reconnect",
-            Self::Oversized => "oversized",
-            Self::UnknownCursor => "unknown_cursor",
-        }
+words! {
+    /// Why events of a source may be missing, as the control event says it.
+    pub enum GapReason {
+        /// The window or the broker had dropped them.
+        Retention = "retention",
+        /// A source without a log: events before this process started.
+        Restart = "restart",
+        /// The broker's log was recreated, purged or cut.
+        Reset = "reset",
+        /// This program or its client library could not keep up.
+        Overflow = "overflow",
+        /// The broker could not deliver messages, or they could not be read.
+        Unreadable = "unreadable",
+        /// A source without a log was not connected.
+        Reconnect = "reconnect",
+        /// A message was larger than `max_payload`.
+        Oversized = "oversized",
+        /// The client's cursor could not be read.
+        UnknownCursor = "unknown_cursor",
     }
 }
 

@@ -12,6 +12,7 @@ use memchr::memchr2;
 use serde_json::value::RawValue;
 
 use crate::event::{Envelope, Event, Gap};
+use crate::support::words::words;
 
 mod cloud;
 mod encoded;
@@ -37,42 +38,23 @@ pub enum Form {
     Json,
 }
 
-/// Why the server ends a stream on purpose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Closing {
-    /// The pool of subscribers is full.
-    Busy,
-    /// The server is going down.
-    Draining,
-    /// Somebody who runs the server has ended it.
-    Ended,
-    /// The token has run out.
-    Expired,
-    /// The token was taken back.
-    Revoked,
-    /// The socket took nothing for too long.
-    Slow,
-    /// What is needed to answer is not there yet.
-    Unavailable,
-}
-
-impl Closing {
-    /// All of them, for metrics.
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Busy, Self::Draining, Self::Ended, Self::Expired, Self::Revoked, Self::Slow, Self::Unavailable];
-
-    /// The word in the control event.
-    #[must_use]
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Busy => "busy",
-            Self::Draining => "draining",
-            Self::Ended => "ended",
-            Self::Expired => "expired",
-            Self::Revoked => "revoked",
-            Self::Slow => "slow",
-            Self::Unavailable => "unavailable",
-        }
+words! {
+    /// Why the server ends a stream on purpose, as the control event says it.
+    pub(crate) enum Closing {
+        /// The pool of subscribers is full.
+        Busy = "busy",
+        /// The server is going down.
+        Draining = "draining",
+        /// Somebody who runs the server has ended it.
+        Ended = "ended",
+        /// The token has run out.
+        Expired = "expired",
+        /// The token was taken back.
+        Revoked = "revoked",
+        /// The socket took nothing for too long.
+        Slow = "slow",
+        /// What is needed to answer is not there yet.
+        Unavailable = "unavailable",
     }
 }
 

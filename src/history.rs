@@ -111,6 +111,8 @@ pub(crate) struct Load {
     pub waiting: usize,
     /// How long the one among them has waited that has waited longest.
     pub oldest: Duration,
-    /// Bytes of what was read and is kept, and how many there may be.
-    pub cached: (usize, usize),
+    /// Bytes of what was read and is kept.
+    pub cached: usize,
+    /// How many there may be.
+    pub cached_max: usize,
 }

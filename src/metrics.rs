@@ -15,12 +15,13 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::event::Timestamp;
+use crate::support::words::words;
 
 mod process;
 mod read;
 mod text;
 
-pub(crate) use read::{BackendReading, HistoryReading, KeySetReading, Readings, SourceReading, SpansReading};
+pub(crate) use read::{Readings, SourceReading};
 pub(crate) use text::Format;
 
 /// Names and values, at most two of them.
@@ -33,26 +34,9 @@ impl EncodeLabelSet for Labels {
     }
 }
 
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub(crate) enum $name { $($(#[$vdoc])* $variant),+ }
-        impl $name {
-            /// All of them.
-            pub(crate) const ALL: &[Self] = &[$(Self::$variant),+];
-            /// The label's value.
-            #[must_use]
-            pub(crate) const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word),+ }
-            }
-        }
-    };
-}
-
 words! {
     /// What a request was for.
-    Route {
+    pub(crate) enum Route {
         /// `/events`
         Events = "events",
         /// `/publish/…`
@@ -68,7 +52,7 @@ words! {
 
 words! {
     /// What became of a message that was sent to `/publish/…`.
-    Published {
+    pub(crate) enum Published {
         /// It is in the window.
         Accepted = "accepted",
         /// The subject is not valid.
@@ -90,7 +74,7 @@ words! {
 
 words! {
     /// Why a stream was refused.
-    Refused {
+    pub(crate) enum Refused {
         /// A query parameter is invalid.
         Invalid = "invalid",
         /// The token is invalid or missing.
@@ -112,7 +96,7 @@ words! {
 
 words! {
     /// What became of a configuration that was read again.
-    Reloaded {
+    pub(crate) enum Reloaded {
         /// It is in use, at most without what needs a restart.
         Applied = "applied",
         /// Something is wrong with it, and nothing of it is in use.
@@ -254,7 +238,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::auth::{BackendLoad, KeySet};
     use crate::event::GapReason;
+    use crate::hub::SpansReading;
 
     /// With a number of its own for each metric.
     fn sample() -> Metrics {
@@ -290,8 +276,8 @@ mod tests {
             delivered: vec![("http/1.1", 21, 22)],
             latencies: vec![("broker", spans.clone()), ("receipt", SpansReading::default())],
             refused_tokens: vec![("expired", 23)],
-            backend: Some(BackendReading { questions: vec![("granted", 27)], cached: 28, in_flight: 29, breaker_open: true }),
-            key_sets: vec![KeySetReading { url: "https://a/b".into(), age: Some(Duration::from_secs(24)) }],
+            backend: Some(BackendLoad { questions: [("granted", 27); 4], cached: 28, in_flight: 29, breaker_open: true }),
+            key_sets: vec![KeySet { url: "https://a/b".into(), age: Some(Duration::from_secs(24)) }],
             certificates: vec![("public", Timestamp::from_micros(25_000_000))],
             ..Readings::default()
         })

@@ -14,3 +14,4 @@ pub(crate) mod plain;
 pub(crate) mod random;
 pub(crate) mod seldom;
 pub(crate) mod web;
+pub(crate) mod words;

@@ -6,16 +6,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::watch;
 
 use super::sources::{self, All};
-use crate::auth::{Authenticator, BackendLoad};
+use crate::auth::Authenticator;
 use crate::frame::Closing;
 use crate::http::tls::Tls;
-use crate::hub::{self, Transport};
-use crate::metrics::{BackendReading, HistoryReading, KeySetReading, Readings, SpansReading};
+use crate::hub::Transport;
+use crate::metrics::Readings;
 use crate::pool::Pool;
+use crate::route;
 use crate::stream::Streams;
 use crate::telemetry::Access;
 use crate::transport::writer::Writer;
-use crate::{history, route};
 
 /// Who is asked.
 pub(super) struct Asked {
@@ -51,18 +51,18 @@ impl Asked {
             subscribers: streams.opened() as u64,
             subscribers_max: self.pool.max() as u64,
             ended: ended.chain([("client_gone", streams.left())]).collect(),
-            lasted: spans(deliveries.lasting()),
+            lasted: deliveries.lasting(),
             channels: hub.channels() as u64,
             logs: logs as u64,
             logs_max: logs_max as u64,
-            history: history(streams.histories().load()),
+            history: streams.histories().load(),
             connections: (self.open.load(Ordering::Relaxed) + self.writer.sockets()) as u64,
             stalled: deliveries.stalls(),
             delivered: delivered.collect(),
-            latencies: vec![("broker", spans(from_broker)), ("receipt", spans(from_receipt))],
+            latencies: vec![("broker", from_broker), ("receipt", from_receipt)],
             refused_tokens: auth.refusals(),
-            backend: auth.backend_load().map(backend),
-            key_sets: auth.key_sets().into_iter().map(|set| KeySetReading { url: set.url, age: set.age }).collect(),
+            backend: auth.backend_load(),
+            key_sets: auth.key_sets(),
             certificates: self.certificates.iter().filter_map(|(listener, tls)| Some((*listener, tls.expires()?))).collect(),
             shortened_subjects: routed.shortened(),
             reserved_names: routed.reserved_names(),
@@ -71,19 +71,4 @@ impl Asked {
             revocation_messages: [("taken", taken), ("refused", refused)],
         }
     }
-}
-
-fn backend(load: BackendLoad) -> BackendReading {
-    let BackendLoad { questions, cached, in_flight, breaker_open } = load;
-    BackendReading { questions: questions.to_vec(), cached, in_flight, breaker_open }
-}
-
-fn spans(read: hub::SpansReading) -> SpansReading {
-    SpansReading { buckets: read.buckets, sum: read.sum }
-}
-
-fn history(load: history::Load) -> HistoryReading {
-    let history::Load { readers, clients, waiting, oldest, cached: (cached, cached_max) } = load;
-    let [readers, clients, waiting, cached, cached_max] = [readers, clients, waiting, cached, cached_max].map(|count| count as u64);
-    HistoryReading { readers, clients, waiting, oldest, cached, cached_max }
 }

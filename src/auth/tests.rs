@@ -103,7 +103,7 @@ fn remotes(authenticator: &Authenticator) -> impl Iterator<Item = &Remote> {
 }
 
 fn ask(authenticator: &Authenticator, token: &str) -> Result<Grant, AuthError> {
-    authenticator.authenticate(&bearer(token), None)
+    authenticator.find(&bearer(token), None, false, Timestamp::now())
 }
 
 fn patterns(list: &[Pattern]) -> Vec<&str> {
@@ -211,7 +211,7 @@ fn the_memory_of_verified_tokens_is_bounded() {
 fn without_keys_no_token_is_good() {
     let open = Settings { issuers: vec![], anonymous: open(), ..config(vec![]) };
     let authenticator = Authenticator::new(open, TOKEN_BYTES);
-    assert!(authenticator.authenticate(&HeaderMap::new(), None).is_ok());
+    assert!(authenticator.find(&HeaderMap::new(), None, false, Timestamp::now()).is_ok());
     assert_eq!(ask(&authenticator, &hs256(&claims(json!({})))).expect_err("no keys"), AuthError::Invalid(Refused::NoKeys));
     assert!(keys_loaded(&authenticator));
 }

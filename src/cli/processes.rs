@@ -4,10 +4,11 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
+use super::client::reachable;
 use crate::support::address::Address;
 
 /// A process that serves.
@@ -99,13 +100,8 @@ fn listening(line: &str) -> Option<(SocketAddr, u64)> {
         16 => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?).to_canonical(),
         _ => return None,
     };
-    // What listens everywhere listens on loopback.
-    let ip = match ip {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        other => other,
-    };
-    (state == LISTEN).then_some((SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?), inode.parse().ok()?))
+    let listen = SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?);
+    (state == LISTEN).then_some((reachable(listen), inode.parse().ok()?))
 }
 
 /// The path and the inode of a line of `/proc/net/unix`, if that socket listens and has a file.

@@ -122,7 +122,7 @@ impl Histories {
         let clients = self.clients.load(Ordering::Relaxed);
         self.locked(|state, now| {
             let (waiting, oldest) = state.queue.asking(now);
-            Load { readers: state.open, clients, waiting, oldest, cached: (state.bytes, state.settings.cache) }
+            Load { readers: state.open, clients, waiting, oldest, cached: state.bytes, cached_max: state.settings.cache }
         })
     }
 

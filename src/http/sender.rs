@@ -33,12 +33,12 @@ pub(super) fn identity_of(grant: &Grant) -> Option<Identity> {
 impl Policy {
     /// What a request may subscribe to, by whichever carrier. A refusal counts.
     pub(super) async fn subscriber(&self, parts: &Parts) -> Result<Grant, Denied> {
-        self.counted(self.subscribing(parts).await)
+        self.counted(self.grant(parts, false).await)
     }
 
     /// What a request may publish to, by its `Authorization` header alone. A refusal counts.
     pub(super) async fn publisher(&self, parts: &Parts) -> Result<Grant, Denied> {
-        self.counted(self.publishing(parts).await)
+        self.counted(self.grant(parts, true).await)
     }
 
     fn counted(&self, grant: Result<Grant, Denied>) -> Result<Grant, Denied> {
@@ -49,24 +49,15 @@ impl Policy {
         })
     }
 
-    async fn subscribing(&self, parts: &Parts) -> Result<Grant, Denied> {
-        if let Some(question) = self.auth.question(&parts.headers, parts.uri.query(), false).map_err(Denied::Sender)? {
+    /// What a request may publish to, or else subscribe to. No refusal counts.
+    pub(super) async fn grant(&self, parts: &Parts, publisher: bool) -> Result<Grant, Denied> {
+        let (headers, query) = (&parts.headers, parts.uri.query());
+        if let Some(question) = self.auth.question(headers, query, publisher).map_err(Denied::Sender)? {
             self.may_ask(parts, None, true)?;
             return self.auth.ask(question, client_of(parts)).await.map_err(Denied::Sender);
         }
-        let grant = self.auth.authenticate_within(&parts.headers, parts.uri.query(), PATIENCE).await.map_err(Denied::Sender)?;
-        self.may_ask(parts, grant.identity(), self.auth.is_sent_along(&parts.headers))?;
-        Ok(grant)
-    }
-
-    /// As [`Self::publisher`], for a request that does not publish: no refusal counts.
-    pub(super) async fn publishing(&self, parts: &Parts) -> Result<Grant, Denied> {
-        if let Some(question) = self.auth.question(&parts.headers, None, true).map_err(Denied::Sender)? {
-            self.may_ask(parts, None, true)?;
-            return self.auth.ask(question, client_of(parts)).await.map_err(Denied::Sender);
-        }
-        let grant = self.auth.authenticate_publisher_within(&parts.headers, PATIENCE).await.map_err(Denied::Sender)?;
-        self.may_ask(parts, grant.identity(), self.auth.is_sent_along(&parts.headers))?;
+        let grant = self.auth.authenticate(headers, query, publisher, PATIENCE).await.map_err(Denied::Sender)?;
+        self.may_ask(parts, grant.identity(), self.auth.is_sent_along(headers))?;
         Ok(grant)
     }
 

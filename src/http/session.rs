@@ -44,7 +44,7 @@ async fn tell(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Response,
     })?;
     let (subscribe, _) = policy.auth.explain(grant.owner.as_deref());
     // Only the `Authorization` header publishes: with another carrier a page publishes as one without a token.
-    let publish = match policy.publishing(parts).await {
+    let publish = match policy.grant(parts, true).await {
         Ok(grant) => policy.auth.explain(grant.owner.as_deref()).1,
         Err(Denied::Sender(error)) if error.passes() => {
             policy.auth.count_refused(&error);

@@ -11,30 +11,17 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 
 use crate::event::Timestamp;
+use crate::support::words::words;
 
-/// The version of HTTP that a stream came by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transport {
-    /// HTTP/1.0.
-    Http10,
-    /// HTTP/1.1.
-    Http11,
-    /// HTTP/2.
-    Http2,
-}
-
-impl Transport {
-    /// All of them, for metrics.
-    pub const ALL: [Self; 3] = [Self::Http10, Self::Http11, Self::Http2];
-
-    /// As it is listed.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Http10 => "http/1.0",
-            Self::Http11 => "http/1.1",
-            Self::Http2 => "http/2",
-        }
+words! {
+    /// The version of HTTP that a stream came by.
+    pub enum Transport {
+        /// HTTP/1.0.
+        Http10 = "http/1.0",
+        /// HTTP/1.1.
+        Http11 = "http/1.1",
+        /// HTTP/2.
+        Http2 = "http/2",
     }
 }
 

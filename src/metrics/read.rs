@@ -1,6 +1,6 @@
 //! What others count, read at the moment somebody asks, and how it is written.
 //!
-//! Knows names and helps; not who counts.
+//! Knows names, helps and what the counters of other rooms look like; not where they are.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,7 +12,9 @@ use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::Labels;
+use crate::auth::{BackendLoad, KeySet};
 use crate::event::{GapReason, Timestamp};
+use crate::{history, hub};
 
 /// A source as its owner reads it when somebody asks.
 #[derive(Debug, Clone, Default)]
@@ -59,54 +61,6 @@ pub(crate) struct SourceReading {
     pub window_bytes: u64,
 }
 
-/// What is read of brokers' logs at the moment somebody asks.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct HistoryReading {
-    /// Readers that are open.
-    pub readers: u64,
-    /// Clients that read a log, or wait for it.
-    pub clients: u64,
-    /// Clients that wait for a reader.
-    pub waiting: u64,
-    /// How long the one that has waited longest has waited.
-    pub oldest: Duration,
-    /// Bytes that are kept for clients that come later.
-    pub cached: u64,
-    /// How many there may be.
-    pub cached_max: u64,
-}
-
-/// How many spans of time fell below which bounds.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct SpansReading {
-    /// Upper bounds in seconds, each with the spans at or below it and above the one before. The last bound is infinite.
-    pub buckets: Vec<(f64, u64)>,
-    /// Seconds of all spans together.
-    pub sum: f64,
-}
-
-/// A key set behind a URL.
-#[derive(Debug, Clone)]
-pub(crate) struct KeySetReading {
-    /// Where it is, without what may be secret.
-    pub url: String,
-    /// Since it was fetched last; `None`: it never was.
-    pub age: Option<Duration>,
-}
-
-/// How `auth.backend` is asked.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct BackendReading {
-    /// Questions, by what became of them.
-    pub questions: Vec<(&'static str, u64)>,
-    /// Requests that were answered by an earlier question.
-    pub cached: u64,
-    /// Questions under way.
-    pub in_flight: u64,
-    /// Whether the backend is left alone.
-    pub breaker_open: bool,
-}
-
 /// What others count, at the moment somebody asks.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Readings {
@@ -121,7 +75,7 @@ pub(crate) struct Readings {
     /// Streams that ended, by reason.
     pub ended: Vec<(&'static str, u64)>,
     /// How long they lasted.
-    pub lasted: SpansReading,
+    pub lasted: hub::SpansReading,
     /// Filters with subscribers.
     pub channels: u64,
     /// Bytes of their logs.
@@ -129,7 +83,7 @@ pub(crate) struct Readings {
     /// How many there may be.
     pub logs_max: u64,
     /// What is read of brokers' logs for clients that are behind.
-    pub history: HistoryReading,
+    pub history: history::Load,
     /// Connections to the public listener.
     pub connections: u64,
     /// Streams and sockets that were cut because their client took nothing, beside those that [`super::Metrics::stalled`] counts.
@@ -137,13 +91,13 @@ pub(crate) struct Readings {
     /// Events and bytes that sockets took, by transport.
     pub delivered: Vec<(&'static str, u64, u64)>,
     /// How long events took to the sockets, by where that begins.
-    pub latencies: Vec<(&'static str, SpansReading)>,
+    pub latencies: Vec<(&'static str, hub::SpansReading)>,
     /// Requests whose token was refused, by reason.
     pub refused_tokens: Vec<(&'static str, u64)>,
     /// How `auth.backend` is asked, where there is one.
-    pub backend: Option<BackendReading>,
+    pub backend: Option<BackendLoad>,
     /// Key sets behind URLs, no two of the same URL.
-    pub key_sets: Vec<KeySetReading>,
+    pub key_sets: Vec<KeySet>,
     /// When the listeners' certificates expire.
     pub certificates: Vec<(&'static str, Timestamp)>,
     /// Renamed subjects that had to be shortened.
@@ -209,9 +163,9 @@ impl Writer<'_> {
         ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(metric)
     }
 
-    fn histogram<'a>(&mut self, name: &str, help: &str, rows: impl IntoIterator<Item = Row<&'a SpansReading>>) -> fmt::Result {
+    fn histogram<'a>(&mut self, name: &str, help: &str, rows: impl IntoIterator<Item = Row<&'a hub::SpansReading>>) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        for (labels, SpansReading { buckets, sum }) in rows {
+        for (labels, hub::SpansReading { buckets, sum }) in rows {
             let count = buckets.iter().map(|(_, count)| count).sum();
             if labels.is_empty() {
                 return metric.encode_histogram::<NoLabelSet>(*sum, count, buckets, None);
@@ -278,14 +232,14 @@ fn sources(w: &mut Writer<'_>, all: &Readings) -> fmt::Result {
 
 /// What is read of brokers' logs for clients that are behind.
 fn history(w: &mut Writer<'_>, all: &Readings) -> fmt::Result {
-    let HistoryReading { readers, clients, waiting, oldest, cached, cached_max } = all.history;
-    w.single("history_readers", "Readers of brokers' logs that are open for clients that are behind", readers)?;
-    w.single("history_clients", "Clients that read a broker's log, or wait for it", clients)?;
-    w.single("history_waiting", "Clients that wait for a reader", waiting)?;
+    let history::Load { readers, clients, waiting, oldest, cached, cached_max } = all.history;
+    w.single("history_readers", "Readers of brokers' logs that are open for clients that are behind", readers as u64)?;
+    w.single("history_clients", "Clients that read a broker's log, or wait for it", clients as u64)?;
+    w.single("history_waiting", "Clients that wait for a reader", waiting as u64)?;
     let metric = w.0.encode_descriptor("history_oldest_wait_seconds", "The longest of these waits", None, MetricType::Gauge)?;
     ConstGauge::new(oldest.as_secs_f64()).encode(metric)?;
-    w.single("history_cache_bytes", "Bytes that were read of brokers' logs and are kept for clients that come later", cached)?;
-    w.single("history_cache_max_bytes", "Bytes that may be kept", cached_max)?;
+    w.single("history_cache_bytes", "Bytes that were read of brokers' logs and are kept for clients that come later", cached as u64)?;
+    w.single("history_cache_max_bytes", "Bytes that may be kept", cached_max as u64)?;
     w.counter("history_events", "Messages that readers took from the source's log", by(all, |s| Some(s.history_events)))?;
     w.counter("history_bytes", "Bytes of these messages", by(all, |s| Some(s.history_bytes)))?;
     let help = "Readers of the source's log that could not be opened or were lost, by kind";

@@ -924,7 +924,7 @@ impl Judge {
             }
             _ => {
                 let reasons = crate::event::GapReason::ALL;
-                let reason = reasons.into_iter().find(|r| r.as_str() == reason).ok_or("an unknown reason")?;
+                let reason = reasons.iter().copied().find(|r| r.as_str() == reason).ok_or("an unknown reason")?;
                 Ok(Some((source, Handed::Gap(reason))))
             }
         }

@@ -27,7 +27,6 @@ pub(in crate::source) mod publish;
 pub(in crate::source) mod queue;
 mod reach;
 pub(in crate::source) mod recurring;
-pub(in crate::source) mod renewal;
 pub(in crate::source) mod scrub;
 mod sections;
 #[cfg(test)]

@@ -30,9 +30,8 @@ use super::amqp::link::Link;
 use super::amqp::publish::publish;
 use super::amqp::queue::{message, stamped};
 use super::amqp::recurring::Recurring;
-use super::amqp::renewal::renewal;
 use super::amqp::topology::{kept, set_up};
-use super::amqp::upkeep::Upkeep;
+use super::amqp::upkeep::upkeep;
 use super::parts::Parts;
 use super::{Adapter, Connection, ErrorKind, Gauges, Item, SourceError, Start};
 use crate::cursor::Position;
@@ -80,7 +79,7 @@ impl Stream {
     }
 
     /// A connection: its own for the live reader, so that what this does not take holds up no other reader.
-    async fn line(&self, live: bool) -> Result<(Arc<Link>, Option<Upkeep>), SourceError> {
+    async fn line(&self, live: bool) -> Result<(Arc<Link>, Option<Recurring>), SourceError> {
         if !live {
             return Ok((self.shared().await?, None));
         }
@@ -90,7 +89,7 @@ impl Stream {
         if let Some(whole) = &self.whole {
             whole.look(&link).await?;
         }
-        let upkeep = Upkeep::start(&link, place.binding, &place.queue, None).await?;
+        let upkeep = upkeep(&link, place.binding, &place.queue, None).await?;
         Ok((link, upkeep))
     }
 
@@ -248,19 +247,19 @@ struct Home {
 }
 
 impl Home {
-    fn feed(&self, line: Line, prefetch: u16, upkeep: Option<Upkeep>) -> Feed {
+    fn feed(&self, line: Line, prefetch: u16, upkeep: Option<Recurring>) -> Feed {
         let Line { link, channel, consumer } = line;
         let number = channel.id();
         if self.live {
             link.flow().meter(number);
         }
-        let renewal = renewal(&link);
+        let renewal = link.renewal();
         Feed { consumer, acks: Acks::new(channel, prefetch, ACK_DELAY), upkeep, renewal, queue: self.queue.clone(), channel: number, link }
     }
 }
 
 /// Another connection of a reader.
-type Reopening = BoxFuture<'static, Result<(Passed, Option<Upkeep>), SourceError>>;
+type Reopening = BoxFuture<'static, Result<(Passed, Option<Recurring>), SourceError>>;
 
 /// A reader of the stream. Dropped, it stops at once.
 struct Reader {
@@ -344,12 +343,12 @@ impl Reader {
                 Passed { line: Line::open(link, &queue, prefetch, at(from)).await?, first: None, skipped: None }
             };
             let binding = if live { set_up(&passed.line.link, &source).await?.binding } else { None };
-            let upkeep = Upkeep::start(&passed.line.link, binding, &queue, None).await?;
+            let upkeep = upkeep(&passed.line.link, binding, &queue, None).await?;
             Ok((passed, upkeep))
         }));
     }
 
-    fn reopened(&mut self, passed: Passed, upkeep: Option<Upkeep>, batch: &mut Vec<Item>) -> Result<(), SourceError> {
+    fn reopened(&mut self, passed: Passed, upkeep: Option<Recurring>, batch: &mut Vec<Item>) -> Result<(), SourceError> {
         let prefetch = if self.careful.is_some() { 1 } else { self.home.prefetch };
         self.feed = self.home.feed(passed.line, prefetch, upkeep);
         if let Some((bad, to)) = passed.skipped {

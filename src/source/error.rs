@@ -4,36 +4,23 @@ use std::error::Error;
 
 use serde::Serialize;
 
-/// What a failure calls for: it decides how soon the supervisor tries again, and tells operators where to look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ErrorKind {
-    /// Settings, or the files that they name, cannot work with this broker. A person has to change something.
-    Configuration,
-    /// The broker refuses who we are, or what we may do.
-    Denied,
-    /// The stream, queue, exchange or vhost is not there.
-    Missing,
-    /// The broker cannot be reached, does not answer in time, or has ended the connection.
-    Lost,
-    /// The broker said something that it must not say, or that cannot be read. A panic of the adapter counts here.
-    Protocol,
-}
+use crate::support::words::words;
 
-impl ErrorKind {
-    /// All of them, for metrics.
-    pub const ALL: [Self; 5] = [Self::Configuration, Self::Denied, Self::Missing, Self::Lost, Self::Protocol];
-
-    /// The word in `/readyz` and in the metrics' label.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Configuration => "configuration",
-            Self::Denied => "denied",
-            Self::Missing => "missing",
-            Self::Lost => "lost",
-            Self::Protocol => "protocol",
-        }
+words! {
+    /// What a failure calls for: it decides how soon the supervisor tries again, and tells operators where to look.
+    #[derive(Serialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum ErrorKind {
+        /// Settings, or the files that they name, cannot work with this broker. A person has to change something.
+        Configuration = "configuration",
+        /// The broker refuses who we are, or what we may do.
+        Denied = "denied",
+        /// The stream, queue, exchange or vhost is not there.
+        Missing = "missing",
+        /// The broker cannot be reached, does not answer in time, or has ended the connection.
+        Lost = "lost",
+        /// The broker said something that it must not say, or that cannot be read. A panic of the adapter counts here.
+        Protocol = "protocol",
     }
 }
 

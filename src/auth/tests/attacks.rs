@@ -207,7 +207,7 @@ fn rubbish_is_refused_and_too_much_of_it_is_not_looked_at() {
     ] {
         let headers =
             HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_bytes(format!("Bearer {token}").as_bytes()).expect("bytes"))]);
-        let why = authenticator.authenticate(&headers, None).expect_err(token);
+        let why = authenticator.find(&headers, None, false, Timestamp::now()).expect_err(token);
         assert!(matches!(why, AuthError::Invalid(_)), "{token}: {why:?}");
     }
     let huge = hs256(&claims(json!({ "filler": "x".repeat(8192) })));
@@ -234,8 +234,8 @@ proptest! {
                 headers.insert(name, value);
             }
         }
-        prop_assert!(authenticator.authenticate(&headers, Some(&query)).is_err());
+        prop_assert!(authenticator.find(&headers, Some(&query), false, Timestamp::now()).is_err());
         let query = format!("access_token={query}");
-        prop_assert!(authenticator.authenticate(&HeaderMap::new(), Some(&query)).is_err());
+        prop_assert!(authenticator.find(&HeaderMap::new(), Some(&query), false, Timestamp::now()).is_err());
     }
 }

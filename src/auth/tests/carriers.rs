@@ -16,7 +16,7 @@ fn token(sub: &str) -> String {
 
 /// Who is let in; `-` is anonymous.
 fn who(authenticator: &Authenticator, lines: &[(&http::HeaderName, &str)], query: &str) -> Result<String, AuthError> {
-    let grant = authenticator.authenticate(&headers(lines), Some(query))?;
+    let grant = authenticator.find(&headers(lines), Some(query), false, Timestamp::now())?;
     Ok(grant.identity().map_or_else(|| "-".to_owned(), |identity| identity.to_string()))
 }
 
@@ -107,7 +107,7 @@ fn the_query_is_decoded() {
     }
     let twice = who(&authenticator, &[], &format!("access_token={good}&access_token={good}"));
     assert!(matches!(twice, Err(AuthError::Malformed(_))));
-    assert!(authenticator.authenticate(&HeaderMap::new(), None).is_ok());
+    assert!(authenticator.find(&HeaderMap::new(), None, false, Timestamp::now()).is_ok());
 }
 
 #[test]
@@ -125,10 +125,10 @@ fn publishing_takes_the_header_only() {
     let authenticator = authenticator(vec![secret()]);
     let good = hs256(&claims(json!({ "publish": "b.>" })));
     let cookie = headers(&[(&COOKIE, &format!("brokercast={good}"))]);
-    assert_eq!(authenticator.authenticate_publisher(&cookie).expect_err("no header"), AuthError::Missing);
-    let grant = authenticator.authenticate_publisher(&bearer(&good)).expect("a grant");
+    assert_eq!(authenticator.find(&cookie, None, true, Timestamp::now()).expect_err("no header"), AuthError::Missing);
+    let grant = authenticator.find(&bearer(&good), None, true, Timestamp::now()).expect("a grant");
     assert!(grant.permits_publish(&"b.x".parse().expect("a subject")));
     let only_reading = Settings { anonymous: open(), ..config(vec![]) };
     let only_reading = Authenticator::new(only_reading, TOKEN_BYTES);
-    assert_eq!(only_reading.authenticate_publisher(&HeaderMap::new()).expect_err("not open"), AuthError::Missing);
+    assert_eq!(only_reading.find(&HeaderMap::new(), None, true, Timestamp::now()).expect_err("not open"), AuthError::Missing);
 }

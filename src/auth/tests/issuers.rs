@@ -240,12 +240,12 @@ async fn keys_are_found_by_discovery() {
     let refreshing = Arc::clone(&authenticator);
     server.tasks.spawn(async move { refreshing.refresh_keys().await });
     let brief = Duration::from_millis(300);
-    let refused = authenticator.authenticate_within(&bearer(&rsa), None, brief).await;
+    let refused = authenticator.authenticate(&bearer(&rsa), None, false, brief).await;
     assert_eq!(refused.expect_err("another issuer's"), AuthError::KeysNotLoaded);
     server.also(at, &json!({ "issuer": issuer, "jwks_uri": "http://192.0.2.1/jwks" }));
-    assert_eq!(authenticator.authenticate_within(&bearer(&rsa), None, brief).await.expect_err("in the clear"), AuthError::KeysNotLoaded);
+    assert_eq!(authenticator.authenticate(&bearer(&rsa), None, false, brief).await.expect_err("in the clear"), AuthError::KeysNotLoaded);
     server.also(at, &json!({ "issuer": issuer, "jwks_uri": format!("{base}/jwks") }));
     for token in [&rsa, &ec] {
-        assert!(authenticator.authenticate_within(&bearer(token), None, Duration::from_secs(20)).await.is_ok());
+        assert!(authenticator.authenticate(&bearer(token), None, false, Duration::from_secs(20)).await.is_ok());
     }
 }

@@ -97,7 +97,7 @@ fn rsa_key(id: &str) -> Value {
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn patiently(authenticator: &Authenticator, token: &str) -> Result<Grant, AuthError> {
-    authenticator.authenticate_within(&bearer(token), None, PATIENCE).await
+    authenticator.authenticate(&bearer(token), None, false, PATIENCE).await
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn before_the_first_set_a_token_is_asked_to_wait() {
         AuthError::Invalid(Refused::UnknownKey)
     );
     let authenticator = start(&mut server).await;
-    let brief = authenticator.authenticate_within(&bearer(&rsa("one")), None, Duration::from_millis(200)).await;
+    let brief = authenticator.authenticate(&bearer(&rsa("one")), None, false, Duration::from_millis(200)).await;
     assert_eq!(brief.expect_err("fails"), AuthError::KeysNotLoaded);
     let waiting = Instant::now();
     // An operator who asks why is told what the server answers.

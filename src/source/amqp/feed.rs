@@ -15,14 +15,13 @@ use super::acks::Acks;
 use super::error::lost;
 use super::link::Link;
 use super::recurring::Recurring;
-use super::upkeep::Upkeep;
 use crate::source::{Item, SourceError};
 
 /// A consumer of a queue or a stream.
 pub(in crate::source) struct Feed {
     pub(in crate::source) consumer: Consumer,
     pub(in crate::source) acks: Acks,
-    pub(in crate::source) upkeep: Option<Upkeep>,
+    pub(in crate::source) upkeep: Option<Recurring>,
     /// Of its password.
     pub(in crate::source) renewal: Option<Recurring>,
     pub(in crate::source) queue: ShortString,
@@ -70,11 +69,9 @@ impl Feed {
         if let Poll::Ready(e) = self.acks.poll(cx) {
             return Poll::Ready(lost(&self.queue, Some(e)));
         }
-        if let Some(Poll::Ready(error)) = self.renewal.as_mut().map(|renewal| renewal.poll(&self.link, cx)) {
-            return Poll::Ready(error);
-        }
-        match &mut self.upkeep {
-            Some(upkeep) => upkeep.poll(cx),
+        let recurring = [&mut self.renewal, &mut self.upkeep].into_iter().flatten();
+        match recurring.map(|recurring| recurring.poll(&self.link, cx)).find(Poll::is_ready) {
+            Some(ready) => ready,
             None => Poll::Pending,
         }
     }

@@ -20,6 +20,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::broker::{Address, Broker, secret};
 use super::error::{failed, is, kind};
 use super::flow::Flow;
+use super::recurring::Recurring;
 use super::scrub::OddKeys;
 use super::wire::{Ours, Shared, Wire};
 use crate::event::SourceName;
@@ -36,6 +37,8 @@ const EACH: Duration = Duration::from_secs(15);
 const RESOLVE: Duration = Duration::from_secs(5);
 /// For a connection to be closed in good order.
 const CLOSE: Duration = Duration::from_millis(700);
+/// Between two looks at the password's file.
+const RENEWAL: Duration = Duration::from_secs(5);
 
 /// A connection. Dropped, it breaks off at once; nothing of it stays behind.
 pub(in crate::source) struct Link {
@@ -107,13 +110,14 @@ impl Link {
         short(&format!("{}.{}", self.name, self.consumers.fetch_add(1, Ordering::Relaxed)))
     }
 
-    /// Whether the password comes from a file.
-    pub(in crate::source) fn has_file(&self) -> bool {
-        self.file.is_some()
+    /// Looks at intervals whether the password is another one, such as an OAuth2 token that was renewed. `None`: it is in no file.
+    pub(in crate::source) fn renewal(&self) -> Option<Recurring> {
+        self.file.as_ref()?;
+        Some(Recurring::new(RENEWAL, RENEWAL, |link| Box::pin(async move { link.renew().await })))
     }
 
     /// Reads the password's file again, and tells the broker a new one.
-    pub(in crate::source) async fn renew(&self) -> Result<(), SourceError> {
+    async fn renew(&self) -> Result<(), SourceError> {
         let Some(file) = &self.file else { return Ok(()) };
         // A file that cannot be read now concerns the next connection only.
         let Ok(password) = secret("password_file", file) else { return Ok(()) };

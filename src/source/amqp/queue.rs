@@ -17,9 +17,8 @@ use super::config::Origin;
 use super::error::{failed, kind, lost, named};
 use super::feed::{Came, Feed, Reads, next};
 use super::link::{Link, answer};
-use super::renewal::renewal;
 use super::topology::{Memory, Place, set_up};
-use super::upkeep::Upkeep;
+use super::upkeep::upkeep;
 use super::{Amqp, Names, headers, sections};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, Message, Timestamp};
@@ -47,12 +46,12 @@ impl Reader {
         config.broker.next_turn();
         let link = Arc::new(Link::open(&config.broker, &source.name).await?);
         let Place { queue, binding } = set_up(&link, source).await?;
-        let upkeep = Upkeep::start(&link, binding, &queue, Some(&source.memory)).await?;
+        let upkeep = upkeep(&link, binding, &queue, Some(&source.memory)).await?;
         let channel = link.channel().await?;
         link.flow().meter(channel.id());
         let consumer = consume(&channel, &queue, link.tag(), config.prefetch, FieldTable::default()).await?;
         let (number, acks) = (channel.id(), Acks::new(channel, config.prefetch, ACK_DELAY));
-        let renewal = renewal(&link);
+        let renewal = link.renewal();
         let feed = Feed { consumer, acks, upkeep, renewal, queue, channel: number, link };
         // An exclusive queue is another one each time, which the supervisor tells.
         let fresh = matches!(config.origin, Origin::Named { .. });

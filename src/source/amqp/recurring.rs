@@ -14,7 +14,7 @@ use crate::source::SourceError;
 
 type Answer = BoxFuture<'static, Result<(), SourceError>>;
 
-/// A question that recurs. One that takes longer than the interval is waited for.
+/// A question that recurs. The interval begins with the answer.
 pub(in crate::source) struct Recurring {
     every: Duration,
     due: Pin<Box<Sleep>>,
@@ -23,9 +23,9 @@ pub(in crate::source) struct Recurring {
 }
 
 impl Recurring {
-    /// Asks for the first time after one interval.
-    pub(in crate::source) fn new(every: Duration, ask: impl Fn(Arc<Link>) -> Answer + Send + 'static) -> Self {
-        Self { every, due: Box::pin(sleep(every)), ask: Box::new(ask), asking: None }
+    /// Asks for the first time after `first`.
+    pub(in crate::source) fn new(first: Duration, every: Duration, ask: impl Fn(Arc<Link>) -> Answer + Send + 'static) -> Self {
+        Self { every, due: Box::pin(sleep(first)), ask: Box::new(ask), asking: None }
     }
 
     /// Ready only with an error. The next question is asked over `link`.
@@ -36,9 +36,9 @@ impl Recurring {
                     return Poll::Ready(error);
                 }
                 self.asking = None;
+                self.due = Box::pin(sleep(self.every));
             }
             ready!(self.due.poll_unpin(cx));
-            self.due = Box::pin(sleep(self.every));
             self.asking = Some((self.ask)(link.clone()));
         }
     }

@@ -86,7 +86,7 @@ impl SuperStream {
 /// Looks for more partitions while the first is read, where they are not written.
 pub(super) fn growth(whole: Option<&Arc<SuperStream>>) -> Option<Recurring> {
     let whole = whole.filter(|whole| whole.base.is_some())?.clone();
-    Some(Recurring::new(EVERY, move |link| {
+    Some(Recurring::new(EVERY, EVERY, move |link| {
         let whole = whole.clone();
         Box::pin(async move { whole.look(&link).await })
     }))

@@ -212,7 +212,7 @@ async fn a_panic_of_the_adapter_starts_it_again_and_leaves_other_sources_alone()
     assert_eq!(running.gaps().len(), 1);
     assert_eq!(running.gaps()[0].reason, GapReason::Reconnect);
     other.until_messages(1).await;
-    assert_eq!((ErrorKind::ALL.map(|kind| other.handle.counters.errors(kind)), other.gaps().len()), ([0; 5], 0));
+    assert_eq!((ErrorKind::ALL.iter().map(|kind| other.handle.counters.errors(*kind)).sum::<u64>(), other.gaps().len()), (0, 0));
     running.stop().await;
 }
 
