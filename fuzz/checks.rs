@@ -157,7 +157,7 @@ pub(crate) fn token(data: &[u8]) {
 /// A body of AMQP 1.0 is read or refused, and takes no more memory than it could stand for.
 pub(crate) fn sections(data: &[u8]) {
     if let Some(payload) = read_sections(data) {
-        assert!(payload.len() <= 64 * data.len() + (8 << 10), "{} bytes of {}", payload.len(), data.len());
+        assert!(payload.len() <= 40 * data.len() + (128 << 10), "{} bytes of {}", payload.len(), data.len());
     }
 }
 

@@ -8,6 +8,8 @@
 pub struct Headers {
     /// Names and values, each with a NUL behind it.
     texts: String,
+    /// How many there are.
+    count: u32,
     /// Which of the first 64 values are integers or truth values: a bit for each.
     literals: u64,
 }
@@ -20,11 +22,12 @@ impl Headers {
             self.texts.extend(text.split('\0'));
             self.texts.push('\0');
         }
+        self.count += 1;
     }
 
     /// Appends a header whose value its publisher wrote as an integer or a truth value, here as JSON.
     pub fn push_literal(&mut self, name: &str, value: &str) {
-        self.literals |= u32::try_from(self.iter().count()).ok().and_then(|at| 1_u64.checked_shl(at)).unwrap_or(0);
+        self.literals |= 1_u64.checked_shl(self.count).unwrap_or(0);
         self.push(name, value);
     }
 

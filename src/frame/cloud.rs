@@ -5,6 +5,7 @@
 //! bindings of NATS and HTTP, where values are percent-encoded, and `cloudEvents:…` or `cloudEvents_…` by that of AMQP. Pure.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use serde_json::value::RawValue;
 
@@ -60,10 +61,11 @@ const TEXTS: [&str; 3] = ["dataschema", "subject", "time"];
 /// All attributes but `datacontenttype`, if there are all that a CloudEvent must have.
 fn in_headers(event: &Event) -> Option<Vec<Attribute<'_>>> {
     let mut found: Vec<Attribute<'_>> = Vec::new();
+    let mut names = HashSet::new();
     for (name, value, literal) in event.headers.typed() {
         let Some((name, value)) = attribute(name, value) else { continue };
-        if !found.iter().any(|known| known.name == name) {
-            let literal = literal && ![&REQUIRED[..], &TEXTS].concat().contains(&&*name);
+        if names.insert(name.clone()) {
+            let literal = literal && !REQUIRED.contains(&&*name) && !TEXTS.contains(&&*name);
             found.push(Attribute { name, value, literal });
         }
     }

@@ -91,7 +91,7 @@ fn source(adapters: &[AdapterKind], name: &str, slot: Slot<'_>) -> Option<Source
     }
     let built = tagged.iter().map(|(kind, settings)| (kind.read)(settings)).collect::<Vec<_>>();
     let required = source.key("required").flag().or(true);
-    let max_payload = source.key("max_payload").size().within(1, 1 << 30).or(1 << 20);
+    let max_payload = source.key("max_payload").size().within(1, 256 << 20).or(1 << 20);
     let written = source.written();
     let (name, build) = (name?, built.into_iter().next()??);
     let adapter = build(&name);

@@ -4,6 +4,8 @@
 //! Pure. The payload is what the publisher meant: text and bytes as they are, all other values as JSON. A timestamp is its
 //! milliseconds since 1970, bytes within a value are text or else base64, and a decimal is text, as no JSON number is one.
 
+use std::cell::Cell;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
@@ -11,19 +13,23 @@ use base64::prelude::BASE64_STANDARD;
 pub(super) const KIND: &str = "amqp-1.0";
 /// Values within values.
 const DEPTH: u32 = 64;
-/// Elements of an array whose elements take no bytes: its size says nothing of them.
-const EMPTY: usize = 1024;
+/// How much JSON is written for so many bytes of sections. Arrays of elements without bytes, and maps as keys of maps, could become any
+/// number of bytes. An honest value stays far below: a decimal of four bytes becomes a text of at most 40.
+fn budget(sections: usize) -> usize {
+    (64 << 10) + sections + (16 * sections).min(32 << 20)
+}
 
 const DATA: u64 = 0x75;
 const SEQUENCE: u64 = 0x76;
 const VALUE: u64 = 0x77;
 
-/// The payload of encoded sections; `None` where they cannot be read.
+/// The payload of encoded sections; `None` where they cannot be read, or would become too large as JSON.
 pub fn payload(sections: &[u8]) -> Option<Vec<u8>> {
-    let mut rest = Input(sections);
+    let left = Cell::new(budget(sections.len()));
+    let mut rest = Input { bytes: sections, left: &left };
     let (mut out, mut first) = (Vec::new(), true);
     let mut kind = None;
-    while !rest.0.is_empty() {
+    while !rest.bytes.is_empty() {
         let section = rest.descriptor()?;
         if kind.replace(section).is_some_and(|before| before != section) {
             return None;
@@ -51,12 +57,16 @@ pub fn payload(sections: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// What is left to read.
-struct Input<'a>(&'a [u8]);
+struct Input<'a> {
+    bytes: &'a [u8],
+    /// How many bytes of JSON may still be written.
+    left: &'a Cell<usize>,
+}
 
 impl<'a> Input<'a> {
     fn take(&mut self, count: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(count)?;
-        self.0 = rest;
+        let (taken, rest) = self.bytes.split_at_checked(count)?;
+        self.bytes = rest;
         Some(taken)
     }
 
@@ -97,10 +107,15 @@ impl<'a> Input<'a> {
         self.take(size)
     }
 
+    fn spend(&self, count: usize) -> Option<()> {
+        self.left.set(self.left.get().checked_sub(count)?);
+        Some(())
+    }
+
     /// What a list, map or array holds, and of how many values it is said to be.
     fn compound(&mut self, width: usize) -> Option<(Input<'a>, usize)> {
         let size = self.size(width)?;
-        let mut within = Input(self.take(size)?);
+        let mut within = Input { bytes: self.take(size)?, left: self.left };
         let count = within.size(width)?;
         Some((within, count))
     }
@@ -136,12 +151,16 @@ impl<'a> Input<'a> {
                 let code = self.byte()?;
                 return self.json(code, out, depth + 1);
             }
-            0x45 => out.extend(b"[]"),
+            0x45 => {
+                self.spend(2)?;
+                out.extend(b"[]");
+            }
             0xc0 | 0xc1 | 0xe0 => return self.nested(code, 1, out, depth),
             0xd0 | 0xd1 | 0xf0 => return self.nested(code, 4, out, depth),
             _ => {
-                let scalar = self.scalar(code)?;
-                serde_json::to_writer(out, &scalar).ok()?;
+                let (scalar, before) = (self.scalar(code)?, out.len());
+                serde_json::to_writer(&mut *out, &scalar).ok()?;
+                self.spend(out.len() - before)?;
             }
         }
         Some(())
@@ -151,9 +170,6 @@ impl<'a> Input<'a> {
         let (mut within, count) = self.compound(width)?;
         let is_map = matches!(code, 0xc1 | 0xd1);
         let element = if matches!(code, 0xe0 | 0xf0) { Some(within.byte()?) } else { None };
-        if element.is_some_and(|code| (0x40..=0x45).contains(&code)) && count > EMPTY {
-            return None;
-        }
         out.push(if is_map { b'{' } else { b'[' });
         for n in 0..count {
             if n > 0 {
@@ -180,6 +196,7 @@ impl<'a> Input<'a> {
         if key.first() == Some(&b'"') {
             out.extend(key);
         } else {
+            self.spend(key.len())?;
             serde_json::to_writer(out, std::str::from_utf8(&key).ok()?).ok()?;
         }
         Some(())
@@ -321,6 +338,15 @@ mod tests {
         for _ in 0..70 {
             deep = [&b"\xd0"[..], &u32::try_from(deep.len() + 4).expect("short").to_be_bytes(), &[0, 0, 0, 1], &deep].concat();
         }
+        let compound = |code: u8, count: u32, within: &[u8]| {
+            let size = u32::try_from(within.len() + 4).expect("short");
+            [&[code][..], &size.to_be_bytes(), &count.to_be_bytes(), within].concat()
+        };
+        let mut keys = b"\xa1\x01\x01".to_vec();
+        for _ in 0..60 {
+            keys = compound(0xd1, 2, &[&keys[..], b"\x40"].concat());
+        }
+        let empty = compound(0xf0, 1000, &[&b"\xf0"[..], &b"\0\0\0\x05\0\0\x04\0\x45".repeat(1000)].concat());
         for sections in [
             &b""[..],
             b"plain text",
@@ -333,6 +359,10 @@ mod tests {
             // Four thousand million elements in eleven bytes.
             &value(b"\xf0\0\0\0\x05\xff\xff\xff\xff\x40"),
             &value(&deep),
+            // A key doubles at each level: 2^60 backslashes.
+            &value(&keys),
+            // A thousand arrays, each of a thousand empty lists.
+            &value(&empty),
             &[value(b"\x40"), value(b"\x40")].concat(),
         ] {
             assert_eq!(payload(sections), None, "{sections:x?}");
