@@ -200,11 +200,11 @@ impl Router {
     /// `None`: all, or they cannot be said so.
     #[must_use]
     pub(crate) fn inputs(&self, patterns: &[Pattern]) -> Option<Vec<Pattern>> {
+        let inputs = reach::inputs(&self.inputs, &self.rules, patterns);
         // A name of a broker that is no subject was escaped: nobody knows from what.
-        if patterns.iter().any(|pattern| pattern.as_str().contains('%')) {
+        if patterns.iter().chain(&inputs).any(|pattern| pattern.as_str().contains('%')) {
             return None;
         }
-        let inputs = reach::inputs(&self.inputs, &self.rules, patterns);
         let disjoint = inputs.iter().enumerate().all(|(n, input)| !inputs[..n].iter().any(|other| other.intersects(input)));
         let all = self.inputs.iter().all(|input| input.covered_by(&inputs));
         (disjoint && !all && inputs.len() <= MAX_INPUTS).then_some(inputs)

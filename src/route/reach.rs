@@ -80,7 +80,8 @@ fn rename(template: &SubjectTemplate, of: &Pattern) -> Pattern {
 fn unrename(template: &SubjectTemplate, of: &Pattern, asked: &Pattern) -> Pattern {
     let mut tokens: Vec<String> = of.tokens().map(str::to_owned).collect();
     let mut asked = asked.tokens();
-    for place in template.places() {
+    let (places, tail_at) = (template.places(), template.tail());
+    for (n, place) in places.iter().enumerate() {
         match (place, asked.clone().next()) {
             (_, None | Some(">")) => break,
             // A capture that is as long may have been cut.
@@ -90,7 +91,14 @@ fn unrename(template: &SubjectTemplate, of: &Pattern, asked: &Pattern) -> Patter
                 }
             }
             (Some(Part::Tail(number)), Some(_)) => {
-                let rest = asked.clone().collect::<Vec<_>>().join(".");
+                // What stands behind the tail takes the last tokens, if it is known which these are.
+                let behind = places.len() - 1 - n;
+                let mut rest: Vec<&str> = asked.clone().collect();
+                if behind > 0 && (rest.contains(&">") || template.has_two_tails()) {
+                    break;
+                }
+                rest.truncate(rest.len().saturating_sub(behind));
+                let rest = rest.join(".");
                 let tail = tokens.get(*number..).unwrap_or_default().join(".");
                 if let (Ok(rest), Ok(tail)) = (rest.parse::<Pattern>(), tail.parse::<Pattern>())
                     && rest.tokens().all(|token| template.fits(token))
@@ -101,6 +109,8 @@ fn unrename(template: &SubjectTemplate, of: &Pattern, asked: &Pattern) -> Patter
                 }
                 break;
             }
+            // Of how many tokens it is made is not known.
+            _ if Some(n) == tail_at => break,
             _ => {}
         }
         asked.next();

@@ -155,6 +155,18 @@ impl SubjectTemplate {
         tokens.into_iter().map(|(parts, part)| part.filter(|_| parts == 1)).collect()
     }
 
+    /// The first token of the result that a tail is in.
+    pub(super) fn tail(&self) -> Option<usize> {
+        let tail = self.parts.iter().position(|part| matches!(part, Part::Tail(_)))?;
+        let dots = |part: &Part| if let Part::Literal(text) = part { text.matches('.').count() } else { 0 };
+        Some(self.parts[..tail].iter().map(dots).sum())
+    }
+
+    /// Whether the tail is in it more than once.
+    pub(super) fn has_two_tails(&self) -> bool {
+        self.parts.iter().filter(|part| matches!(part, Part::Tail(_))).count() > 1
+    }
+
     /// Whether what stands for a capture is all of it. What was shortened is at most a character and a dot shorter than its room.
     pub(super) fn fits(&self, capture: &str) -> bool {
         capture.len() + 4 < self.room

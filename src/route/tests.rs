@@ -403,6 +403,24 @@ fn a_header_names_an_event_in_one_line() {
 }
 
 #[test]
+fn what_is_asked_for_behind_a_tail_is_found() {
+    for (template, asked, expected) in [
+        ("{>}.c", "d.c", "a.d"),
+        ("{>}.c", "d.*", "a.d"),
+        ("{>}.c", "d.e.c", "a.d.e"),
+        ("{>}.c", "d.>", "a.>"),
+        ("{>}.c", "*.c", "a.*"),
+        ("z.{>}", "z.d.e", "a.d.e"),
+        ("x{>}.c", "xd.c", "a.>"),
+        ("{>}.{>}", "d.d", "a.>"),
+        ("{>}.x.{>}", "d.x.d", "a.>"),
+    ] {
+        let router = router(&[pass("a.>", Some(template), None)], &["a.>", "b"]);
+        assert_eq!(router.inputs(&patterns(&[asked])), Some(patterns(&[expected])), "{template} {asked}");
+    }
+}
+
+#[test]
 fn a_header_in_a_subject_is_one_clean_token_or_the_route_does_not_match() {
     let rules = [pass("a.*", Some("x.{1}.{header.type}"), None), pass("a.>", Some("y.{>}"), None)];
     assert_eq!(carried(&rules, "a.b", &[("type", "made")]).0, "x.b.made");
@@ -422,6 +440,10 @@ fn a_header_in_a_subject_is_one_clean_token_or_the_route_does_not_match() {
     assert!(router.splits());
     let wanted: Vec<String> = router.inputs(&patterns(&["x.b.made"])).unwrap_or_default().iter().map(ToString::to_string).collect();
     assert_eq!(wanted, ["a.b"]);
+    // A name that the broker has otherwise cannot be asked for.
+    let escaped = Router::new(&[], &"s".parse().unwrap(), &patterns(&["a%25b.>", "c.>"]), Arc::default());
+    assert_eq!(escaped.inputs(&patterns(&["*.x"])), None);
+    assert_eq!(escaped.inputs(&patterns(&["c.x"])), Some(patterns(&["c.x"])));
     for bad in ["{header.}", "{header}", "{header.a"] {
         assert_eq!(SubjectTemplate::new(bad, &pattern("a")).err(), Some(TemplateError::Placeholder), "{bad}");
     }
