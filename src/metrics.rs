@@ -326,6 +326,7 @@ mod tests {
             "brokercast_backend_cached_answers_total 28",
             "brokercast_backend_questions_in_flight 29",
             "brokercast_backend_breaker_open 1",
+            "brokercast_jwks_loaded{url=\"https://a/b\"} 1",
             "brokercast_jwks_age_seconds{url=\"https://a/b\"} 24.0",
             "brokercast_certificate_expiry_timestamp_seconds{listener=\"public\"} 25.0",
             "brokercast_config_last_success_timestamp_seconds 26",

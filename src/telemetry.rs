@@ -5,6 +5,7 @@
 use std::io::IsTerminal as _;
 
 use tracing::{Level, Metadata};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{ParseError, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
@@ -51,7 +52,7 @@ fn discreet(event: &Metadata<'_>, libraries: &[&str]) -> bool {
 ///
 /// # Errors
 /// If `RUST_LOG` is not a filter, or the log is set up already.
-pub(crate) fn init(log: Settings) -> Result<Log, Error> {
+pub(crate) fn init(log: Settings) -> Result<(Log, Written), Error> {
     let Settings { format, filter, libraries, .. } = log;
     let asked = std::env::var("RUST_LOG").ok().filter(|text| !text.trim().is_empty());
     let from_environment = asked.is_some();
@@ -67,8 +68,11 @@ pub(crate) fn init(log: Settings) -> Result<Log, Error> {
         Format::Json => false,
     };
     let registry = tracing_subscriber::registry().with(filter).with(filter_fn(move |event| discreet(event, &libraries)));
+    // A pipe that nobody reads, or a terminal that is held, must hold up nobody who logs: a thread of its own writes.
+    let (writer, written) = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).thread_name("log").finish(std::io::stderr());
+    let left_out = writer.error_counter();
     // If standard error is closed, reporting that there would panic.
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
     let done = if text {
         let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         registry.with(layer.with_ansi(colours)).try_init()
@@ -84,17 +88,34 @@ pub(crate) fn init(log: Settings) -> Result<Log, Error> {
     if from_environment {
         tracing::info!("`RUST_LOG` counts instead of `log.filter`");
     }
-    Ok(Log(Some(handle).filter(|_| !from_environment)))
+    Ok((Log { filter: Some(handle).filter(|_| !from_environment), left_out }, Written(written)))
 }
 
-/// The log of the process, whose filter can be exchanged; `None`: it cannot, as `RUST_LOG` counts.
+/// Lines that wait to be written. What comes when they are as many is left out.
+const QUEUE: usize = 16 << 10;
+
+/// Dropped at the end of the process: waits until all that was logged is written, for about a second at most.
 #[derive(Debug)]
-pub(crate) struct Log(Option<reload::Handle<EnvFilter, Registry>>);
+pub(crate) struct Written(#[expect(dead_code, reason = "what counts is when it is dropped")] WorkerGuard);
+
+/// The log of the process.
+#[derive(Debug)]
+pub(crate) struct Log {
+    /// Its filter, which can be exchanged; `None`: it cannot, as `RUST_LOG` counts.
+    filter: Option<reload::Handle<EnvFilter, Registry>>,
+    left_out: ErrorCounter,
+}
 
 impl Log {
+    /// Counts the lines that were left out, as standard error took them too slowly.
+    pub(crate) fn left_out(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let left_out = self.left_out.clone();
+        move || left_out.dropped_lines() as u64
+    }
+
     /// From now on `log.filter` is this one's.
     pub(crate) fn configure(&self, log: Settings) {
-        if let Some(handle) = &self.0 {
+        if let Some(handle) = &self.filter {
             // It fails only when the log is gone, with the process.
             handle.reload(log.filter).unwrap_or_default();
         }

@@ -27,6 +27,7 @@ pub(super) struct Asked {
     /// Connections to the public listener, but those that the writer has.
     pub(super) open: Arc<AtomicUsize>,
     pub(super) auth: watch::Receiver<Arc<Authenticator>>,
+    pub(super) log_left_out: Box<dyn Fn() -> u64 + Send + Sync>,
     pub(super) access: Arc<Access>,
     /// Of each listener with TLS.
     pub(super) certificates: Vec<(&'static str, Arc<Tls>)>,
@@ -66,6 +67,7 @@ impl Asked {
             certificates: self.certificates.iter().filter_map(|(listener, tls)| Some((*listener, tls.expires()?))).collect(),
             shortened_subjects: routed.shortened(),
             reserved_names: routed.reserved_names(),
+            log_left_out: (self.log_left_out)(),
             access_left_out: self.access.left_out(),
             revocations: auth.revocations().count() as u64,
             revocation_messages: [("taken", taken), ("refused", refused)],

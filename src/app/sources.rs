@@ -121,6 +121,11 @@ impl Sources {
         &self.all
     }
 
+    /// The streams that get their events.
+    pub(super) fn streams(&self) -> &Arc<Streams> {
+        &self.streams
+    }
+
     /// What the routers have counted.
     pub(super) fn routed(&self) -> &Arc<route::Counts> {
         &self.routed

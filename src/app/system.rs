@@ -6,8 +6,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// Descriptors that are not subscribers': brokers, listeners, files, admin.
 const OTHERS: u64 = 64;
 
-/// Raises the soft limit of open descriptors to the hard one, and says when it is less than the pool may need.
-pub(super) fn raise_descriptors(subscribers: usize) {
+/// Raises the soft limit of open descriptors to the hard one, and says when it is less than the pool may need. Returns how many clients
+/// may have, so that brokers, files and the admin listener find some.
+pub(super) fn raise_descriptors(subscribers: usize) -> u64 {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
@@ -22,6 +23,7 @@ pub(super) fn raise_descriptors(subscribers: usize) {
             "`subscribers.max` needs more open descriptors than the system allows; raise `ulimit -n` or lower it"
         );
     }
+    now.saturating_sub(OTHERS)
 }
 
 /// What the process is told by signals.

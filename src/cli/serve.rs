@@ -11,7 +11,7 @@ use crate::telemetry;
 pub(super) fn run(files: &[PathBuf]) -> Result<ExitCode, Error> {
     let Loaded { settings, log, warnings, files: named, yaml, places, .. } = load(files)?;
     let (format, access) = (log.format(), log.access());
-    let log = telemetry::init(log).map_err(|e| Error::with("cannot set up the log", e))?;
+    let (log, _written) = telemetry::init(log).map_err(|e| Error::with("cannot set up the log", e))?;
     for warning in warnings {
         tracing::warn!(warning, "configuration");
     }

@@ -5,6 +5,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,6 +38,7 @@ use super::listen::Listener;
 use super::stall::Stall;
 use super::tls::Tls;
 use crate::frame::Closing;
+use crate::support::seldom::Seldom;
 
 /// An HTTP/2 connection without an open request is closed after this.
 const IDLE: Duration = Duration::from_secs(75);
@@ -110,6 +112,9 @@ pub(crate) struct Server {
     numbers: std::sync::atomic::AtomicU32,
 }
 
+/// Between two lines of the log about connections that were closed for want of descriptors.
+const FULL: Duration = Duration::from_secs(10);
+
 /// Counts a connection, until it is dropped.
 struct Open(Arc<AtomicUsize>);
 
@@ -132,6 +137,8 @@ pub(crate) struct Public {
     pub(crate) adopt: Adopt,
     /// Whether a connection from an address, or over a Unix socket, begins with a header of the PROXY protocol.
     pub(crate) announces: Box<dyn Fn(Option<IpAddr>) -> bool + Send + Sync>,
+    /// How many descriptors there may be for it to take another connection.
+    pub(crate) descriptors: u64,
 }
 
 /// Where HTTP/2 runs its streams: in the same set of tasks as the connections.
@@ -196,7 +203,15 @@ impl Server {
     /// Accepts connections until it is stopped; each connection is a task of the tracker.
     pub(crate) async fn run(self: Arc<Self>, listener: Listener) {
         let stop = self.ends.accept.clone();
+        let (most, full) = (self.public.as_ref().map_or(u64::MAX, |public| public.descriptors), Seldom::every(FULL));
         super::listen::accept(listener, stop, |socket, peer| {
+            // The system gives the lowest number that is free. A client that finds none left comes back; the admin listener has to answer.
+            if u64::try_from(socket.as_raw_fd()).is_ok_and(|number| number >= most) {
+                if full.may(tokio::time::Instant::now()) {
+                    tracing::warn!("a connection was closed, as descriptors run out; raise `ulimit -n`");
+                }
+                return;
+            }
             self.tasks.spawn(self.clone().serve(socket, peer));
         })
         .await;

@@ -106,6 +106,8 @@ pub(crate) struct Readings {
     pub reserved_names: u64,
     /// Lines of the access log that were left out.
     pub access_left_out: u64,
+    /// Lines of the log that were left out.
+    pub log_left_out: u64,
     /// Revocations that are kept.
     pub revocations: u64,
     /// Messages of `auth.revocations`, by what became of them.
@@ -280,6 +282,8 @@ fn security(w: &mut Writer<'_>, all: &Readings) -> fmt::Result {
     w.gauge("backend_questions_in_flight", "Questions to `auth.backend` that are under way", in_flight)?;
     let help = "1 while `auth.backend` is not asked, or only tried, since it failed too often";
     w.gauge("backend_breaker_open", help, asked.map(|of| (Vec::new(), u64::from(of.breaker_open))))?;
+    let loaded = all.key_sets.iter().map(|set| (label("url", &set.url), u64::from(set.age.is_some())));
+    w.gauge("jwks_loaded", "1 if the key set was fetched since the start", loaded)?;
     let sets = all.key_sets.iter().filter_map(|set| Some((label("url", &set.url), set.age?.as_secs_f64())));
     w.seconds("jwks_age_seconds", "Since the key set was fetched last; absent before the first time", sets)?;
     let expiry = all.certificates.iter().map(|(listener, at)| (label("listener", *listener), seconds(*at)));
@@ -302,6 +306,8 @@ impl Collector for Read {
         let messages = all.revocation_messages.iter().map(|(result, n)| (label("result", *result), *n));
         w.counter("revocation_messages", "Messages of `auth.revocations`, by what became of them", messages)?;
         w.counter("access_log_left_out", "Lines of the access log that were left out", total(all.access_left_out))?;
+        let help = "Lines of the log that were left out, as standard error took them too slowly";
+        w.counter("log_left_out", help, total(all.log_left_out))?;
         w.gauge("build_info", "Always 1; the label says which version runs", [(label("version", env!("CARGO_PKG_VERSION")), 1)])
     }
 }

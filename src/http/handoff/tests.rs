@@ -29,6 +29,11 @@ struct Left {
 
 /// A server with one stream, and what leaves it.
 fn serve() -> (SocketAddr, mpsc::UnboundedReceiver<Left>, TaskTracker) {
+    serve_with(u64::MAX)
+}
+
+/// With so many descriptors for its clients.
+fn serve_with(descriptors: u64) -> (SocketAddr, mpsc::UnboundedReceiver<Left>, TaskTracker) {
     let streams = demo(1 << 20);
     let answer = move || {
         let handover = Handover::new(streams.open(request("a"), Timestamp::now()));
@@ -50,7 +55,7 @@ fn serve() -> (SocketAddr, mpsc::UnboundedReceiver<Left>, TaskTracker) {
         Ends::default(),
         tasks.clone(),
         Counts::default(),
-        Some(Public { adopt, announces: Box::new(|_| false) }),
+        Some(Public { adopt, announces: Box::new(|_| false), descriptors }),
     );
     let (listener, address) = super::super::listen::tests::loopback(Duration::from_secs(60));
     tasks.spawn(server.run(listener));
@@ -68,6 +73,14 @@ async fn until(socket: &mut TcpStream, marker: &str) -> String {
 
 async fn left(from: &mut mpsc::UnboundedReceiver<Left>) -> Left {
     tokio::time::timeout(Duration::from_secs(5), from.recv()).await.expect("a stream leaves").unwrap()
+}
+
+#[tokio::test]
+async fn a_connection_that_takes_one_of_the_last_descriptors_is_closed() {
+    let (address, _leaving, _tasks) = serve_with(0);
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let end = tokio::time::timeout(Duration::from_secs(5), client.read(&mut [0; 8])).await.expect("in time");
+    assert!(matches!(end, Ok(0) | Err(_)));
 }
 
 #[tokio::test]
