@@ -98,7 +98,7 @@ impl Grant {
         match wanted {
             Wanted::All if self.subscribe.is_empty() => Err(NotGranted(None)),
             Wanted::All => Ok(self.subscribe.to_vec()),
-            Wanted::These(patterns) => match patterns.iter().find(|pattern| !pattern.covered_by(&self.subscribe)) {
+            Wanted::These(patterns) => match patterns.iter().find(|pattern| !pattern.covered_by(&*self.subscribe)) {
                 Some(pattern) => Err(NotGranted(Some(pattern.clone()))),
                 None => Ok(patterns),
             },

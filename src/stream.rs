@@ -24,7 +24,7 @@ use crate::hub::{Channel, Concerns, Filter, Hub, Seat, SourceSpec};
 use crate::route::Router;
 use crate::source::Item;
 use crate::source::parts;
-use crate::subject::Pattern;
+use crate::subject::{Cover, Pattern};
 use crate::support::backoff::jittered;
 
 mod catch_up;
@@ -248,7 +248,7 @@ impl Streams {
     pub(crate) fn narrow(&self, granted: impl Fn(Option<&Arc<Owner>>) -> Option<Arc<[Pattern]>>, now: Timestamp) -> usize {
         let mut lost = Vec::new();
         self.for_granted(granted, |Granted { stream, filter, .. }, granted| {
-            if !filter.patterns().iter().all(|pattern| pattern.covered_by(granted)) {
+            if !is_within(&filter, granted) {
                 lost.push(stream);
             }
         });
@@ -262,7 +262,7 @@ impl Streams {
         let mut widened = 0;
         let since = self.hub.state().id().clone();
         self.for_granted(granted, |Granted { stream, filter, named, .. }, granted| {
-            if named || !filter.patterns().iter().all(|pattern| pattern.covered_by(granted)) {
+            if named || !is_within(&filter, granted) {
                 return;
             }
             let wider = Filter::new(granted.to_vec(), filter.form());
@@ -552,19 +552,18 @@ impl Stream {
     /// What to do next.
     pub(crate) fn step(&mut self, now: Timestamp) -> Step {
         let State::CatchingUp(catch_up) = &mut self.state else { return Step::Live };
-        let before = catch_up.events();
         match catch_up.step(now) {
             Moved::Step(step) => {
                 if let Step::Send(bytes) = &step {
                     let visit = &self.lease.visit;
-                    let events = catch_up.events() - before;
+                    let events = catch_up.take_events();
                     visit.sent_behind(events, bytes.len() as u64, catch_up.last_id());
                     self.lease.sent(events);
                 }
                 step
             }
             Moved::Live(seat, offset, id, bytes) => {
-                let events = catch_up.events() - before;
+                let events = catch_up.take_events();
                 self.lease.visit.sent_behind(events, bytes.len() as u64, id.as_bytes());
                 self.lease.sent(events);
                 self.lease.visit.live(offset);
@@ -626,6 +625,12 @@ impl Stream {
     pub(crate) fn watched(&self) -> Watched {
         Watched { streams: self.lease.streams.clone(), visit: self.lease.visit.clone() }
     }
+}
+
+/// Whether what is granted covers all that a filter wants.
+fn is_within(filter: &Filter, granted: &[Pattern]) -> bool {
+    let cover = Cover::new(granted);
+    filter.patterns() == granted || filter.patterns().iter().all(|pattern| cover.covers(pattern))
 }
 
 /// A stream that has caught up: all it needs is what its channel's log holds from `offset` on.

@@ -2,6 +2,7 @@
 //!
 //! Pure. Knows nothing of sources, grants or the hub.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fmt::Write as _;
 use std::str::FromStr;
@@ -206,6 +207,12 @@ impl Pattern {
         self.0.split('.')
     }
 
+    /// Its tokens before the first wildcard.
+    fn beginning(&self) -> &str {
+        let length = self.tokens().take_while(|token| !matches!(*token, "*" | ">")).map(|token| token.len() + 1).sum::<usize>();
+        &self.as_str()[..length.saturating_sub(1)]
+    }
+
     /// Whether `subject` is in the set.
     #[must_use]
     pub fn matches(&self, subject: &str) -> bool {
@@ -238,10 +245,10 @@ impl Pattern {
     /// Whether every subject of this set is in one of `others`. Exact: several patterns may cover it
     /// only together.
     #[must_use]
-    pub fn covered_by(&self, others: &[Pattern]) -> bool {
+    pub fn covered_by<'a>(&self, others: impl IntoIterator<Item = &'a Pattern>) -> bool {
         // The unread rest of each pattern that matches so far. The hardest token to cover is one that no pattern names: a
         // pattern that takes it (by `*` or `>`) takes every other token too.
-        let mut left: Vec<_> = others.iter().map(Pattern::tokens).collect();
+        let mut left: Vec<_> = others.into_iter().map(Pattern::tokens).collect();
         let mut tokens = self.tokens();
         loop {
             let token = tokens.next();
@@ -270,21 +277,55 @@ impl Pattern {
     }
 }
 
+/// A set of patterns that is asked often which others it covers.
+///
+/// What helps to cover a pattern begins with tokens of this pattern, up to its own first wildcard: only such are compared.
+#[derive(Debug)]
+pub(crate) struct Cover<'a>(HashMap<&'a str, Vec<&'a Pattern>>);
+
+impl<'a> Cover<'a> {
+    /// Of these patterns.
+    pub(crate) fn new(patterns: impl IntoIterator<Item = &'a Pattern>) -> Self {
+        let mut cover = Self(HashMap::new());
+        patterns.into_iter().for_each(|pattern| cover.add(pattern));
+        cover
+    }
+
+    fn add(&mut self, pattern: &'a Pattern) {
+        self.0.entry(pattern.beginning()).or_default().push(pattern);
+    }
+
+    fn remove(&mut self, pattern: &Pattern) {
+        if let Some(alike) = self.0.get_mut(pattern.beginning()) {
+            alike.retain(|other| *other != pattern);
+        }
+    }
+
+    /// As [`Pattern::covered_by`].
+    pub(crate) fn covers(&self, pattern: &Pattern) -> bool {
+        let beginning = pattern.beginning();
+        let ends = beginning.match_indices('.').map(|(dot, _)| dot).chain([beginning.len()]);
+        let within = std::iter::once("").chain(ends.map(|end| &beginning[..end]).filter(|part| !part.is_empty()));
+        pattern.covered_by(within.filter_map(|part| self.0.get(part)).flatten().copied())
+    }
+}
+
 /// Returns the same set of subjects in fewer patterns: sorted, none twice, and none that the others cover, alone or
-/// together. Takes quadratic time.
+/// together. Takes quadratic time for patterns that begin with the same tokens and then have a wildcard.
 #[must_use]
 pub(crate) fn minimal(mut patterns: Vec<Pattern>) -> Vec<Pattern> {
     patterns.sort_unstable();
     patterns.dedup();
-    let mut n = 0;
-    while n < patterns.len() {
-        let pattern = patterns.remove(n);
-        if !pattern.covered_by(&patterns) {
-            patterns.insert(n, pattern);
-            n += 1;
+    let mut cover = Cover::new(&patterns);
+    let mut needed = Vec::new();
+    for pattern in &patterns {
+        cover.remove(pattern);
+        if !cover.covers(pattern) {
+            cover.add(pattern);
+            needed.push(pattern.clone());
         }
     }
-    patterns
+    needed
 }
 
 /// Whether patterns cover every sequence of one or more tokens whose first token they have already taken.

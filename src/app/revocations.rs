@@ -186,8 +186,9 @@ impl Taking {
         match order {
             Order::Revoke(revocation) => {
                 let Revocation { id, criteria, .. } = revocation.clone();
-                // First: what is opened from here on is refused, what was opened before is found.
-                if self.revocations.add(revocation, now)? {
+                // First: what is opened from here on is refused, what was opened before is found. While a log is read from its
+                // beginning, what was revoked may have been taken back further on.
+                if self.revocations.add(revocation, now)? && self.revocations.are_known() {
                     let ended = end(&self.streams, &criteria);
                     tracing::info!(id, ended, "tokens revoked by a message");
                 }
@@ -213,16 +214,22 @@ impl Taking {
     }
 
     fn caught_up(&self) {
-        if !self.revocations.are_known() {
-            tracing::info!(revocations = self.revocations.count(), "all revocations are loaded");
-            self.revocations.set_known(true);
+        if self.revocations.are_known() {
+            return;
         }
+        let all = self.revocations.list(Timestamp::now());
+        // Nothing is opened until all are known.
+        let ended = all.iter().map(|revocation| end(&self.streams, &revocation.criteria)).sum::<usize>();
+        tracing::info!(revocations = all.len(), ended, "all revocations are loaded");
+        self.revocations.set_known(true);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::Owner;
+    use crate::stream::{Request, Wanted};
 
     #[tokio::test]
     async fn nonsense_is_counted_and_all_else_is_obeyed() {
@@ -247,5 +254,36 @@ mod tests {
         assert_eq!((ids(&revocations), revocations.messages()), (vec!["one".to_owned(), "four".to_owned()], [3, 1]));
         taking.take(&mut vec![item("control.revoked", r#"{"deleted":"one"}"#), Item::Tail(None)]).await;
         assert_eq!((ids(&revocations), revocations.are_known()), (vec!["four".to_owned()], true));
+    }
+
+    #[tokio::test]
+    async fn a_log_that_is_read_again_ends_no_stream_by_what_was_taken_back() {
+        let revocations = Arc::<Revocations>::default();
+        let subject: Subject = "control.revoked".parse().unwrap();
+        let streams = crate::stream::tests::demo(1 << 20);
+        let open = |identity: &str| {
+            let owner = Owner { identity: Some(identity.into()), ..Owner::default() };
+            let request = Request { owner: Some(Arc::new(owner)), ..crate::stream::tests::request("a") };
+            streams.open(request, Timestamp::now())
+        };
+        let (_ada, _eve, _bob) = (open("ada"), open("eve"), open("bob"));
+        let ending = || {
+            let listed = streams.list(&Wanted::default(), None, 10).0.into_iter().filter(|stream| stream.end.is_some());
+            listed.filter_map(|stream| Some(stream.owner?.identity.clone()?.to_string())).collect::<Vec<_>>()
+        };
+        let taking =
+            Taking { subject: subject.clone(), revocations: revocations.clone(), streams: streams.clone(), tell: Seldom::every(NONSENSE) };
+        let item = |payload: &'static str| {
+            Item::Message(Message::new(subject.clone(), Bytes::from_static(payload.as_bytes()), Timestamp::now(), None))
+        };
+        revocations.set_known(false);
+        let log =
+            [r#"{"id":"one","identity":"ada","until":"1h"}"#, r#"{"id":"two","identity":"eve","until":"1h"}"#, r#"{"deleted":"one"}"#];
+        taking.take(&mut log.map(item).into()).await;
+        assert_eq!(ending(), [""; 0]);
+        taking.take(&mut vec![Item::Tail(None)]).await;
+        assert_eq!(ending(), ["eve"]);
+        taking.take(&mut vec![item(r#"{"id":"three","identity":"bob","until":"1h"}"#)]).await;
+        assert_eq!(ending(), ["eve", "bob"]);
     }
 }

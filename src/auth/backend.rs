@@ -205,10 +205,10 @@ impl Backend {
                 let Answer { subscribe, publish, expires, .. } = &*answer;
                 return Ok(Grant { subscribe: subscribe.clone(), publish: publish.clone(), owner: Some(owner), expires: *expires });
             }
-            if answer.revocations == revocations.added() {
+            // The revocation may be about what was answered before it only, or before some time to come.
+            if answer.revocations == revocations.added() && answer.asked.after(desk::REFUSED) > Timestamp::now() {
                 return Err(Denied::Revoked);
             }
-            // The revocation may be about what was answered before it only.
             self.desk.forget(of, &answer);
         }
     }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::jwks::{Hope, Remote};
 use super::settings::{self, Credential, Lists};
-use super::template::{self, Template};
+use super::template::{self, MAX_PATTERNS, Template};
 use super::token::{Parsed, Refused, Rules, as_text, numeric_date};
 use super::{Grant, GrantRule, Owner, keys};
 use crate::event::Timestamp;
@@ -89,7 +89,12 @@ impl Permits {
                 tracing::warn!(claim, values = bad, "a token's claim has values that are not valid patterns: they permit nothing");
             }
         }
-        patterns.extend(self.templates.iter().flat_map(|(_, template)| template.fill(claims)));
+        for (key, template) in &self.templates {
+            patterns.extend(template.fill(claims));
+            if template.is_cut(claims) && self.warn.may(Instant::now()) {
+                tracing::warn!(key, most = MAX_PATTERNS, "a token's claims make more patterns of a template: the rest is left out");
+            }
+        }
         patterns.extend(self.anonymous.iter().cloned());
         union(patterns)
     }
@@ -115,17 +120,9 @@ impl Permits {
     }
 }
 
-/// Of more patterns than this only duplicates are removed: finding those that others cover takes quadratic time.
-const MAX_REDUCED: usize = 256;
-
 /// One order and nothing twice, so that equal grants are equal lists.
-pub(super) fn union(mut patterns: Vec<Pattern>) -> Arc<[Pattern]> {
-    if patterns.len() <= MAX_REDUCED {
-        return subject::minimal(patterns).into();
-    }
-    patterns.sort_unstable();
-    patterns.dedup();
-    patterns.into()
+pub(super) fn union(patterns: Vec<Pattern>) -> Arc<[Pattern]> {
+    subject::minimal(patterns).into()
 }
 
 impl Issuer {
@@ -234,21 +231,37 @@ impl Issuer {
     pub(super) fn holds(&self, key: u64) -> bool {
         let ring = self.ring.load();
         let earlier = ring.earlier.iter().flat_map(|set| set.iter());
-        ring.fetched.iter().any(Option::is_none) || ring.keys().chain(earlier).any(|held| held.has(key))
+        self.remotes.iter().any(|remote| remote.may_hold(key)) || ring.keys().chain(earlier).any(|held| held.has(key))
     }
 
     /// What a token grants, which names this issuer.
     pub(super) fn grant(&self, token: &Parsed<'_>, now: Timestamp) -> Result<Grant, Denied> {
-        let ring = self.ring.load_full();
-        let key = match token.verify(ring.keys()) {
-            Ok(key) => key.print(token.algorithm),
-            Err(why) => return Err(if self.may_come(token, &ring) { Denied::KeyMayCome } else { Denied::Refused(why) }),
-        };
+        let key = self.signer(token)?;
         let claims = token.claims();
         let expires = self.rules.check(claims, now).map_err(Denied::Refused)?;
         let owner = self.owner(token, key).map_err(Denied::Refused)?;
         let (subscribe, publish) = (self.subscribe.of(claims), self.publish.of(claims));
         Ok(Grant { subscribe, publish, owner: Some(Arc::new(owner)), expires: Some(expires) })
+    }
+
+    /// What tells the key that signed a token, used with its algorithm.
+    fn signer(&self, token: &Parsed<'_>) -> Result<u64, Denied> {
+        let mut ring = self.ring.load_full();
+        loop {
+            let why = match token.verify(ring.keys()) {
+                Ok(key) => return Ok(key.print(token.algorithm)),
+                Err(why) => why,
+            };
+            if self.may_come(token, &ring) {
+                return Err(Denied::KeyMayCome);
+            }
+            // Between the two looks the key may have come.
+            let now = self.ring.load_full();
+            if Arc::ptr_eq(&ring, &now) {
+                return Err(Denied::Refused(why));
+            }
+            ring = now;
+        }
     }
 
     /// What claims that were verified before may be subscribed to now; `None`: they would be refused.
@@ -280,8 +293,8 @@ impl Issuer {
     /// again because of it.
     fn may_come(&self, token: &Parsed<'_>, ring: &Ring) -> bool {
         let of_this_name = |key: &keys::Key| key.id.is_some() && key.suits(token.algorithm, token.id.as_deref());
-        if token.id.is_some() && ring.keys().any(of_this_name) {
-            // It names its key, which is here and says no.
+        if token.id.is_some() && ring.fixed.iter().any(of_this_name) {
+            // It names its key, which is here and says no. A fetched one may have been exchanged under the same name.
             return false;
         }
         let mut hope = false;

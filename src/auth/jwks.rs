@@ -17,6 +17,8 @@ use super::keys::{self, Algorithm, Key, KeyError};
 use crate::support::backoff::{Backoff, jittered};
 use crate::support::web::{self, BodyError, trusted};
 
+/// How long a set without a usable key is taken for a mistake: until then the keys of before count.
+const EMPTY: Duration = Duration::from_secs(60);
 /// The interval between fetches: a withdrawn key is trusted for at most this long.
 const REFRESH: Duration = Duration::from_secs(300);
 /// The shortest interval between fetches because of unknown keys: anybody can invent key ids.
@@ -92,6 +94,14 @@ impl fmt::Debug for Remote {
     }
 }
 
+/// What an attempt to fetch knows of those before it.
+#[derive(Debug, Default)]
+pub(super) struct Before {
+    client: Option<reqwest::Client>,
+    /// Since when the set has had no key that can be used.
+    empty: Option<Instant>,
+}
+
 #[derive(Debug, Default)]
 struct State {
     /// The text of the last good set, to know whether a new one differs.
@@ -134,12 +144,19 @@ impl Remote {
         self.algorithms.contains(&algorithm)
     }
 
+    /// Whether a key that is used as this [`keys::Key::print`] says may be in a set that was never loaded.
+    pub(super) fn may_hold(&self, print: u64) -> bool {
+        !self.loaded() && self.algorithms.iter().any(|algorithm| keys::is_used_with(print, *algorithm))
+    }
+
     /// Goes on with the set of another one, if that is of the same URL and for the same keys. Returns whether it is.
     pub(super) fn keep_fetched(&self, of: &Self) -> bool {
         let same = self.place == of.place && self.id == of.id && self.algorithms == of.algorithms;
         if same {
-            let State { body, began, came, .. } = &*of.state.lock();
-            *self.state.lock() = State { body: body.clone(), began: *began, came: *came, fetching: false, failed: None };
+            let State { body, began, came, fetching, failed } = &*of.state.lock();
+            // What failed, or was broken off, is tried again at once. Until then a key that is not there may come.
+            let began = began.filter(|_| !fetching && failed.is_none());
+            *self.state.lock() = State { body: body.clone(), began, came: *came, fetching: false, failed: None };
         }
         same
     }
@@ -187,7 +204,10 @@ impl Remote {
     }
 
     fn client(&self) -> Result<reqwest::Client, FetchError> {
-        let redirects = reqwest::redirect::Policy::limited(3);
+        let redirects = reqwest::redirect::Policy::custom(|attempt| match attempt.previous().len() {
+            0..=3 if trusted(attempt.url()) => attempt.follow(),
+            _ => attempt.stop(),
+        });
         web::client(self.url(), TIMEOUT, redirects).map_err(|e| FetchError::KeySet(GetError::Http(e.without_url())))
     }
 
@@ -201,17 +221,28 @@ impl Remote {
     }
 
     /// Makes one attempt. Returns the keys if they have changed.
-    pub(super) async fn attempt(&self, client: &mut Option<reqwest::Client>) -> Result<Option<(String, Arc<[Key]>)>, FetchError> {
-        let client = match client {
+    pub(super) async fn attempt(&self, before: &mut Before) -> Result<Option<(String, Arc<[Key]>)>, FetchError> {
+        let client = match &mut before.client {
             Some(client) => client,
-            None => client.insert(self.client()?),
+            client => client.insert(self.client()?),
         };
         let body = self.fetch(client).await?;
         if self.state.lock().body.as_ref() == Some(&body) {
             return Ok(None);
         }
-        let keys = keys::from_set(&body, self.id.as_deref(), &self.algorithms).map_err(FetchError::Set)?;
-        Ok(Some((body, keys.into())))
+        let host = self.url().host_str().unwrap_or_default();
+        match keys::from_set(&body, self.id.as_deref(), &self.algorithms) {
+            Ok(keys) => {
+                before.empty = None;
+                tracing::info!(host, keys = keys.len(), "signing keys loaded");
+                Ok(Some((body, keys.into())))
+            }
+            Err(KeyError::EmptySet) if before.empty.get_or_insert_with(Instant::now).elapsed() >= EMPTY => {
+                tracing::warn!(host, "the key set has no key for the configured algorithms: those of before count no more");
+                Ok(Some((body, Arc::default())))
+            }
+            Err(error) => Err(FetchError::Set(error)),
+        }
     }
 
     /// How long a set that is there is good for.
@@ -233,7 +264,7 @@ impl Remote {
     /// is called after each attempt.
     pub(super) async fn run(&self, mut fetched: impl FnMut(Option<Arc<[Key]>>), mut done: impl FnMut()) {
         let host = self.url().host_str().unwrap_or_default();
-        let mut client = None;
+        let mut before = Before::default();
         let mut failures = 0_u32;
         // A set that was kept from before is fetched again when its time has come.
         if let Some(rest) = self.rest() {
@@ -245,7 +276,7 @@ impl Remote {
                 state.fetching = true;
                 state.began = Some(Instant::now());
             }
-            let attempt = self.attempt(&mut client).await;
+            let attempt = self.attempt(&mut before).await;
             let failed = attempt.as_ref().err().map(|error| crate::support::causes::chain(error));
             let pause = match &attempt {
                 Ok(_) => REFRESH,
@@ -253,7 +284,6 @@ impl Remote {
             };
             let body = match attempt {
                 Ok(Some((body, keys))) => {
-                    tracing::info!(host, keys = keys.len(), "signing keys loaded");
                     fetched(Some(keys));
                     Some(body)
                 }

@@ -82,7 +82,7 @@ impl Key {
 
     /// Tells this key, used with this algorithm, from all others.
     pub(super) fn print(&self, algorithm: Algorithm) -> u64 {
-        self.print.wrapping_add(algorithm as u64)
+        self.print & !ALGORITHM | algorithm as u64
     }
 
     /// Whether it may still be used as it was when it had this print.
@@ -94,6 +94,14 @@ impl Key {
     pub(super) fn suits(&self, algorithm: Algorithm, id: Option<&str>) -> bool {
         self.algorithms.contains(&algorithm) && (id.is_none() || self.id.is_none() || self.id.as_deref() == id)
     }
+}
+
+/// The part of a [`Key::print`] that says the algorithm.
+const ALGORITHM: u64 = 0xf;
+
+/// Whether a [`Key::print`] is of a key that is used with this algorithm.
+pub(super) fn is_used_with(print: u64, algorithm: Algorithm) -> bool {
+    print & ALGORITHM == algorithm as u64
 }
 
 /// The kind of a key, which decides what it can verify.
@@ -161,13 +169,16 @@ pub(super) fn algorithm(name: &str) -> Option<Algorithm> {
     if name == "Ed25519" { Some(Algorithm::EdDSA) } else { Algorithm::of_word(name) }
 }
 
+/// What a text in PEM has, which may begin with a comment.
+const PEM: &[u8] = b"-----BEGIN ";
+
 /// A shared secret.
 pub(super) fn from_secret(secret: &Secret, id: Option<&str>, algorithms: &[Algorithm]) -> Result<Key, KeyError> {
     if !algorithms.iter().copied().all(is_hmac) {
         return Err(KeyError::Algorithm);
     }
     let bytes = secret.expose().len();
-    if secret.expose().trim_ascii_start().starts_with(b"-----BEGIN ") {
+    if secret.expose().windows(PEM.len()).any(|part| part == PEM) {
         return Err(KeyError::PemSecret);
     }
     if let Some(short) = algorithms.iter().find(|algorithm| hash_bytes(**algorithm) > bytes) {

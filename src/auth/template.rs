@@ -65,7 +65,7 @@ enum Part {
 pub(crate) struct Template(Vec<Part>);
 
 /// The most patterns that one template gives: lists in several claims multiply.
-const MAX_PATTERNS: usize = 256;
+pub(super) const MAX_PATTERNS: usize = 1024;
 
 impl std::str::FromStr for Template {
     type Err = TemplateError;
@@ -94,21 +94,32 @@ impl std::fmt::Display for Template {
 impl Template {
     /// Whether it has a placeholder, so that it is filled from claims.
     pub(crate) fn has_claims(&self) -> bool {
-        self.0.iter().any(|part| matches!(part, Part::Claim(_)))
+        self.claims().next().is_some()
     }
 
-    /// Why these claims make no pattern of the template.
+    /// Why these claims make no pattern of the template, or not all that they could.
     pub(super) fn lacks(&self, claims: &Map<String, Value>) -> Option<String> {
-        self.0.iter().find_map(|part| {
-            let Part::Claim(path) = part else { return None };
-            match claim(claims, path) {
-                None => Some(format!("the token has no claim `{path}`")),
-                found if tokens(found).is_empty() => {
+        let lack = self.claims().find_map(|path| {
+            let Some(value) = claim(claims, path) else { return Some(format!("the token has no claim `{path}`")) };
+            let clean = tokens(Some(value)).len();
+            match values(value).len() - clean {
+                _ if clean == 0 => {
                     Some(format!("the claim `{path}` is not one clean token: a text or whole number without `.`, `*`, `>` and white space"))
                 }
-                Some(_) => None,
+                0 => None,
+                unclean => Some(format!("values of the claim `{path}` that are not clean tokens, and grant nothing: {unclean}")),
             }
-        })
+        });
+        lack.or_else(|| self.is_cut(claims).then(|| format!("the claims make more than {MAX_PATTERNS} patterns: the rest is left out")))
+    }
+
+    /// Whether these claims make more patterns than [`MAX_PATTERNS`].
+    pub(super) fn is_cut(&self, claims: &Map<String, Value>) -> bool {
+        self.claims().map(|path| tokens(claim(claims, path)).len()).fold(1, usize::saturating_mul) > MAX_PATTERNS
+    }
+
+    fn claims(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|part| if let Part::Claim(path) = part { Some(&**path) } else { None })
     }
 
     /// Returns the patterns that the claims make of the template. A claim that is missing, or whose value is not a clean
@@ -131,12 +142,11 @@ impl Template {
 
 /// Returns a claim's values that may be put into a subject.
 fn tokens(value: Option<&Value>) -> Vec<String> {
-    let values = match value {
-        None => &[][..],
-        Some(Value::Array(values)) => values,
-        Some(value) => std::slice::from_ref(value),
-    };
-    values.iter().filter_map(token).collect()
+    value.into_iter().flat_map(values).filter_map(token).collect()
+}
+
+fn values(claim: &Value) -> &[Value] {
+    if let Value::Array(values) = claim { values } else { std::slice::from_ref(claim) }
 }
 
 /// Returns a value as one token. It must be clean: a user who chooses a claim's value, such as a user name, must not be able

@@ -351,6 +351,13 @@ impl<'t> Slot<'t> {
         Key { show, ..self.list(read) }
     }
 
+    /// A list of words.
+    pub(crate) fn choices<T: Choice>(self) -> Key<'t, Vec<T>> {
+        let show: fn(&Vec<T>) -> Value =
+            |choices| Value::List(choices.iter().map(|choice| Shown::new(Value::Text(choice.word().to_owned()))).collect());
+        Key { show, ..self.list(|item| item.choice().required()) }
+    }
+
     /// A map of keys. Where it was left out, each of its keys has its default.
     #[must_use]
     pub(crate) fn section(mut self) -> Section<'t> {
@@ -463,7 +470,7 @@ impl<'t, T> Key<'t, T> {
 
     /// The value, or `default` where nothing was written.
     pub(crate) fn or(self, default: T) -> T {
-        if !self.slot.is_set() {
+        if !self.slot.is_set() && self.value.is_none() {
             self.slot.shown.set((self.show)(&default));
         }
         self.value.unwrap_or(default)

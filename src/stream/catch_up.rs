@@ -228,9 +228,9 @@ impl CatchUp {
         &self.client.last_id
     }
 
-    /// Events that were written for the client.
-    pub(super) fn events(&self) -> u64 {
-        self.client.events
+    /// Events that were written for the client since this was asked last.
+    pub(super) fn take_events(&mut self) -> u64 {
+        std::mem::take(&mut self.client.events)
     }
 
     /// What comes next.

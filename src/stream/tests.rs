@@ -104,6 +104,8 @@ fn a_loss_among_the_newest_of_each_subject_takes_none_of_the_others_away() {
     let order = ["\"data\":\"a\"", "\"oversized\"", "\"data\":\"b\""].map(|part| text.find(part));
     assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{text}");
     assert!(matches!(stream.step(now), Step::Live));
+    // What came of the broker's log counts too.
+    assert_eq!(streams.list(&Wanted::default(), None, 1).0[0].events, 2);
 }
 
 #[test]

@@ -170,6 +170,7 @@ proptest! {
         let all = all_subjects();
         let expected = all.iter().filter(|s| w.matches(s)).all(|s| grant.iter().any(|g| g.matches(s)));
         prop_assert_eq!(w.covered_by(&grant), expected, "{} by {:?}", w, grant);
+        prop_assert_eq!(Cover::new(&grant).covers(&w), expected, "{} by {:?}", w, grant);
         for g in &grant {
             // Letters that only one side names still meet in a subject of these letters or none.
             let meet = all.iter().any(|s| w.matches(s) && g.matches(s));

@@ -9,8 +9,8 @@ pub(crate) enum Piece<'a> {
     Placeholder(&'a str),
 }
 
-/// Splits a text into its pieces. Returns `None` for a brace without its partner, and for a placeholder that is empty or
-/// holds another `{`.
+/// Splits a text into its pieces. Returns `None` for a brace without its partner, and for a placeholder that is empty, holds
+/// another `{`, or begins or ends with white space.
 #[must_use]
 pub(crate) fn pieces(text: &str) -> Option<Vec<Piece<'_>>> {
     let (mut pieces, mut literal, mut rest) = (Vec::new(), String::new(), text);
@@ -28,7 +28,7 @@ pub(crate) fn pieces(text: &str) -> Option<Vec<Piece<'_>>> {
             continue;
         }
         let (inside, after) = brace.strip_prefix('{')?.split_once('}')?;
-        if inside.is_empty() || inside.contains('{') {
+        if inside.is_empty() || inside.contains('{') || inside.trim() != inside {
             return None;
         }
         flush(&mut pieces, &mut literal);
@@ -50,7 +50,7 @@ mod tests {
         assert_eq!(pieces(""), Some(vec![]));
         assert_eq!(pieces("a.{b}{c}.d"), Some(vec![Text("a.".into()), Placeholder("b"), Placeholder("c"), Text(".d".into())]));
         assert_eq!(pieces("{{{a}}}"), Some(vec![Text("{".into()), Placeholder("a"), Text("}".into())]));
-        for bad in ["{", "}", "{}", "a{b", "a}b", "{a{b}", "{a{{b}}"] {
+        for bad in ["{", "}", "{}", "a{b", "a}b", "{a{b}", "{ a }", "{a }", "{a{{b}}"] {
             assert_eq!(pieces(bad), None, "{bad}");
         }
     }

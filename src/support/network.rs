@@ -48,6 +48,11 @@ impl Networks {
         self.0.is_empty()
     }
 
+    /// Whether every address of a version of IP is in one of them.
+    pub(crate) fn contain_everybody(&self) -> bool {
+        self.0.iter().any(|entry| matches!(entry, Entry::Ip(network) if network.prefix_len() == 0))
+    }
+
     /// Whether an address is in one of them; `None`: that of a peer over a Unix socket.
     pub(crate) fn contain(&self, address: Option<IpAddr>) -> bool {
         self.0.iter().any(|entry| match (entry, address) {

@@ -12,6 +12,9 @@ use crate::settings::value::show_size;
 /// (Fetch standard, section 2.2.2).
 const MAX_DURABLE_SHORT: usize = 7;
 
+/// Shorter tokens of the admin listener may be guessed.
+const MIN_ADMIN_TOKEN: usize = 16;
+
 pub(super) fn warnings(settings: &Settings) -> Vec<String> {
     let mut found = Vec::new();
     let mut warn = |path: &str, what: &str| found.push(format!("{path}: {what}"));
@@ -122,6 +125,15 @@ fn listeners(settings: &Settings, warn: &mut impl FnMut(&str, &str)) {
     }
     if admin.listen.is_remote() && admin.token.is_some() && admin.tls.is_none() {
         warn("admin.tls", "is not set: the admin listener's token crosses the network in the clear");
+    }
+    if admin.token.as_ref().is_some_and(|token| token.expose().len() < MIN_ADMIN_TOKEN) {
+        warn("admin.token", &format!("is shorter than {MIN_ADMIN_TOKEN} bytes, and may be guessed"));
+    }
+    for (key, networks) in [("trusted_proxies", &http.proxies.trusted), ("proxy_protocol", &http.announcing)] {
+        if networks.contain_everybody() {
+            let what = "takes everybody for a proxy: any client can say that it has another address, or came to another host";
+            warn(&format!("server.{key}"), what);
+        }
     }
     if http.origins.credentials && http.origins.listed.iter().any(Listed::is_broad) {
         warn("server.cors.origins", "lets pages of all names below a top-level domain bring their visitors' cookies");

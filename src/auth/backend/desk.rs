@@ -28,7 +28,7 @@ pub(super) const MAX: usize = 16_384;
 /// Newcomers between two sweeps, at least.
 const SWEEP: usize = 64;
 /// How long a refusal counts.
-const REFUSED: Duration = Duration::from_secs(5);
+pub(super) const REFUSED: Duration = Duration::from_secs(5);
 /// After a question that failed, streams' credentials are asked for again at the latest after this.
 const AGAIN: Duration = Duration::from_secs(15);
 

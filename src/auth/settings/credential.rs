@@ -53,7 +53,7 @@ pub(in crate::auth) fn credential(slot: Slot<'_>) -> Option<Credential> {
     let key = slot.section().terse();
     let id = key.key("id").text().check(|id| !id.is_empty(), "must not be empty").optional();
     let bound = "must list at least one algorithm: a key is bound to what it may verify";
-    let algorithms = key.key("algorithms").list(|item| item.choice::<Algorithm>().required());
+    let algorithms = key.key("algorithms").choices::<Algorithm>();
     let algorithms = algorithms.default(Vec::new()).check(|algorithms| !algorithms.is_empty(), bound);
     // Both are asked for, since asking makes a key known.
     let [secret, public_key] = ["secret", "public_key"].map(|name| key.has(name) | key.has(&format!("{name}_file")));
@@ -104,7 +104,7 @@ pub(in crate::auth) fn discovery(issuer: &Section<'_>, name: Option<&str>) -> (b
 }
 
 fn discovered(issuer: &Section<'_>, discover: &Section<'_>, name: Option<&str>) -> Option<Credential> {
-    let algorithms = discover.key("algorithms").list(|item| item.choice::<Algorithm>().required());
+    let algorithms = discover.key("algorithms").choices::<Algorithm>();
     let some = "must list at least one algorithm";
     let algorithms = algorithms.default(vec![Algorithm::RS256, Algorithm::ES256]).check(|algorithms| !algorithms.is_empty(), some);
     let algorithms = for_public(algorithms, false);

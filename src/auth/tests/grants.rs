@@ -96,8 +96,21 @@ fn a_list_in_a_template_gives_a_pattern_for_each_of_its_values() {
     let of = |template: &str, token: Value| permitted(&["none"], &[template], token);
     assert_eq!(of("t.{teams}.>", json!({ "teams": ["b", "a", "*", "a.b", 3] })), ["t.3.>", "t.a.>", "t.b.>"]);
     assert_eq!(of("{x}.{y}", json!({ "x": ["a", "b"], "y": ["c", "d"] })), ["a.c", "a.d", "b.c", "b.d"]);
-    let many: Vec<u32> = (0..40).collect();
-    assert_eq!(of("{x}.{y}.{x}", json!({ "x": many, "y": many })).len(), 256);
+    let many: Vec<u32> = (0..1000).collect();
+    assert_eq!(of("room.{x}", json!({ "x": many })).len(), 1000);
+    assert_eq!(of("{x}.{y}", json!({ "x": many[..33], "y": many[..33] })).len(), 1024);
+}
+
+#[test]
+fn what_a_list_does_not_grant_is_said() {
+    let template: Template = "{x}.{y}".parse().unwrap();
+    let lacks = |x: Value, y: Value| template.lacks(json!({ "x": x, "y": y }).as_object().unwrap()).unwrap_or_default();
+    assert_eq!(lacks(json!(["a"]), json!("b")), "");
+    assert!(lacks(json!(["a", "b.c", 1.5]), json!("b")).contains("claim `x` that are not clean tokens, and grant nothing: 2"));
+    assert!(lacks(json!("a"), json!([])).contains("`y` is not one clean token"));
+    let many: Vec<u32> = (0..33).collect();
+    assert!(lacks(json!(many), json!(many)).contains("more than 1024 patterns"));
+    assert_eq!(lacks(json!(many[1..]), json!(many[1..])), "");
 }
 
 #[test]
@@ -145,6 +158,7 @@ fn templates_that_give_no_pattern_are_refused_at_start() {
         ("sub}", TemplateError::Placeholder),
         ("{}", TemplateError::Placeholder),
         ("{a{b}", TemplateError::Placeholder),
+        ("user.{ sub }", TemplateError::Placeholder),
     ] {
         assert_eq!(text.parse::<Template>(), Err(why.clone()), "{text}");
         let auth = json!({ "grants": { "publish": ["ok", text] } });

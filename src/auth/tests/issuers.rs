@@ -233,7 +233,7 @@ async fn keys_are_found_by_discovery() {
     );
     let at = "/realms/x/.well-known/openid-configuration";
     let remote = Remote::new(Place::Issuer(issuer.clone(), issuer.parse().unwrap()), None, vec![Algorithm::RS256]);
-    let error = remote.attempt(&mut None).await.expect_err("there is nothing yet");
+    let error = remote.attempt(&mut crate::auth::jwks::Before::default()).await.expect_err("there is nothing yet");
     assert!(crate::support::causes::chain(&error).starts_with("the issuer's `/.well-known/openid-configuration` could not"), "{error}");
     server.also(at, &json!({ "issuer": format!("{issuer}/"), "jwks_uri": format!("{base}/jwks") }));
     let authenticator = Arc::new(Authenticator::new(read(&json!({ "jwt": { "issuer": issuer, "discover": true } })), TOKEN_BYTES));

@@ -75,6 +75,14 @@ sources:
 }
 
 #[test]
+fn algorithms_that_are_left_out_are_shown_as_what_they_are() {
+    let text = "auth: { jwt: { issuer: 'https://id.example.com', audience: a, discover: true } }";
+    let yaml = good(&[text], &[]).yaml;
+    assert!(yaml.contains("RS256") && yaml.contains("ES256"), "{yaml}");
+    assert_eq!(good(&[&yaml], &[]).yaml, yaml);
+}
+
+#[test]
 fn warnings_name_what_may_not_be_meant() {
     let warnings = |text: &str| good(&[text], &[]).warnings.join("\n");
     assert!(warnings("").contains("nobody may subscribe"));
@@ -82,6 +90,13 @@ fn warnings_name_what_may_not_be_meant() {
     assert!(warnings("window: { bytes: 1KiB }\nsources: { a: { ticker: { subject: x } } }").contains("does not fit `window.bytes`"));
     assert!(warnings("server: { listen: 0.0.0.0:1 }\nsubscribers: { max_per_address: 3 }").contains("trusted_proxies"));
     assert!(warnings("subscribers: { max: 4000000000 }").contains("hard limit"));
+    for (key, everybody) in [("trusted_proxies", "0.0.0.0/0"), ("trusted_proxies", "'::/0'"), ("proxy_protocol", "'::/0'")] {
+        let proxies = |networks: &str| warnings(&format!("server: {{ {key}: [127.0.0.1, {networks}] }}"));
+        assert!(proxies(everybody).contains(&format!("server.{key}: takes everybody for a proxy")));
+        assert!(!proxies("10.0.0.0/8").contains("takes everybody"));
+    }
+    let token = |token: &str| warnings(&format!("admin: {{ token: {token} }}")).contains("admin.token: is shorter than 16 bytes");
+    assert!(token("x") && token("123456789abcdef") && !token("123456789abcdefg"));
     let carrier = |name: &str| {
         let keys = format!("[{{ algorithms: [HS256], secret: {KEY} }}]");
         warnings(&format!("auth: {{ jwt: {{ keys: {keys} }}, carriers: {{ header: {name} }} }}")).contains("auth.carriers.header")
