@@ -80,15 +80,18 @@ fn signer<'a>(issuers: &'a [Issuer], issuer: Option<&str>, id: Option<&str>) -> 
     let all: Vec<(&Issuer, &Signer)> = issuers.iter().filter(named).flat_map(|of| of.signers().map(move |signer| (of, signer))).collect();
     let ids = || all.iter().filter_map(|(_, signer)| signer.id.as_deref()).collect::<Vec<_>>().join(", ");
     let wanted: Vec<_> = all.iter().filter(|(_, signer)| id.is_none() || signer.id.as_deref() == id).collect();
+    let names = || issuers.iter().filter_map(|of| of.name.as_deref()).collect::<Vec<_>>().join(", ");
     let Some(first) = wanted.first() else {
         return Err(match id {
+            _ if issuer.is_some() && !issuers.iter().any(|of| named(&of)) => {
+                Error::new(format!("no issuer has this name (issuers: {})", names()))
+            }
             None => Error::new("no key of `auth.jwt` or `auth.issuers` has a secret: a token can only be made with an HMAC secret"),
             Some(_) => Error::new(format!("no key with a secret has this id (ids: {})", ids())),
         });
     };
     if wanted.iter().any(|(of, _)| of.path != first.0.path) {
-        let names = issuers.iter().filter_map(|of| of.name.as_deref()).collect::<Vec<_>>().join(", ");
-        return Err(Error::new(format!("there are several issuers: choose one by --issuer (issuers: {names})")));
+        return Err(Error::new(format!("there are several issuers: choose one by --issuer (issuers: {})", names())));
     }
     // Without ids there is nothing to choose by; each is as good.
     if id.is_none() && wanted.len() > 1 && !ids().is_empty() {
@@ -110,7 +113,12 @@ fn claims(issuer: &Issuer, options: &Options, now: Timestamp) -> Result<Map<Stri
     set("sub", options.subject.as_deref().map(Value::from));
     set("iat", Some(seconds.into()));
     set("exp", Some((seconds + options.expires.as_secs().max(1)).into()));
+    let mut given: Vec<&str> = options.subject.iter().map(|_| "sub").collect();
     for (name, value) in &options.claim {
+        if given.contains(&name.as_str()) {
+            return Err(Error::new(format!("the claim `{name}` is given twice")));
+        }
+        given.push(name);
         claims.insert(name.clone(), value.clone());
     }
     for (path, patterns) in [(&issuer.claims.subscribe, &options.subscribe), (&issuer.claims.publish, &options.publish)] {
@@ -180,6 +188,15 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_is_given_once() {
+        let twice = |given: &[&str]| claims(&jwt(&[None]), &options(given), Timestamp::default()).unwrap_err().to_string();
+        assert!(twice(&["sub=bob"]).contains("`sub` is given twice"));
+        assert!(twice(&["tenant=a", "tenant=b"]).contains("`tenant` is given twice"));
+        let other = claims(&jwt(&[None]), &options(&["iss=other"]), Timestamp::default()).unwrap();
+        assert_eq!(other["iss"], "other");
+    }
+
+    #[test]
     fn several_keys_need_a_choice() {
         let signer = |issuers: &[Issuer], id| signer(issuers, None, id).map(|(_, signer)| signer.id.clone());
         assert!(signer(&[jwt(&[Some("a")])], None).is_ok());
@@ -201,6 +218,6 @@ mod tests {
         assert!(signer(&issuers, None, None).unwrap_err().to_string().contains("issuers: one, two"));
         assert!(signer(&issuers, None, Some("k")).is_err(), "both have such a key");
         assert_eq!(signer(&issuers, Some("two"), None).unwrap().0.path, "two");
-        assert!(signer(&issuers, Some("three"), None).is_err());
+        assert!(signer(&issuers, Some("three"), None).unwrap_err().to_string().contains("no issuer has this name (issuers: one, two)"));
     }
 }

@@ -21,7 +21,7 @@ use super::events::{LATER, Later, preflight};
 use super::problem::Problem;
 use super::sender::{Denied, identity_of};
 use super::{Inbox, Policy, Rooms, client_of};
-use crate::auth::AuthError;
+use crate::auth::{AuthError, Grant};
 use crate::event::Headers;
 use crate::metrics::Published;
 use crate::pool::{Act, TooOften};
@@ -75,32 +75,47 @@ async fn publish(rooms: &Rooms, policy: &Policy, parts: &Parts, body: Body, with
     rooms.rates.of_address(Act::Publish, client_of(parts)).map_err(too_often)?;
     let subject = subject(parts.uri.path()).map_err(|problem| (problem, Published::Invalid))?;
     let grant = policy.publisher(parts).await.map_err(|denied| refusal(denied, policy.retry))?;
+    let taken = take(rooms, policy, &grant, subject, (&parts.headers, body), within).await;
+    // The access log says who was refused.
+    let id = taken.map_err(|(problem, outcome)| (problem.to(grant.identity()), outcome))?;
+    let mut response = Response::new(Body::from(format!("{}\n", serde_json::json!({ "id": &*id }))));
+    *response.status_mut() = StatusCode::ACCEPTED;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// Takes a message of somebody who may be permitted to publish it. Returns the event's id.
+async fn take(
+    rooms: &Rooms,
+    policy: &Policy,
+    grant: &Grant,
+    subject: Subject,
+    (carried, body): (&HeaderMap, Body),
+    within: Option<SpanRef>,
+) -> Result<Arc<str>, Refusal> {
     if !grant.permits_publish(&subject) {
-        return Err((Problem::not_granted("subject", subject.as_str()).to(grant.identity()), Published::Denied));
+        return Err((Problem::not_granted("subject", subject.as_str()), Published::Denied));
     }
-    rooms.rates.of_identity(Act::Publish, identity_of(&grant).as_ref()).map_err(too_often)?;
+    let too_often = |rate: TooOften| (Problem::too_many(rate.to_string(), rate.wait), Published::Rate);
+    rooms.rates.of_identity(Act::Publish, identity_of(grant).as_ref()).map_err(too_often)?;
     let Some(inbox) = (rooms.inbox)(&subject) else {
         let detail = format!("no `http` source takes the subject `{subject}`");
         return Err((Problem::not_found(detail), Published::Unknown));
     };
-    let payload = read(&rooms.budget, policy, inbox.max_payload, &parts.headers, body).await?;
+    let payload = read(&rooms.budget, policy, inbox.max_payload, carried, body).await?;
     let mut headers = Headers::default();
     if let Some(within) = within {
         headers.push("traceparent", &within.to_string());
     }
-    let id = hand_in(rooms, inbox, subject, payload, headers).await.map_err(|error| {
+    hand_in(rooms, inbox, subject, payload, headers).await.map_err(|error| {
         let wait = jittered(policy.retry, LATER);
         let problem = match error {
             PublishError::Overloaded => Problem::unavailable("more messages come in than can be taken", wait),
             PublishError::Closed => Later::Draining.problem(wait),
         };
         (problem, Published::Unavailable)
-    })?;
-    let mut response = Response::new(Body::from(format!("{}\n", serde_json::json!({ "id": &*id }))));
-    *response.status_mut() = StatusCode::ACCEPTED;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    Ok(response)
+    })
 }
 
 /// Hands a message in. A source that is just being exchanged for another is waited for.

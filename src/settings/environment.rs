@@ -12,6 +12,8 @@ use super::node::{Kind, Node, Place};
 use super::yaml;
 
 const PREFIX: &str = "BROKERCAST__";
+/// Variables of other purposes begin so too, such as those of a Kubernetes service. None of these has two underscores in a row.
+const NEAR: &str = "BROKERCAST_";
 
 /// The layer that `variables` make over `below`.
 pub(super) fn overlay(
@@ -19,13 +21,17 @@ pub(super) fn overlay(
     below: Option<&Node>,
     problems: &mut Vec<Problem>,
 ) -> Node {
-    let mut ours: Vec<(String, OsString)> = variables
-        .into_iter()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
-        .filter(|(name, _)| name.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX)))
-        .collect();
-    // A map given whole comes before its keys.
-    ours.sort();
+    let begins = |name: &str, with: &str| name.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
+    let named = variables.into_iter().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    let (mut ours, others): (Vec<(String, OsString)>, Vec<_>) = named.partition(|(name, _)| begins(name, PREFIX));
+    for (name, _) in others.iter().filter(|(name, _)| begins(name, NEAR) && name.contains("__")) {
+        let place = Place { source: format!("environment variable {name}").into(), line: None };
+        problems.push(Problem { place: Some(place), path: String::new(), expected: format!("must begin with {PREFIX}") });
+    }
+    // A map given whole comes before its keys, and the second element of a list before the tenth.
+    ours.sort_by_cached_key(|(name, _)| {
+        name.split("__").map(|step| (step.parse().unwrap_or(0), step.to_owned())).collect::<Vec<(u32, _)>>()
+    });
     let nowhere = Place { source: Arc::from("environment"), line: None };
     let mut root = Node::new(Kind::Map(Vec::new()), nowhere);
     for (name, value) in ours {

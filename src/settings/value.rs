@@ -3,6 +3,7 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Reads a duration: a number with `ms`, `s`, `m`, `h` or `d`; `0` needs no unit.
@@ -125,6 +126,12 @@ impl File {
         Ok(Self { path, contents: Secret::new(bytes) })
     }
 
+    /// As [`Self::read`], apart from the runtime's threads: a file system that does not answer must hold up nothing else.
+    pub(crate) async fn read_aside(path: PathBuf) -> Result<Self, String> {
+        let read = tokio::task::spawn_blocking(move || Self::read(path)).await;
+        read.unwrap_or_else(|_| Err("reading it failed".to_owned()))
+    }
+
     /// Its bytes less one line break at the end.
     pub(crate) fn line(&self) -> Secret {
         let bytes = self.contents.expose();
@@ -140,12 +147,22 @@ pub(super) fn read_bounded(file: &Path, most: u64) -> Result<Vec<u8>, String> {
     read_within(PATIENCE, file, most)
 }
 
+/// Threads that read files. One that hangs is never heard of again.
+static READING: AtomicUsize = AtomicUsize::new(0);
+/// How many there may be.
+const MAX_READING: usize = 64;
+
 fn read_within(patience: Duration, file: &Path, most: u64) -> Result<Vec<u8>, String> {
+    if READING.fetch_add(1, Ordering::Relaxed) >= MAX_READING {
+        READING.fetch_sub(1, Ordering::Relaxed);
+        return Err("too many files are being read that do not come".to_owned());
+    }
     let (give, taken) = std::sync::mpsc::channel();
     let opened = file.to_owned();
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
         let read = std::fs::File::open(opened).and_then(|opened| opened.take(most + 1).read_to_end(&mut bytes));
+        READING.fetch_sub(1, Ordering::Relaxed);
         // Nobody waits any more.
         drop(give.send(read.map(|_| bytes)));
     });

@@ -213,7 +213,9 @@ impl Adapter for Stream {
     }
 
     fn narrowed(&self, subject: &Subject) -> Option<Arc<dyn Adapter>> {
-        Some(Arc::new(Self::new(self.amqp.narrowed(subject)?)))
+        // Of a super stream's partitions, each holds a part.
+        let alone = self.whole.is_none().then(|| self.amqp.narrowed(subject))??;
+        Some(Arc::new(Self::new(alone)))
     }
 
     fn keeps_for(&self) -> BoxFuture<'_, Result<Option<Duration>, SourceError>> {

@@ -11,6 +11,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::settings::File;
+
 /// When credentials expire, in seconds since 1970, where they say so.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Expires {
@@ -30,8 +32,12 @@ impl Expiry {
     }
 
     /// A certificate is shown, of this file.
-    pub(in crate::source) fn shown(&self, certificate: Option<&Path>) {
-        self.0.lock().certificate = certificate.and_then(of_certificate);
+    pub(in crate::source) async fn shown(&self, certificate: Option<&Path>) {
+        let file = match certificate {
+            Some(path) => File::read_aside(path.to_owned()).await.ok(),
+            None => None,
+        };
+        self.0.lock().certificate = file.and_then(|file| of_certificate(&file));
     }
 
     /// A secret was told, which may be a token; or a NATS credentials file, which holds one.
@@ -40,8 +46,8 @@ impl Expiry {
     }
 }
 
-fn of_certificate(path: &Path) -> Option<u64> {
-    let certificate = CertificateDer::from_pem_file(path).ok()?;
+fn of_certificate(file: &File) -> Option<u64> {
+    let certificate = CertificateDer::from_pem_slice(file.contents.expose()).ok()?;
     let (_, certificate) = X509Certificate::from_der(&certificate).ok()?;
     u64::try_from(certificate.validity().not_after.timestamp()).ok()
 }
@@ -61,8 +67,8 @@ fn of_token(word: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn tokens_and_certificates_say_when_they_expire() {
+    #[tokio::test]
+    async fn tokens_and_certificates_say_when_they_expire() {
         let expiry = Expiry::default();
         let token = |claims: &str| format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
         for (secret, expected) in [
@@ -83,9 +89,9 @@ mod tests {
         params.not_after = rcgen::date_time_ymd(2040, 1, 1);
         let certificate = params.self_signed(&rcgen::KeyPair::generate().expect("a key")).expect("a certificate");
         std::fs::write(&file, certificate.pem()).expect("writes");
-        expiry.shown(Some(&file));
+        expiry.shown(Some(&file)).await;
         assert_eq!(expiry.get().certificate, Some(2_208_988_800));
-        expiry.shown(None);
+        expiry.shown(None).await;
         assert_eq!(expiry.get().certificate, None);
     }
 }

@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{AlertDescription, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::{ErrorKind, SourceError};
-use crate::settings::Section;
+use crate::settings::{File, Secret, Section};
 use crate::support::pem::PemError;
 
 /// `tls` beside a broker's address: PEM files, read at each connection.
@@ -34,6 +34,24 @@ impl Tls {
         }
         Self { ca, identity: certificate.zip(private_key) }
     }
+
+    /// Trusts `ca` (without it the system's authorities), and shows the certificate of `identity`.
+    pub(super) async fn client(&self) -> Result<ClientConfig, SourceError> {
+        let (ca, identity) = (self.ca.clone(), self.identity.clone());
+        aside(move || client(ca.as_deref(), identity.as_ref())).await
+    }
+
+    /// As [`Self::client`] does, but expects a certificate for `name`, not for the address.
+    pub(super) async fn client_of(&self, name: &str) -> Result<ClientConfig, SourceError> {
+        let (ca, identity, name) = (self.ca.clone(), self.identity.clone(), name.to_owned());
+        aside(move || client_of(&name, ca.as_deref(), identity.as_ref())).await
+    }
+}
+
+/// Reads files apart from the runtime's threads: a file system that does not answer must hold up nothing else.
+async fn aside(read: impl FnOnce() -> Result<ClientConfig, SourceError> + Send + 'static) -> Result<ClientConfig, SourceError> {
+    let read = tokio::task::spawn_blocking(read).await;
+    read.unwrap_or_else(|_| Err(SourceError::configuration("the files of `tls` cannot be read")))
 }
 
 /// Checks that a broker's certificate is made for a certain name, whatever address it is reached at.
@@ -78,8 +96,7 @@ impl ServerCertVerifier for Named {
     }
 }
 
-/// As [`client`] does, but expects a certificate for `name`, not for the address.
-pub(super) fn client_of(name: &str, ca: Option<&Path>, identity: Option<&(PathBuf, PathBuf)>) -> Result<ClientConfig, SourceError> {
+fn client_of(name: &str, ca: Option<&Path>, identity: Option<&(PathBuf, PathBuf)>) -> Result<ClientConfig, SourceError> {
     let bad = |e: Box<dyn std::error::Error + Send + Sync>| SourceError::configuration(format!("`{name}` cannot be certified")).because(e);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(ca)?), provider).build().map_err(|e| bad(e.into()))?;
@@ -89,8 +106,8 @@ pub(super) fn client_of(name: &str, ca: Option<&Path>, identity: Option<&(PathBu
     Ok(config)
 }
 
-/// Trusts `ca` (without it the system's authorities), and shows the certificate of `identity`, whose second is the key.
-pub(super) fn client(ca: Option<&Path>, identity: Option<&(PathBuf, PathBuf)>) -> Result<ClientConfig, SourceError> {
+/// The second of `identity` is the key.
+fn client(ca: Option<&Path>, identity: Option<&(PathBuf, PathBuf)>) -> Result<ClientConfig, SourceError> {
     let roots = roots(ca)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
@@ -99,7 +116,8 @@ pub(super) fn client(ca: Option<&Path>, identity: Option<&(PathBuf, PathBuf)>) -
         .with_root_certificates(roots);
     let Some((certificate, key)) = identity else { return Ok(builder.with_no_client_auth()) };
     let chain = certificates("tls.certificate", certificate)?;
-    let key = PrivateKeyDer::from_pem_file(key).map_err(|e| match e {
+    let pem = contents("tls.private_key", key)?;
+    let key = PrivateKeyDer::from_pem_slice(pem.expose()).map_err(|e| match e {
         Error::NoItemsFound => SourceError::configuration(format!("there is no private key in `{}` (`tls.private_key`)", key.display())),
         e => unreadable("tls.private_key", key, e),
     })?;
@@ -126,12 +144,18 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, SourceError> {
 }
 
 fn certificates(name: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, SourceError> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let pem = contents(name, path)?;
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.expose()).collect();
     let read = read.map_err(|e| unreadable(name, path, e))?;
     if read.is_empty() {
         return Err(SourceError::configuration(format!("there is no certificate in `{}` (`{name}`)", path.display())));
     }
     Ok(read)
+}
+
+fn contents(name: &str, path: &Path) -> Result<Secret, SourceError> {
+    let failed = |why| SourceError::configuration(format!("cannot read `{name}` from `{}`: {why}", path.display()));
+    File::read(path.to_owned()).map(|file| file.contents).map_err(failed)
 }
 
 fn unreadable(name: &str, path: &Path, error: Error) -> SourceError {

@@ -157,6 +157,22 @@ sources:
 }
 
 #[test]
+fn a_variable_with_one_underscore_too_few_is_refused() {
+    let problems = bad(&[], &[("BROKERCAST_SERVER__LISTEN", "127.0.0.1:1"), ("BROKERCAST_SERVICE_HOST", "10.0.0.1")]);
+    assert_eq!(problems, ["environment variable BROKERCAST_SERVER__LISTEN: must begin with BROKERCAST__"]);
+}
+
+#[test]
+fn variables_give_a_list_more_than_ten_elements() {
+    let named = |n| (format!("BROKERCAST__AUTH__ANONYMOUS__SUBSCRIBE__{n}"), format!("s{n}"));
+    let variables: Vec<(String, String)> = (0..12).map(named).collect();
+    let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let loaded = good(&[], &variables);
+    let expected: Vec<String> = (0..12).map(|n| format!("s{n}")).collect();
+    assert_eq!(loaded.settings.auth.anonymous.subscribe.iter().map(|p| p.as_str()).collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn a_secret_from_the_environment_is_its_text_whatever_it_looks_like() {
     let file = "auth: { jwt: { keys: [{ algorithms: [HS256] }] } }";
     for text in [

@@ -508,6 +508,7 @@ let was = "idle";
 const CLOSINGS = {
   busy: "no slot is free; the browser asks again by itself",
   draining: "the server is shutting down; the browser comes back to it, or to another, and resumes",
+  ended: "somebody who runs the server has ended this stream",
   expired: "the token has ended; a new one is needed",
   revoked: "the token was withdrawn",
   slow: "this connection took nothing for too long; it is resumed",

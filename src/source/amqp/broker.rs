@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use url::Url;
 
 use super::config::MAX_NAME;
-use crate::settings::{Secret, Section};
+use crate::settings::{File, Secret, Section};
 use crate::source::SourceError;
 use crate::source::expiry::Expiry;
 use crate::source::tls::Tls;
@@ -149,17 +149,17 @@ impl Broker {
     ///
     /// # Errors
     /// When a file cannot be used now.
-    pub(in crate::source) fn addresses(&self) -> Result<Vec<Address>, SourceError> {
+    pub(in crate::source) async fn addresses(&self) -> Result<Vec<Address>, SourceError> {
         let mut uris = match &self.url_file {
             Some(path) => {
-                let text = secret("url_file", path)?;
+                let text = secret("url_file", path).await?;
                 let wrong = |expected| SourceError::configuration(format!("`url_file` {expected}"));
                 vec![parse_url(&Secret::new(text)).map_err(wrong)?]
             }
             None => self.uris.clone(),
         };
         let password = match &self.password_file {
-            Some(path) => Some(secret("password_file", path)?),
+            Some(path) => Some(secret("password_file", path).await?),
             None => self.password.clone(),
         };
         for uri in &mut uris {
@@ -180,14 +180,14 @@ impl Broker {
 }
 
 /// What a file holds now, less one line break at its end.
-pub(super) fn secret(key: &str, path: &Path) -> Result<String, SourceError> {
-    let failed = |e| SourceError::configuration(format!("cannot read `{key}` from `{}`", path.display())).because(e);
-    let text = std::fs::read_to_string(path).map_err(failed)?;
-    let line = text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line));
-    if line.is_empty() {
-        return Err(SourceError::configuration(format!("`{}` is empty (`{key}`)", path.display())));
+pub(super) async fn secret(key: &str, path: &Path) -> Result<String, SourceError> {
+    let failed = |why: &str| SourceError::configuration(format!("cannot read `{key}` from `{}`: {why}", path.display()));
+    let secret = File::read_aside(path.to_owned()).await.map_err(|why| failed(&why))?.line();
+    match secret.expose_str() {
+        Ok("") => Err(failed("it is empty")),
+        Ok(line) => Ok(line.to_owned()),
+        Err(_) => Err(failed("it is not UTF-8")),
     }
-    Ok(line.to_owned())
 }
 
 /// Reads an address by the AMQP URI specification, or says what is expected; never what was read.

@@ -40,6 +40,11 @@ impl From<String> for ExchangeType {
 }
 
 impl ExchangeType {
+    /// Whether it gives each message to one of its queues.
+    fn splits(&self) -> bool {
+        matches!(self, Self::Other(name) if ["x-consistent-hash", "x-modulus-hash", "x-random"].contains(&&**name))
+    }
+
     /// The name as the broker knows it.
     pub(in crate::source) fn as_str(&self) -> &str {
         match self {
@@ -135,10 +140,14 @@ pub(crate) struct Declare {
 }
 
 impl Config {
-    /// Whether each replica gets its own part: several readers of one queue share it, except of a stream.
+    /// Whether each replica gets its own part: several readers of one queue share it, except of a stream, and some exchanges give each
+    /// message to one of their queues.
     #[must_use]
     pub(crate) fn splits(&self) -> bool {
-        !self.stream && matches!(self.origin, Origin::Named { .. })
+        match &self.origin {
+            Origin::Named { .. } => !self.stream,
+            Origin::Exclusive(binding) => binding.kind.splits(),
+        }
     }
 
     /// The same for one routing key, where the exchange can choose by it. A stream is the same one, and is not made. None of a
@@ -149,7 +158,7 @@ impl Config {
                 Origin::Exclusive(Binding { keys: vec![key.as_str().to_owned()], chosen: true, ..binding.clone() })
             }
             Origin::Named { .. } if self.stream => Origin::Named { queue: self.queue(source), declare: None },
-            Origin::Named { .. } => return None,
+            _ if self.splits() => return None,
             origin => origin.clone(),
         };
         Some(Self { origin, ..self.clone() })

@@ -60,7 +60,7 @@ impl Link {
     /// not reached when they were tried last.
     pub(in crate::source) async fn open(broker: &Broker, source: &SourceName) -> Result<Self, SourceError> {
         let (mut targets, mut failures) = (Vec::new(), Vec::new());
-        for address in broker.addresses()? {
+        for address in broker.addresses().await? {
             match resolve(&address).await {
                 Ok(found) => targets.extend(found.into_iter().map(|at| (address.clone(), at))),
                 Err(error) => failures.push(error),
@@ -87,7 +87,7 @@ impl Link {
             Ok(Ok(connection)) => {
                 let password = address.uri.authority.userinfo.password.clone();
                 broker.expiry.told(&password);
-                broker.expiry.shown(address.tls.identity.as_ref().map(|(certificate, _)| certificate.as_path()));
+                broker.expiry.shown(address.tls.identity.as_ref().map(|(certificate, _)| certificate.as_path())).await;
                 let (password, expiry) = (Mutex::new(password), broker.expiry.clone());
                 let (file, name) = (broker.password_file.clone(), format!("{}.{source}", broker.name));
                 Ok(Self { connection, shared, password, expiry, file, name, consumers: AtomicU64::new(0), end: guard })
@@ -120,7 +120,7 @@ impl Link {
     async fn renew(&self) -> Result<(), SourceError> {
         let Some(file) = &self.file else { return Ok(()) };
         // A file that cannot be read now concerns the next connection only.
-        let Ok(password) = secret("password_file", file) else { return Ok(()) };
+        let Ok(password) = secret("password_file", file).await else { return Ok(()) };
         if *self.password.lock() == password {
             return Ok(());
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -31,18 +32,35 @@ fn addresses_are_read_as_the_amqp_uri_specification_says() {
         ("amqp://[::1]:5673/v", "::1", 5673, "v", "guest"),
         ("amqp://127.0.0.1:1/v?heartbeat=9", "127.0.0.1", 1, "v", "guest"),
     ] {
-        let uri = check(json!({ "url": url, "exchange": "x" })).expect(url).broker.addresses().expect("no file").remove(0).uri;
+        let uri = check(json!({ "url": url, "exchange": "x" }))
+            .expect(url)
+            .broker
+            .addresses()
+            .now_or_never()
+            .expect("no file")
+            .expect("an address")
+            .remove(0)
+            .uri;
         assert_eq!((&*uri.authority.host, uri.authority.port, &*uri.vhost), (host, port, vhost), "{url}");
         assert_eq!(uri.authority.userinfo.username, user, "{url}");
         assert_eq!(uri.query.heartbeat, Some(if url.contains("heartbeat") { 9 } else { 5 }));
     }
     let config = check(json!({ "url": "amqp://u:hush@h", "user": "me", "password": "hush2", "exchange": "x" })).expect("valid");
-    let addresses = config.broker.addresses().expect("no file");
+    let addresses = config.broker.addresses().now_or_never().expect("no file").expect("an address");
     assert_eq!(addresses[0].uri.authority.userinfo.password, "hush2");
     assert!(!format!("{config:?} {}", addresses[0]).contains("hush"));
     let several = json!({ "urls": ["amqp://u:hush@a", "amqp://u:hush@b:7/v"], "name": "web", "exchange": "x" });
     let broker = check(several).expect("valid").broker;
-    let hosts = || broker.addresses().expect("no file").into_iter().map(|address| address.uri.authority.host).collect::<Vec<_>>();
+    let hosts = || {
+        broker
+            .addresses()
+            .now_or_never()
+            .expect("no file")
+            .expect("an address")
+            .into_iter()
+            .map(|address| address.uri.authority.host)
+            .collect::<Vec<_>>()
+    };
     let next = || {
         broker.next_turn();
         hosts()
@@ -90,6 +108,12 @@ fn an_exchange_has_an_exclusive_queue_or_a_stream_of_its_own_name() {
     let name: SourceName = "trades".parse().expect("a name");
     let config = check(json!({ "url": "amqp://h", "exchange": "x" })).expect("valid");
     assert!(matches!(config.origin, Origin::Exclusive(_)) && !config.stream && !config.splits());
+    let key = "k".parse().expect("a subject");
+    assert!(config.narrowed(&key, &name).is_some());
+    for (kind, splits) in [("x-consistent-hash", true), ("x-random", true), ("x-delayed-message", false)] {
+        let config = check(json!({ "url": "amqp://h", "exchange": "x", "exchange_type": kind })).expect("valid");
+        assert_eq!((config.splits(), config.narrowed(&key, &name).is_none()), (splits, splits), "{kind}");
+    }
     let config = check(json!({ "url": "amqp://h", "exchange": "x", "queue_type": "stream" })).expect("valid");
     assert_eq!(config.queue(&name).as_deref(), Some("brokercast.trades"));
     assert!(config.stream && !config.splits());

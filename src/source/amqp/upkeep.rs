@@ -18,6 +18,9 @@ use crate::source::SourceError;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(5);
+/// For how long a deleted exchange is left deleted: it is made anew when the connection is. Once it is there again another replica cannot see
+/// that it was gone, and that its own queue got nothing meanwhile. Longer than [`EVERY`], so that each replica looks in this time.
+const SETTLE: Duration = Duration::from_secs(6);
 
 /// Looks whether an exchange is still there, binds a queue to it again, and notes in `memory` how much waits in the queue.
 /// `None` where none of that is wanted.
@@ -58,16 +61,20 @@ async fn look(channel: Channel, binding: Binding, queue: ShortString) -> Result<
     let exchange = &binding.exchange;
     // Only looks: declaring the exchange here would hide that messages were missed.
     let passive = ExchangeDeclareOptions { passive: true, durable: true, ..ExchangeDeclareOptions::default() };
-    let found = channel.exchange_declare(short(exchange), ExchangeKind::default(), passive, FieldTable::default()).await;
-    let missing = |e| match is(&e, AMQPSoftError::NOTFOUND) {
-        true => SourceError::missing(format!("exchange `{exchange}` was deleted")),
-        false => lost(&queue, Some(e)),
+    let found = async {
+        channel.exchange_declare(short(exchange), ExchangeKind::default(), passive, FieldTable::default()).await?;
+        // Nothing happens where it is bound.
+        for key in &binding.keys {
+            channel.queue_bind(queue.clone(), short(exchange), short(key), QueueBindOptions::default(), FieldTable::default()).await?;
+        }
+        Ok(())
     };
-    found.map_err(missing)?;
-    // Nothing happens where it is bound.
-    for key in &binding.keys {
-        let bound = channel.queue_bind(queue.clone(), short(exchange), short(key), QueueBindOptions::default(), FieldTable::default());
-        bound.await.map_err(missing)?;
+    match found.await {
+        Ok(()) => Ok(()),
+        Err(e) if is(&e, AMQPSoftError::NOTFOUND) => {
+            tokio::time::sleep(SETTLE).await;
+            Err(SourceError::missing(format!("exchange `{exchange}` was deleted")))
+        }
+        Err(e) => Err(lost(&queue, Some(e))),
     }
-    Ok(())
 }

@@ -80,7 +80,7 @@ impl Wire {
             AMQPScheme::AMQPS => {
                 let name = ServerName::try_from(authority.host.clone())
                     .map_err(|e| SourceError::configuration(format!("the host of {broker} cannot be in a certificate")).because(e))?;
-                let config = tls::client(broker.tls.ca.as_deref(), broker.tls.identity.as_ref())?;
+                let config = broker.tls.client().await?;
                 let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
                 Either::Right(Box::new(
                     stream.map_err(|e| tls::failed(format!("no TLS connection to {broker} (`{}`, `tls`)", broker.key), e))?,

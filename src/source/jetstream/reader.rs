@@ -38,6 +38,8 @@ const SILENT: u32 = 9;
 const UNANSWERED: u32 = 5;
 /// Ticks without a message of a consumer that still has some.
 const STUCK: u32 = 5;
+/// Asks a consumer for a message, if it has one.
+const NONE_WAITS: &str = r#"{"batch":1,"no_wait":true}"#;
 /// Ticks after which the position moves over what the stream holds for others.
 const ADVANCE: u32 = 15;
 
@@ -436,7 +438,16 @@ impl Reader {
     fn rest(&mut self, end_before: u64) -> Result<(), SourceError> {
         let (watch, progress) = (&mut self.watch, &mut self.progress);
         watch.idle = if std::mem::take(&mut watch.moved) { 0 } else { watch.idle.saturating_add(1) };
-        let (Some(floor), false) = (progress.floor, watch.idle < 2) else { return Ok(()) };
+        if watch.idle < 2 {
+            return Ok(());
+        }
+        let Some(floor) = progress.floor else {
+            // Nothing has come yet, though the consumer counts messages. Servers have counted some that were replaced long ago.
+            if !progress.caught_up && self.pulls.waits() {
+                self.line.ask(&api::next_question(&self.stream, &self.consumer), "n", NONE_WAITS);
+            }
+            return Ok(());
+        };
         let first = watch.info.first();
         if progress.caught_up && self.filters.is_empty() && self.asks_for_missing(end_before)? {
             return Ok(());
@@ -460,10 +471,16 @@ impl Reader {
                 self.output.ready.items.extend(watch.info.lost(&hole).map(Item::Gap));
                 (progress.handed, progress.floor) = (first - 1, Some(first - 1));
             }
+            if floor >= end_before {
+                // All that the stream holds has come, though the consumer still counts messages: nats-server 2.9 counts too many.
+                self.progress.is_owed_nothing_before(end_before + 1);
+                self.hand_out_tail();
+                return Ok(());
+            }
             if self.watch.idle >= STUCK && self.asks_for_missing(end_before)? {
                 return Ok(());
             }
-            self.line.ask(&api::next_question(&self.stream, &self.consumer), "n", r#"{"batch":1,"no_wait":true}"#);
+            self.line.ask(&api::next_question(&self.stream, &self.consumer), "n", NONE_WAITS);
         }
         Ok(())
     }

@@ -213,12 +213,12 @@ impl Renewed {
     }
 
     /// The secret as it is now, as text.
-    pub(super) fn read(&self) -> Result<String, SourceError> {
+    pub(super) async fn read(&self) -> Result<String, SourceError> {
         let secret = match &self.file {
             None => self.written.clone(),
             Some((key, path)) => {
                 let failed = |why: &str| SourceError::missing(format!("could not read `{key}` from `{}`: {why}", path.display()));
-                let secret = File::read(path.clone()).map_err(|why| failed(&why))?.line();
+                let secret = File::read_aside(path.clone()).await.map_err(|why| failed(&why))?.line();
                 if secret.expose().is_empty() {
                     return Err(failed("it is empty"));
                 }

@@ -134,8 +134,9 @@ impl Inbox {
             None => client.subscribe(pattern.to_string()).await,
         };
         let queue = subscribed.map_err(wire::gone)?;
-        self.subscriptions.push(Subscription { pattern: pattern.clone(), queue, earlier: Vec::new(), state });
-        self.compare();
+        let taken: Vec<_> = self.subscriptions.iter().filter(|s| s.state == State::Taken).map(|s| s.pattern.clone()).collect();
+        let earlier = meeting(&taken, pattern);
+        self.subscriptions.push(Subscription { pattern: pattern.clone(), queue, earlier, state });
         Ok(())
     }
 

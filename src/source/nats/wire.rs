@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use super::config::{Auth, Config, Server};
 use super::refusal::{Refusal, Refusals, Right};
 use super::servers::{self, Servers};
+use crate::settings::File;
 use crate::source::expiry::Expiry;
 use crate::source::{ErrorKind, SourceError, tls};
 use crate::support::{host, random};
@@ -109,7 +110,7 @@ pub(super) fn kind(said: &str) -> ErrorKind {
 pub(in crate::source) async fn connect(config: &Config, known: &Servers, capacity: usize) -> Result<Wire, SourceError> {
     if config.tls.ca.is_some() || config.tls.identity.is_some() {
         // The library reads the same files, but names none of them in its errors.
-        tls::client(config.tls.ca.as_deref(), config.tls.identity.as_ref())?;
+        config.tls.client().await?;
     }
     let servers = known.in_turn(&config.servers);
     let mut failures = Vec::new();
@@ -166,10 +167,10 @@ async fn greet(config: &Config, server: &Server, capacity: usize, patience: Dura
         options = options.add_client_certificate(certificate.clone(), key.clone());
     }
     if let Some(name) = &server.certified {
-        options = options.tls_client_config(tls::client_of(name, config.tls.ca.as_deref(), config.tls.identity.as_ref())?);
+        options = options.tls_client_config(config.tls.client_of(name).await?);
     }
     let auth = if config.auth == Auth::None { &server.auth } else { &config.auth };
-    expiry.shown(config.tls.identity.as_ref().map(|(certificate, _)| certificate.as_path()));
+    expiry.shown(config.tls.identity.as_ref().map(|(certificate, _)| certificate.as_path())).await;
     let client = identify(options, auth, expiry).await?.connect(address).await;
     let client = client.map_err(|error| refusal(error, config.tls_required || server.tls))?;
     Ok(Wire { client, life, inbox: config.inbox() })
@@ -179,20 +180,20 @@ async fn identify(options: ConnectOptions, auth: &Auth, expiry: &Expiry) -> Resu
     expiry.told("");
     Ok(match auth {
         Auth::None => options,
-        Auth::User(user, password) => options.user_and_password(user.clone(), password.read()?),
+        Auth::User(user, password) => options.user_and_password(user.clone(), password.read().await?),
         Auth::Token(token) => {
-            let token = token.read()?;
+            let token = token.read().await?;
             expiry.told(&token);
             options.token(token)
         }
-        Auth::Nkey(seed) => options.nkey(seed.read()?.trim().to_owned()),
+        Auth::Nkey(seed) => options.nkey(seed.read().await?.trim().to_owned()),
         Auth::Credentials(path) => {
-            let file = tokio::fs::read_to_string(path).await;
-            let file = file
-                .map_err(|e| SourceError::configuration(format!("could not read `{}` (`credentials_file`)", path.display())).because(e))?;
-            expiry.told(&file);
+            let failed = |why: &str| SourceError::configuration(format!("could not read `{}` (`credentials_file`): {why}", path.display()));
+            let file = File::read_aside(path.clone()).await.map_err(|why| failed(&why))?;
+            let file = file.contents.expose_str().map_err(|_| failed("it is not UTF-8"))?;
+            expiry.told(file);
             // The library's error may quote the file.
-            options.credentials(&file).map_err(|_| {
+            options.credentials(file).map_err(|_| {
                 SourceError::configuration(format!(
                     "`{}` is no NATS credentials file, a JWT and then a seed (`credentials_file`)",
                     path.display()
