@@ -156,7 +156,10 @@ impl Problem {
 
     /// 415: the body has a content coding, and none is decoded here (RFC 9110 section 15.5.16).
     pub(crate) fn content_coding() -> Self {
-        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "a payload is taken as it is: send it without `Content-Encoding`")
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "a payload is taken as it is: send it without a `Content-Encoding` or a `Transfer-Encoding` but chunked",
+        )
     }
 
     /// 421: this server does not answer to that name (RFC 9110 section 15.5.20).

@@ -177,7 +177,8 @@ impl AsRef<[u8]> for Held {
 async fn read(budget: &Budget, policy: &Policy, max: usize, headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
     let too_large = || (Problem::too_large(max), Published::TooLarge);
     // A compressed payload would reach browsers as bytes that they cannot read.
-    if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+    let other = |name, than: &[u8]| headers.get(name).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(than));
+    if other(header::CONTENT_ENCODING, b"identity") || other(header::TRANSFER_ENCODING, b"chunked") {
         return Err((Problem::content_coding(), Published::Invalid));
     }
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());

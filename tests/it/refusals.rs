@@ -173,6 +173,9 @@ async fn publishing_is_refused_where_it_must_be() {
     let mut raw = Raw::connect(&bridge.address()).await;
     raw.send(format!("{head}Transfer-Encoding: chunked\r\n\r\n800\r\n{}\r\n", "x".repeat(0x800))).await;
     assert_eq!(raw.head().await.status, 413);
+    let mut raw = Raw::connect(&bridge.address()).await;
+    raw.send(format!("{head}Transfer-Encoding: gzip, chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n")).await;
+    assert_eq!(raw.head().await.status, 415);
     let zipped = post("demo.in.a").header("Content-Encoding", "gzip").body("x").bearer_auth(&publisher).send().await.unwrap();
     problem(zipped, 415).await;
 }
