@@ -23,7 +23,7 @@ pub(super) fn raise_descriptors(subscribers: usize) -> u64 {
             "`subscribers.max` needs more open descriptors than the system allows; raise `ulimit -n` or lower it"
         );
     }
-    now.saturating_sub(OTHERS)
+    now - OTHERS.min(now / 4)
 }
 
 /// What the process is told by signals.
