@@ -1,5 +1,9 @@
 //! The access log, and what the log tells of refusals.
 
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::support::token::{SECRET, forge, jwt, mint, now};
@@ -151,4 +155,31 @@ async fn refusals_are_told_at_info_ten_a_second_and_no_client_forges_a_line() {
     assert_eq!(warned, 1, "{}", bridge.log());
     assert!(!log.lines().any(|line| line.starts_with("2030")) && !log.contains(&bad) && !log.contains(&good), "{log}");
     assert!(!log.contains(|c: char| c.is_control() && c != '\n'), "{log}");
+}
+
+/// Ended where a test fails.
+struct Unread(Child);
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_up_nothing() {
+    let bridge = Bridge::builder(&config("{ format: json, filter: trace, access: json }")).build();
+    // A pipe that holds 64 KiB.
+    let mut unread = Unread(bridge.command().stderr(Stdio::piped()).spawn().unwrap());
+    let livez = async || Some(bridge.http.get(bridge.admin_url("/livez")).send().await.ok()?.status());
+    assert_eq!(eventually("the bridge to answer", livez).await, 200);
+    for _ in 0..500 {
+        let refused = tokio::time::timeout(Duration::from_secs(20), bridge.events("").bearer_auth("x.y.z").send());
+        assert_eq!(refused.await.expect("an answer in time").unwrap().status(), 401);
+    }
+    assert_eq!(eventually("the bridge to answer", livez).await, 200);
+    kill_process(Pid::from_child(&unread.0), Signal::TERM).unwrap();
+    let ended = eventually("the process to end", async || unread.0.try_wait().unwrap()).await;
+    assert!(ended.success(), "{ended}");
 }

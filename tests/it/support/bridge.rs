@@ -149,6 +149,13 @@ impl Bridge {
     /// The same with more in its environment.
     pub fn launch_with(&mut self, env: &[(&str, &str)]) {
         self.kill();
+        let mut command = self.command();
+        command.envs(env.iter().copied());
+        self.process = Some(Process::spawn("brokercast", &self.log, "cargo builds it", &mut command));
+    }
+
+    /// What starts it.
+    pub fn command(&self) -> Command {
         let mut command = command();
         command.arg("serve").current_dir(self.builder.folder.path());
         for file in &self.builder.files {
@@ -157,8 +164,7 @@ impl Bridge {
         command.env("BROKERCAST__SERVER__LISTEN", self.port.address());
         command.env("BROKERCAST__ADMIN__LISTEN", self.admin.address());
         command.envs(self.builder.env.iter().map(|(k, v)| (k, v)));
-        command.envs(env.iter().copied());
-        self.process = Some(Process::spawn("brokercast", &self.log, "cargo builds it", &mut command));
+        command
     }
 
     /// Launches it again and waits until it is ready.
