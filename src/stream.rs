@@ -540,19 +540,20 @@ impl Stream {
     }
 
     /// While it catches up, it is sent from now on what it is to be sent by now. One that is live has to resume.
-    pub(crate) fn follow(&mut self) {
+    fn follow(&mut self) {
         if let State::CatchingUp(catch_up) = &mut self.state
-            && let Some(filter) = self.lease.streams.registry.filter_of(self.lease.visit.id)
+            && self.lease.visit.is_moved()
+            && let Some((filter, _)) = self.lease.streams.registry.take_moved(self.lease.visit.id)
         {
             catch_up.follow(filter);
-            drop(self.lease.streams.registry.take_moved(self.lease.visit.id));
         }
     }
 
     /// What to do next.
     pub(crate) fn step(&mut self, now: Timestamp) -> Step {
+        self.follow();
         let State::CatchingUp(catch_up) = &mut self.state else { return Step::Live };
-        match catch_up.step(now) {
+        match catch_up.step(&self.lease.visit, now) {
             Moved::Step(step) => {
                 if let Step::Send(bytes) = &step {
                     let visit = &self.lease.visit;
@@ -586,6 +587,8 @@ impl Stream {
 
     /// Takes what was read for the last [`Step::Wait`].
     pub(crate) fn read(&mut self, items: &mut Vec<Item>) {
+        // Behind the reading: what it is to be sent besides may have been left out, and is read again.
+        self.follow();
         if let State::CatchingUp(catch_up) = &mut self.state {
             catch_up.read(items);
         }
@@ -680,7 +683,19 @@ impl Live {
     /// Whether it is to be sent something else by now than its channel has: then it has to [`resume`](Self::resume).
     #[must_use]
     pub(crate) fn is_moved(&self) -> bool {
-        self.lease.streams.registry.filter_of(self.lease.visit.id).is_some_and(|filter| filter != *self.channel().filter())
+        self.lease.visit.is_moved()
+    }
+
+    /// Whether its channel still has something for it from before it was to be sent something else.
+    #[must_use]
+    pub(crate) fn is_owed(&self) -> bool {
+        self.lease.streams.registry.moved_since(self.lease.visit.id).is_some_and(|since| self.is_owed_up_to(&since))
+    }
+
+    /// Whether its channel still has something for it up to an id of the hub's, or had it and dropped it.
+    fn is_owed_up_to(&self, id: &str) -> bool {
+        let end = seq(id.as_bytes());
+        !self.channel().is_sent(self.offset, |next| seq(next) > end)
     }
 
     /// The id of what stands before its offset, as far as that can still be said.
@@ -728,10 +743,12 @@ impl Live {
     pub(crate) fn close(&mut self, reason: Closing, last_id: Option<&[u8]>) -> Bytes {
         let mut out = Vec::new();
         let mut id = last_id.map(Bytes::copy_from_slice).or_else(|| self.channel().id_before(self.offset));
-        if reason == Closing::Draining {
+        // The channel lacks what a stream is to be sent besides: its client comes back for all of it.
+        let is_moved = self.is_moved();
+        if reason == Closing::Draining && !is_moved {
             id = self.write_rest(&mut out).or(id);
         }
-        let at_end = self.id_at_end();
+        let at_end = if is_moved { None } else { self.id_at_end() };
         let id = at_end.as_deref().map(str::as_bytes).or(id.as_deref()).unwrap_or_default();
         self.lease.write_closing(&mut out, reason, id);
         out.into()
@@ -741,11 +758,13 @@ impl Live {
     /// reconnects.
     #[must_use]
     pub(crate) fn resume(self, last_id: &[u8], now: Timestamp) -> Stream {
-        let Self { seat, lease, .. } = self;
+        let moved = self.lease.streams.registry.take_moved(self.lease.visit.id);
         // Its channel may have been silent for long before it was to be sent something else: what came until then is not new to it.
-        let moved = lease.streams.registry.take_moved(lease.visit.id);
-        let last_id = moved.as_deref().filter(|since| seq(since.as_bytes()) > seq(last_id)).map_or(last_id, str::as_bytes);
-        let filter = lease.streams.registry.filter_of(lease.visit.id).unwrap_or_else(|| seat.channel().filter().clone());
+        let since =
+            moved.as_ref().map(|(_, since)| since).filter(|since| seq(since.as_bytes()) > seq(last_id) && !self.is_owed_up_to(since));
+        let last_id = since.map_or(last_id, |since| since.as_bytes());
+        let Self { seat, lease, .. } = self;
+        let filter = moved.as_ref().map_or_else(|| seat.channel().filter(), |(filter, _)| filter).clone();
         lease.visit.sent_behind(0, 0, last_id);
         let id = std::str::from_utf8(last_id).ok();
         let begin = id.and_then(|id| Cursor::from_id(id).ok()).map_or(Begin::Unreadable, Begin::After);

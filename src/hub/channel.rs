@@ -126,6 +126,14 @@ impl Channel {
         self.log.lock().end() == offset
     }
 
+    /// Whether the log has nothing from `offset` on, or that begins with an id that `is_later`. Not where some of it has been dropped.
+    #[must_use]
+    pub fn is_sent(&self, offset: u64, is_later: impl Fn(&[u8]) -> bool) -> bool {
+        let log = self.log.lock();
+        let id = |entry: &Encoded| Some(is_later(&entry.bytes()[entry.id_range(log.form)?]));
+        log.range(offset).is_some_and(|mut rest| rest.find_map(id).unwrap_or(true))
+    }
+
     /// The entries of the log from `offset` on, as many as have at most `most` bytes of text together; `None` where some of
     /// them have been dropped.
     #[must_use]

@@ -138,6 +138,13 @@ impl Listener {
         self.signals.load(Relaxed) & ORDERS != 0 && self.signals.fetch_and(!ORDERS, Relaxed) & ORDERS != 0
     }
 
+    /// Whether there are orders that the loop has not looked for. Asked behind reading a log, this knows of all that was ordered before
+    /// something in it was published.
+    #[must_use]
+    pub fn is_ordered(&self) -> bool {
+        self.signals.load(Relaxed) & ORDERS != 0
+    }
+
     /// The oldest batch that the loop may not have written all of, if there is one.
     #[must_use]
     pub fn pending(&self) -> Option<u64> {

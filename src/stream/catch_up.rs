@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Begin, Step, Streams};
+use super::{Begin, Step, Streams, Visit};
 use crate::cursor::{Cursor, Point, Position, Tag};
 use crate::event::{Gap, GapReason, Timestamp};
 use crate::frame::{self, Encoded};
@@ -234,8 +234,8 @@ impl CatchUp {
     }
 
     /// What comes next.
-    pub(super) fn step(&mut self, now: Timestamp) -> Moved {
-        let windows = self.gather();
+    pub(super) fn step(&mut self, visit: &Visit, now: Timestamp) -> Moved {
+        let windows = self.gather(visit);
         if let Windows::Live(seat, offset, id) = windows {
             // All that the bridge has, this client has: from here on it shares the bridge's ids.
             if self.client.last_id != id.as_bytes() {
@@ -333,12 +333,16 @@ impl CatchUp {
     }
 
     /// Writes what the windows hold for the client.
-    fn gather(&mut self) -> Windows {
+    fn gather(&mut self, visit: &Visit) -> Windows {
         let (mut picked, mut found, mut windows) = (Vec::new(), Vec::new(), Windows::More);
         let before = self.client.at.clone();
         {
             let hub = self.streams.hub.clone();
             let mut state = hub.state();
+            if visit.is_moved() {
+                // The windows may hold already what was published behind that: nothing of it is passed over.
+                return Windows::More;
+            }
             self.follow_sources(&state);
             self.resolve(&state);
             if !self.gaps.is_empty() {

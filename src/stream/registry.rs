@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -39,7 +40,7 @@ pub(crate) trait Driver: Send + Sync {
     /// The stream, which the driver calls `member`, ends then. Must not block.
     fn end(&self, member: u32, stream: StreamId, end: End);
 
-    /// The stream has another filter from now on: see [`Stream::follow`](super::Stream::follow) and
+    /// The stream has another filter from now on: see [`Stream::step`](super::Stream::step) and
     /// [`Live::is_moved`](super::Live::is_moved). Must not block.
     fn moved(&self, member: u32, stream: StreamId);
 }
@@ -258,9 +259,18 @@ impl Registry {
         self.state.lock().streams.iter().map(granted).collect()
     }
 
-    /// From when on a stream is to be sent something else. Asked once, when it is.
-    pub(super) fn take_moved(&self, stream: StreamId) -> Option<Arc<str>> {
-        self.state.lock().moved.remove(&stream.key)
+    /// What a stream is to be sent from the hub's id on that is said with it, if it is not sent that yet. It is from now on.
+    pub(super) fn take_moved(&self, stream: StreamId) -> Option<(Arc<Filter>, Arc<str>)> {
+        let mut state = self.state.lock();
+        let since = state.moved.remove(&stream.key)?;
+        let open = state.streams.get(stream.key as usize)?;
+        open.visit.moved.store(false, Ordering::Relaxed);
+        Some((open.filter.clone(), since))
+    }
+
+    /// From which of the hub's ids on a stream is to be sent something else, until it is.
+    pub(super) fn moved_since(&self, stream: StreamId) -> Option<Arc<str>> {
+        self.state.lock().moved.get(&stream.key).cloned()
     }
 
     /// A stream, if it is still there, is to be sent something else behind the hub's id `since`.
@@ -268,6 +278,7 @@ impl Registry {
         let mut state = self.state.lock();
         let Some(open) = state.streams.get_mut(stream.key as usize).filter(|open| open.visit.id == stream) else { return };
         open.filter = filter;
+        open.visit.moved.store(true, Ordering::Relaxed);
         if let Some(driver) = &open.driver {
             driver.moved(open.member, stream);
         }

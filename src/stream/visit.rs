@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -54,6 +54,8 @@ pub(super) struct Visit {
     offset: AtomicU64,
     /// Why it was ended, as a place in [`Closing::ALL`] and 1; 0: it was not.
     closed: AtomicU8,
+    /// It is to be sent something else than it is. Set and cleared with what that is, under the registry's lock.
+    pub(super) moved: AtomicBool,
     /// While it catches up: the last id that it was sent.
     behind: Mutex<Option<Box<[u8]>>>,
 }
@@ -82,6 +84,7 @@ impl Visit {
             bytes,
             offset,
             closed: AtomicU8::new(0),
+            moved: AtomicBool::new(false),
             behind: Mutex::new(Some(Box::default())),
         }
     }
@@ -115,6 +118,12 @@ impl Visit {
     pub(super) fn sent_live(&self, events: u64, bytes: u64, offset: u64) {
         self.count(events, bytes);
         self.offset.store(offset, Ordering::Relaxed);
+    }
+
+    /// Whether it is to be sent something else than it is. Asked behind reading an event, this knows of all that was ordered before the
+    /// event was published.
+    pub(super) fn is_moved(&self) -> bool {
+        self.moved.load(Ordering::Relaxed)
     }
 
     /// It was ended, with so many bytes that say so.

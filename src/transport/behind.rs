@@ -45,10 +45,7 @@ pub(super) enum Next {
 impl Behind {
     pub(super) fn new(stream: Stream) -> Self {
         let ends = Ends::of(&stream);
-        let mut this = Self { stream, reader: None, items: Vec::new(), ends, sent: false };
-        // What was ordered before there was a driver.
-        this.stream.follow();
-        this
+        Self { stream, reader: None, items: Vec::new(), ends, sent: false }
     }
 
     /// Ends a stream that nothing can be sent any more.
@@ -69,7 +66,8 @@ impl Behind {
                 biased;
                 order = ends.wait() => match order {
                     Order::End(reason) => break Err(reason),
-                    Order::Follow => stream.follow(),
+                    // It does so at its next step.
+                    Order::Follow => {}
                 },
                 moved = advance(stream, reader, items) => break moved.map_err(|Unavailable| Closing::Unavailable),
             }

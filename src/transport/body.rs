@@ -116,13 +116,15 @@ impl State {
 
 impl Seated {
     fn poll(&mut self, cx: &mut Context<'_>, last_id: &mut Vec<u8>) -> Poll<Turn> {
+        let read = self.waker.poll_read::<Plain>(self.live.offset, cx.waker());
+        // Behind the reading: then all is known that was ordered before something in the piece was published.
         match self.ends.poll(cx) {
             Poll::Ready(Order::End(reason)) => return Poll::Ready(Turn::Last(self.live.close(reason, Some(last_id)))),
             Poll::Ready(Order::Follow) if self.live.is_moved() => return Poll::Ready(Turn::Resume),
             Poll::Ready(Order::Follow) => cx.waker().wake_by_ref(),
             Poll::Pending => {}
         }
-        Poll::Ready(match self.waker.poll_read::<Plain>(self.live.offset, cx.waker()) {
+        Poll::Ready(match read {
             Read::AtEnd => return Poll::Pending,
             Read::Lagged => Turn::Resume,
             Read::Piece(piece) => {
@@ -156,5 +158,58 @@ impl http_body::Body for Body {
 impl std::fmt::Debug for Body {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Body").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+    use crate::event::{Event, Message};
+    use crate::hub::Input;
+    use crate::stream::tests::{demo, first, request};
+    use crate::stream::{Request, Streams};
+
+    fn open(streams: &Arc<Streams>) -> Body {
+        Body::new(streams.open(Request { named: false, ..request("a") }, Timestamp::now()))
+    }
+
+    fn publish(streams: &Streams, subject: &str) {
+        let message = Message::new(subject.parse().unwrap(), Bytes::copy_from_slice(subject.as_bytes()), Timestamp::now(), None);
+        streams.hub().publish(first(streams), &mut vec![Input::Event(Event::of(message))], Timestamp::now());
+    }
+
+    fn widen(streams: &Streams) {
+        let all: Arc<[_]> = [">".parse().unwrap()].into();
+        assert_eq!(streams.widen(|_| Some(all.clone())), 1);
+    }
+
+    /// The data of what comes until it waits.
+    async fn data(body: &mut Body) -> Vec<String> {
+        let mut text = String::new();
+        // It lets others have their turn after each piece.
+        for _ in 0..8 {
+            while let Poll::Ready(piece) = body.poll_next(&mut Context::from_waker(Waker::noop())) {
+                text.push_str(std::str::from_utf8(&piece.expect("it has not ended")).unwrap());
+            }
+            tokio::task::yield_now().await;
+        }
+        assert!(!text.contains("gap"), "{text}");
+        let events = text.split('\n').filter_map(|line| line.strip_prefix("data: "));
+        events.map(|data| serde_json::from_str::<serde_json::Value>(data).unwrap()["data"].as_str().unwrap().to_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_to_be_sent_more_gets_what_it_has_not_got_yet_and_nothing_twice() {
+        let streams = demo(64 << 20);
+        let mut body = open(&streams);
+        assert_eq!(data(&mut body).await, Vec::<String>::new());
+        publish(&streams, "a");
+        widen(&streams);
+        ["b", "a"].into_iter().for_each(|subject| publish(&streams, subject));
+        assert_eq!(data(&mut body).await, ["a", "b", "a"]);
+        publish(&streams, "b");
+        assert_eq!(data(&mut body).await, ["b"]);
     }
 }

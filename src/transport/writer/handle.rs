@@ -90,6 +90,16 @@ impl<S> Handle<S> {
         self.listener.has_orders().then(|| std::mem::take(&mut *self.orders.lock()))
     }
 
+    /// For the loop: only what it has been ordered to do to its members, if that is anything.
+    pub(super) fn take_orders_to_members(&self) -> Option<Orders<S>> {
+        if !self.listener.is_ordered() {
+            return None;
+        }
+        let mut orders = self.orders.lock();
+        let (ends, moved) = (std::mem::take(&mut orders.ends), std::mem::take(&mut orders.moved));
+        (!ends.is_empty() || !moved.is_empty()).then(|| Orders { ends, moved, ..Orders::default() })
+    }
+
     /// For the loop: it no longer holds one of its streams.
     pub(super) fn left(&self) {
         self.streams.fetch_sub(1, Ordering::Relaxed);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::handle::{Handle, New};
+use super::handle::{Handle, New, Orders};
 use super::members::{Blocked, Member, Members, Then};
 use super::round::Round;
 use super::socket::{Socket, Written, is_open, keep, write_until_full};
@@ -117,13 +117,7 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
             if orders.stop {
                 return Next::Stop;
             }
-            orders.new.into_iter().for_each(|new| self.add(new, now));
-            for (key, stream, end) in orders.ends {
-                self.end_at(key, stream, end);
-            }
-            for (key, stream) in orders.moved {
-                self.follow(key, stream, now);
-            }
+            self.carry_out(orders, now);
         }
         self.write_round(now);
         if self.deadline.is_some_and(|deadline| deadline <= now.system) {
@@ -136,6 +130,25 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
             return Next::Turn;
         }
         Next::Sleep { until: self.deadline }
+    }
+
+    fn carry_out(&mut self, orders: Orders<I::Socket>, now: Now) {
+        orders.new.into_iter().for_each(|new| self.add(new, now));
+        for (key, stream, end) in orders.ends {
+            self.end_at(key, stream, end);
+        }
+        for (key, stream) in orders.moved {
+            self.follow(key, stream, now);
+        }
+    }
+
+    /// Carries out what was ordered of members since the last look. To be called between reading a log and writing that: nothing goes out
+    /// against an order that was given before it was published. Returns whether there was anything: then what was read may be wrong.
+    fn obeys(&mut self, now: Now) -> bool {
+        let orders = self.handle.take_orders_to_members();
+        let any = orders.is_some();
+        orders.into_iter().for_each(|orders| self.carry_out(orders, now));
+        any
     }
 
     /// Whether it has no streams.
@@ -187,15 +200,19 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
         }
     }
 
-    /// A member is to be sent something else: it resumes with that behind all that it is sent here.
+    /// A member is to be sent something else: it resumes with that behind what it was sent here.
     fn follow(&mut self, key: u32, stream: StreamId, now: Now) {
-        let is_it = |this: &mut Self| this.members.get_mut(key).is_some_and(|member| member.live.id() == stream);
-        if is_it(self) && self.members.get_mut(key).is_some_and(|member| member.blocked.is_none()) {
-            self.write_on(key, now);
-        }
         let Some(member) = self.members.get_mut(key).filter(|member| member.live.id() == stream) else { return };
         member.moved = true;
-        if member.blocked.is_none() {
+        if member.blocked.is_none()
+            && member.live.received_id().is_none()
+            && member.live.is_owed()
+            && let Read::Piece(piece) = member.live.channel().read_from::<Chunked>(member.live.offset)
+        {
+            // The log does not say where it is any more. The next entry does, once the member has it.
+            self.stop_in(key, &piece, 0, now);
+        }
+        if self.write_rest(key, now) {
             self.give_back(key);
         }
     }
@@ -224,20 +241,19 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
 
     /// Writes all there is for one member.
     fn write_on(&mut self, key: u32, now: Now) {
-        if !self.write_rest(key, now) {
-            return;
-        }
-        if self.members.get_mut(key).is_some_and(|member| member.moved) {
-            return self.give_back(key);
-        }
-        loop {
+        while self.write_rest(key, now) {
             let Some(member) = self.members.get_mut(key) else { return };
+            if member.moved {
+                return self.give_back(key);
+            }
             match member.live.channel().read_from::<Chunked>(member.live.offset) {
                 Read::AtEnd => {
                     member.blocked = None;
                     return;
                 }
+                Read::Piece(_) if self.obeys(now) => {}
                 Read::Piece(piece) => {
+                    let Some(member) = self.members.get_mut(key) else { return };
                     member.blocked = None;
                     if !matches!(self.send(key, &piece, now), Outcome::All) {
                         return;
@@ -254,7 +270,7 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
         let Some(blocked) = &mut member.blocked else { return true };
         match write_until_full(&mut member.socket, &blocked.rest) {
             Written::All => {
-                self.sent.bytes += blocked.rest.len() as u64;
+                self.sent.bytes += std::mem::take(&mut blocked.rest).len() as u64;
                 match blocked.then {
                     Then::Live { .. } => return true,
                     Then::HangUp => self.hang_up(key),
@@ -403,6 +419,7 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
                 }
                 Some(piece) if piece.to == offset => self.round.next_member(),
                 _ => match channel.read_from::<Chunked>(offset) {
+                    Read::Piece(_) if self.obeys(now) => {}
                     Read::Piece(next) => {
                         self.round.note_more(next.more);
                         piece = Some(next);

@@ -24,12 +24,18 @@ struct Wire {
     room: usize,
     shut: bool,
     silence: Duration,
+    /// What happens elsewhere while the loop writes to it.
+    on_write: Option<Box<dyn FnOnce() + Send>>,
 }
 
 struct FakeSocket(Arc<Mutex<Wire>>);
 
 impl Socket for FakeSocket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let on_write = self.0.lock().unwrap().on_write.take();
+        if let Some(happens) = on_write {
+            happens();
+        }
         let mut wire = self.0.lock().unwrap();
         let count = bytes.len().min(wire.room);
         wire.room -= count;
@@ -85,8 +91,8 @@ impl World {
     }
 
     /// Leaves a new client's stream for the loop.
-    fn hand_over(&mut self, expires: Option<Timestamp>) -> Arc<Mutex<Wire>> {
-        let mut stream = self.streams.open(Request { expires, ..request("a") }, self.now.system);
+    fn hand_over(&mut self, request: Request) -> Arc<Mutex<Wire>> {
+        let mut stream = self.streams.open(request, self.now.system);
         while !matches!(stream.step(self.now.system), crate::stream::Step::Live) {}
         let (live, id) = stream.into_live().unwrap();
         let wire = Arc::<Mutex<Wire>>::default();
@@ -96,7 +102,16 @@ impl World {
     }
 
     fn add(&mut self, expires: Option<Timestamp>) -> u32 {
-        let wire = self.hand_over(expires);
+        self.add_of(Request { expires, ..request("a") })
+    }
+
+    /// One that gets all that it may, which is `a` so far.
+    fn add_unnamed(&mut self) -> u32 {
+        self.add_of(Request { named: false, ..request("a") })
+    }
+
+    fn add_of(&mut self, request: Request) -> u32 {
+        let wire = self.hand_over(request);
         self.writer.turn(self.now);
         let key = *self.writer.io().watched.last().unwrap();
         self.clients.insert(key, wire);
@@ -105,12 +120,16 @@ impl World {
     }
 
     fn publish(&mut self) {
-        let event = Event {
-            envelope: Envelope::Raw,
-            ..Event::of(Message::new("a".parse().unwrap(), Bytes::from(self.published.to_string()), self.now.system, None))
-        };
+        self.publish_as("a");
+    }
+
+    fn publish_as(&mut self, subject: &str) {
+        publish(&self.streams, subject, self.published);
         self.published += 1;
-        self.streams.hub().publish(first(&self.streams), &mut vec![Input::Event(event)], self.now.system);
+    }
+
+    fn widen(&self) {
+        widen(&self.streams);
     }
 
     fn make_room(&mut self, key: u32, room: usize) {
@@ -126,8 +145,21 @@ impl World {
     fn data(&self, key: u32) -> Vec<usize> {
         let wire = self.clients[&key].lock().unwrap();
         let text = String::from_utf8(wire.got.clone()).unwrap();
-        text.split('\n').filter_map(|line| line.strip_prefix("data: ")).map(|data| data.parse().unwrap()).collect()
+        text.split('\n').filter_map(|line| line.strip_prefix("data: ")?.parse().ok()).collect()
     }
+}
+
+fn publish(streams: &Streams, subject: &str, number: usize) {
+    let now = Timestamp::from_micros(1_000_000_000);
+    let message = Message::new(subject.parse().unwrap(), Bytes::from(number.to_string()), now, None);
+    let event = Event { envelope: Envelope::Raw, ..Event::of(message) };
+    streams.hub().publish(first(streams), &mut vec![Input::Event(event)], now);
+}
+
+/// All that named no patterns get everything from now on.
+fn widen(streams: &Streams) {
+    let all: Arc<[_]> = [">".parse().unwrap()].into();
+    assert_eq!(streams.widen(|_| Some(all.clone())), 1);
 }
 
 #[test]
@@ -170,7 +202,7 @@ fn a_budget_of_one_writes_to_one_socket_at_a_time() {
 #[test]
 fn a_stream_whose_hand_over_was_dropped_half_way_is_taken_at_the_next_turn() {
     let mut world = World::new(512, 0);
-    let wire = world.hand_over(None);
+    let wire = world.hand_over(request("a"));
     assert_eq!(world.writer.turn(world.now), Next::Sleep { until: None });
     assert_eq!(world.writer.io().watched.len(), 1);
     wire.lock().unwrap().room = 1 << 20;
@@ -225,7 +257,7 @@ fn a_full_socket_is_closed_when_it_has_taken_nothing_for_too_long() {
 #[test]
 fn a_socket_that_is_full_when_it_comes_is_closed_in_time() {
     let mut world = World::new(512, 0);
-    world.hand_over(None);
+    world.hand_over(request("a"));
     world.publish();
     assert_eq!(world.writer.turn(world.now), Next::Sleep { until: Some(world.now.system.after(STALL)) });
     let now = world.pass(STALL);
@@ -270,41 +302,107 @@ fn a_loop_that_is_stopped_ends() {
     assert_eq!(world.writer.turn(world.now), Next::Stop);
 }
 
+/// What a stream that was given back is sent next.
+fn resumed(Returned { live, last_id, .. }: Returned<FakeSocket>, now: Timestamp) -> (Vec<usize>, String) {
+    let mut stream = live.resume(&last_id, now);
+    let mut text = String::new();
+    while let crate::stream::Step::Send(bytes) = stream.step(now) {
+        text.push_str(std::str::from_utf8(&bytes).unwrap());
+    }
+    assert!(!text.contains("gap"), "{text}");
+    (text.split('\n').filter_map(|line| line.strip_prefix("data: ")?.parse().ok()).collect(), text)
+}
+
 #[test]
-fn a_stream_that_is_to_be_sent_something_else_is_given_back_behind_what_its_socket_waits_with() {
-    let mut world = World::new(512, 0);
-    let wide: Arc<[_]> = [">".parse().unwrap()].into();
-    for blocked in [false, true] {
-        let wire = Arc::<Mutex<Wire>>::default();
-        let request = Request { named: false, ..request("a") };
-        let mut stream = world.streams.open(request, world.now.system);
-        while !matches!(stream.step(world.now.system), crate::stream::Step::Live) {}
-        let (live, id) = stream.into_live().unwrap();
-        world.handle.adopt(New { socket: FakeSocket(wire.clone()), live, id, read_ahead: 0 }).now_or_never();
+fn a_stream_that_is_to_be_sent_more_gets_each_event_once_whatever_it_has_got_before() {
+    // How much its socket takes, what was published and written before, and what was published before and behind the widening.
+    let full = 3;
+    for (room, written, before, behind) in [
+        (1 << 20, &["a"][..], &[][..], &["b", "a"][..]),
+        (1 << 20, &[], &[], &["b", "a", "b"]),
+        (1 << 20, &["a"], &["a"], &["b", "a"]),
+        (1 << 20, &[], &["a", "a"], &["b", "a"]),
+        (full, &["a"], &[], &["b", "a"]),
+        (full, &["a"], &["a"], &["b", "a"]),
+        (full, &[], &["a", "a"], &["b", "a"]),
+    ] {
+        let mut world = World::new(512, 0);
+        let key = world.add_unnamed();
+        world.make_room(key, room);
+        written.iter().for_each(|subject| world.publish_as(subject));
         world.writer.turn(world.now);
-        let key = *world.writer.io().watched.last().unwrap();
-        world.clients.insert(key, wire);
-        world.make_room(key, if blocked { 3 } else { 1 << 20 });
-        world.publish();
+        before.iter().for_each(|subject| world.publish_as(subject));
+        world.widen();
+        behind.iter().for_each(|subject| world.publish_as(subject));
         world.writer.turn(world.now);
-        assert_eq!(world.streams.widen(|_| Some(wide.clone())), 1);
-        world.writer.turn(world.now);
-        if blocked {
-            assert!(world.writer.io().returned.is_empty());
-            // What follows is not written here any more.
-            world.publish();
+        world.make_room(key, 1 << 20);
+        let returned = world.writer.io().returned.pop().expect("it was given back");
+        let (data, text) = resumed(returned, world.now.system);
+        let all: Vec<_> = world.data(key).into_iter().chain(data).collect();
+        assert_eq!(all, (0..world.published).collect::<Vec<_>>(), "{room} {written:?} {before:?} {behind:?}: {text}");
+    }
+}
+
+#[test]
+fn a_loop_that_is_writing_already_sends_nothing_by_old_patterns_of_what_was_published_behind_a_widening() {
+    for in_round in [true, false] {
+        let mut world = World::new(512, 0);
+        let (other, key) = (world.add_of(request("c")), world.add_unnamed());
+        let widen_and_publish = {
+            let streams = world.streams.clone();
+            move || {
+                widen(&streams);
+                ["b", "a"].into_iter().zip(1..).for_each(|(subject, number)| publish(&streams, subject, number));
+            }
+        };
+        if in_round {
+            // While another channel is written, before this one is read.
+            world.make_room(other, 1 << 20);
+            world.make_room(key, 1 << 20);
+            publish(&world.streams, "c", 9);
+            publish(&world.streams, "a", 0);
+            world.clients[&other].lock().unwrap().on_write = Some(Box::new(widen_and_publish));
+            world.writer.turn(world.now);
+        } else {
+            world.make_room(key, 3);
+            publish(&world.streams, "a", 0);
+            world.writer.turn(world.now);
+            world.clients[&key].lock().unwrap().on_write = Some(Box::new(widen_and_publish));
             world.make_room(key, 1 << 20);
         }
-        let Returned { live, last_id, .. } = world.writer.io().returned.pop().expect("it was given back");
-        let expected = world.published - 1 - usize::from(blocked);
-        assert_eq!(world.data(key), [expected]);
-        let mut stream = live.resume(&last_id, world.now.system);
-        let text = match stream.step(world.now.system) {
-            crate::stream::Step::Send(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
-            _ => String::new(),
-        };
-        assert_eq!(text.matches("data: ").count(), usize::from(blocked), "{text}");
-        assert!(!text.contains("gap"), "{text}");
+        assert_eq!(world.data(key), [0]);
+        let returned = world.writer.io().returned.pop().expect("it was given back");
+        assert_eq!(resumed(returned, world.now.system).0, [1, 2]);
+    }
+}
+
+#[test]
+fn a_stream_that_ends_before_it_was_sent_more_keeps_an_id_before_what_it_has_not_got() {
+    for reason in [Closing::Draining, Closing::Ended] {
+        for room in [3, 1 << 20] {
+            let mut world = World::new(512, 0);
+            let key = world.add_unnamed();
+            world.make_room(key, room);
+            world.publish();
+            world.writer.turn(world.now);
+            world.widen();
+            ["b", "a"].into_iter().for_each(|subject| world.publish_as(subject));
+            world.streams.end(Selection::All, reason, world.now.system, Duration::ZERO);
+            world.writer.turn(world.now);
+            world.make_room(key, 1 << 20);
+            let data = world.data(key);
+            let text = match world.writer.io().returned.pop() {
+                // It had nothing to wait for, and ends elsewhere.
+                Some(Returned { live, last_id, .. }) => {
+                    String::from_utf8(live.resume(&last_id, world.now.system).close(reason).to_vec()).unwrap()
+                }
+                None => String::from_utf8(world.clients[&key].lock().unwrap().got.clone()).unwrap(),
+            };
+            assert!(text.contains(reason.as_str()), "{text}");
+            let id = text.split('\n').filter_map(|line| line.strip_prefix("id: ")).next_back();
+            let id = crate::cursor::Cursor::from_id(id.expect("an id")).unwrap();
+            assert_eq!((data, id.volatile), (vec![0], crate::cursor::Point::At(crate::cursor::Position::unverified(1))), "{text}");
+        }
     }
 }
 
