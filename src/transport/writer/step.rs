@@ -202,7 +202,9 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
 
     /// A member is to be sent something else: it resumes with that behind what it was sent here.
     fn follow(&mut self, key: u32, stream: StreamId, now: Now) {
-        let Some(member) = self.members.get_mut(key).filter(|member| member.live.id() == stream) else { return };
+        // It may have followed elsewhere, and be here again.
+        let is_it = |member: &&mut Member<I::Socket>| member.live.id() == stream && member.live.is_moved();
+        let Some(member) = self.members.get_mut(key).filter(is_it) else { return };
         member.moved = true;
         if member.blocked.is_none()
             && member.live.received_id().is_none()

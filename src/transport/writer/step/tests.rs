@@ -377,6 +377,28 @@ fn a_loop_that_is_writing_already_sends_nothing_by_old_patterns_of_what_was_publ
 }
 
 #[test]
+fn a_stream_that_has_followed_its_grant_elsewhere_is_not_given_back_by_the_order_to_do_so() {
+    let mut world = World::new(512, 0);
+    let key = world.add_unnamed();
+    let patterns: Arc<[_]> = ["a".parse().unwrap(), "b".parse().unwrap()].into();
+    assert_eq!(world.streams.widen(|_| Some(patterns.clone())), 1);
+    world.writer.turn(world.now);
+    let Returned { socket, live, last_id } = world.writer.io().returned.pop().expect("it was given back");
+    world.widen();
+    let mut stream = live.resume(&last_id, world.now.system);
+    while !matches!(stream.step(world.now.system), crate::stream::Step::Live) {}
+    let (live, id) = stream.into_live().unwrap();
+    world.handle.adopt(New { socket, live, id, read_ahead: 0 }).now_or_never();
+    world.writer.turn(world.now);
+    assert_eq!(world.writer.io().watched, [key, key]);
+    assert!(world.writer.io().returned.is_empty());
+    world.make_room(key, 1 << 20);
+    world.publish_as("c");
+    world.writer.turn(world.now);
+    assert_eq!(world.data(key), [0]);
+}
+
+#[test]
 fn a_stream_that_ends_before_it_was_sent_more_keeps_an_id_before_what_it_has_not_got() {
     for reason in [Closing::Draining, Closing::Ended] {
         for room in [3, 1 << 20] {
