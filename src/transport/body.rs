@@ -120,9 +120,12 @@ impl Seated {
         // Behind the reading: then all is known that was ordered before something in the piece was published.
         match self.ends.poll(cx) {
             Poll::Ready(Order::End(reason)) => return Poll::Ready(Turn::Last(self.live.close(reason, Some(last_id)))),
-            Poll::Ready(Order::Follow) if self.live.is_moved() => return Poll::Ready(Turn::Resume),
             Poll::Ready(Order::Follow) => cx.waker().wake_by_ref(),
             Poll::Pending => {}
+        }
+        // Not only when it is ordered: the order may have come when its last piece was sent and it was not known to be live.
+        if self.live.is_moved() {
+            return Poll::Ready(Turn::Resume);
         }
         Poll::Ready(match read {
             Read::AtEnd => return Poll::Pending,
@@ -209,6 +212,17 @@ mod tests {
         widen(&streams);
         ["b", "a"].into_iter().for_each(|subject| publish(&streams, subject));
         assert_eq!(data(&mut body).await, ["a", "b", "a"]);
+        publish(&streams, "b");
+        assert_eq!(data(&mut body).await, ["b"]);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_to_be_sent_more_while_its_last_piece_before_it_is_live_is_sent_gets_it() {
+        let streams = demo(64 << 20);
+        let mut body = open(&streams);
+        assert!(body.poll_next(&mut Context::from_waker(Waker::noop())).is_ready(), "the opening");
+        widen(&streams);
+        assert_eq!(data(&mut body).await, Vec::<String>::new());
         publish(&streams, "b");
         assert_eq!(data(&mut body).await, ["b"]);
     }
