@@ -119,10 +119,9 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
             }
             self.carry_out(orders, now);
         }
+        // Before writing: what has ended is sent nothing more.
+        self.sweep_if_due(now);
         self.write_round(now);
-        if self.deadline.is_some_and(|deadline| deadline <= now.system) {
-            self.sweep(now);
-        }
         // Members are many: they are counted here, and all of them at once.
         let Sent { events, bytes } = std::mem::take(&mut self.sent);
         self.hub.deliveries().sent(Transport::Http11, events, bytes);
@@ -147,8 +146,17 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
     fn obeys(&mut self, now: Now) -> bool {
         let orders = self.handle.take_orders_to_members();
         let any = orders.is_some();
-        orders.into_iter().for_each(|orders| self.carry_out(orders, now));
+        if let Some(orders) = orders {
+            self.carry_out(orders, now);
+            self.sweep_if_due(now);
+        }
         any
+    }
+
+    fn sweep_if_due(&mut self, now: Now) {
+        if self.deadline.is_some_and(|deadline| deadline <= now.system) {
+            self.sweep(now);
+        }
     }
 
     /// Whether it has no streams.
@@ -195,8 +203,10 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
     fn end_at(&mut self, key: u32, stream: StreamId, end: End) {
         // Another member may have the key by now.
         if let Some(member) = self.members.get_mut(key).filter(|member| member.live.id() == stream) {
-            member.ends = end.at.as_micros();
-            self.remind(end.at.as_micros());
+            // The turn may have begun before the order: what is due by now is due in this turn.
+            let at = if end.at <= Timestamp::now() { 0 } else { end.at.as_micros() };
+            member.ends = at;
+            self.remind(at);
         }
     }
 

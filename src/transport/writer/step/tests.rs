@@ -399,6 +399,44 @@ fn a_stream_that_has_followed_its_grant_elsewhere_is_not_given_back_by_the_order
 }
 
 #[test]
+fn a_stream_that_has_ended_is_sent_nothing_of_what_was_published_behind_that() {
+    for (later, in_round) in [(0, false), (1, false), (1, true)] {
+        let mut world = World::new(512, 0);
+        let (other, key) = (world.add_of(request("c")), world.add(None));
+        [other, key].into_iter().for_each(|key| world.make_room(key, 1 << 20));
+        // The turn begins before the order.
+        let (streams, at) = (world.streams.clone(), world.now.system.after(Duration::from_millis(later)));
+        let end_and_publish = move || {
+            assert_eq!(streams.end(Selection::All, Closing::Revoked, at, Duration::ZERO), 2);
+            publish(&streams, "a", 1);
+        };
+        if in_round {
+            publish(&world.streams, "c", 9);
+            publish(&world.streams, "a", 0);
+            world.clients[&other].lock().unwrap().on_write = Some(Box::new(end_and_publish));
+        } else {
+            end_and_publish();
+        }
+        world.writer.turn(world.now);
+        let wire = world.clients[&key].lock().unwrap();
+        assert!(wire.shut && wire.got.ends_with(b"{\"reason\":\"revoked\"}\n\n\r\n0\r\n\r\n"));
+        assert!(!wire.got.windows(8).any(|part| part == b"data: 1\n"), "{}", String::from_utf8_lossy(&wire.got));
+    }
+}
+
+#[test]
+fn a_stream_that_has_expired_is_sent_nothing_more() {
+    let mut world = World::new(512, 0);
+    let key = world.add(Some(world.now.system.after(Duration::from_secs(2))));
+    world.make_room(key, 1 << 20);
+    world.writer.turn(world.now);
+    world.publish();
+    let now = world.pass(Duration::from_secs(2));
+    world.writer.turn(now);
+    assert!(world.data(key).is_empty());
+}
+
+#[test]
 fn a_stream_that_ends_before_it_was_sent_more_keeps_an_id_before_what_it_has_not_got() {
     for reason in [Closing::Draining, Closing::Ended] {
         for room in [3, 1 << 20] {
