@@ -117,7 +117,7 @@ async fn open(rooms: &Rooms, parts: &Parts, body: Body) -> Result<Response, Refu
     }
 }
 
-/// `None`: what the backend answered is not its latest answer any more.
+/// `None`: what the backend answered is not its latest answer any more, or the token's key counts no more.
 async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Option<Response>, Refusal> {
     let invalid = |problem| Refusal::Problem(problem, Refused::Invalid);
     let forbidden = |problem| Refusal::Problem(problem, Refused::Forbidden);
@@ -161,7 +161,9 @@ async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Option
         permit: Box::new(permit),
     });
     policy.auth.check_revoked(grant.owner.as_deref()).map_err(denied)?;
-    if !policy.auth.is_latest(grant.owner.as_deref()) {
+    // The client may have waited for a slot since its token was verified.
+    let lost_key = grant.owner.as_deref().is_some_and(|owner| policy.auth.lost_key(owner));
+    if lost_key || !policy.auth.is_latest(grant.owner.as_deref()) {
         return Ok(None);
     }
     let mut response = stream(Body::new(handover.clone()));

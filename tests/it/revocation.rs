@@ -80,15 +80,7 @@ async fn a_key_that_is_taken_out_ends_the_streams_that_it_let_in() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keys.json");
     let secrets = ["the first secret of the tests, 32 bytes and more", "the second secret of the tests, 32 bytes and more"];
-    let keep = |kept: &[(usize, &str)]| {
-        let key = |(n, id): &(usize, &str)| {
-            let pair = &PAIRS[*n];
-            let point = pair.public_key_raw();
-            let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
-            json!({"kty": "EC", "crv": "P-256", "kid": id, "x": text(&point[1..33]), "y": text(&point[33..])})
-        };
-        std::fs::write(&file, json!({"keys": kept.iter().map(key).collect::<Vec<_>>()}).to_string()).unwrap();
-    };
+    let keep = |kept: &[(usize, &str)]| std::fs::write(&file, key_set(kept)).unwrap();
     let config = |secret: &str| {
         format!(
             "auth:\n  jwt:\n    keys:\n      - {{ algorithms: [ES256], jwks_file: \"{}\" }}\n      - {{ algorithms: [HS256], secret: \"{secret}\" }}\n\
@@ -102,11 +94,6 @@ async fn a_key_that_is_taken_out_ends_the_streams_that_it_let_in() {
         let mut sse = Sse::open(bridge.events("").bearer_auth(token)).await;
         sse.id().await;
         sse
-    };
-    let signed = |n: usize, id: &str| {
-        let header = Header { kid: Some(id.into()), ..Header::new(Algorithm::ES256) };
-        let key = EncodingKey::from_ec_pem(PAIRS[n].serialize_pem().as_bytes()).unwrap();
-        jsonwebtoken::encode(&header, &json!({"subjects": [">"], "exp": now() + 600}), &key).unwrap()
     };
     let by_secret = |secret| mint_with(&Header::default(), secret, json!({"subjects": [">"]}));
     let (gone, mut kept, mut shared) = (open(signed(0, "a")).await, open(signed(1, "b")).await, open(by_secret(secrets[0])).await);
@@ -124,6 +111,50 @@ async fn a_key_that_is_taken_out_ends_the_streams_that_it_let_in() {
     assert_eq!(ask(bridge.http.post(bridge.admin_url("/reload"))).await.0, 200);
     is_ended_as_revoked(other).await;
     kept.stays_quiet(Duration::from_millis(700)).await;
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_a_slot_gets_none_by_a_key_that_is_taken_out_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.json");
+    std::fs::write(&file, key_set(&[(0, "a"), (1, "b")])).unwrap();
+    let bridge = Bridge::start(&format!(
+        "auth: {{ jwt: {{ keys: [{{ algorithms: [ES256], jwks_file: \"{}\" }}] }} }}\n\
+         subscribers: {{ max: 1, when_full: {{ wait: 20s, waiting: 1 }} }}\n\
+         sources: {{ inbox: {{ http: {{ subjects: [\">\"] }} }} }}\n",
+        file.display()
+    ))
+    .await;
+    let mut open = Sse::open(bridge.events("").bearer_auth(signed(0, "a"))).await;
+    open.id().await;
+    let ask = || Box::pin(bridge.events("").bearer_auth(signed(0, "a")).send());
+    let (mut one, mut two) = (ask(), ask());
+    // One of the two finds the queue full, the other waits.
+    let (refused, waiting) = tokio::select! {
+        refused = &mut one => (refused, two),
+        refused = &mut two => (refused, one),
+    };
+    assert_eq!(refused.unwrap().status(), 503);
+    std::fs::write(&file, key_set(&[(1, "b")])).unwrap();
+    is_ended_as_revoked(open).await;
+    assert_eq!(waiting.await.unwrap().status(), 401);
+}
+
+/// A set of keys, each with its name.
+fn key_set(keys: &[(usize, &str)]) -> String {
+    let key = |(n, id): &(usize, &str)| {
+        let point = PAIRS[*n].public_key_raw();
+        let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        json!({"kty": "EC", "crv": "P-256", "kid": id, "x": text(&point[1..33]), "y": text(&point[33..])})
+    };
+    json!({"keys": keys.iter().map(key).collect::<Vec<_>>()}).to_string()
+}
+
+/// A token that one of the keys has signed.
+fn signed(n: usize, id: &str) -> String {
+    let header = Header { kid: Some(id.into()), ..Header::new(Algorithm::ES256) };
+    let key = EncodingKey::from_ec_pem(PAIRS[n].serialize_pem().as_bytes()).unwrap();
+    jsonwebtoken::encode(&header, &json!({"subjects": [">"], "exp": now() + 600}), &key).unwrap()
 }
 
 static PAIRS: LazyLock<[KeyPair; 2]> =
