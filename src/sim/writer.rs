@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::bridge::unless_an_adapter_panics;
 use super::executor::{Executor, Group};
@@ -80,7 +80,8 @@ async fn run(mut writer: WriterLoop<Sockets>) {
         match writer.turn(now) {
             Next::Turn => let_others_run().await,
             Next::Sleep { until } => {
-                let longest = until.map_or(LONGEST_WAIT, |until| until.since(Timestamp::now()).clamp(SHORTEST_WAIT, LONGEST_WAIT));
+                let longest =
+                    until.map_or(LONGEST_WAIT, |until| until.saturating_duration_since(Instant::now()).clamp(SHORTEST_WAIT, LONGEST_WAIT));
                 // Either it is woken, or its time has come.
                 timeout(longest, readiness.wait()).await.unwrap_or_default();
             }

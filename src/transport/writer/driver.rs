@@ -16,7 +16,6 @@ use super::handle::Handle;
 use super::step::{Io, Next, Now, WriterLoop};
 use super::vanished::Looks;
 use super::{Returned, Settings, socket};
-use crate::event::Timestamp;
 use crate::hub::Hub;
 use crate::support::peer::Silence;
 
@@ -120,7 +119,8 @@ fn run(mut writer: WriterLoop<Reactor>, heartbeat: Duration) {
         longest = match writer.turn(now) {
             Next::Turn => Some(Duration::ZERO),
             Next::Sleep { until } => {
-                let until = until.map(|until| until.since(Timestamp::now()).clamp(Duration::from_millis(1), LONGEST_WAIT));
+                let until =
+                    until.map(|until| until.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), LONGEST_WAIT));
                 let look = (!writer.is_empty()).then(|| looks.wait(now.monotonic));
                 until.into_iter().chain(look).min()
             }

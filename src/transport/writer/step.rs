@@ -61,7 +61,7 @@ pub(crate) enum Next {
     /// It takes another turn at once, after a look at its sockets.
     Turn,
     /// It sleeps until a socket is ready or the listener wakes it, at most `until` then.
-    Sleep { until: Option<Timestamp> },
+    Sleep { until: Option<Instant> },
     /// It ends.
     Stop,
 }
@@ -84,8 +84,10 @@ pub(crate) struct WriterLoop<I: Io> {
     settings: Settings,
     members: Members<I::Socket>,
     round: Round,
-    /// When a stream ends or a full socket is closed, at the earliest.
+    /// When a stream ends, at the earliest.
     deadline: Option<Timestamp>,
+    /// When a full socket is closed, at the earliest.
+    patience: Option<Instant>,
     /// The batch up to which all is written when the round under way has ended.
     round_to: Option<u64>,
     /// What sockets took since the last turn.
@@ -103,7 +105,8 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
     /// A loop without streams. Its handle's listener has to be one of the hub's.
     pub(crate) fn new(hub: Arc<Hub>, handle: Arc<Handle<I::Socket>>, settings: Settings, io: I) -> Self {
         let members = Members::new(handle.listener().clone());
-        Self { io, handle, hub, settings, members, round: Round::default(), deadline: None, round_to: None, sent: Sent::default() }
+        let (round, sent) = (Round::default(), Sent::default());
+        Self { io, handle, hub, settings, members, round, deadline: None, patience: None, round_to: None, sent }
     }
 
     /// What waits for the loop's sockets.
@@ -128,7 +131,8 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
         if self.round.is_under_way() || !self.handle.listener().may_sleep() {
             return Next::Turn;
         }
-        Next::Sleep { until: self.deadline }
+        let end = self.deadline.map(|deadline| now.monotonic + deadline.since(now.system));
+        Next::Sleep { until: end.into_iter().chain(self.patience).min() }
     }
 
     fn carry_out(&mut self, orders: Orders<I::Socket>, now: Now) {
@@ -154,7 +158,7 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
     }
 
     fn sweep_if_due(&mut self, now: Now) {
-        if self.deadline.is_some_and(|deadline| deadline <= now.system) {
+        if self.deadline.is_some_and(|deadline| deadline <= now.system) || self.patience.is_some_and(|patience| patience <= now.monotonic) {
             self.sweep(now);
         }
     }
@@ -337,7 +341,8 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
     fn block(&mut self, key: u32, rest: Bytes, then: Then, now: Now) {
         let Some(member) = self.members.get_mut(key) else { return };
         member.blocked = Some(Box::new(Blocked { rest, since: now.monotonic, then }));
-        self.remind(now.system.as_micros() + self.settings.stall.as_micros() as u64);
+        let patience = now.monotonic + self.settings.stall;
+        self.patience = Some(self.patience.map_or(patience, |before| before.min(patience)));
     }
 
     /// A slow reader goes on like a client that reconnects.
@@ -450,7 +455,7 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
 
     /// Ends streams whose time is up, and closes sockets that have taken nothing for too long.
     fn sweep(&mut self, now: Now) {
-        let mut deadline = u64::MAX;
+        let (mut deadline, mut patience) = (u64::MAX, None);
         let mut over = Vec::new();
         let mut stuck = Vec::new();
         for (key, member) in self.members.iter() {
@@ -460,15 +465,15 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
             }
             deadline = deadline.min(member.ends);
             if let Some(blocked) = &member.blocked {
-                let left = self.settings.stall.saturating_sub(now.monotonic.saturating_duration_since(blocked.since));
-                if left.is_zero() {
+                let closes = blocked.since + self.settings.stall;
+                if closes <= now.monotonic {
                     stuck.push(key);
                 } else {
-                    deadline = deadline.min(now.system.as_micros() + left.as_micros() as u64);
+                    patience = patience.into_iter().chain([closes]).min();
                 }
             }
         }
-        self.deadline = None;
+        (self.deadline, self.patience) = (None, patience);
         self.remind(deadline);
         for key in stuck {
             let Some(member) = self.remove(key) else { continue };
