@@ -94,9 +94,10 @@ impl Follower {
 
     /// Reads no more. What is revoked is still published: the admin listener answers until the process ends.
     pub(super) async fn stop(&mut self) {
-        if let Some((_, _, running)) = self.reading.take() {
+        if let Some((_, _, running)) = &mut self.reading {
             running.stop().await;
         }
+        self.reading = None;
     }
 
     fn read(&mut self, control: &Control, source: &Source) {

@@ -290,7 +290,8 @@ impl Sources {
     /// Ends all of them in good order. Their windows stay.
     pub(crate) async fn drain(&mut self) {
         self.running.iter().for_each(|(of, _)| of.release());
-        join_all(self.running.drain(..).map(|(_, running)| running.stop())).await;
+        join_all(self.running.iter_mut().map(|(_, running)| running.stop())).await;
+        self.running.clear();
     }
 
     /// How many sources run.
@@ -356,10 +357,11 @@ impl Sources {
 
     /// Ends a source in good order. It is still shown, and its window stays.
     async fn stop(&mut self, at: usize) -> Arc<SourceRuntime> {
-        let (runtime, running) = self.running.remove(at);
+        let (runtime, running) = &mut self.running[at];
         runtime.release();
+        // It is still there if this is dropped: then the drain waits for it.
         running.stop().await;
-        runtime
+        self.running.remove(at).0
     }
 
     fn show(&self) {
@@ -544,10 +546,10 @@ pub(super) fn run(host: &dyn Host, supervisor: Supervisor) -> Running {
 }
 
 impl Running {
-    /// Ends it in good order: what is in hand is handed in and acknowledged.
-    pub(super) async fn stop(self) {
+    /// Ends it in good order: what is in hand is handed in and acknowledged. Where this is dropped before, it may be called again.
+    pub(super) async fn stop(&mut self) {
         self.cancel.cancel();
-        self.ended.await;
+        (&mut self.ended).await;
     }
 }
 
@@ -614,6 +616,33 @@ mod tests {
         let after = counted(&sources);
         sleep(Duration::from_secs(3)).await;
         assert_eq!(counted(&sources), after);
+    }
+
+    /// Its tasks take a minute to end.
+    struct Slow;
+
+    impl Host for Slow {
+        fn spawn(&self, task: BoxFuture<'static, ()>) -> BoxFuture<'static, ()> {
+            Box::pin(async move {
+                task.await;
+                sleep(Duration::from_secs(60)).await;
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_that_was_ending_when_a_reload_was_dropped_is_drained() {
+        for change in [false, true] {
+            let (first, rules) = read("sources: { a: { ticker: { subject: a } } }");
+            let mut sources = Sources { host: Arc::new(Slow), ..sources() };
+            sources.begin(first, &rules);
+            let (wanted, rules) = if change { read("sources: { a: { ticker: { subject: b } } }") } else { (Vec::new(), Vec::new()) };
+            let window = sources.window;
+            tokio::time::timeout(Duration::from_secs(1), sources.follow(wanted, &rules, window)).await.unwrap_err();
+            let begins = Instant::now();
+            sources.drain().await;
+            assert!(begins.elapsed() >= Duration::from_secs(59), "{:?}", begins.elapsed());
+        }
     }
 
     #[tokio::test(start_paused = true)]
