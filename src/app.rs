@@ -487,15 +487,15 @@ impl Bridge {
         let grace = left.mul_f64(0.1).min(Duration::from_millis(500));
         let ended = async {
             self.connections.wait().await;
-            // Only now: what ends as a task may still become a loop's.
-            while self.writer.streams() > 0 {
+            // Only now: what ends as a task may still become a loop's, or is on its way back to a task.
+            while self.writer.sockets() > 0 {
                 sleep(Duration::from_millis(10)).await;
             }
         };
         if timeout_at(deadline - grace, ended).await.is_err() {
             warn!(
                 connections = self.connections.len(),
-                streams = self.writer.streams(),
+                streams = self.writer.sockets(),
                 "some connections did not end in time and are cut"
             );
         }

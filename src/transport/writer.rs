@@ -65,23 +65,24 @@ pub(crate) struct Returned<S> {
 pub(crate) struct Writer {
     loops: Vec<Arc<Handle<Socket>>>,
     next: AtomicUsize,
-    /// Sockets that tasks write to.
-    tasks: AtomicUsize,
+    /// Sockets that tasks write to, or will.
+    tasks: Arc<AtomicUsize>,
     stall: Duration,
     heartbeat: Duration,
 }
 
 /// Counts one, until it is dropped.
-struct Counted<'a>(&'a AtomicUsize);
+#[derive(Debug)]
+pub(crate) struct Counted(Arc<AtomicUsize>);
 
-impl<'a> Counted<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
+impl Counted {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
+        Self(count.clone())
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -97,7 +98,7 @@ impl std::fmt::Debug for Writer {
 #[derive(Debug)]
 pub(crate) struct Ends {
     /// Streams that fell behind: for [`Writer::carry_on`].
-    pub returned: mpsc::UnboundedReceiver<Returned<Socket>>,
+    pub returned: mpsc::UnboundedReceiver<(Returned<Socket>, Counted)>,
     /// Resolves, one for each loop, when that loop ends; it does not by itself.
     pub ended: Vec<oneshot::Receiver<()>>,
 }
@@ -111,43 +112,47 @@ impl Writer {
     pub(crate) fn start(hub: &Arc<Hub>, loops: usize, stall: Duration, heartbeat: Duration) -> io::Result<(Arc<Self>, Ends)> {
         // Bounded by the sockets there are: each comes back at most once before it is adopted again.
         let (give, returned) = mpsc::unbounded_channel();
+        let tasks = Arc::<AtomicUsize>::default();
         let mut handles = Vec::new();
         let mut ended = Vec::new();
         for number in 0..loops.clamp(1, 64) {
-            let (handle, end) = driver::start(hub, number, Settings::new(stall), heartbeat, give.clone())?;
+            let (handle, end) = driver::start(hub, number, Settings::new(stall), heartbeat, (give.clone(), tasks.clone()))?;
             handles.push(handle);
             ended.push(end);
         }
-        let (next, tasks) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Ok((Arc::new(Self { loops: handles, next, tasks, stall, heartbeat }), Ends { returned, ended }))
+        Ok((Arc::new(Self { loops: handles, next: AtomicUsize::new(0), tasks, stall, heartbeat }), Ends { returned, ended }))
     }
 
     /// Writes a stream to a socket until it has ended, or until a loop has taken it over. `read_ahead` bytes were read from
     /// the socket behind the request.
     pub(crate) async fn write(&self, socket: TcpStream, stream: Stream, read_ahead: usize) {
-        let counted = Counted::new(&self.tasks);
+        self.write_counted(Counted::new(&self.tasks), socket, stream, read_ahead).await;
+    }
+
+    async fn write_counted(&self, counted: Counted, socket: TcpStream, stream: Stream, read_ahead: usize) {
         let socket = Watched::new(socket, self.heartbeat);
         let Some((socket, live, id)) = task::catch_up(socket, stream, self.stall).await else { return };
         let handle = &self.loops[self.next.fetch_add(1, Ordering::Relaxed) % self.loops.len()];
         // A socket that cannot leave the runtime is closed, so its client comes back.
         if let Ok(socket) = driver::from_runtime(socket.into_inner()) {
-            drop(counted);
             handle.adopt(New { socket, live, id, read_ahead }).await;
+            // Only now: it is always counted, here or there.
+            drop(counted);
         }
     }
 
     /// Carries on the streams that have fallen behind, each in a task of the tracker, until it is `cut`.
     pub(crate) async fn carry_on(
         self: Arc<Self>,
-        mut returned: mpsc::UnboundedReceiver<Returned<Socket>>,
+        mut returned: mpsc::UnboundedReceiver<(Returned<Socket>, Counted)>,
         tasks: TaskTracker,
         cut: CancellationToken,
     ) {
-        while let Some(Returned { socket, live, last_id }) = returned.recv().await {
+        while let Some((Returned { socket, live, last_id }, counted)) = returned.recv().await {
             // A socket that the runtime cannot take is closed, so its client comes back.
             let Ok(socket) = driver::into_runtime(socket) else { continue };
             let (this, cut, stream) = (self.clone(), cut.clone(), live.resume(&last_id, Timestamp::now()));
-            tasks.spawn(async move { cut.run_until_cancelled(this.write(socket, stream, 0)).await });
+            tasks.spawn(async move { cut.run_until_cancelled(this.write_counted(counted, socket, stream, 0)).await });
         }
         std::future::pending().await
     }

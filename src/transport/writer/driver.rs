@@ -5,6 +5,7 @@
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 use super::handle::Handle;
 use super::step::{Io, Next, Now, WriterLoop};
 use super::vanished::Looks;
-use super::{Returned, Settings, socket};
+use super::{Counted, Returned, Settings, socket};
 use crate::hub::Hub;
 use crate::support::peer::Silence;
 
@@ -53,8 +54,12 @@ impl socket::Socket for Socket {
 
 struct Reactor {
     poll: Poll,
-    returned: mpsc::UnboundedSender<Returned<Socket>>,
+    returned: Give,
+    /// The sockets that tasks write to.
+    tasks: Arc<AtomicUsize>,
 }
+
+type Give = mpsc::UnboundedSender<(Returned<Socket>, Counted)>;
 
 impl Io for Reactor {
     type Socket = Socket;
@@ -66,7 +71,7 @@ impl Io for Reactor {
     fn give_back(&mut self, mut returned: Returned<Socket>) {
         if self.poll.registry().deregister(&mut returned.socket).is_ok() {
             // Nothing receives it when the process is about to end.
-            self.returned.send(returned).unwrap_or_default();
+            drop(self.returned.send((returned, Counted::new(&self.tasks))));
         }
     }
 }
@@ -77,7 +82,7 @@ pub(super) fn start(
     number: usize,
     settings: Settings,
     heartbeat: Duration,
-    returned: mpsc::UnboundedSender<Returned<Socket>>,
+    (returned, tasks): (Give, Arc<AtomicUsize>),
 ) -> io::Result<(Arc<Handle<Socket>>, oneshot::Receiver<()>)> {
     let poll = Poll::new()?;
     let waker = Waker::new(poll.registry(), WAKE)?;
@@ -88,7 +93,7 @@ pub(super) fn start(
     };
     let listener = hub.listen(wake).ok_or_else(|| io::Error::other("a hub has at most 64 writers"))?;
     let handle = Handle::new(listener);
-    let writer = WriterLoop::new(hub.clone(), handle.clone(), settings, Reactor { poll, returned });
+    let writer = WriterLoop::new(hub.clone(), handle.clone(), settings, Reactor { poll, returned, tasks });
     let (alive, ended) = oneshot::channel();
     std::thread::Builder::new().name(format!("writer-{number}")).spawn(move || {
         run(writer, heartbeat);

@@ -347,7 +347,7 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
 
     /// A slow reader goes on like a client that reconnects.
     fn give_back(&mut self, key: u32) {
-        let Some(member) = self.remove(key) else { return };
+        let Some(member) = self.members.remove(key, &mut self.round) else { return };
         let last_id = match member.blocked.map(|blocked| blocked.then) {
             Some(Then::Live { id }) => id.to_vec(),
             // Without an id nothing was sent to it here: it goes on from where it was to be sent something else.
@@ -356,6 +356,8 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
             _ => member.live.last_id().unwrap_or_default().to_vec(),
         };
         self.io.give_back(Returned { socket: member.socket, live: member.live, last_id });
+        // Only now: it is always counted, here or there.
+        self.handle.left();
     }
 
     /// Goes on with the round, or begins one if channels have something new. Writes to as many sockets as the budget

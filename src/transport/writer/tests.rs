@@ -193,11 +193,15 @@ async fn one_that_fell_out_of_the_log_is_given_back_behind_a_true_id() {
         }
         total
     });
-    let returned = tokio::time::timeout(Duration::from_secs(120), world.ends.returned.recv()).await.expect("it comes back").unwrap();
+    world.eventually("it is given back", || world.writer.streams() == 0);
+    // On its way it is not lost sight of: the end of the process waits for it.
+    assert_eq!(world.writer.sockets(), 1);
+    let (returned, counted) = world.ends.returned.try_recv().unwrap();
     let id = String::from_utf8(returned.last_id).unwrap();
     let cursor = crate::cursor::Cursor::from_id(&id).unwrap();
     assert!(matches!(cursor.volatile, crate::cursor::Point::At(p) if (1..60).contains(&p.seq)), "{cursor:?}");
-    drop((returned.socket, returned.live));
+    drop((returned.socket, returned.live, counted));
+    assert_eq!(world.writer.sockets(), 0);
     assert!(reading.join().unwrap() > 1 << 20);
 }
 
