@@ -5,7 +5,7 @@
 //! What happens: connections break, with a panic of the adapter or without, freeze, and are refused; the broker denies a right for
 //! a while, to the live reader or to histories; a source is down; a log is cut, truncated, purged or made anew, or has messages that
 //! cannot be read; bridges are killed, drained, and started again with another name of a source or without it; and they reload, which
-//! adds, removes and renames sources and gives them other routes or other settings while streams are open. All the time, and not counted as faults, clients stall, leave and come back, tokens expire, answers are late and acknowledgements fail.
+//! adds, removes and renames sources and gives them other routes or other settings while streams are open. All the time, and not counted as faults, clients stall, leave and come back, tokens expire, grants are widened and withdrawn, answers are late and acknowledgements fail.
 //!
 //! A fault has an effect only if it changed what a stream was sent, as far as that can be seen. It is counted when
 //! - the stream ended with its bridge, which was killed or drained, or with an adapter that panicked while it read a history;

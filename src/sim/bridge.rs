@@ -25,6 +25,7 @@ use super::pipe::ServerEnd;
 use super::writer::Writers;
 use crate::app::intake::Intake;
 use crate::app::sources::{Host, Sources};
+use crate::auth::Owner;
 use crate::cursor::{Cursor, Point};
 use crate::event::{GapReason, Message, SourceKey, SourceName, Timestamp};
 use crate::frame::{Closing, Form};
@@ -35,6 +36,7 @@ use crate::settings::Written;
 use crate::source::settings::Source;
 use crate::source::{self, Item};
 use crate::stream::{self, Begin, Request, Selection, Stream, Streams, Visitor};
+use crate::subject::Pattern;
 use crate::transport::body::Body;
 use crate::{route, settings};
 
@@ -87,7 +89,11 @@ pub(super) struct Place<'a> {
 
 /// Which stream a client asks for.
 pub(super) struct Opening {
-    pub(super) patterns: Vec<&'static str>,
+    /// The number of the client, which is the identity in its token.
+    pub(super) client: usize,
+    pub(super) patterns: &'static [&'static str],
+    /// Whether it names them.
+    pub(super) named: bool,
     pub(super) json: bool,
     pub(super) start: Start,
     pub(super) last_id: Option<String>,
@@ -298,11 +304,24 @@ impl Bridge {
                 Cursor::from_id(&id).map_or(Begin::Unreadable, Begin::After)
             }
         };
-        let patterns = opening.patterns.iter().map(|pattern| pattern.parse().expect("a pattern")).collect();
+        let patterns = parsed(opening.patterns);
+        let owner = Some(Arc::new(Owner { identity: Some(opening.client.to_string().into()), ..Owner::default() }));
+        let (named, expires) = (opening.named, opening.expires);
         let filter = Arc::new(Filter::new(patterns, if opening.json { Form::Json } else { Form::Routed }));
         let permit = Box::new(());
-        let request = Request { filter, named: true, begin, expires: opening.expires, owner: None, visitor: Visitor::unknown(), permit };
+        let request = Request { filter, named, begin, expires, owner, visitor: Visitor::unknown(), permit };
         self.streams.open(request, Timestamp::now())
+    }
+
+    /// A client may see these from now on. Returns the bridge's sequence then.
+    pub(super) fn widen(&self, client: usize, patterns: &[&str]) -> u64 {
+        self.streams.widen(granted(client, patterns));
+        self.hub.state().seq()
+    }
+
+    /// A client may see nothing any more: its stream ends.
+    pub(super) fn revoke(&self, client: usize) {
+        self.streams.narrow(granted(client, &[]), Timestamp::now());
     }
 
     /// Writes a stream to its socket, chunked as cleartext HTTP/1.1 or not. An adapter that panics while a history is read
@@ -314,6 +333,16 @@ impl Bridge {
             executor.spawn(self.group, unless_an_adapter_panics(write_body(Body::new(stream), socket)));
         }
     }
+}
+
+fn parsed(patterns: &[&str]) -> Vec<Pattern> {
+    patterns.iter().map(|pattern| pattern.parse().expect("a pattern")).collect()
+}
+
+/// What one client may see; of the others it says nothing.
+fn granted(client: usize, patterns: &[&str]) -> impl Fn(Option<&Arc<Owner>>) -> Option<Arc<[Pattern]>> + use<> {
+    let (identity, patterns) = (client.to_string(), Arc::from(parsed(patterns)));
+    move |owner| owner.filter(|owner| owner.identity.as_deref() == Some(&identity)).map(|_| Arc::clone(&patterns))
 }
 
 /// Ends a task quietly where an adapter panics as the simulation wants it to.

@@ -41,9 +41,17 @@ enum Left {
 }
 
 /// See the module. Runs for as long as its world.
-pub(super) async fn run(world: Rc<World>, number: usize, patterns: Vec<&'static str>, json: bool, first: Start) {
-    world.judges.borrow_mut().push((number, Judge::new(patterns.clone())));
-    let mut reader = Reader { world: world.clone(), number, last_id: None, expires: None, closing: None, pending: Text::default() };
+pub(super) async fn run(
+    world: Rc<World>,
+    number: usize,
+    (patterns, narrower): (&'static [&'static str], &'static [&'static str]),
+    json: bool,
+    first: Start,
+) {
+    world.judges.borrow_mut().push((number, Judge::new(patterns.to_vec())));
+    let mut reader = Reader::new(world.clone(), number, patterns);
+    // What was chosen by narrower patterns as the newest of each subject is not looked for again.
+    let may_widen = world.plan.has("widen") && first != Start::Last && !narrower.is_empty();
     loop {
         let Some(bridge) = world.some_bridge() else {
             pause(10..200).await;
@@ -62,18 +70,25 @@ pub(super) async fn run(world: Rc<World>, number: usize, patterns: Vec<&'static 
             // A new EventSource knows no id, nor does one whose id is damaged, even where its stream ends before anything came.
             reader.last_id = None;
         }
-        world.note(Some(number), || format!("opens {start:?} at {}", bridge.epoch));
+        // Each stream is opened with what the client may see then.
+        reader.widen();
+        let named = !may_widen || world.quiet.get() || one_in(2);
+        let patterns = if named { patterns } else { narrower };
+        world.note(Some(number), || format!("opens {start:?} with {patterns:?} at {}", bridge.epoch));
         world.judge(number, |judge, state, _| {
             judge.open(state, bridge.epoch, &start);
+            judge.narrow(if named { &[] } else { narrower });
             Ok(())
         });
         let expires = (!world.quiet.get() && one_in(6)).then(|| {
             let span = Duration::from_millis(random::in_range(0..8_000));
             Timestamp::from_micros(Timestamp::now().as_micros() + span.as_micros() as u64)
         });
-        reader.expires = expires;
+        (reader.expires, reader.revoked) = (expires, None);
+        reader.epoch = bridge.epoch;
+        reader.narrowed_at = (!named).then_some(bridge.epoch);
         let last_id = reader.last_id.clone();
-        let stream = bridge.open(Opening { patterns: patterns.clone(), json, start, last_id, expires });
+        let stream = bridge.open(Opening { client: number, patterns, named, json, start, last_id, expires });
         let (server, socket) = pair(random::in_range(world.plan.socket.clone()), world.broker.changes.clone());
         let chunked = world.plan.has("writer") && one_in(2);
         bridge.write(&world.executor, stream, server, chunked);
@@ -90,15 +105,27 @@ pub(super) async fn run(world: Rc<World>, number: usize, patterns: Vec<&'static 
 struct Reader {
     world: Rc<World>,
     number: usize,
+    patterns: &'static [&'static str],
+    /// The bridge that it is at.
+    epoch: u32,
+    /// Where its stream has narrower patterns, until it is sent all of them.
+    narrowed_at: Option<u32>,
     last_id: Option<String>,
     /// When the open stream's token expires.
     expires: Option<Timestamp>,
+    /// How much was written of each source when the open stream was ordered to end.
+    revoked: Option<[usize; 4]>,
     /// The reason that the open stream was closed with.
     closing: Option<String>,
     pending: Text,
 }
 
 impl Reader {
+    fn new(world: Rc<World>, number: usize, patterns: &'static [&'static str]) -> Self {
+        let (epoch, narrowed_at, last_id, expires, revoked, closing) = (0, None, None, None, None, None);
+        Self { world, number, patterns, epoch, narrowed_at, last_id, expires, revoked, closing, pending: Text::default() }
+    }
+
     /// Reads until the stream ends or the client has had enough of it.
     async fn read(&mut self, socket: ClientEnd, mut chunks: Option<Chunks>) -> Left {
         self.pending.clear();
@@ -107,6 +134,12 @@ impl Reader {
         loop {
             if !self.world.quiet.get() && one_in(40) {
                 pause(1..if one_in(4) { 15_000 } else { 300 }).await;
+            }
+            if self.world.quiet.get() || one_in(10) {
+                self.widen();
+            }
+            if !self.world.quiet.get() && self.world.plan.has("revoke") && one_in(150) {
+                self.revoke();
             }
             let next = match timeout_at(leave, socket.read()).await {
                 Ok(next) => next,
@@ -138,6 +171,25 @@ impl Reader {
         }
     }
 
+    /// The client may see all of its patterns from now on.
+    fn widen(&mut self) {
+        let Some(epoch) = self.narrowed_at.take() else { return };
+        // Of a bridge that was killed, nothing comes any more.
+        let seq = self.world.bridge(epoch).map_or(u64::MAX, |bridge| bridge.widen(self.number, self.patterns));
+        self.world.note(Some(self.number), || format!("is widened at {epoch}, behind {seq}"));
+        self.world.judge(self.number, |judge, state, _| {
+            judge.widen(state, seq);
+            Ok(())
+        });
+    }
+
+    fn revoke(&mut self) {
+        let Some(bridge) = self.world.bridge(self.epoch) else { return };
+        bridge.revoke(self.number);
+        let state = self.world.broker.state.lock();
+        self.revoked = Some(std::array::from_fn(|source| state.written[source].len()));
+    }
+
     fn block(&mut self, range: std::ops::Range<usize>) {
         let mark = self.pending.mark(range.start);
         let bytes = &self.pending.bytes[range];
@@ -163,12 +215,17 @@ impl Reader {
         }
         let judged = match (cursor, content) {
             (Ok(id), Ok(content)) => {
-                let (block, expires) = (Block { id, content }, self.expires);
+                let (block, expires, revoked) = (Block { id, content }, self.expires, self.revoked);
                 self.world.judge(self.number, |judge, state, floors| {
                     if let (Content::Event { source, index, .. }, Some(expires)) = (&block.content, expires)
                         && state.written[*source].get(*index).is_some_and(|written| written.time > expires.after(LATE))
                     {
                         return Err(format!("{} {index} was written after the token had expired", SOURCES[*source]));
+                    }
+                    if let (Content::Event { source, index, .. }, Some(written)) = (&block.content, revoked)
+                        && *index >= written[*source]
+                    {
+                        return Err(format!("{} {index} was written after the stream was to end", SOURCES[*source]));
                     }
                     judge.block(state, floors, &block, mark)
                 })

@@ -169,6 +169,13 @@ pub(super) type Floors<'a> = &'a dyn Fn(u32, usize) -> u64;
 /// See the module.
 pub(super) struct Judge {
     pub(super) patterns: Vec<&'static str>,
+    /// What the open stream is still limited to; empty: nothing.
+    narrower: &'static [&'static str],
+    /// What streams were limited to before. The client need not have had the rest of what had been written of each source by then, nor
+    /// of what bridges had taken in up to these sequences.
+    spared: &'static [&'static str],
+    spared_written: [usize; 4],
+    spared_taken: BTreeMap<u32, u64>,
     concerned: [bool; 4],
     /// Which of the bridge's configs the last block was made under, and what the bridge called its sources then.
     config: usize,
@@ -226,6 +233,10 @@ impl Judge {
         assert!((0..ROUTES).all(|routes| concerned_by(routes) == concerned), "a filter is concerned by some routes only");
         Self {
             patterns,
+            narrower: &[],
+            spared: &[],
+            spared_written: [0; 4],
+            spared_taken: BTreeMap::new(),
             concerned,
             config: 0,
             names: [None; 4],
@@ -253,6 +264,27 @@ impl Judge {
         routed(subject, routes).is_some_and(|subject| self.patterns.iter().any(|pattern| matches(pattern, subject)))
     }
 
+    /// The stream that was opened is limited to these patterns; empty: it is not.
+    pub(super) fn narrow(&mut self, patterns: &'static [&'static str]) {
+        self.narrower = patterns;
+        if !patterns.is_empty() {
+            (self.spared, self.spared_written) = (patterns, [usize::MAX; 4]);
+            self.spared_taken.insert(self.epoch, u64::MAX);
+        }
+    }
+
+    /// The open stream is not limited any more, from this sequence of its bridge on.
+    pub(super) fn widen(&mut self, state: &State, seq: u64) {
+        self.narrower = &[];
+        self.spared_written = std::array::from_fn(|source| state.written[source].len());
+        self.spared_taken.insert(self.epoch, seq);
+    }
+
+    /// Whether a subject is among those that streams were limited to.
+    fn stays(&self, subject: &str, routes: u8, limits: &[&str]) -> bool {
+        limits.is_empty() || routed(subject, routes).is_some_and(|subject| limits.iter().any(|pattern| matches(pattern, subject)))
+    }
+
     fn wants(&self, written: &Written, routes: u8) -> bool {
         self.matches(written.subject, routes) && !written.oversized() && written.is_readable()
     }
@@ -267,7 +299,9 @@ impl Judge {
             return self.is_concerned(source);
         }
         let mut spans = self.logs[source].spans.iter().filter(|(_, end)| index < *end).peekable();
-        spans.peek().is_some() && spans.all(|(routes, _)| self.matches(written.subject, *routes))
+        let spared = if index < self.spared_written[source] { self.spared } else { &[] };
+        spans.peek().is_some()
+            && spans.all(|(routes, _)| self.matches(written.subject, *routes) && self.stays(written.subject, *routes, spared))
     }
 
     /// By which routes a message may be shown in this block: nothing is made by routes that had ended, but for what a stream that was
@@ -282,7 +316,11 @@ impl Judge {
 
     /// Whether a message with this subject may be shown in this block, by the name of `shown`.
     fn may_show(&self, state: &State, source: usize, subject: &str, shown: Option<&str>) -> bool {
-        let fits = |routes| self.matches(subject, routes) && shown.is_none_or(|shown| Some(shown) == routed(subject, routes));
+        let fits = |routes| {
+            self.matches(subject, routes)
+                && self.stays(subject, routes, self.narrower)
+                && shown.is_none_or(|shown| Some(shown) == routed(subject, routes))
+        };
         self.shown_by(state, source).any(fits)
     }
 
@@ -1043,7 +1081,7 @@ impl Judge {
             let dropped = t.seq <= floors(epoch, t.source);
             let free = free || t.seq <= self.began[t.source];
             let early = matches!(self.volatile, Volatile::Since(since) if time < since);
-            if self.is_due(state, t) && !self.gone(state, t) && !early && !(dropped && (free || self.told_lost(t.source, t.seq))) {
+            if self.is_due(state, epoch, t) && !self.gone(state, t) && !early && !(dropped && (free || self.told_lost(t.source, t.seq))) {
                 return Err(format!("{} {:?} at {} was lost in silence before {seq} (told {told:?})", SOURCES[t.source], t.what, t.seq));
             }
         }
@@ -1054,10 +1092,12 @@ impl Judge {
     }
 
     /// Whether the client is to get what was taken in of a source without a log.
-    fn is_due(&self, state: &State, taken: &Taken) -> bool {
+    fn is_due(&self, state: &State, epoch: u32, taken: &Taken) -> bool {
+        let spared = if self.spared_taken.get(&epoch).is_some_and(|seq| taken.seq <= *seq) { self.spared } else { &[] };
+        let stays = |index: usize| self.stays(state.written[taken.source][index].subject, taken.routes, spared);
         match taken.what {
-            Handed::Message(index) => self.wants(&state.written[taken.source][index], taken.routes),
-            Handed::Oversized(index) => self.matches(state.written[taken.source][index].subject, taken.routes),
+            Handed::Message(index) => self.wants(&state.written[taken.source][index], taken.routes) && stays(index),
+            Handed::Oversized(index) => self.matches(state.written[taken.source][index].subject, taken.routes) && stays(index),
             Handed::Gap(_) => self.concerned[taken.source],
         }
     }
@@ -1128,16 +1168,19 @@ impl Judge {
         if let Some(source) = (0..2).find(|source| self.logs[*source].expects_unknown) {
             return Some(format!("it was not told that {} came back", SOURCES[source]));
         }
-        let due = |source: usize, w: &Written| match last.routes[source] {
-            Some(routes) if w.is_readable() => self.matches(w.subject, routes),
+        let due = |source: usize, index: usize, w: &Written| match last.routes[source] {
+            Some(routes) if w.is_readable() => {
+                let spared = if index < self.spared_written[source] { self.spared } else { &[] };
+                self.matches(w.subject, routes) && self.stays(w.subject, routes, spared)
+            }
             routes => routes.is_some() && self.concerned[source],
         };
         for (source, log) in self.logs.iter().enumerate() {
             let since = if let Mode::Since(time) = log.mode { time } else { Timestamp::default() };
-            let missing = |w: &&Written| !w.removed && w.time >= since && due(source, w);
+            let missing = |(index, w): &(usize, &Written)| !w.removed && w.time >= since && due(source, *index, w);
             if self.is_concerned(source)
                 && !matches!(log.mode, Mode::Unknown | Mode::Last(_))
-                && let Some(written) = state.written[source].iter().skip(log.next).find(missing)
+                && let Some((_, written)) = state.written[source].iter().enumerate().skip(log.next).find(missing)
             {
                 return Some(format!(
                     "{} at {} has not come ({:?}, {} of {})",
@@ -1150,7 +1193,7 @@ impl Judge {
             }
         }
         let Volatile::At(epoch, seq) = self.volatile else { return Some(format!("{:?}", self.volatile)) };
-        let later = |t: &&Taken| t.seq > seq && self.is_due(state, t);
+        let later = |t: &&Taken| t.seq > seq && self.is_due(state, epoch, t);
         state.taken.get(&epoch).and_then(|taken| taken.iter().find(later)).map(|t| format!("{t:?} has not come"))
     }
 }

@@ -17,20 +17,21 @@ use crate::event::Timestamp;
 use crate::support::{clock, random};
 
 const BRIDGES: usize = 3;
-/// What clients subscribe to.
-const FILTERS: [&[&str]; 12] = [
-    &[">"],
-    &["jet.>"],
-    &["rab.>"],
-    &["jet.a.1", "rab.b.1"],
-    &["shop.x", "jobs.>"],
-    &["core.>"],
-    &["*.a.*"],
-    &["rab.raw.1", "core.a"],
-    &["jobs.a"],
-    &["jet.a.*", "jet.b.>"],
-    &["nothing.here", "jet.b.1"],
-    &["*.b", "rab.a.1"],
+/// What clients subscribe to, and what a client that names no patterns may see at first, before its grant is widened to these. The same
+/// sources concern both. Empty: the client names its patterns.
+const FILTERS: [(&[&str], &[&str]); 12] = [
+    (&[">"], &["jet.a.1", "rab.b.1", "jobs.a", "core.b"]),
+    (&["jet.>"], &["jet.a.1"]),
+    (&["rab.>"], &["rab.a.1"]),
+    (&["jet.a.1", "rab.b.1"], &[]),
+    (&["shop.x", "jobs.>"], &["shop.x", "jobs.b"]),
+    (&["core.>"], &["core.b"]),
+    (&["*.a.*"], &["jet.a.1", "rab.a.1"]),
+    (&["rab.raw.1", "core.a"], &[]),
+    (&["jobs.a"], &[]),
+    (&["jet.a.*", "jet.b.>"], &["jet.b.1"]),
+    (&["nothing.here", "jet.b.1"], &[]),
+    (&["*.b", "rab.a.1"], &[]),
 ];
 
 fn one_in(count: u32) -> bool {
@@ -166,10 +167,10 @@ impl World {
         for slot in 0..BRIDGES {
             self.start(slot, 0);
         }
-        for (number, patterns) in FILTERS.iter().enumerate() {
+        for (number, (patterns, narrower)) in FILTERS.into_iter().enumerate() {
             let first = choose(&[Start::Now, Start::Earliest, Start::Since(Timestamp::default()), Start::Last]);
             let first = if first == Start::Last && !self.plan.has("last") { Start::Earliest } else { first };
-            self.executor.spawn(0, client::run(self.clone(), number, patterns.to_vec(), one_in(3), first));
+            self.executor.spawn(0, client::run(self.clone(), number, (patterns, narrower), one_in(3), first));
         }
         let mut written = 0;
         let mut next_fault = self.plan.calm;
@@ -408,6 +409,11 @@ impl World {
     pub(super) fn some_bridge(&self) -> Option<Rc<Bridge>> {
         let bridge = self.bridges.borrow()[random::in_range(0..BRIDGES)].clone();
         bridge.filter(|bridge| !bridge.is_draining())
+    }
+
+    /// A bridge that a client is at, unless it was killed.
+    pub(super) fn bridge(&self, epoch: u32) -> Option<Rc<Bridge>> {
+        self.bridges.borrow().iter().flatten().find(|bridge| bridge.epoch == epoch).cloned()
     }
 
     pub(super) fn opened(&self) {
