@@ -105,9 +105,36 @@ async fn a_stream_that_begins_or_consists_of_what_cannot_be_delivered_is_read_be
     assert_eq!(texts(&live.messages(1).await), ["50"]);
     let place = live.gaps()[0].position.unwrap();
     let fresh = to_the_tail(Reading::history(&bad, Start::Earliest).await.unwrap()).await;
-    assert_eq!(texts(&fresh.all()), ["50"]);
+    assert_eq!((texts(&fresh.all()), holes(&fresh.gaps())), (vec!["50".into()], vec![(None, Some(50))]));
     let again = to_the_tail(Reading::history(&bad, Start::After(place)).await.unwrap()).await;
     assert_eq!((texts(&again.all()), again.gaps()), (vec!["50".into()], vec![]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_between_many_that_cannot_be_delivered_arrive() {
+    let rabbit = broker().await;
+    for good in [0_u32, 2] {
+        let name = format!("islands-{good}");
+        let mut entries = Entries::to(rabbit.tls_port(), &name);
+        let (runs, mut readable, mut offset) = ([(good, 40), (3, 10), (2, 0)], Vec::new(), 0);
+        for (good, bad) in runs {
+            for n in 0..good + bad {
+                entries.publish(&if n < good { Entry::text(offset) } else { BAD });
+                readable.extend((n < good).then(|| offset.to_string()));
+                offset += 1;
+            }
+        }
+        let islands = stream(&rabbit, &name);
+        let behind = |n: u64| u64::from(good) + n;
+        let gaps = [(behind(0).checked_sub(1), Some(behind(40))), (Some(behind(42)), Some(behind(53)))];
+        let start = if good > 0 { Start::Earliest } else { Start::Recent { age: Duration::from_secs(600), bytes: 1 << 20 } };
+        let live = to_the_tail(Reading::insist(&islands, start).await).await;
+        assert_eq!((texts(&live.all()), holes(&live.gaps())), (readable.clone(), gaps.to_vec()), "{start:?}");
+        // At the beginning, or behind the first message.
+        let (start, first) = if good > 0 { (Start::After(live.all()[0].position.unwrap()), 1) } else { (Start::Earliest, 0) };
+        let history = to_the_tail(Reading::history(&islands, start).await.unwrap()).await;
+        assert_eq!((texts(&history.all()), holes(&history.gaps())), (readable[first..].to_vec(), gaps.to_vec()), "{start:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

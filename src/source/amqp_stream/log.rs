@@ -33,8 +33,10 @@ pub(super) const OVERHEAD: u64 = 300;
 /// The bounds of a stream that holds messages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Log {
-    /// The first message.
+    /// The first message that is known.
     pub(super) first: Position,
+    /// From where on there may be others before it, and what cannot be read.
+    pub(super) unread: Option<u64>,
     /// The first message at the wanted place or behind it, if there is one.
     pub(super) at: Option<Position>,
     /// The last message.
@@ -131,7 +133,7 @@ impl Look<'_> {
             Some(wanted) => self.wanted(wanted, ask, end).await?,
             None => None,
         };
-        Ok(Some(Log { first: self.place(&head)?, at, last: end, mean }))
+        Ok(Some(Log { first: self.place(&head)?, unread: None, at, last: end, mean }))
     }
 
     /// Waits for the first message of the last chunk. The stream's first message may come before it. Returns `None` when
@@ -289,12 +291,17 @@ pub(super) fn plan(start: Start, log: Option<&Log>) -> Plan {
         return Plan { gap, from: 0, expect: None, after: None, tail: None };
     };
     let tail = Some(log.last);
-    let including = |first: Position| Plan { gap: None, from: first.seq, expect: Some(first), after: None, tail };
+    let including = |first: Position| match log.unread.filter(|_| first == log.first) {
+        // The reader looks for itself, and tells what it cannot read.
+        Some(from) => Plan { gap: None, from, expect: None, after: None, tail },
+        None => Plan { gap: None, from: first.seq, expect: Some(first), after: None, tail },
+    };
     let excluding = |last: Position| Plan { gap: None, from: last.seq, expect: Some(last), after: Some(last.seq), tail };
     let anew = |reason, from: Position| {
         // What is left begins right behind this.
-        let position = log.first.seq.checked_sub(1).map(Position::unverified);
-        let gap = Gap { reason, from: Some(from.seq), to: Some(log.first.seq), position };
+        let to = log.unread.unwrap_or(log.first.seq);
+        let position = to.checked_sub(1).map(Position::unverified);
+        let gap = Gap { reason, from: Some(from.seq), to: Some(to), position };
         Plan { gap: Some(gap), ..including(log.first) }
     };
     match (start, log.at) {
@@ -322,6 +329,9 @@ pub(super) fn plan(start: Start, log: Option<&Log>) -> Plan {
             } else {
                 anew(GapReason::Reset, p)
             }
+        }
+        (Start::After(p), _) if log.unread.is_some() => {
+            Plan { from: p.seq.saturating_add(1), expect: None, after: Some(p.seq), ..including(log.first) }
         }
         (Start::After(p), _) if joins(p, log.first.seq) => including(log.first),
         (Start::After(p), _) => anew(GapReason::Retention, p),

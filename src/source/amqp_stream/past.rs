@@ -22,7 +22,9 @@ use crate::source::amqp::link::Link;
 /// So often the broker fails at an offset before it is passed.
 const TRIES: u32 = 2;
 /// So many offsets are passed one by one. Behind them the steps grow, since one entry may span many offsets.
-const SINGLE: u32 = 32;
+const SINGLE: usize = 32;
+/// So many of the offsets that grown steps have jumped over are tried, for there may be messages among them. Each costs a connection.
+const BACK: u32 = 256;
 
 /// A consumer and its connection.
 pub(super) struct Line {
@@ -67,6 +69,10 @@ impl Past<'_> {
 
     /// Reads on from an offset, behind what the broker cannot deliver there.
     pub(super) async fn pass(&self, from: u64) -> Result<Passed, SourceError> {
+        self.pass_and_look_back(from, BACK).await
+    }
+
+    async fn pass_and_look_back(&self, from: u64, mut back: u32) -> Result<Passed, SourceError> {
         for _ in 0..TRIES {
             match self.attach(at(from)).await? {
                 Brought::Message(line, first) => return Ok(Passed { line, first: Some(*first), skipped: None }),
@@ -74,24 +80,24 @@ impl Past<'_> {
                 Brought::Unreadable => {}
             }
         }
-        let (mut low, mut step, mut tried) = (from, 1, 0_u32);
+        // In ascending order.
+        let (mut bad, mut last, mut step) = (vec![from], from, 1_u64);
         let (mut high, mut passed) = loop {
-            let place = low.saturating_add(step);
+            let place = last.saturating_add(step);
             match self.attach(at(place)).await? {
-                Brought::Unreadable => low = place,
+                Brought::Unreadable => (last, step) = (place, if bad.len() < SINGLE { 1 } else { step.saturating_mul(2) }),
                 brought => break (place, brought),
             }
-            tried += 1;
-            if tried >= SINGLE {
-                step = step.saturating_mul(2);
-            }
+            bad.push(last);
         };
-        // A grown step may have gone too far.
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            match self.attach(at(middle)).await? {
-                Brought::Unreadable => low = middle,
-                brought => (high, passed) = (middle, brought),
+        while let Some(place) = untried(&bad, high, &mut back) {
+            let behind = bad.partition_point(|bad| *bad < place);
+            match self.attach(at(place)).await? {
+                Brought::Unreadable => bad.insert(behind, place),
+                brought => {
+                    bad.truncate(behind);
+                    (high, passed) = (place, brought);
+                }
             }
         }
         let (line, first) = match passed {
@@ -104,13 +110,14 @@ impl Past<'_> {
 
     /// Reads the bounds of the stream, where [`super::log::look`] cannot.
     pub(super) async fn bounds(&self, ask: Ask) -> Result<Option<Log>, SourceError> {
-        let first = match self.attach(word("first")).await? {
-            Brought::Message(line, delivery) => Some(self.place(&line, &delivery)?),
+        let (first, unread) = match self.attach(word("first")).await? {
+            Brought::Message(line, delivery) => (Some(self.place(&line, &delivery)?), None),
             Brought::Unreadable => {
-                let passed = self.pass(0).await?;
-                passed.first.map(|delivery| self.place(&passed.line, &delivery)).transpose()?
+                // Connecting may not take long. The reader looks back itself.
+                let passed = self.pass_and_look_back(0, 0).await?;
+                (passed.first.map(|delivery| self.place(&passed.line, &delivery)).transpose()?, passed.skipped.map(|(from, _)| from))
             }
-            Brought::Nothing(_) => None,
+            Brought::Nothing(_) => (None, None),
         };
         let Some(first) = first else { return Ok(None) };
         let at = match ask.value() {
@@ -123,7 +130,7 @@ impl Past<'_> {
             },
         };
         let last = self.end(at.map_or(first, |at| if at.seq > first.seq { at } else { first })).await?;
-        Ok(Some(Log { first, at, last, mean: OVERHEAD }))
+        Ok(Some(Log { first, unread, at, last, mean: OVERHEAD }))
     }
 
     /// The last offset that is not behind the end, at or behind one that is known: reached in steps that grow, then shrink.
@@ -150,6 +157,19 @@ impl Past<'_> {
     }
 }
 
+/// The next offset to be tried, before the first that is known to be readable: until that one's neighbour cannot be read, and then in
+/// the widest part that was jumped over, `back` times.
+fn untried(bad: &[u64], readable: u64, back: &mut u32) -> Option<u64> {
+    let last = *bad.last()?;
+    let (from, to) = if readable - last > 1 {
+        (last, readable)
+    } else {
+        *back = back.checked_sub(1)?;
+        bad.windows(2).map(|pair| (pair[0], pair[1])).max_by_key(|(from, to)| to - from)?
+    };
+    (to - from > 1).then(|| from + (to - from) / 2)
+}
+
 impl Line {
     /// Reads over a connection, from a place on.
     pub(super) async fn open(link: Arc<Link>, queue: &ShortString, prefetch: u16, spec: AMQPValue) -> Result<Self, SourceError> {
@@ -168,5 +188,27 @@ impl Line {
             Ok(None) => Err(lost(queue, None)),
             Err(_) => Ok(Brought::Nothing(self)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_jumped_over_is_looked_at_until_all_is_known_or_it_takes_too_long() {
+        let tried = |bad: &[u64], readable: u64, mut back: u32| {
+            let mut bad = bad.to_vec();
+            while let Some(place) = untried(&bad, readable, &mut back) {
+                bad.insert(bad.partition_point(|bad| *bad < place), place);
+            }
+            bad
+        };
+        assert_eq!(tried(&[7], 8, 9), [7]);
+        assert_eq!(tried(&[1, 2, 4, 8], 16, 100), (1..16).collect::<Vec<_>>());
+        // The neighbour of what is readable is always known.
+        assert_eq!(tried(&[0, 1 << 20], 1 << 21, 0).last(), Some(&((1 << 21) - 1)));
+        let coarse = tried(&[0, 1 << 20], (1 << 20) + 1, 255);
+        assert_eq!(coarse, (0..=256).map(|n| n << 12).collect::<Vec<_>>());
     }
 }

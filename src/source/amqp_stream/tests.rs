@@ -9,7 +9,7 @@ fn message(seq: u64) -> Position {
 }
 
 fn log(first: u64, at: Option<u64>, last: u64) -> Log {
-    Log { first: message(first), at: at.map(message), last: message(last), mean: 1000 }
+    Log { first: message(first), unread: None, at: at.map(message), last: message(last), mean: 1000 }
 }
 
 fn of(start: Start, log: &Log) -> Plan {
@@ -66,4 +66,22 @@ fn a_window_is_filled_by_age_and_about_by_bytes() {
     assert_eq!(of(recent(10_000), &log(0, Some(50), 100)).from, 90);
     let nothing = of(recent(10_000), &log(0, None, 100));
     assert_eq!((nothing.after, nothing.tail), (Some(100), Some(message(100))));
+}
+
+#[test]
+fn a_beginning_that_cannot_be_read_is_left_to_the_reader() {
+    let log = Log { unread: Some(0), ..log(50, None, 90) };
+    let recent = Start::Recent { age: Duration::from_secs(600), bytes: 1 << 20 };
+    for (start, log) in [(Start::Earliest, log), (recent, Log { at: Some(log.first), ..log })] {
+        let plan = of(start, &log);
+        assert_eq!((plan.gap, plan.from, plan.expect, plan.after, plan.tail), (None, 0, None, None, Some(message(90))));
+    }
+    // Behind the place of a client that knows of some of it already.
+    for place in [Position::unverified(20), Position::unverified(49), message(3)] {
+        let plan = of(Start::After(place), &log);
+        assert_eq!((plan.gap, plan.from, plan.expect, plan.after), (None, place.seq + 1, None, Some(place.seq)));
+    }
+    let reset = of(Start::After(message(99)), &log);
+    assert_eq!(reset.gap.map(|gap| (gap.to, gap.position)), Some((Some(0), None)));
+    assert_eq!(reset.from, 0);
 }
