@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use brokercast::internals::{Adapter, GapReason, Item, Message, Position, Start, Timestamp};
+use brokercast::internals::{Adapter, ErrorKind, GapReason, Item, Message, Position, SourceError, Start, Timestamp};
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
@@ -313,4 +313,29 @@ async fn histories_do_not_wait_for_one_anothers_attempts_to_connect() {
     };
     // The broker has ten seconds to answer one attempt.
     timeout(Duration::from_secs(8), all).await.expect("each tries at once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_partition_before_others_is_an_error_that_names_both() {
+    let rabbit = Rabbit::start().await;
+    let client = rabbit.client().await;
+    let declare = async |number: u8| declare_small(&client, &format!("parted-{number}"), 1 << 20, 1 << 30).await;
+    let parted = source("parted", json!({ "url": rabbit.url(), "queue": "parted", "queue_type": "super_stream" }));
+    let names = |error: &SourceError, missing: u8, there: u8| {
+        assert_eq!(error.kind(), ErrorKind::Missing);
+        let text = chain(error);
+        assert!(text.contains(&format!("`parted-{missing}` is missing, though `parted-{there}` is there")), "{text}");
+    };
+    declare(0).await;
+    declare(3).await;
+    names(&Reading::open(&parted, Start::Now).await.err().unwrap(), 1, 3);
+    let faults = parted.check().await;
+    names(&faults[0], 1, 3);
+    assert_eq!(faults.len(), 1);
+    // Added while it is read.
+    declare(1).await;
+    declare(2).await;
+    let mut live = Reading::open(&parted, Start::Now).await.unwrap();
+    declare(5).await;
+    names(&live.broken().await.0, 4, 5);
 }

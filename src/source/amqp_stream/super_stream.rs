@@ -1,7 +1,8 @@
 //! Super streams: several streams, one for each partition, which publishers choose among. Each is read like a stream of its own.
 //!
 //! AMQP 0-9-1 lists no partitions. Where none are written, they are `NAME-0`, `NAME-1` and so on, until one is missing; that is
-//! looked at at each connect, and every few seconds, since partitions can be added.
+//! looked at at each connect, and every few seconds, since partitions can be added. A missing one before others is an error: what
+//! is in the others would not be read.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,10 @@ use crate::source::{Adapter, SourceError};
 
 /// Between two looks for more partitions.
 const EVERY: Duration = Duration::from_secs(10);
+/// So many numbers behind the first missing one are looked at.
+const AHEAD: usize = 8;
+/// Likewise between two connects: the broker's log has an error for each queue that is asked for in vain.
+const AHEAD_LATER: usize = 1;
 
 /// A super stream, as the reader of its first partition knows it.
 pub(super) struct SuperStream {
@@ -53,15 +58,25 @@ fn part(config: &Config, source: &SourceName, queue: String) -> Part {
 impl SuperStream {
     /// Looks for partitions behind those that are known.
     pub(super) async fn look(&self, link: &Link) -> Result<(), SourceError> {
+        self.look_ahead(link, AHEAD).await
+    }
+
+    async fn look_ahead(&self, link: &Link, ahead: usize) -> Result<(), SourceError> {
         let Some(base) = &self.base else { return Ok(()) };
-        let (known, mut found) = (self.parts.names().len(), Vec::new());
-        loop {
-            let name = format!("{base}-{}", known + found.len());
-            if !is_there(link, &name).await? {
-                return self.parts.add(found);
-            }
-            found.push(part(&self.config, &self.source, name));
+        let name = |number| format!("{base}-{number}");
+        let (mut missing, mut found) = (self.parts.names().len(), Vec::new());
+        while is_there(link, &name(missing)).await? {
+            found.push(part(&self.config, &self.source, name(missing)));
+            missing += 1;
         }
+        for later in missing + 1..=missing + ahead {
+            if is_there(link, &name(later)).await? {
+                let (missing, later) = (name(missing), name(later));
+                let what = format!("partition `{missing}` is missing, though `{later}` is there (`partitions` can list those to be read)");
+                return Err(SourceError::missing(what));
+            }
+        }
+        self.parts.add(found)
     }
 }
 
@@ -88,6 +103,6 @@ pub(super) fn growth(whole: Option<&Arc<SuperStream>>) -> Option<Recurring> {
     let whole = whole.filter(|whole| whole.base.is_some())?.clone();
     Some(Recurring::new(EVERY, EVERY, move |link| {
         let whole = whole.clone();
-        Box::pin(async move { whole.look(&link).await })
+        Box::pin(async move { whole.look_ahead(&link, AHEAD_LATER).await })
     }))
 }
