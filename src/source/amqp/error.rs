@@ -73,7 +73,7 @@ fn answered(error: &AMQPError) -> ErrorKind {
             // The broker goes down, or its operator has closed the connection.
             AMQPHardError::CONNECTIONFORCED | AMQPHardError::RESOURCEERROR => ErrorKind::Lost,
             AMQPHardError::INVALIDPATH => ErrorKind::Missing,
-            AMQPHardError::NOTALLOWED => vhost(error.get_message().as_str()),
+            AMQPHardError::NOTALLOWED => not_allowed(error.get_message().as_str()),
             AMQPHardError::NOTIMPLEMENTED => ErrorKind::Configuration,
             // Errors of frames and of commands, and the broker's own faults.
             _ => ErrorKind::Protocol,
@@ -81,9 +81,11 @@ fn answered(error: &AMQPError) -> ErrorKind {
     }
 }
 
-/// RabbitMQ has one code for a vhost that does not exist, one that it has not brought up, and one that is not ours.
-fn vhost(said: &str) -> ErrorKind {
+/// RabbitMQ has one code for a vhost that does not exist, one that it has not brought up, one that is not ours, and a user, a vhost or
+/// a node that has as many connections or channels as it may have.
+fn not_allowed(said: &str) -> ErrorKind {
     match said {
+        said if said.contains(" limit (") || said.contains(" limit of (") => ErrorKind::Lost,
         said if said.contains("not found") => ErrorKind::Missing,
         said if said.contains("is down") => ErrorKind::Lost,
         _ => ErrorKind::Denied,
@@ -106,6 +108,8 @@ mod tests {
             (530, "NOT_ALLOWED - vhost v not found", ErrorKind::Missing),
             (530, "NOT_ALLOWED - vhost 'v' is down", ErrorKind::Lost),
             (530, "NOT_ALLOWED - access to vhost 'v' refused for user 'u'", ErrorKind::Denied),
+            (530, "NOT_ALLOWED - access to vhost 'v' refused for user 'u': user connection limit (1) is reached", ErrorKind::Lost),
+            (530, "NOT_ALLOWED - access to vhost 'v' refused for user 'u': connection limit (1) is reached", ErrorKind::Lost),
             (540, "NOT_IMPLEMENTED - prefetch_size!=0 (1)", ErrorKind::Configuration),
             (501, "FRAME_ERROR - type 9", ErrorKind::Protocol),
             (541, "INTERNAL_ERROR", ErrorKind::Protocol),
