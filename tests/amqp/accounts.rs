@@ -83,7 +83,11 @@ async fn all_that_is_wrong_is_found_at_once_with_its_key_and_nothing_is_made() {
         (
             all,
             json!({ "queue_type": "super_stream", "partitions": ["none-0", "stream", "classic", "none-1"] }),
-            vec!["queue `none-0`", "queue `classic` is no stream", "queue `none-1`"],
+            vec![
+                "queue `none-0` is not there yet (`partitions`;",
+                "queue `classic` is no stream",
+                "queue `none-1` is not there yet (`partitions`;",
+            ],
         ),
         (all, json!({ "url": dead, "queue_type": "super_stream", "partitions": ["none-0", "none-1"] }), vec!["(`url`)"]),
         (all, json!({ "exchange": "new" }), vec![]),

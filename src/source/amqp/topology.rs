@@ -16,7 +16,7 @@ use lapin::{ExchangeKind, Queue};
 use parking_lot::Mutex;
 
 use super::Amqp;
-use super::config::{Binding, Declare, ExchangeType, Origin, QueueType};
+use super::config::{Binding, Declare, ExchangeType, Origin, Partitions, QueueType};
 use super::error::{failed, is, said};
 use super::link::{Link, answer, short};
 use super::queue::OFFSET;
@@ -253,11 +253,15 @@ pub(super) async fn find_queue(link: &Link, name: &str, source: &Amqp, make: boo
     if is(&error, NOTFOUND) {
         source.memory.is_gone(missing);
     }
-    let made = if source.config.partitions.is_some() { "`rabbitmq-streams add_super_stream`" } else { "`declare: true`" };
+    let (key, made) = match &source.config.partitions {
+        Some(Partitions::Named(..)) => ("partitions", "`rabbitmq-streams add_super_stream`"),
+        Some(Partitions::Counted(_)) => ("queue", "`rabbitmq-streams add_super_stream`"),
+        None => ("queue", "`declare: true`"),
+    };
     match (missing, make) {
         (true, true) => Ok(false),
-        (true, false) => Err(SourceError::missing(format!("queue `{name}` is not there yet (`queue`; {made} would make it)"))),
-        (false, _) => Err(failed(format!("cannot use queue `{name}` (`queue`)"), error)),
+        (true, false) => Err(SourceError::missing(format!("queue `{name}` is not there yet (`{key}`; {made} would make it)"))),
+        (false, _) => Err(failed(format!("cannot use queue `{name}` (`{key}`)"), error)),
     }
 }
 
