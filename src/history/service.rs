@@ -105,6 +105,12 @@ impl Histories {
         self.log(source).is_some_and(|known| known.log.adapter.keeps_last())
     }
 
+    /// Whether the source is connected.
+    #[must_use]
+    pub(crate) fn is_up(&self, source: SourceKey) -> bool {
+        self.log(source).is_some_and(|known| (known.log.up)())
+    }
+
     /// Whether the broker can send only some subjects of its log.
     #[must_use]
     pub(crate) fn selects(&self, source: SourceKey) -> bool {

@@ -451,6 +451,36 @@ fn a_log_that_grows_behind_its_end_is_read_on_though_another_waits_at_its_own() 
 }
 
 #[test]
+fn the_beginnings_of_all_logs_are_read_before_more_of_any() {
+    for from in [Point::Earliest, Point::Since(1)] {
+        let (hub, streams, now) = bare();
+        let place = Position::unverified;
+        let mut down = source("down", Arc::new(KeepsLast));
+        down.log.up = Arc::new(|| false);
+        let logs = [source("one", Arc::new(KeepsLast)), down, source("two", Arc::new(KeepsLast))].map(|of| streams.add(of, now));
+        for log in logs {
+            hub.publish(log, &mut vec![Input::Tail(Some(place(9)))], now);
+        }
+        let mut stream = streams.open(Request { begin: Begin::At(from), ..request(">") }, now);
+        let mut read = |log: usize, seq: u64| {
+            sent(&mut stream, now);
+            let Step::Wait { history: Some(request), .. } = stream.step(now) else { panic!("it reads no log") };
+            assert_eq!(request.source, logs[log], "{from:?}");
+            let message = Message::new("a.b".parse().unwrap(), Bytes::new(), now, Some(place(seq)));
+            stream.read(&mut vec![Item::Message(message)]);
+        };
+        read(0, 3);
+        read(2, 5);
+        // Of one that is not connected nothing can be read now.
+        read(2, 6);
+        read(2, 7);
+        let text = sent(&mut stream, now);
+        let id = text.lines().rev().find_map(|line| line.strip_prefix("id: ")).unwrap();
+        assert_eq!(["one", "two"].map(|name| point(id, name)), [3, 7].map(|seq| Some(Point::At(place(seq)))));
+    }
+}
+
+#[test]
 fn nobody_who_is_a_moment_behind_gets_events_of_routes_that_were_changed() {
     let (hub, streams, now) = bare();
     let old = streams.add(source("core", volatile(">")), now);

@@ -8,6 +8,7 @@ use crate::cursor::{Point, Position};
 use crate::event::{Event, Gap, GapReason, Message, SourceKey};
 use crate::frame;
 use crate::history;
+use crate::hub::State;
 use crate::route::Router;
 use crate::source::Item;
 use crate::subject::Pattern;
@@ -49,14 +50,23 @@ impl CatchUp {
         let warm = followed(&self.sources, &state).filter(|(_, of)| of.warm()).map(|(source, _)| source);
         // The windows of those that are at their logs' ends need not be there yet: the others come first.
         let pending = warm.filter(|source| self.sources[*source].track == Track::Pending && !windows_only(*source));
-        // And each comes in its turn.
-        let chosen = pending.min_by_key(|source| (self.sources[*source].at_tail, *source <= self.read_last, *source));
+        // Then those whose beginning is to be found, and each in its turn.
+        let order = |s: &usize| (self.sources[*s].at_tail, !self.has_no_position(*s), *s <= self.read_last, *s);
+        let chosen = pending.min_by_key(order);
         drop(state);
         if let Some(source) = chosen {
             self.readings = self.readings.wrapping_add(1);
             self.read_last = source;
             self.task = Task::History(Reading { source, number: self.readings, last: BTreeMap::new(), last_bytes: 0, reached: None });
         }
+    }
+
+    /// Whether nothing of a log that can be read has been read yet: as long as the client's id has no position of it, it does not show
+    /// what retention takes of the log's beginning.
+    fn has_no_position(&self, source: usize) -> bool {
+        let of = &self.sources[source];
+        let none = matches!(self.point(source), Some(Point::Earliest | Point::Since(_)));
+        none && of.is_to_be_read() && self.streams.histories.is_up(of.info.key)
     }
 
     /// What is to be read.
@@ -113,6 +123,15 @@ impl CatchUp {
                 }
                 Item::Tail(position) => self.read_tail(source, position),
             }
+        }
+        self.let_others_begin(source);
+    }
+
+    /// A log of which the client has a position waits for those of which it has none.
+    fn let_others_begin(&mut self, source: usize) {
+        let others = |state: &State| followed(&self.sources, state).any(|(other, of)| of.warm() && self.has_no_position(other));
+        if matches!(self.point(source), Some(Point::At(_))) && others(&self.streams.hub.state()) {
+            self.end_history(source);
         }
     }
 
