@@ -52,6 +52,7 @@ pub(super) enum Start {
 }
 
 /// What one client has had of a log.
+#[derive(Clone)]
 struct Follower {
     mode: Mode,
     /// Everything written before this index was sent or accounted for.
@@ -167,6 +168,7 @@ impl Counts {
 pub(super) type Floors<'a> = &'a dyn Fn(u32, usize) -> u64;
 
 /// See the module.
+#[derive(Clone)]
 pub(super) struct Judge {
     pub(super) patterns: Vec<&'static str>,
     /// What the open stream is still limited to; empty: nothing.
@@ -1151,16 +1153,19 @@ impl Judge {
     }
 
     /// After quiet: what the client has not got.
-    pub(super) fn missing(&mut self, state: &State) -> Option<String> {
+    pub(super) fn missing(&self, state: &State) -> Option<String> {
         let configs = state.configs(self.epoch);
         let last = configs.last()?;
-        // Where nothing has come since the sources changed last, the id may have known all of them before.
+        // Where nothing has come since the sources changed last, the id may have known all of them before. What does come may have
+        // been made before that all the same, so this judge does not change.
         let knows = |source: usize| last.names[source].is_none_or(|name| self.follower(source, name).point.is_some());
-        if (0..2).all(|source| !self.concerned[source] || knows(source)) {
-            while self.config + 1 < configs.len() {
-                self.config += 1;
-                self.enter(configs, self.config);
+        if self.config + 1 < configs.len() && (0..2).all(|source| !self.concerned[source] || knows(source)) {
+            let mut later = self.clone();
+            while later.config + 1 < configs.len() {
+                later.config += 1;
+                later.enter(configs, later.config);
             }
+            return later.missing(state);
         }
         if (0..2).any(|source| self.concerned[source] && self.names[source] != last.names[source]) {
             return Some(format!("its ids know {:?} of {:?}", self.names, last.names));

@@ -221,8 +221,7 @@ impl World {
             }
             sleep(Duration::from_secs(1)).await;
             let state = self.broker.state.lock();
-            let mut judges = self.judges.borrow_mut();
-            missing = judges.iter_mut().find_map(|(number, judge)| Some((*number, judge.missing(&state)?)));
+            missing = self.judges.borrow().iter().find_map(|(number, judge)| Some((*number, judge.missing(&state)?)));
             if missing.is_none() && !state.queue.is_empty() {
                 missing = Some((99, format!("{} messages are left in the queue", state.queue.len())));
             }
