@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::broker::{Broker, CORE, Fault, Handed, Issued, JET, JOBS, Link, RAB, SOURCES, SUBJECTS, State, told};
+use super::broker::{Broker, CORE, Fault, Handed, Issued, JET, JOBS, Link, RAB, SOURCES, SUBJECTS, State, Written, told};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, Timestamp};
 use crate::source::{Adapter, Connection, Item, SourceError, Start};
@@ -343,6 +343,12 @@ impl LogReader {
             if anew || beyond || other {
                 Some((gap(GapReason::Reset), false))
             } else if joins || place.seq >= first {
+                let is_old = |written: &Written| written.until <= state.logs[source].borders.len() && written.position() == place;
+                if place.seq < first
+                    && let Some(index) = state.written[source].iter().rposition(is_old)
+                {
+                    state.logs[source].passed.insert(index);
+                }
                 None
             } else {
                 Some((gap(Self::why(state, source, place.seq)), true))

@@ -444,7 +444,10 @@ impl source::Intake for Witness {
                 let id = self.inner.take(items).await;
                 let mut state = self.broker.state.lock();
                 let borders = state.links[self.slot][self.source].borders;
-                state.noticed.insert((self.epoch, self.source), borders);
+                let noticed = state.noticed.entry((self.epoch, self.source)).or_default();
+                if noticed.last().is_none_or(|(_, before)| *before < borders) {
+                    noticed.push((self.broker.changes.fetch_add(1, Ordering::Relaxed) + 1, borders));
+                }
                 return id;
             }
             let taken = self.look(items);

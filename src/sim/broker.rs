@@ -115,6 +115,8 @@ pub(super) struct Written {
     pub(super) removed: bool,
     /// A crash took it: of one whom nobody had read, nothing tells.
     pub(super) cut: bool,
+    /// The number of the border that took it: it is not in the logs from there on.
+    pub(super) until: usize,
     /// No message: from here on the log's positions mean something else.
     pub(super) border: bool,
     /// What made it unreadable: no reader is given it. 0: it is readable.
@@ -130,8 +132,8 @@ pub(super) struct Written {
 impl Written {
     fn new(seq: u64, subject: &'static str, payload: Bytes) -> Self {
         let (removed, cut, border, late, requeued_by) = (false, false, false, Vec::new(), Vec::new());
-        let (time, removed_by, unreadable) = (Timestamp::now(), 0, 0);
-        Self { seq, subject, payload, time, removed, cut, border, unreadable, removed_by, late, requeued_by }
+        let (time, until, removed_by, unreadable) = (Timestamp::now(), usize::MAX, 0, 0);
+        Self { seq, subject, payload, time, removed, cut, until, border, unreadable, removed_by, late, requeued_by }
     }
 
     /// Nothing can be computed from what cannot be read.
@@ -189,6 +191,9 @@ pub(super) struct Log {
     pub(super) purged: u64,
     /// Somebody read on from a place without a check after the log had been made anew: nothing tells that from the old one.
     pub(super) blind: bool,
+    /// Somebody read on from these messages of a log that is gone, as indices of what was written: what stood at their places in the
+    /// log of now was gone too, and the next message was there.
+    pub(super) passed: BTreeSet<usize>,
     /// Messages left in this segment of a RabbitMQ stream.
     segment: u32,
     /// The gaps that readers were told, each with the numbers of borders then.
@@ -293,8 +298,8 @@ pub(super) struct State {
     pub(super) links: [[Link; 4]; 3],
     /// By epoch and source.
     pub(super) handed: BTreeMap<(u32, usize), VecDeque<Handed>>,
-    /// By epoch and source: so many borders of the log the bridge has noticed.
-    pub(super) noticed: BTreeMap<(u32, usize), usize>,
+    /// By epoch and source: so many borders of the log the bridge has noticed, each with the number of the change that this was.
+    pub(super) noticed: BTreeMap<(u32, usize), Vec<(u64, usize)>>,
     /// By epoch: what was taken in of sources without a log.
     pub(super) taken: BTreeMap<u32, Vec<Taken>>,
     /// The fault that happens at this moment.
@@ -316,7 +321,7 @@ pub(super) struct State {
 pub(super) struct Broker {
     pub(super) state: Mutex<State>,
     pub(super) changed: [Notify; 4],
-    /// How often the sources of any bridge have changed.
+    /// How often the sources of any bridge, or what it knows of a log, have changed.
     pub(super) changes: Arc<AtomicU64>,
 }
 
@@ -406,6 +411,13 @@ impl State {
         self.configs(epoch).partition_point(|config| config.from <= changes).saturating_sub(1)
     }
 
+    /// So many borders of a log a bridge had noticed after so many changes.
+    pub(super) fn noticed(&self, epoch: u32, source: usize, changes: u64) -> usize {
+        let noticed = self.noticed.get(&(epoch, source)).map_or(&[][..], Vec::as_slice);
+        let at = noticed.partition_point(|(from, _)| *from <= changes);
+        noticed[..at].last().map_or(0, |(_, borders)| *borders)
+    }
+
     /// A log's last message, or where it would be.
     pub(super) fn end(&self, source: usize) -> Option<Position> {
         let log = &self.logs[source];
@@ -478,17 +490,23 @@ impl State {
         log.next = u64::from(source == JET);
         log.segment = 0;
         log.purged = 0;
+        let number = log.borders.len() + 1;
+        for written in &mut self.written[source] {
+            written.until = written.until.min(number);
+        }
         self.border(source);
     }
 
     /// A crash takes the newest messages; their sequences are used again.
     pub(super) fn cut(&mut self, source: usize, count: usize) {
+        let number = self.logs[source].borders.len() + 1;
         for _ in 0..count {
             if self.logs[source].live.len() > usize::from(source == RAB)
                 && let Some(index) = self.logs[source].live.pop_back()
             {
                 let written = &mut self.written[source][index];
-                (written.removed, written.cut, written.removed_by) = (true, true, self.fault.unwrap_or_default());
+                (written.removed, written.cut, written.until) = (true, true, number);
+                written.removed_by = self.fault.unwrap_or_default();
                 self.logs[source].next = self.written[source][index].seq;
             }
         }

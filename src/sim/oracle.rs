@@ -63,7 +63,7 @@ struct Follower {
     passed: Option<Point>,
     /// Gaps that were told since.
     gaps: Vec<(Option<u64>, Option<u64>)>,
-    /// So many borders were told.
+    /// Which of the logs it stands in, by what it was told and sent: so many borders are before it.
     borders: usize,
     /// The last id's point.
     point: Option<Point>,
@@ -71,8 +71,6 @@ struct Follower {
     unverified: bool,
     /// When the stream was opened, or its last reset was told, the bridge had not noticed yet that the log was made anew or cut.
     stale: bool,
-    /// It was told a reset by such a bridge since: it may have gone back into the old log, and is told again behind that.
-    went_back: bool,
     /// The bridge has to say first that the client's id knew nothing of this source.
     expects_unknown: bool,
     /// The source was gone for a while since the last id, or had another name.
@@ -93,7 +91,6 @@ impl Follower {
             point: None,
             unverified: false,
             stale: false,
-            went_back: false,
             expects_unknown: false,
             left: false,
             newest_lost: false,
@@ -106,6 +103,7 @@ impl Follower {
         self.gaps.clear();
         self.spans.clear();
         self.next = 0;
+        self.borders = 0;
         self.unverified = true;
         self.mode = Mode::Unknown;
         self.expects_unknown = false;
@@ -144,7 +142,8 @@ pub(super) struct Counts {
     pub(super) unverified: u64,
     /// A reset that was told again by a bridge whose window still held the old log.
     pub(super) stale: u64,
-    /// Lost where a log was made anew, and read on from a place without a check.
+    /// Lost where a log was made anew, and read on from a place without a check, or from one of which the log of now has nothing to
+    /// compare.
     pub(super) blind: u64,
     /// Two messages with the same sequence and the same check.
     pub(super) collisions: u64,
@@ -443,7 +442,7 @@ impl Judge {
         (self.began_at, self.before, self.mark) = (from, from, from);
         self.swap();
         for (source, log) in self.logs.iter_mut().enumerate() {
-            log.stale = log.went_back || !has_noticed(state, epoch, source);
+            log.stale = state.noticed(epoch, source, u64::MAX) < state.logs[source].borders.len();
         }
         self.gaps.clear();
         self.restarted.clear();
@@ -538,7 +537,7 @@ impl Judge {
                 if *source < 2 {
                     self.gap(state, *source, (reason, *from, *to), block)?;
                 } else {
-                    told = self.volatile_gap(state, floors, *source, (reason, *from, *to), block)?;
+                    told = self.volatile_gap(state, floors, *source, (reason, *from, *to))?;
                 }
             }
         }
@@ -652,10 +651,26 @@ impl Judge {
         if log.mode == Mode::Follow && index < log.next {
             return Err(format!("{} {index} came twice or late: all before {} had come", written.subject, log.next));
         }
+        self.enter_log(state, source, index)?;
         self.pass(state, source, index).map_err(|error| format!("before {} {index}: {error}", written.subject))?;
         let log = &mut self.logs[source];
         log.next = index + 1;
         (log.point, log.passed) = (Some(Point::At(written.position())), Some(Point::At(written.position())));
+        Ok(())
+    }
+
+    /// The client stands at a message, and so in a log that has it.
+    fn enter_log(&mut self, state: &State, source: usize, index: usize) -> Result<(), String> {
+        let log = &mut self.logs[source];
+        let until = state.written[source][index].until;
+        if until > log.borders {
+            log.borders = log.borders.max(state.logs[source].borders.partition_point(|border| *border < index));
+        } else if state.noticed(self.epoch, source, self.mark) < log.borders {
+            // The bridge's window still holds an old log, into which it leads back. It tells the reset again behind that.
+            log.borders = until - 1;
+        } else {
+            return Err(format!("{index} is not in log {}, and the bridge knew that", log.borders));
+        }
         Ok(())
     }
 
@@ -667,6 +682,8 @@ impl Judge {
             let mut removed = false;
             // A position that is gone from the new log is not compared: the gap then has the new log's numbers.
             let crossed = state.logs[source].borders.iter().any(|border| (log.next..to).contains(border));
+            let mut passed = state.logs[source].passed.range(log.next.saturating_sub(1)..);
+            let is_blind = state.logs[source].blind || passed.next().is_some_and(|passed| *passed < to);
             for (index, written) in state.written[source].iter().enumerate().take(to).skip(log.next) {
                 removed |= written.removed;
                 if !self.must_know(source, index, written) {
@@ -683,7 +700,7 @@ impl Judge {
                     Mode::Since(time) => written.removed || written.time < *time,
                     _ => written.removed,
                 };
-                if !excused && crossed && (state.logs[source].blind || log.unverified) {
+                if !excused && crossed && (is_blind || log.unverified) {
                     blind += 1;
                 } else if !excused {
                     let how = if written.removed { "in silence" } else { "though it is in the log" };
@@ -733,12 +750,6 @@ impl Judge {
             return Ok(());
         }
         let index = self.find(state, source, position)?;
-        let log = &mut self.logs[source];
-        let borders = state.logs[source].borders.partition_point(|border| *border < index);
-        // Where a log was only cut, a bridge that has not noticed leads on in the old one.
-        log.went_back |= log.stale && state.written[source][index].cut;
-        log.went_back &= borders < log.borders;
-        log.borders = log.borders.max(borders);
         let log = &self.logs[source];
         match &log.mode {
             Mode::Follow if index + 1 < log.next => {
@@ -747,6 +758,7 @@ impl Judge {
             Mode::Last(seen) if source == JET => self.newest(state, seen, index)?,
             _ => {}
         }
+        self.enter_log(state, source, index)?;
         self.pass(state, source, index + 1).map_err(|error| format!("its id says {index} ({position:?}): {error}"))?;
         let log = &mut self.logs[source];
         (log.next, log.passed) = (index + 1, Some(now));
@@ -907,14 +919,13 @@ impl Judge {
             None => return Err(format!("{gap:?} is none that a reader was told of; the client stood at {stood:?}")),
         };
         let border = state.logs[source].borders.get(borders.wrapping_sub(1));
+        let noticed = state.noticed(self.epoch, source, self.mark);
         if borders <= log.borders {
-            let log = &mut self.logs[source];
             // Where a log was only cut, what is before that stands in both: the bridge's window had it, and went on in the old one.
             let in_both = border.is_some_and(|border| log.next <= *border);
             if log.unverified {
                 self.counts.unverified += 1;
-            } else if log.stale && (by_window || log.went_back || in_both) {
-                log.went_back |= by_window;
+            } else if by_window && noticed < log.borders || log.stale && in_both {
                 self.counts.stale += 1;
             } else {
                 return Err(format!("{gap:?}: {borders} resets were told before"));
@@ -928,7 +939,7 @@ impl Judge {
         log.gaps.clear();
         log.unverified = false;
         // The log's reader may have told it while the live one knew nothing yet.
-        log.stale = log.went_back || !has_noticed(state, self.epoch, source);
+        log.stale = noticed < log.borders;
         Ok(())
     }
 
@@ -938,7 +949,6 @@ impl Judge {
         floors: Floors<'_>,
         source: usize,
         gap: (&str, Option<u64>, Option<u64>),
-        block: &Block,
     ) -> Result<Option<(usize, Handed)>, String> {
         let (reason, from, to) = gap;
         match reason {
@@ -956,10 +966,9 @@ impl Judge {
                 _ => Err(format!("restart of {} from {from:?} to {to:?}, at {:?}", SOURCES[source], self.volatile)),
             },
             "retention" => {
-                let epoch = block.id.as_ref().map_or(0, |id| id.epoch);
                 // One who begins at some time is told so of a window that was made anew, too.
                 let anew = matches!(self.volatile, Volatile::Since(_)) && self.replaced(state, source).is_some();
-                self.dropped(state, floors, (epoch, source), (from.unwrap_or_default(), to.unwrap_or(u64::MAX)), anew)?;
+                self.dropped(state, floors, (self.epoch, source), (from.unwrap_or_default(), to.unwrap_or(u64::MAX)), anew)?;
                 Ok(None)
             }
             _ => {
@@ -1201,11 +1210,6 @@ impl Judge {
         let later = |t: &&Taken| t.seq > seq && self.is_due(state, epoch, t);
         state.taken.get(&epoch).and_then(|taken| taken.iter().find(later)).map(|t| format!("{t:?} has not come"))
     }
-}
-
-/// Whether a bridge's live reader knows the log as it is now.
-fn has_noticed(state: &State, epoch: u32, source: usize) -> bool {
-    state.noticed.get(&(epoch, source)).is_some_and(|noticed| *noticed >= state.logs[source].borders.len())
 }
 
 fn covers((from, to): (Option<u64>, Option<u64>), seq: u64) -> bool {

@@ -34,8 +34,10 @@ struct State {
     marks: VecDeque<(u64, u64)>,
     written: u64,
     read: u64,
-    /// What a writer who waits for room has in hand, since so many changes.
+    /// What a writer who waits for room has in hand, since so many changes. A loop has what it began with, if the socket was full then.
     in_hand: (usize, u64),
+    /// A loop's last write was taken in part: it stops, or goes on, in what the socket has begun to take.
+    has_begun: bool,
 }
 
 impl State {
@@ -65,7 +67,8 @@ pub(super) fn pair(capacity: usize, changes: Arc<AtomicU64>) -> (ServerEnd, Clie
 }
 
 impl ServerEnd {
-    /// Writes a part, as the buffer allows: `Ok(0)` if it is full. `in_hand`: the writer keeps the rest in hand until it is written.
+    /// Writes a part, as the buffer allows: `Ok(0)` if it is full. `in_hand`: the writer keeps all of the rest in hand until it is
+    /// written.
     ///
     /// # Errors
     /// When the client has gone.
@@ -77,11 +80,11 @@ impl ServerEnd {
         let count = bytes.len().min(state.capacity - state.bytes.len());
         state.full |= count < bytes.len();
         state.bytes.extend_from_slice(&bytes[..count]);
-        let mark = match state.in_hand {
-            (left, since) if in_hand && left > 0 => since,
-            _ => state.changes.load(Ordering::Relaxed),
-        };
-        state.in_hand = (if in_hand { bytes.len() - count } else { 0 }, mark);
+        let (left, since) = state.in_hand;
+        let mark = if left > 0 { since } else { state.changes.load(Ordering::Relaxed) };
+        let waits = in_hand || count == 0 && !state.has_begun;
+        state.in_hand = (if waits { bytes.len() - count } else { 0 }, mark);
+        state.has_begun = !in_hand && count > 0 && count < bytes.len();
         state.written += count as u64;
         let end = state.written;
         match state.marks.back_mut().filter(|(_, before)| *before == mark) {
