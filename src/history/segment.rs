@@ -19,6 +19,8 @@ pub(super) struct Segment {
     bytes: usize,
     /// Where whoever took all of it stands, where that is known.
     end: Option<Position>,
+    /// It came to the log's end: what comes is new.
+    ended: bool,
     /// What comes is the newest message of each subject, up to the log's end: nobody who stands at one of them has what lies
     /// between it and the next.
     newest: bool,
@@ -36,7 +38,7 @@ struct Kept {
 impl Segment {
     pub(super) fn new(start: Point) -> Self {
         let end = if let Point::At(position) = start { Some(position) } else { None };
-        Self { start, items: VecDeque::new(), first: 0, bytes: 0, end, newest: start == Point::Last }
+        Self { start, items: VecDeque::new(), first: 0, bytes: 0, end, ended: false, newest: start == Point::Last }
     }
 
     pub(super) fn start(&self) -> Point {
@@ -58,6 +60,11 @@ impl Segment {
         self.end
     }
 
+    /// Whether its reader has come to the log's end.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// Whether it has the newest of each subject, and not all of them yet.
     pub(super) fn is_newest(&self) -> bool {
         self.newest
@@ -72,7 +79,7 @@ impl Segment {
         for item in items.drain(..) {
             let position = match &item {
                 Item::Tail(position) => {
-                    self.newest = false;
+                    (self.newest, self.ended) = (false, true);
                     *position
                 }
                 _ if self.newest => None,

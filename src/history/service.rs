@@ -187,7 +187,7 @@ impl Histories {
             state.leave(place, now);
             return None;
         };
-        let (is_read, trouble) = (held.is_read(), held.trouble);
+        let (is_read, ended, trouble) = (held.is_read(), held.segment.has_ended(), held.trouble);
         if number < held.segment.next() {
             state.take(place, (id, number), items, now);
             return Some(Look::Items);
@@ -226,7 +226,8 @@ impl Histories {
         }
         state.enter(place, (id, number));
         state.forget(place);
-        if place.is_told_the_end(at, now, items) {
+        // Before that, what comes next only takes long: the broker opens slowly, or the rate is reached.
+        if ended && place.is_told_the_end(at, now, items) {
             return Some(Look::Items);
         }
         self.lead_or_wait(state, id, now)

@@ -168,6 +168,19 @@ async fn readers_that_open_slowly_are_waited_for_though_others_wait() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_comes_slowly_is_not_taken_for_the_logs_end() {
+    // A reader that opens slowly, and a rate that is reached.
+    for (opening, rate) in [(2500, 1 << 20), (0, 50)] {
+        let opening = Duration::from_millis(opening);
+        let (histories, source) = of(Fake { opening, messages: 5, at_once: 1, ..Fake::default() }, 1);
+        histories.configure(Settings { readers: 1, rate, cache: 1 << 20 });
+        let from = Point::At(place(1));
+        let reader = histories.reader(Request { source, number: 0, from }, Asker::default()).expect("a log");
+        assert_eq!(read(reader, from).await, [2, 3, 4, 5]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_newest_of_many_subjects_are_read_to_their_end_though_others_wait() {
     let log = Fake { each: Duration::from_millis(100), messages: 30, at_once: 1, ..Fake::default() };
     all_come_to_the_end(log, Point::Last).await;

@@ -314,6 +314,27 @@ fn a_changed_durable_source_goes_on_where_it_stood_and_its_readers_behind_it_too
 }
 
 #[test]
+fn a_log_is_read_on_while_another_source_is_down() {
+    let (hub, streams, now) = bare();
+    let [log, down] = ["log", "down"].map(|name| streams.add(source(name, Arc::new(KeepsLast)), now));
+    let place = |seq| Position::unverified(seq);
+    hub.publish(log, &mut vec![Input::Tail(Some(place(9)))], now);
+    let begin = behind(&hub, &[("log", Point::At(place(1))), ("down", Point::At(place(1)))]);
+    let mut stream = streams.open(Request { begin, ..request(">") }, now);
+    sent(&mut stream, now);
+    let Step::Wait { history: Some(first), .. } = stream.step(now) else { panic!("it reads the log") };
+    assert_eq!(first.source, log);
+    // The bridge itself has not come so far yet.
+    stream.read(&mut vec![Item::Tail(Some(place(10)))]);
+    sent(&mut stream, now);
+    let Step::Wait { history: Some(second), .. } = stream.step(now) else { panic!("it reads the log") };
+    assert_eq!(second, history::Request { from: Point::At(place(10)), ..first }, "another reading begins from scratch");
+    hub.publish(down, &mut vec![Input::Tail(Some(place(9)))], now);
+    let Step::Wait { history: Some(third), .. } = stream.step(now) else { panic!("it reads the other log") };
+    assert_eq!(third.source, down);
+}
+
+#[test]
 fn what_was_read_of_a_new_log_is_no_reset_either_while_another_log_is_read() {
     let (hub, streams, now) = bare();
     let [log, far] = ["log", "far"].map(|name| streams.add(source(name, Arc::new(KeepsLast)), now));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::followed::{Followed, Origin, Track, followed};
+use super::followed::{Origin, Track, followed};
 use super::{CatchUp, Task};
 use crate::cursor::{Point, Position};
 use crate::event::{Event, Gap, GapReason, Message, SourceKey};
@@ -46,13 +46,10 @@ impl CatchUp {
             return;
         }
         let state = self.streams.hub.state();
-        let windows_only = |s: usize| self.point(s) == Some(Point::Last) && !self.keeps_last(s);
-        let warm = followed(&self.sources, &state).filter(|(_, of)| of.warm()).map(|(source, _)| source);
-        // The windows of those that are at their logs' ends need not be there yet: the others come first.
-        let pending = warm.filter(|source| self.sources[*source].track == Track::Pending && !windows_only(*source));
-        // Then those whose beginning is to be found, and each in its turn.
+        // The windows of those that are at their logs' ends need not be there yet: the others come first. Then those whose beginning is
+        // to be found, and each in its turn.
         let order = |s: &usize| (self.sources[*s].at_tail, !self.has_no_position(*s), *s <= self.read_last, *s);
-        let chosen = pending.min_by_key(order);
+        let chosen = self.readable(&state).min_by_key(order);
         drop(state);
         if let Some(source) = chosen {
             self.readings = self.readings.wrapping_add(1);
@@ -66,7 +63,14 @@ impl CatchUp {
     fn has_no_position(&self, source: usize) -> bool {
         let of = &self.sources[source];
         let none = matches!(self.point(source), Some(Point::Earliest | Point::Since(_)));
-        none && of.is_to_be_read() && self.streams.histories.is_up(of.info.key)
+        none && of.track == Track::Pending && of.concerned && !of.at_tail && self.streams.histories.is_up(of.info.key)
+    }
+
+    /// The sources whose logs the client needs and can be read now. The log of one that was never live is not there yet.
+    pub(super) fn readable(&self, state: &State) -> impl Iterator<Item = usize> {
+        let windows_only = |s: usize| self.point(s) == Some(Point::Last) && !self.keeps_last(s);
+        let warm = followed(&self.sources, state).filter(|(_, of)| of.warm()).map(|(source, _)| source);
+        warm.filter(move |source| self.sources[*source].track == Track::Pending && !windows_only(*source))
     }
 
     /// What is to be read.
@@ -206,9 +210,6 @@ impl CatchUp {
             self.out.push(b'\n');
         }
         self.sources[source].at_tail = true;
-        if self.sources.iter().any(Followed::is_to_be_read) {
-            self.end_history(source);
-        }
     }
 
     fn body(&self, source: usize, event: &Event) -> Vec<u8> {

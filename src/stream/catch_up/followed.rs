@@ -49,11 +49,6 @@ impl Followed {
         let concerned = info.concerns(filter);
         Self { info, concerned, track, covered: 0, at_tail: false, origin: Origin::Id }
     }
-
-    /// Whether something of its log is still to be read for the client.
-    pub(super) fn is_to_be_read(&self) -> bool {
-        self.track == Track::Pending && self.concerned && !self.at_tail
-    }
 }
 
 /// Of the sources of a client, by their places there, those that there still are.

@@ -1,7 +1,7 @@
 //! Where a client is in the windows, and what it has lost on the way there.
 
 use super::broker::Reading;
-use super::followed::{Followed, Origin, Track, followed};
+use super::followed::{Origin, Track, followed};
 use super::{CatchUp, Task, Wanted};
 use crate::cursor::{Point, Position};
 use crate::event::{Gap, GapReason, Timestamp};
@@ -78,8 +78,8 @@ impl CatchUp {
         }
     }
 
-    /// A log that was read to its end and has grown since is read on, even while another one, read to its end too, waits for
-    /// its window.
+    /// Of a log that was read to its end, the reading ends where another log can be read. A log that has grown since is read on, even
+    /// while another one, read to its end too, waits for its window.
     fn let_another_be_read(&mut self, state: &State) {
         for source in 0..self.sources.len() {
             let Some(of) = state.source(self.sources[source].info.key).filter(|_| self.sources[source].at_tail) else { continue };
@@ -92,7 +92,7 @@ impl CatchUp {
         }
         if let Task::History(Reading { source, .. }) = self.task
             && self.sources[source].at_tail
-            && self.sources.iter().any(Followed::is_to_be_read)
+            && self.readable(state).any(|other| !self.sources[other].at_tail)
         {
             self.end_history(source);
         }
