@@ -8,7 +8,7 @@
 //! adds, removes and renames sources and gives them other routes or other settings while streams are open. All the time, and not counted as faults, clients stall, leave and come back, tokens expire, grants are widened and withdrawn, answers are late and acknowledgements fail.
 //!
 //! A fault has an effect only if it changed what a stream was sent, as far as that can be seen. It is counted when
-//! - the stream ended with its bridge, which was killed or drained, or with an adapter that panicked while it read a history;
+//! - the stream ended with its bridge, which was killed or drained;
 //! - the stream's client was told a gap by reason of it, or was not sent messages that a crash of the broker had taken;
 //! - the client was connected when a message reached the bridge late or again, and was sent it then: late is what was in the broker
 //!   before the link to the source was up again, again is what a queue delivers because it was not acknowledged;

@@ -1,8 +1,10 @@
 //! One open reader of a log, and moving it on: whoever needs what comes next does that, for all who share it.
 
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -61,8 +63,17 @@ impl Run {
         matches!(self.stage, Stage::Opening(_))
     }
 
-    /// Waits for something to read. Cancel safe.
+    /// Waits for something to read. Cancel safe. A panic of the adapter ends the run, and not the client that happens to move it.
     pub(super) async fn advance(&mut self, pace: &Pace) -> Moved {
+        let moved = AssertUnwindSafe(self.read(pace)).catch_unwind().await;
+        moved.unwrap_or_else(|_| {
+            // Perhaps it has not gone through all of these yet. The next run reads them again.
+            self.items.clear();
+            Moved::Failed(SourceError::protocol("the adapter panicked"))
+        })
+    }
+
+    async fn read(&mut self, pace: &Pace) -> Moved {
         loop {
             if let Some(pause) = &mut self.pause {
                 pause.await;

@@ -25,6 +25,8 @@ struct Fake {
     broken: bool,
     /// It cannot be opened.
     denied: bool,
+    /// What comes behind the messages makes it panic, or, where there are none, opening it does.
+    panics: bool,
     /// Readers that were opened.
     opened: Arc<AtomicU32>,
     /// Readers that are open.
@@ -61,6 +63,7 @@ impl Adapter for Fake {
         Box::pin(async move {
             self.opened.fetch_add(1, Ordering::Relaxed);
             sleep(self.opening).await;
+            assert!(!self.panics || self.messages > 0, "it cannot be opened");
             if self.denied {
                 return Err(SourceError::denied("no right to read"));
             }
@@ -86,12 +89,13 @@ impl Connection for FakeReader {
     fn next<'a>(&'a mut self, batch: &'a mut Vec<Item>, _: usize) -> BoxFuture<'a, Result<(), SourceError>> {
         Box::pin(async {
             sleep(self.log.each).await;
+            assert!(!self.left.is_empty() || !self.log.panics, "it cannot be read");
             if self.left.is_empty() {
                 return if self.log.broken { Err(SourceError::lost("the connection was lost")) } else { std::future::pending().await };
             }
             let message = |seq| Message::new("a".parse().expect("a subject"), Bytes::new(), Timestamp::default(), Some(place(seq)));
             batch.extend(self.left.by_ref().take(self.log.at_once).map(message).map(Item::Message));
-            if self.left.is_empty() && !self.log.broken {
+            if self.left.is_empty() && !self.log.broken && !self.log.panics {
                 batch.push(Item::Tail(Some(place(self.log.messages))));
             }
             Ok(())
@@ -198,6 +202,29 @@ async fn the_newest_that_cannot_be_read_to_their_end_are_given_up() {
     assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
     let opened = opened.load(Ordering::Relaxed);
     assert!((3..30).contains(&opened) && items.len() == 10 * opened as usize, "{opened} {}", items.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_panics_is_one_that_failed_and_ends_no_client() {
+    for messages in [0, 10] {
+        let (histories, source) = of(Fake { messages, at_once: 3, panics: true, ..Fake::default() }, 4);
+        let mut clients = JoinSet::new();
+        for number in 0..3 {
+            let mut reader = histories.reader(Request { source, number, from: Point::Earliest }, Asker::default()).expect("a log");
+            clients.spawn(async move {
+                let (mut at, mut items) = (Point::Earliest, Vec::new());
+                while reader.next(&mut items, at).await.is_ok() {
+                    let Some(Item::Message(message)) = items.last() else { panic!("{items:?}") };
+                    at = Point::At(message.position.expect("a position"));
+                }
+                items.len() as u64
+            });
+        }
+        let begun = tokio::time::Instant::now();
+        assert_eq!(timeout(Duration::from_secs(120), clients.join_all()).await.expect("in time"), [messages; 3]);
+        assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+        assert!(histories.counted(source).errors[ErrorKind::Protocol as usize] > 3);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,19 +16,6 @@ use crate::source::{Adapter, Connection, Item, SourceError, Start};
 use crate::subject::Pattern;
 use crate::support::random;
 
-/// What an adapter that panics throws. Nothing is printed for it.
-pub(super) struct Panic {
-    broker: Arc<Broker>,
-    fault: Fault,
-}
-
-impl Panic {
-    /// It has ended a stream.
-    pub(super) fn takes_effect(&self) {
-        self.broker.state.lock().effective.insert(self.fault);
-    }
-}
-
 /// Why a connection ends.
 struct End {
     panics: bool,
@@ -195,7 +182,8 @@ impl Base {
 
     fn end(&self, end: &End) -> Result<bool, SourceError> {
         if end.panics {
-            std::panic::resume_unwind(Box::new(Panic { broker: self.broker.clone(), fault: end.fault }));
+            // Nothing is printed for it.
+            std::panic::resume_unwind(Box::new(()));
         }
         Err(SourceError::lost("the connection is gone"))
     }

@@ -4,20 +4,18 @@
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
-use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::adapter::{Model, Panic};
+use super::adapter::Model;
 use super::broker::{Broker, CORE, Fault, Handed, JOBS, MAX_PAYLOAD, Names, ROUTES, Routes, SOURCES, SUBJECTS, Taken, named, routed};
 use super::executor::{Executor, Group, Spawner};
 use super::oracle::Start;
@@ -324,13 +322,12 @@ impl Bridge {
         self.streams.narrow(granted(client, &[]), Timestamp::now());
     }
 
-    /// Writes a stream to its socket, chunked as cleartext HTTP/1.1 or not. An adapter that panics while a history is read
-    /// ends the task that writes, as it would end the task of a connection.
+    /// Writes a stream to its socket, chunked as cleartext HTTP/1.1 or not.
     pub(super) fn write(&self, executor: &Executor, stream: Stream, socket: ServerEnd, chunked: bool) {
         if chunked {
-            executor.spawn(self.group, unless_an_adapter_panics(self.writers.clone().write(socket, stream)));
+            executor.spawn(self.group, self.writers.clone().write(socket, stream));
         } else {
-            executor.spawn(self.group, unless_an_adapter_panics(write_body(Body::new(stream), socket)));
+            executor.spawn(self.group, write_body(Body::new(stream), socket));
         }
     }
 }
@@ -343,16 +340,6 @@ fn parsed(patterns: &[&str]) -> Vec<Pattern> {
 fn granted(client: usize, patterns: &[&str]) -> impl Fn(Option<&Arc<Owner>>) -> Option<Arc<[Pattern]>> + use<> {
     let (identity, patterns) = (client.to_string(), Arc::from(parsed(patterns)));
     move |owner| owner.filter(|owner| owner.identity.as_deref() == Some(&identity)).map(|_| Arc::clone(&patterns))
-}
-
-/// Ends a task quietly where an adapter panics as the simulation wants it to.
-pub(super) async fn unless_an_adapter_panics(task: impl Future<Output = ()>) {
-    if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
-        match panic.downcast::<Panic>() {
-            Ok(panic) => panic.takes_effect(),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    }
 }
 
 /// Writes a stream as a body that is polled.

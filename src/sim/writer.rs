@@ -15,7 +15,6 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
-use super::bridge::unless_an_adapter_panics;
 use super::executor::{Executor, Group};
 use super::pipe::ServerEnd;
 use crate::event::Timestamp;
@@ -166,8 +165,7 @@ impl Io for Sockets {
         let Returned { socket, live, last_id } = returned;
         socket.unwatch();
         let stream = live.resume(&last_id, Timestamp::now());
-        let task = unless_an_adapter_panics(self.writers.clone().write(socket, stream));
-        self.writers.executor.spawn(self.writers.group, task);
+        self.writers.executor.spawn(self.writers.group, self.writers.clone().write(socket, stream));
     }
 }
 
