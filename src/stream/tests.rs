@@ -31,6 +31,16 @@ pub(crate) fn first(streams: &Streams) -> SourceKey {
     streams.hub().state().sources().next().unwrap().info().key
 }
 
+/// Adds a source with a log that is not live yet.
+pub(crate) fn add_log(streams: &Streams, name: &str) -> SourceKey {
+    streams.add(source(name, Arc::new(KeepsLast)), Timestamp::now())
+}
+
+/// Publishes an event whose payload is its subject.
+pub(crate) fn publish(streams: &Streams, source: SourceKey, subject: &str) {
+    streams.hub().publish(source, &mut vec![named(subject, None)], Timestamp::now());
+}
+
 /// A source without routes.
 fn source(name: &str, adapter: Arc<dyn Adapter>) -> Source {
     let name = name.parse().unwrap();

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::event::Timestamp;
 use crate::frame::Closing;
@@ -21,6 +21,8 @@ use bytes::Bytes;
 
 /// A timer is not set for longer: the system's clock may be set meanwhile.
 const LONGEST: Duration = Duration::from_secs(60);
+/// Between two looks at the windows at least. A crowd that waits for one source would look at every event of all others.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A stream that is not live, and what a driver needs beside it.
 pub(super) struct Behind {
@@ -91,6 +93,7 @@ async fn advance(stream: &mut Stream, reader: &mut Option<Reader>, items: &mut V
         let mut changed = pin!(streams.hub().changed().notified());
         // Before looking, so that nothing published in between is missed.
         changed.as_mut().enable();
+        let again = Instant::now() + LOOK;
         let (until, history) = match stream.step(Timestamp::now()) {
             Step::Send(bytes) => return Ok(Some(bytes)),
             Step::Live => return Ok(None),
@@ -116,7 +119,7 @@ async fn advance(stream: &mut Stream, reader: &mut Option<Reader>, items: &mut V
                 read?;
                 stream.read(items);
             }
-            () = changed => {}
+            () = async { changed.await; sleep_until(again).await } => {}
         }
     }
 }
@@ -194,5 +197,43 @@ impl Ends {
             std::task::ready!(sleep.as_mut().poll(cx));
             self.sleep = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cursor::{Cursor, Point, Position, Tag};
+    use crate::stream::tests::{add_log, demo, first, publish, request};
+    use crate::stream::{Begin, Request};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_waits_for_a_source_does_not_look_at_each_event_of_another() {
+        let streams = demo(1 << 20);
+        add_log(&streams, "down");
+        let durable = vec![(Tag::of("down"), Point::At(Position::unverified(1)))];
+        let cursor = Cursor { epoch: streams.hub().epoch(), volatile: Point::At(Position::unverified(0)), durable };
+        let request = Request { begin: Begin::After(cursor), ..request(">") };
+        let mut behind = Behind::new(streams.open(request, Timestamp::now()));
+        let publishing = async {
+            for _ in 0..200 {
+                publish(&streams, first(&streams), "demo.event");
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let reading = async {
+            let (mut pieces, mut events) = (0, 0);
+            while events < 200 {
+                let Next::Send(bytes, rest) = behind.next().await else { panic!("the source is down") };
+                behind = rest;
+                pieces += 1;
+                events += String::from_utf8_lossy(&bytes).matches("\"data\":\"demo.event\"").count();
+            }
+            pieces
+        };
+        let begun = Instant::now();
+        let ((), pieces) = tokio::join!(publishing, reading);
+        assert!(pieces < 30, "{pieces} pieces");
+        assert!(begun.elapsed() < Duration::from_millis(1100), "{:?}", begun.elapsed());
     }
 }
