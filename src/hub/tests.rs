@@ -312,3 +312,23 @@ fn a_message_that_was_too_large_is_no_event() {
     let Read::Piece(piece) = seat.channel().read_from::<Plain>(offset) else { panic!("nothing was published") };
     assert_eq!((piece.to - piece.from, piece.events), (2, 1));
 }
+
+#[test]
+fn a_window_knows_the_newest_event_of_each_subject_and_counts_what_that_costs() {
+    let hub = hub(Limits { bytes: 20_000, age: Duration::from_secs(10) });
+    for n in 0..500_u64 {
+        let subjects = [n % 7, n * n % 31].map(|subject| event(&format!("a.{subject}"), "text"));
+        hub.publish(VOLATILE, &mut subjects.into(), now());
+        let state = hub.state();
+        let window = state.source(VOLATILE).unwrap().window();
+        for subject in (0..31).map(|subject| format!("a.{subject}")) {
+            let newest = window.after(0).filter(|entry| entry.encoded.subject() == Some(&subject)).last();
+            assert_eq!(window.newest(&subject), newest.map(|entry| entry.seq));
+        }
+    }
+    assert!(hub.state().source(VOLATILE).unwrap().window().floor() > 100);
+    hub.beat(0, 1, now().after(Duration::from_secs(11)));
+    let state = hub.state();
+    let window = state.source(VOLATILE).unwrap().window();
+    assert_eq!((window.len(), window.bytes(), window.newest("a.1")), (0, 0, None));
+}

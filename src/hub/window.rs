@@ -3,6 +3,11 @@
 //! Knows what it keeps and what it has dropped; nothing of channels or subscribers.
 
 use std::collections::VecDeque;
+use std::hash::BuildHasher as _;
+use std::sync::LazyLock;
+
+use hashbrown::hash_table::Entry as Slot;
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::cursor::Position;
 use crate::event::Timestamp;
@@ -26,6 +31,9 @@ pub struct Entry {
 /// What an entry costs beside its bytes, roughly.
 const OVERHEAD: usize = size_of::<Entry>() + 16;
 
+/// What the newest event of a subject costs beside that, roughly.
+const SUBJECT: usize = 2 * size_of::<Newest>();
+
 /// The part of a window's bytes that positions without an event may take beside it: one in so many.
 const SKIPPED: usize = 16;
 
@@ -37,11 +45,29 @@ impl Entry {
 
 pub use super::settings::Limits;
 
+/// One for all windows: what is newest in one of them is compared with the others.
+static HASHER: LazyLock<DefaultHashBuilder> = LazyLock::new(DefaultHashBuilder::default);
+
+/// The newest event of a subject. A hash of 64 bits stands for the subject: of a full window's subjects, two share one with a chance
+/// of one in 10^10.
+#[derive(Debug, Clone, Copy)]
+struct Newest {
+    hash: u64,
+    seq: u64,
+}
+
+/// A hash of an event's subject.
+fn hash(entry: &Entry) -> Option<u64> {
+    entry.encoded.subject().filter(|_| entry.encoded.is_event()).map(|subject| HASHER.hash_one(subject))
+}
+
 /// The latest events of one source.
 #[derive(Debug, Default)]
 pub struct Window {
     entries: VecDeque<Entry>,
     bytes: usize,
+    /// The newest event of each subject among the entries.
+    newest: HashTable<Newest>,
     /// Positions, with their checks, of messages that a route dropped: ids stand there too.
     pub(super) skipped: VecDeque<Position>,
     /// The sequence of the last entry that was dropped.
@@ -71,6 +97,16 @@ impl Window {
             self.head = entry.position;
         }
         self.bytes += entry.cost();
+        if let Some(hash) = hash(&entry) {
+            let new = Newest { hash, seq: entry.seq };
+            match self.newest.entry(hash, |of| of.hash == hash, |of| of.hash) {
+                Slot::Occupied(mut old) => *old.get_mut() = new,
+                Slot::Vacant(none) => {
+                    none.insert(new);
+                    self.bytes += SUBJECT;
+                }
+            }
+        }
         self.entries.push_back(entry);
     }
 
@@ -85,6 +121,7 @@ impl Window {
     /// Drops all: the log's positions mean something else from here on.
     pub(super) fn clear(&mut self, seq: u64, now: Timestamp) {
         self.entries.clear();
+        self.newest.clear();
         self.skipped.clear();
         self.bytes = 0;
         self.floor = seq;
@@ -107,6 +144,12 @@ impl Window {
                 break;
             }
             self.bytes -= first.cost();
+            if let Some(hash) = hash(first)
+                && let Ok(newest) = self.newest.find_entry(hash, |of| of.hash == hash && of.seq == first.seq)
+            {
+                newest.remove();
+                self.bytes -= SUBJECT;
+            }
             self.floor = first.seq;
             self.floor_time = self.floor_time.max(first.time);
             if first.position.is_some() {
@@ -120,6 +163,9 @@ impl Window {
         self.skipped.drain(..excess.max(before_base));
         if self.entries.len() * 4 < self.entries.capacity() && self.entries.capacity() > 1024 {
             self.entries.shrink_to(self.entries.len() * 2);
+        }
+        if self.newest.len() * 4 < self.newest.capacity() && self.newest.capacity() > 1024 {
+            self.newest.shrink_to(self.newest.len() * 2, |of| of.hash);
         }
     }
 
@@ -171,10 +217,11 @@ impl Window {
         self.entries.range(at..)
     }
 
-    /// What precedes a sequence, newest first.
-    pub fn before(&self, seq: u64) -> impl Iterator<Item = &Entry> {
-        let at = self.entries.partition_point(|e| e.seq < seq);
-        self.entries.range(..at).rev()
+    /// The sequence of the newest event with a subject.
+    #[must_use]
+    pub fn newest(&self, subject: &str) -> Option<u64> {
+        let hash = HASHER.hash_one(subject);
+        self.newest.find(hash, |of| of.hash == hash).map(|of| of.seq)
     }
 
     /// Where the log's `position` is.

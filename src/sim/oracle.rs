@@ -1149,11 +1149,13 @@ impl Judge {
         for subject in SUBJECTS[2].iter().chain(SUBJECTS[3]).copied() {
             let source = 2 + usize::from(SUBJECTS[3].contains(&subject));
             let of_it = |t: &&Taken| match t.what {
-                Handed::Message(index) => t.source == source && state.written[source][index].subject == subject && t.seq <= seq,
+                Handed::Message(index) => t.source == source && state.written[source][index].subject == subject,
                 Handed::Oversized(_) | Handed::Gap(_) => false,
             };
             let newest = state.taken.get(&epoch).and_then(|taken| taken.iter().rev().find(of_it));
-            let due = newest.is_some_and(|t| t.seq > floors(epoch, source) && self.matches(subject, t.routes) && !self.gone(state, t));
+            // What a newer one has overtaken meanwhile need not come: that one will.
+            let due = newest
+                .is_some_and(|t| t.seq <= seq && t.seq > floors(epoch, source) && self.matches(subject, t.routes) && !self.gone(state, t));
             if due && !seen.contains_key(&(source, subject)) {
                 return Err(format!("the newest of {subject} up to {seq} did not come"));
             }

@@ -13,31 +13,20 @@ use super::{Begin, Step, Streams, Visit};
 use crate::cursor::{Cursor, Point, Position, Tag};
 use crate::event::{Gap, GapReason, Timestamp};
 use crate::frame::{self, Encoded};
-use crate::hub::{Entry, Filter, Seat, Source, State};
+use crate::hub::{Entry, Filter, Seat, Source, State, Window};
 
 mod broker;
 mod followed;
-mod newest;
 mod resolve;
 
 use broker::Reading;
-use followed::{Followed, Track};
-use newest::Newest;
+use followed::{Followed, Newest, Track};
 
 /// What came of a step.
 pub(super) enum Moved {
     Step(Step),
     /// It is live from this offset on and has this id, behind these bytes.
     Live(Seat, u64, Arc<str>, Bytes),
-}
-
-/// What is done beside following the windows. One thing at a time.
-enum Task {
-    Nothing,
-    /// A source's log is read.
-    History(Reading),
-    /// The windows are searched for the newest event of each subject.
-    Newest(Newest),
 }
 
 /// A client on its way to live.
@@ -47,6 +36,9 @@ pub(super) struct CatchUp {
     client: Client,
     /// The volatile sources have been consumed up to this sequence; `None`: not looked up yet.
     volatile: Option<u64>,
+    /// Of what volatile sources' windows hold up to this sequence, only the newest event of each subject is sent. Until that is done the
+    /// client's point asks for these.
+    newest: Option<u64>,
     /// Where it wanted to begin.
     wanted: Wanted,
     /// The sources, as of this version of the hub's.
@@ -54,7 +46,8 @@ pub(super) struct CatchUp {
     version: u64,
     /// Gaps to be told next, by source; `None` is all of them. They are before the client's cursor.
     gaps: Vec<(Option<usize>, Gap)>,
-    task: Task,
+    /// The source whose log is read beside following the windows.
+    reading: Option<Reading>,
     /// Readings that were begun.
     readings: u32,
     /// The source whose log was read last.
@@ -102,6 +95,9 @@ struct Picked {
     /// What is sent of it, if the client wants it.
     encoded: Option<Encoded>,
 }
+
+/// What a client is still to get of a source's window.
+type Front<'a, I> = (usize, &'a Window, Peekable<I>);
 
 /// What picking in the windows led to.
 enum Windows {
@@ -202,8 +198,8 @@ impl CatchUp {
         drop(state);
         let client = Client { at, last_id: Vec::new(), scratch: Vec::new(), events: 0 };
         let next_beat = now.after(streams.settings.heartbeat);
-        let (task, readings, read_last, out) = (Task::Nothing, 0, usize::MAX, Vec::new());
-        Self { streams, filter, client, volatile, wanted, sources, version, gaps, task, readings, read_last, next_beat, out }
+        let (newest, reading, readings, read_last, out) = (None, None, 0, usize::MAX, Vec::new());
+        Self { streams, filter, client, volatile, newest, wanted, sources, version, gaps, reading, readings, read_last, next_beat, out }
     }
 
     /// It is sent something else from now on.
@@ -216,7 +212,7 @@ impl CatchUp {
             of.concerned = of.info.concerns(&self.filter);
         }
         // What is read of a log may have been chosen by the filter. The newest of each subject are not read twice.
-        if let Task::History(Reading { source, .. }) = self.task
+        if let Some(Reading { source, .. }) = self.reading
             && self.point(source) != Some(Point::Last)
         {
             self.end_history(source);
@@ -291,9 +287,6 @@ impl CatchUp {
             if state.source(self.sources[source].info.key).is_none() {
                 self.sources[source].track = Track::Gone;
                 self.end_history(source);
-                if let Task::Newest(newest) = &mut self.task {
-                    newest.forget(source);
-                }
             }
         }
         let mut late = Vec::new();
@@ -334,7 +327,7 @@ impl CatchUp {
 
     /// Writes what the windows hold for the client.
     fn gather(&mut self, visit: &Visit) -> Windows {
-        let (mut picked, mut found, mut windows) = (Vec::new(), Vec::new(), Windows::More);
+        let (mut picked, mut windows) = (Vec::new(), Windows::More);
         let before = self.client.at.clone();
         {
             let hub = self.streams.hub.clone();
@@ -350,9 +343,7 @@ impl CatchUp {
                 self.write_gaps(&before);
                 return Windows::More;
             }
-            if let Task::Newest(newest) = &mut self.task {
-                found = newest.advance(&state, &self.sources, &self.filter, &self.streams.settings);
-            } else if !self.pick(&state, &mut picked) {
+            if !self.pick(&state, &mut picked) {
                 windows = Windows::Behind;
                 if self.sources.iter().all(|of| of.track != Track::Pending) && self.volatile.is_some() {
                     self.leave_points(&state);
@@ -362,7 +353,10 @@ impl CatchUp {
             }
         }
         self.write_picked(picked);
-        self.write_newest(found);
+        if !matches!(windows, Windows::More) {
+            self.end_newest_volatile();
+            (0..self.sources.len()).for_each(|source| self.end_newest(source));
+        }
         if !self.gaps.is_empty() {
             self.write_gaps(&before);
         }
@@ -381,16 +375,20 @@ impl CatchUp {
             if bytes >= self.streams.settings.piece {
                 return true;
             }
-            let first = fronts.iter_mut().filter_map(|(source, entries)| Some((entries.peek()?.seq, *source, entries)));
+            let first = fronts.iter_mut().filter_map(|(source, _, entries)| Some((entries.peek()?.seq, *source, entries)));
             let Some((_, source, entries)) = first.min_by_key(|(seq, ..)| *seq) else { return false };
             let Some(entry) = entries.next() else { return false };
             match &mut self.sources[source].track {
                 Track::Follow(seq) => *seq = entry.seq,
                 _ => self.volatile = Some(entry.seq),
             }
+            let all = self.top(source) < Some(entry.seq);
             let wanted = match entry.encoded.subject() {
-                Some(subject) => self.filter.matches(subject),
-                None => self.sources[source].concerned,
+                Some(subject) if self.filter.matches(subject) => {
+                    all || entry.encoded.is_event() && self.is_newest(source, subject, entry.seq, &fronts)
+                }
+                Some(_) => false,
+                None => all && self.sources[source].concerned,
             };
             let encoded = wanted.then(|| entry.encoded.clone());
             bytes += encoded.as_ref().map_or(0, |encoded| encoded.body(self.filter.form()).len());
@@ -400,20 +398,23 @@ impl CatchUp {
     }
 
     /// What the client is still to get of each window that is followed. Under one lock the windows don't change.
-    fn fronts<'a>(&mut self, state: &'a State) -> Vec<(usize, Peekable<impl Iterator<Item = &'a Entry> + use<'a>>)> {
+    fn fronts<'a>(&mut self, state: &'a State) -> Vec<Front<'a, impl Iterator<Item = &'a Entry> + use<'a>>> {
         let mut fronts = Vec::with_capacity(self.sources.len());
         for (source, of) in self.sources.iter_mut().enumerate() {
             let Some(window) = state.source(of.info.key).map(Source::window) else { continue };
             let after = match (of.track, self.volatile) {
-                (Track::Follow(seq), _) if window.floor() > seq && of.concerned => {
+                (Track::Follow(seq), _) if window.floor() > seq.max(of.newest.map_or(0, |newest| newest.top)) && of.concerned => {
                     // The window has moved on beyond this client: the broker still has it.
                     of.track = Track::Pending;
+                    if let Some(Newest { head, .. }) = of.newest.take() {
+                        self.client.move_to(of.info.tag, head.map_or(Point::Earliest, Point::At));
+                    }
                     continue;
                 }
                 (Track::Follow(seq), _) | (Track::Volatile, Some(seq)) => seq,
                 _ => continue,
             };
-            fronts.push((source, window.after(after).peekable()));
+            fronts.push((source, window, window.after(after).peekable()));
         }
         fronts
     }
@@ -428,7 +429,7 @@ impl CatchUp {
             let Some(there) = state.source(of.info.key) else { continue };
             let window = there.window();
             next = next.min(window.after(after).next().map_or(u64::MAX, |entry| entry.seq));
-            let (floor, from) = (window.floor(), after.max(of.covered));
+            let (floor, from) = (window.floor(), after.max(of.covered).max(self.newest.unwrap_or_default()));
             if floor <= from || !of.concerned {
                 continue;
             }
@@ -447,13 +448,16 @@ impl CatchUp {
     fn write_picked(&mut self, picked: Vec<Picked>) {
         for Picked { source, seq, position, encoded } in picked {
             let tag = self.tag(source);
-            if tag.is_none() {
-                self.client.at.volatile = Point::At(Position::unverified(seq));
-            } else if self.sources[source].concerned {
+            if self.top(source).is_some_and(|top| seq > top) {
+                self.end_newest(source);
+            }
+            match tag {
+                // Until all of the newest are sent, the client's id asks for them again.
+                _ if self.top(source).is_some() => {}
+                None => self.client.at.volatile = Point::At(Position::unverified(seq)),
                 // A log that was made anew and knows no position yet is at its very beginning.
-                self.client.move_to(tag, position.map_or(Point::Earliest, Point::At));
-            } else {
-                self.pass(source, position);
+                Some(_) if self.sources[source].concerned => self.client.move_to(tag, position.map_or(Point::Earliest, Point::At)),
+                Some(_) => self.pass(source, position),
             }
             if let Some(encoded) = encoded {
                 self.client.events += u64::from(encoded.is_event());
@@ -461,9 +465,47 @@ impl CatchUp {
                 self.out.extend_from_slice(encoded.body(self.filter.form()));
             }
         }
-        if let Some(seq) = self.volatile {
-            self.client.at.volatile = Point::At(Position::unverified(seq));
+        if let Some(seq) = self.volatile.filter(|seq| self.newest < Some(*seq)) {
+            self.newest = None;
+            self.follow_volatile(seq);
         }
+    }
+
+    /// The sequence up to which only the newest events of a source are sent.
+    fn top(&self, source: usize) -> Option<u64> {
+        let of = &self.sources[source];
+        if of.info.tag.is_none() { self.newest } else { Some(of.newest?.top) }
+    }
+
+    /// Whether no event with this subject is newer. Volatile sources count as one.
+    fn is_newest<I: Iterator>(&self, source: usize, subject: &str, seq: u64, fronts: &[Front<'_, I>]) -> bool {
+        let is_volatile = |source: usize| self.sources[source].track == Track::Volatile;
+        let mut same = fronts.iter().filter(|(of, ..)| *of == source || is_volatile(*of) && is_volatile(source));
+        same.all(|(_, window, _)| window.newest(subject) <= Some(seq))
+    }
+
+    /// All of a source's newest events have been sent: the client's point moves behind them.
+    fn end_newest(&mut self, source: usize) {
+        if self.tag(source).is_none() {
+            return self.end_newest_volatile();
+        }
+        let Some(Newest { top, head }) = self.sources[source].newest.take() else { return };
+        if let Track::Follow(seq) = &mut self.sources[source].track {
+            *seq = top.max(*seq);
+        }
+        self.move_to(source, head.map_or(Point::Earliest, Point::At));
+        self.client.write_id(&mut self.out);
+        self.out.push(b'\n');
+    }
+
+    /// The same for all volatile sources, also where there is none.
+    fn end_newest_volatile(&mut self) {
+        let Some(top) = self.newest.take() else { return };
+        self.volatile = self.volatile.max(Some(top));
+        self.client.at.epoch = self.streams.hub.epoch();
+        self.client.at.volatile = Point::At(Position::unverified(top));
+        self.client.write_id(&mut self.out);
+        self.out.push(b'\n');
     }
 
     /// Tells the gaps. Only the last of them carries the client's cursor behind all of them: a client that is cut off

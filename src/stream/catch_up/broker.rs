@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::CatchUp;
 use super::followed::{Origin, Track, followed};
-use super::{CatchUp, Task};
 use crate::cursor::{Point, Position};
 use crate::event::{Event, Gap, GapReason, Message, SourceKey};
 use crate::frame;
@@ -42,7 +42,7 @@ impl Reading {
 impl CatchUp {
     /// Starts to read the broker's log for the first source that needs it.
     pub(super) fn choose_history(&mut self) {
-        if !matches!(self.task, Task::Nothing) {
+        if self.reading.is_some() {
             return;
         }
         let state = self.streams.hub.state();
@@ -54,7 +54,7 @@ impl CatchUp {
         if let Some(source) = chosen {
             self.readings = self.readings.wrapping_add(1);
             self.read_last = source;
-            self.task = Task::History(Reading { source, number: self.readings, last: BTreeMap::new(), last_bytes: 0, reached: None });
+            self.reading = Some(Reading { source, number: self.readings, last: BTreeMap::new(), last_bytes: 0, reached: None });
         }
     }
 
@@ -75,7 +75,7 @@ impl CatchUp {
 
     /// What is to be read.
     pub(super) fn history(&self) -> Option<history::Request> {
-        let Task::History(Reading { source, number, .. }) = self.task else { return None };
+        let Reading { source, number, .. } = *self.reading.as_ref()?;
         Some(history::Request { source: self.sources[source].info.key, number, from: self.point(source)? })
     }
 
@@ -87,7 +87,7 @@ impl CatchUp {
 
     /// Whether this source's log is read.
     pub(super) fn is_reading(&self, of: usize) -> bool {
-        matches!(&self.task, Task::History(reading) if reading.source == of)
+        self.reading.as_ref().is_some_and(|reading| reading.source == of)
     }
 
     /// The only subjects of a source, before routing, that are of use to it, where the broker can leave out others.
@@ -100,18 +100,14 @@ impl CatchUp {
 
     /// No longer reads this source's log.
     pub(super) fn end_history(&mut self, of: usize) {
-        match &mut self.task {
-            Task::History(reading) if reading.source == of => self.task = Task::Nothing,
-            Task::Newest(newest) => newest.forget_history(of),
-            _ => {}
-        }
+        self.reading.take_if(|reading| reading.source == of);
     }
 
     /// Routes, filters and writes what was read.
     pub(in crate::stream) fn read(&mut self, items: &mut Vec<Item>) {
         let hub = self.streams.hub.clone();
         self.follow_sources(&hub.state());
-        let Task::History(Reading { source, .. }) = self.task else { return items.clear() };
+        let Some(Reading { source, .. }) = self.reading else { return items.clear() };
         let Some(router) = self.streams.router(self.sources[source].info.key) else { return items.clear() };
         if !items.is_empty() && self.sources[source].origin == Origin::Id {
             self.sources[source].origin = Origin::Log;
@@ -165,7 +161,7 @@ impl CatchUp {
 
     /// Notes how far the newest of each subject were read; whether this is beyond.
     fn reach(&mut self, position: Option<Position>) -> bool {
-        let Task::History(Reading { reached, .. }) = &mut self.task else { return false };
+        let Some(Reading { reached, .. }) = &mut self.reading else { return false };
         let before = *reached;
         *reached = position.map(|position| position.seq).max(before);
         before < *reached
@@ -228,7 +224,7 @@ impl CatchUp {
             self.out.extend_from_slice(&body);
             return;
         }
-        let Task::History(reading) = &mut self.task else { return };
+        let Some(reading) = &mut self.reading else { return };
         reading.keep(event.subject.as_str(), seq, body);
         if reading.last_bytes > LAST {
             self.write_last();
@@ -237,7 +233,7 @@ impl CatchUp {
 
     /// The client's cursor stays where it is: until all have come, all are wanted again.
     fn write_last(&mut self) {
-        let Task::History(reading) = &mut self.task else { return };
+        let Some(reading) = &mut self.reading else { return };
         let mut events: Vec<_> = std::mem::take(&mut reading.last).into_values().collect();
         reading.last_bytes = 0;
         events.sort_unstable_by_key(|(seq, _)| *seq);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::cursor::Position;
 use crate::hub::{Filter, Source, SourceInfo, State};
 
 /// How a client follows one source.
@@ -31,6 +32,15 @@ pub(super) enum Origin {
     NewLog,
 }
 
+/// Of what a window holds up to a sequence, only the newest event of each subject is sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Newest {
+    /// The bridge's sequence when this began.
+    pub(super) top: u64,
+    /// The end of the source's log then.
+    pub(super) head: Option<Position>,
+}
+
 /// See the module.
 pub(super) struct Followed {
     pub(super) info: Arc<SourceInfo>,
@@ -42,12 +52,14 @@ pub(super) struct Followed {
     /// History has reached the log's end, and the window does not reach back to it yet.
     pub(super) at_tail: bool,
     pub(super) origin: Origin,
+    /// For a durable source, while the newest events in its window are sent. Until then the client's point asks for them.
+    pub(super) newest: Option<Newest>,
 }
 
 impl Followed {
     pub(super) fn new(info: Arc<SourceInfo>, track: Track, filter: &Filter) -> Self {
         let concerned = info.concerns(filter);
-        Self { info, concerned, track, covered: 0, at_tail: false, origin: Origin::Id }
+        Self { info, concerned, track, covered: 0, at_tail: false, origin: Origin::Id, newest: None }
     }
 }
 

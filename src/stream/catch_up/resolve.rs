@@ -1,8 +1,8 @@
 //! Where a client is in the windows, and what it has lost on the way there.
 
 use super::broker::Reading;
-use super::followed::{Origin, Track, followed};
-use super::{CatchUp, Task, Wanted};
+use super::followed::{Newest, Origin, Track, followed};
+use super::{CatchUp, Wanted};
 use crate::cursor::{Point, Position};
 use crate::event::{Gap, GapReason, Timestamp};
 use crate::hub::{Place, Source, State};
@@ -10,7 +10,7 @@ use crate::hub::{Place, Source, State};
 impl CatchUp {
     /// Finds where the client is in the windows.
     pub(super) fn resolve(&mut self, state: &State) {
-        if self.volatile.is_none() && !matches!(self.task, Task::Newest(_)) {
+        if self.volatile.is_none() {
             self.resolve_volatile(state);
         }
         for source in 0..self.sources.len() {
@@ -90,7 +90,7 @@ impl CatchUp {
             };
             self.sources[source].at_tail &= !grown || self.is_reading(source);
         }
-        if let Task::History(Reading { source, .. }) = self.task
+        if let Some(Reading { source, .. }) = self.reading
             && self.sources[source].at_tail
             && self.readable(state).any(|other| !self.sources[other].at_tail)
         {
@@ -130,8 +130,8 @@ impl CatchUp {
                 first.map_or(state.seq(), |seq| seq - 1)
             }
             Point::Last => {
-                let sources = volatile().map(|(source, _)| source).collect();
-                return self.look_for_newest(state, true, sources);
+                (self.volatile, self.newest) = (Some(0), Some(state.seq()));
+                return;
             }
         };
         self.follow_volatile(seq);
@@ -192,8 +192,9 @@ impl CatchUp {
                 }
             }
             Point::Last => {
-                if !self.keeps_last(source) && !matches!(self.task, Task::Newest(_)) {
-                    self.look_for_newest(state, false, vec![source]);
+                if !self.keeps_last(source) {
+                    self.sources[source].track = Track::Follow(of.window().floor());
+                    self.sources[source].newest = Some(Newest { top: state.seq(), head: of.window().head() });
                 }
             }
         }
