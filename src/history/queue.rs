@@ -3,7 +3,7 @@
 //! Identities take turns, and within an identity who came first goes first. Who does not ask at this moment (its socket is
 //! full) keeps its place and holds nobody up. Thousands may wait and each asks often, so no function here visits all of them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,14 +48,19 @@ struct Waiting {
     bell: Arc<Notify>,
 }
 
+/// After so many others an identity that was served counts as one that never was: it would come before all of them anyway.
+const REMEMBERED: usize = 4096;
+
 /// All who wait for a reader.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     waiting: HashMap<Ticket, Waiting>,
     tickets: u64,
-    /// For each identity that waits, when it last got a reader: a count of all that were given.
+    /// For each identity that was served lately, when it last got a reader: a count of all that were given.
     served: HashMap<u64, u64>,
     given: u64,
+    /// Who got a reader lately, and when.
+    lately: VecDeque<(u64, u64)>,
     /// Those who ask: by their age,
     asking: BTreeSet<Ticket>,
     /// by their identity,
@@ -98,6 +103,7 @@ impl Queue {
         self.waiting.remove(&ticket);
         if self.waiting.is_empty() {
             self.served.clear();
+            self.lately.clear();
         }
     }
 
@@ -118,6 +124,16 @@ impl Queue {
             self.change(identity, |queue| {
                 queue.served.insert(identity, given);
             });
+            self.lately.push_back((identity, given));
+        }
+        while self.lately.len() > REMEMBERED
+            && let Some((identity, given)) = self.lately.pop_front()
+        {
+            if self.served.get(&identity) == Some(&given) {
+                self.change(identity, |queue| {
+                    queue.served.remove(&identity);
+                });
+            }
         }
         self.leave(ticket);
     }
@@ -217,6 +233,21 @@ mod tests {
         queue.serve(crowd[1]);
         queue.leave(crowd[2]);
         assert_eq!((queue.first(100), queue.served.len()), (None, 0));
+    }
+
+    #[test]
+    fn identities_that_were_served_long_ago_take_no_memory_though_somebody_always_waits() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        let [first, often] = [(); 2].map(|()| queue.ask(None, wait(0, 1), now));
+        queue.serve(first);
+        for identity in 1..10_000 {
+            let ticket = queue.ask(None, wait(identity, identity * 100_000), now);
+            // It was served before, and so it waits.
+            assert_eq!(queue.first(0) == Some(ticket), identity <= REMEMBERED as u64, "{identity}");
+            queue.serve(ticket);
+        }
+        assert!(queue.served.len() <= REMEMBERED && queue.lately.len() <= REMEMBERED);
+        assert_eq!(queue.first(0), Some(often));
     }
 
     #[test]
