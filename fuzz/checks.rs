@@ -252,7 +252,7 @@ pub(crate) fn unpack(mut data: &[u8]) {
     let mut message = Message::new("a".parse().expect("a subject"), Bytes::copy_from_slice(data), Timestamp::from_micros(1), None);
     message.headers.push("content-encoding", encoding);
     let mut items = [brokercast::internals::Item::Message(message)];
-    let dropped = fit(&mut items, MAX);
+    let dropped = fit(&mut items, MAX).oversized;
     match &items[0] {
         brokercast::internals::Item::Message(message) => assert!(message.payload.len() <= MAX && dropped == 0),
         _ => assert_eq!(dropped, 1),

@@ -41,7 +41,7 @@ pub mod internals {
     pub use crate::http::{read_announced, read_forwarded, read_query};
     pub use crate::hub::{Channel, Concerns, Filter, Hub, Input, Limits, Listener, Seat, SourceSpec};
     pub use crate::source::supervisor::Supervisor;
-    pub use crate::source::{Adapter, Connection, ErrorKind, Handle, Intake, Item, SourceError, Start, State, fit, read_sections};
+    pub use crate::source::{Adapter, Connection, ErrorKind, Fitted, Handle, Intake, Item, SourceError, Start, State, fit, read_sections};
     pub use crate::subject::{Pattern, Subject, index::Index};
     pub use crate::support::causes::chain;
 

@@ -36,7 +36,7 @@ pub use error::{ErrorKind, SourceError};
 pub(crate) use expiry::Expires;
 pub(crate) use status::Fault;
 pub use status::{Handle, State};
-pub use unpack::fit;
+pub use unpack::{Fitted, fit};
 
 /// What a connection yields, in the source's order.
 #[derive(Debug, Clone)]

@@ -28,6 +28,10 @@ pub(super) struct Run {
     pause: Option<Pin<Box<Sleep>>>,
     /// What has been read and is in no segment yet.
     pub(super) items: Vec<Item>,
+    /// What has been read behind that, as it came.
+    raw: Vec<Item>,
+    /// What has ended the reader behind that.
+    failed: Option<SourceError>,
     /// Since when it has been open, or been opened, for this turn.
     pub(super) since: Instant,
 }
@@ -55,7 +59,15 @@ impl Run {
                 None => adapter.history(start(at)).await.map(Some),
             }
         });
-        Self { stage: Stage::Opening(opening), max_payload, pause: None, items: Vec::new(), since: Instant::now() }
+        Self {
+            stage: Stage::Opening(opening),
+            max_payload,
+            pause: None,
+            items: Vec::new(),
+            raw: Vec::new(),
+            failed: None,
+            since: Instant::now(),
+        }
     }
 
     /// Whether the broker has not given it anything yet.
@@ -75,7 +87,7 @@ impl Run {
 
     async fn read(&mut self, pace: &Pace) -> Moved {
         loop {
-            if let Some(pause) = &mut self.pause {
+            if let Some(pause) = self.pause.as_mut().filter(|_| self.raw.is_empty()) {
                 pause.await;
                 self.pause = None;
             }
@@ -89,14 +101,18 @@ impl Run {
                     Err(error) => return Moved::Failed(error),
                 },
                 Stage::Reading(connection) => {
-                    let result = connection.next(&mut self.items, BATCH).await;
-                    let until = pace.took(self.items.iter().map(weight).sum(), Instant::now());
-                    self.pause = until.map(|until| Box::pin(sleep_until(until)));
-                    fit(&mut self.items, self.max_payload);
-                    match result {
-                        Err(error) => return Moved::Failed(error),
-                        Ok(()) if !self.items.is_empty() => return Moved::Read,
-                        Ok(()) => {}
+                    if self.raw.is_empty() {
+                        self.failed = connection.next(&mut self.raw, BATCH).await.err();
+                        let until = pace.took(self.raw.iter().map(weight).sum(), Instant::now());
+                        self.pause = until.map(|until| Box::pin(sleep_until(until)));
+                    }
+                    let ready = fit(&mut self.raw, self.max_payload).items;
+                    self.items.extend(self.raw.drain(..ready));
+                    if let Some(error) = self.failed.take_if(|_| self.raw.is_empty()) {
+                        return Moved::Failed(error);
+                    }
+                    if !self.items.is_empty() {
+                        return Moved::Read;
                     }
                 }
             }

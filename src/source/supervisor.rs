@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::{Adapter, Connection, ErrorKind, Fault, Handle, Intake, Item, SourceError, Start, State, fit};
+use super::{Adapter, Connection, ErrorKind, Fault, Fitted, Handle, Intake, Item, SourceError, Start, State, fit};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, Timestamp};
 use crate::support::backoff::Backoff;
@@ -208,10 +208,22 @@ impl Run {
         self.until_the_end(acknowledging).await.unwrap_or(Ok(()))
     }
 
-    /// Counts the batch and hands it in; `None` when it was not taken before the end.
+    /// Hands the batch in, piece by piece; `None` when it was not taken before the end.
     async fn hand_in(&mut self) -> Option<String> {
+        loop {
+            let Fitted { items, oversized } = fit(&mut self.batch, self.source.max_payload);
+            let rest = self.batch.split_off(items);
+            let id = self.hand_in_piece(oversized).await?;
+            if rest.is_empty() {
+                return Some(id);
+            }
+            self.batch = rest;
+        }
+    }
+
+    /// Counts what is in the batch and hands it in.
+    async fn hand_in_piece(&mut self, oversized: usize) -> Option<String> {
         let (handle, came) = (self.source.handle.clone(), Timestamp::now());
-        let oversized = fit(&mut self.batch, self.source.max_payload);
         if oversized > 0 {
             warn!(source = %handle.name, messages = oversized, max_payload = self.source.max_payload, "dropped messages larger than max_payload");
         }

@@ -123,7 +123,7 @@ fn what_is_larger_than_allowed_becomes_a_gap_in_its_place() {
         Item::Message(Message::new(subject, vec![b'x'; bytes].into(), Timestamp::now(), position))
     };
     let mut items = [message(Some(4), 10), message(Some(5), 11), message(None, 11), message(Some(7), 10)];
-    assert_eq!(fit(&mut items, 10), 2);
+    assert_eq!(fit(&mut items, 10), Fitted { items: 4, oversized: 2 });
     let gap = |from, to, position| Gap { reason: GapReason::Oversized, from, to, position };
     let of = |item: &Item| if let Item::Oversized(message) = item { Gap::oversized(message.position) } else { panic!("no gap") };
     assert_eq!(of(&items[1]), gap(Some(4), Some(6), Some(Position::unverified(5))));

@@ -18,21 +18,39 @@ use crate::event::Message;
 const ENCODING: [&str; 2] = ["content-encoding", "content_encoding"];
 /// Frames of one zstd payload. Each costs time, even an empty one.
 const FRAMES: usize = 64;
+/// Bytes that are unpacked at a time, about.
+const PIECE: usize = 1 << 20;
 
-/// Unpacks compressed payloads, replaces each message whose payload has more than `max` bytes, before or after that, by
-/// [`Item::Oversized`], and returns how many those were. The supervisor calls it for live batches, a reader of history for its own.
-pub fn fit(items: &mut [Item], max: usize) -> usize {
-    let mut dropped = 0;
+/// What became of the first items of a batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fitted {
+    /// So many items are ready. Those behind them are as they came.
+    pub items: usize,
+    /// So many of these were larger than allowed.
+    pub oversized: usize,
+}
+
+/// Unpacks compressed payloads and replaces each message whose payload has more than `max` bytes, before or after that, by
+/// [`Item::Oversized`]. Stops where unpacking has added about 1 MiB: a batch may unpack to hundreds of times its size, so the caller
+/// hands on what is ready first. The supervisor calls it for live batches, a reader of history for its own.
+pub fn fit(items: &mut [Item], max: usize) -> Fitted {
+    let (mut fitted, mut added) = (Fitted::default(), 0);
     for item in items {
-        if let Item::Message(message) = item
-            && !fits(message, max)
-        {
+        if added >= PIECE {
+            break;
+        }
+        fitted.items += 1;
+        let Item::Message(message) = item else { continue };
+        let before = message.payload.len();
+        if fits(message, max) {
+            added += message.payload.len().saturating_sub(before);
+        } else {
             message.payload = Bytes::new();
             *item = Item::Oversized(message.clone());
-            dropped += 1;
+            fitted.oversized += 1;
         }
     }
-    dropped
+    fitted
 }
 
 fn fits(message: &mut Message, max: usize) -> bool {
@@ -168,6 +186,24 @@ mod tests {
                 assert_eq!(of(compressed(encoding, bytes), expected.len() - 1), None, "{encoding}");
             }
         }
+    }
+
+    #[test]
+    fn a_batch_that_is_much_larger_unpacked_is_ready_piece_by_piece() {
+        let (large, max) = (vec![b'x'; 300 << 10], 1 << 20);
+        let mut items = vec![compressed("gzip", gzipped(&large)); 64];
+        let mut pieces = Vec::new();
+        while !items.is_empty() {
+            let Fitted { items: ready, oversized: 0 } = fit(&mut items, max) else { panic!("none is too large") };
+            let packed = |item: &Item| matches!(item, Item::Message(message) if message.payload.len() < 10_000);
+            assert!(!items[..ready].iter().any(packed) && items[ready..].iter().all(packed));
+            items.drain(..ready);
+            pieces.push(ready);
+        }
+        assert_eq!(pieces, [4; 16]);
+        // What is not compressed takes no more memory than before.
+        let plain = Message::new("a".parse().expect("a subject"), large.into(), Timestamp::now(), None);
+        assert_eq!(fit(&mut vec![Item::Message(plain); 64], max), Fitted { items: 64, oversized: 0 });
     }
 
     #[test]
