@@ -103,6 +103,11 @@ pub trait Adapter: Send + Sync + 'static {
         false
     }
 
+    /// Whether its log's messages have the times at which the broker took them. Otherwise publishers may say what they like.
+    fn dates(&self) -> bool {
+        false
+    }
+
     /// Whether messages may be lost while the source is not connected, as its broker keeps none for it. Every connection
     /// but the first then begins with a `reconnect` gap.
     fn loses_while_away(&self) -> bool {

@@ -111,6 +111,12 @@ impl Histories {
         self.log(source).is_some_and(|known| (known.log.up)())
     }
 
+    /// Whether the messages of the log have their broker's times.
+    #[must_use]
+    pub(crate) fn dates(&self, source: SourceKey) -> bool {
+        self.log(source).is_some_and(|known| known.log.adapter.dates())
+    }
+
     /// Whether the broker can send only some subjects of its log.
     #[must_use]
     pub(crate) fn selects(&self, source: SourceKey) -> bool {

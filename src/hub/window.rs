@@ -250,11 +250,12 @@ impl Window {
         if there.all(|p| p.agrees(&position)) { Place::After(seq) } else { Place::Other }
     }
 
-    /// The sequence before the first entry at or after `time`, if the window holds all since then.
+    /// The sequence before the first entry at or after `time`, if the window holds all since then. Only what is behind the sequence
+    /// `dated` has a time that says this.
     #[must_use]
-    pub fn since(&self, time: Timestamp) -> Option<u64> {
+    pub fn since(&self, time: Timestamp, dated: u64) -> Option<u64> {
         let first = self.entries.iter().find(|e| e.time >= time);
-        let reaches = self.entries.front().is_some_and(|e| e.time < time);
+        let reaches = self.floor_time < time && self.after(dated).next().is_some_and(|e| e.time < time);
         reaches.then(|| first.map_or(u64::MAX, |e| e.seq - 1))
     }
 }

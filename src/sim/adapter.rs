@@ -132,6 +132,9 @@ impl Adapter for Model {
     fn durable(&self) -> bool {
         self.source == JET || self.source == RAB
     }
+    fn dates(&self) -> bool {
+        self.source == JET
+    }
     fn keeps_last(&self) -> bool {
         self.source == JET
     }

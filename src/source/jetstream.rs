@@ -587,6 +587,10 @@ impl Adapter for JetStreamSource {
         true
     }
 
+    fn dates(&self) -> bool {
+        true
+    }
+
     fn keeps_last(&self) -> bool {
         true
     }

@@ -93,6 +93,46 @@ impl Adapter for KeepsLast {
     }
 }
 
+/// Has a log that cannot say the newest message of each subject; is never read here.
+struct WindowOnly;
+
+impl Adapter for WindowOnly {
+    fn kind(&self) -> &'static str {
+        "fake"
+    }
+    fn durable(&self) -> bool {
+        true
+    }
+    fn reach(&self) -> Vec<Pattern> {
+        vec![Pattern::all()]
+    }
+    fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[test]
+fn a_window_does_not_reach_back_to_a_time_because_a_publisher_says_so() {
+    let (hub, streams, _) = bare();
+    let now = Timestamp::from_micros(1_000_000_000);
+    let log = streams.add(source("log", Arc::new(WindowOnly)), now);
+    let old = |seq, seconds: u64| {
+        let time = Timestamp::from_micros(seconds * 1_000_000);
+        event(Message::new("a".parse().unwrap(), Bytes::new(), time, Some(Position::unverified(seq))))
+    };
+    // What was there before the source was live has its publisher's time.
+    hub.publish(log, &mut vec![old(8, 100), old(9, 990), Input::Tail(Some(Position::unverified(9)))], now);
+    let reads_history = |seconds: u64| {
+        let begin = Begin::At(Point::Since(seconds * 1000));
+        let mut stream = streams.open(Request { begin, ..request(">") }, now);
+        sent(&mut stream, now);
+        matches!(stream.step(now), Step::Wait { history: Some(_), .. })
+    };
+    assert!(reads_history(950));
+    hub.publish(log, &mut vec![old(10, 995)], now);
+    assert!(reads_history(950) && !reads_history(996));
+}
+
 #[test]
 fn a_loss_among_the_newest_of_each_subject_takes_none_of_the_others_away() {
     let (now, place) = (Timestamp::from_micros(1_000_000), |seq| Some(Position::unverified(seq)));

@@ -185,7 +185,12 @@ impl CatchUp {
                 let time = Timestamp::from_micros(millis.saturating_mul(1000));
                 let seq = match of.whole() {
                     Some(whole) => Some(of.window().after(whole).find(|e| e.time >= time).map_or(u64::MAX, |e| e.seq - 1)),
-                    None => of.window().since(time),
+                    None => {
+                        // What the window was filled with may have its publishers' times.
+                        let dated =
+                            if self.streams.histories.dates(of.info().key) { 0 } else { of.began().map_or(u64::MAX, |began| began.seq) };
+                        of.window().since(time, dated)
+                    }
                 };
                 if let Some(seq) = seq {
                     self.sources[source].track = Track::Follow(seq.min(state.seq()));

@@ -2,24 +2,6 @@
 
 use super::*;
 
-/// Has a log that cannot say the newest message of each subject; is never read here.
-struct WindowOnly;
-
-impl Adapter for WindowOnly {
-    fn kind(&self) -> &'static str {
-        "fake"
-    }
-    fn durable(&self) -> bool {
-        true
-    }
-    fn reach(&self) -> Vec<Pattern> {
-        vec![Pattern::all()]
-    }
-    fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
-        Box::pin(std::future::pending())
-    }
-}
-
 #[test]
 fn newest_events_that_have_left_their_window_are_not_kept_for_a_client_that_reads_slowly() {
     let now = Timestamp::from_micros(1_000_000);
