@@ -20,8 +20,10 @@ mod encoded;
 mod tests;
 
 use cloud::{Attribute, Cloud};
+#[cfg(feature = "internals")]
+pub use encoded::Kind;
 pub(crate) use encoded::encode_heartbeat;
-pub use encoded::{Encoded, Encoder, Kind};
+pub use encoded::{Encoded, Encoder};
 
 /// Names of control events.
 pub(crate) const GAP: &str = "brokercast.gap";
