@@ -762,13 +762,13 @@ impl Live {
         // Its channel may have been silent for long before it was to be sent something else: what came until then is not new to it.
         let since =
             moved.as_ref().map(|(_, since)| since).filter(|since| seq(since.as_bytes()) > seq(last_id) && !self.is_owed_up_to(since));
-        let last_id = since.map_or(last_id, |since| since.as_bytes());
+        let (known, last_id) = (since.is_none(), since.map_or(last_id, |since| since.as_bytes()));
         let Self { seat, lease, .. } = self;
         let filter = moved.as_ref().map_or_else(|| seat.channel().filter(), |(filter, _)| filter).clone();
         lease.visit.sent_behind(0, 0, last_id);
         let id = std::str::from_utf8(last_id).ok();
         let begin = id.and_then(|id| Cursor::from_id(id).ok()).map_or(Begin::Unreadable, Begin::After);
-        let catch_up = CatchUp::resume(lease.streams.clone(), filter, begin, now);
+        let catch_up = CatchUp::resume(lease.streams.clone(), filter, begin, known, now);
         Stream { lease, state: State::CatchingUp(Box::new(catch_up)) }
     }
 

@@ -149,10 +149,12 @@ impl CatchUp {
         this
     }
 
-    /// For a client that is being served already.
-    pub(super) fn resume(streams: Arc<Streams>, filter: Arc<Filter>, begin: Begin, now: Timestamp) -> Self {
+    /// For a client that is being served already. `known`: it has the id of where it begins, and need not be sent it.
+    pub(super) fn resume(streams: Arc<Streams>, filter: Arc<Filter>, begin: Begin, known: bool, now: Timestamp) -> Self {
         let mut this = Self::start(streams, filter, begin, now);
-        this.client.note_id();
+        if known {
+            this.client.note_id();
+        }
         this
     }
 
