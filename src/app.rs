@@ -129,9 +129,9 @@ pub(crate) struct Origin {
 /// When it cannot listen, or a task of its own fails.
 pub(crate) async fn run(settings: Settings, origin: Origin) -> Result<Exit, Error> {
     let mut signals = Signals::new().map_err(|cause| Error::System { what: "listen to signals", cause })?;
-    let descriptors = system::raise_descriptors(settings.pool.max);
+    system::raise_descriptors(settings.pool.max);
     let (mut orders, reload) = Orders::new();
-    let mut bridge = Bridge::start(settings, origin, reload, descriptors)?;
+    let mut bridge = Bridge::start(settings, origin, reload)?;
     manager::ready();
     let signal = bridge.serve(&mut signals, &mut orders).await?;
     manager::stopping();
@@ -181,8 +181,6 @@ struct Bridge {
 /// The ports, and what every connection to them is held to.
 struct Ports {
     bounds: Bounds,
-    /// How many clients may have.
-    descriptors: u64,
     /// As the settings say: public, admin.
     listens: [Address; 2],
     tls: Option<Arc<Tls>>,
@@ -192,14 +190,14 @@ struct Ports {
 }
 
 impl Ports {
-    fn bind(settings: &http::Settings, descriptors: u64) -> Result<Self, Error> {
+    fn bind(settings: &http::Settings) -> Result<Self, Error> {
         let user_timeout = (settings.bounds.stall * 4).max(Duration::from_secs(60));
         let options = listen::Options { user_timeout, mode: settings.socket_mode };
         let public = Listener::bind("server.listen", &settings.listen, options)?;
         let admin = Listener::bind("admin.listen", &settings.admin.listen, options)?;
         let (tls, admin_tls) = (settings.tls.clone(), settings.admin.tls.clone());
         let listens = [settings.listen.clone(), settings.admin.listen.clone()];
-        Ok(Self { bounds: settings.bounds, descriptors, listens, tls, public, admin, admin_tls })
+        Ok(Self { bounds: settings.bounds, listens, tls, public, admin, admin_tls })
     }
 }
 
@@ -261,12 +259,12 @@ impl Rooms {
 }
 
 impl Bridge {
-    fn start(settings: Settings, origin: Origin, reload: Arc<admin::Reload>, descriptors: u64) -> Result<Self, Error> {
+    fn start(settings: Settings, origin: Origin, reload: Arc<admin::Reload>) -> Result<Self, Error> {
         let fixed = settings.fixed(origin.format);
         let explainer = Arc::new(ArcSwap::from_pointee(Explainer::new(&settings, origin.places)));
         let (retry, http, auth, timing) = (settings.streams.retry, settings.http, settings.auth, settings.streams);
         // Both ports first: nothing else has begun when one is taken.
-        let ports = Ports::bind(&http, descriptors)?;
+        let ports = Ports::bind(&http)?;
         let streams = Streams::new(Hub::new(settings.window, in_range(0..=u32::MAX)), Histories::new(settings.histories), timing);
         let sources = Sources::new(streams.clone(), settings.window, Arc::new(Tokio));
         let (access, lines) = Access::new(origin.access);
@@ -373,7 +371,7 @@ impl Bridge {
         let counts = Counts { stalled: rooms.metrics.stalled.clone(), open: rooms.open.clone() };
         let policy = rooms.policy.subscribe();
         let announces = Box::new(move |peer| policy.borrow().policy.announces(peer));
-        let public = Public { adopt: rooms.adopt.clone(), announces, descriptors: ports.descriptors };
+        let public = Public { adopt: rooms.adopt.clone(), announces, descriptors: system::client_descriptors() };
         Server::new(face, ports.tls.clone(), ports.bounds, self.ends.clone(), self.connections.clone(), counts, Some(public))
     }
 

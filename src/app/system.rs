@@ -6,16 +6,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// Descriptors that are not subscribers': brokers, listeners, files, admin.
 const OTHERS: u64 = 64;
 
-/// Raises the soft limit of open descriptors to the hard one, and says when it is less than the pool may need. Returns how many clients
-/// may have, so that brokers, files and the admin listener find some.
-pub(super) fn raise_descriptors(subscribers: usize) -> u64 {
+/// Raises the soft limit of open descriptors to the hard one, and says when it is less than the pool may need.
+pub(super) fn raise_descriptors(subscribers: usize) {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
     {
         tracing::warn!(%error, "cannot raise the limit of open descriptors");
     }
-    let now = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let now = descriptors();
     if (subscribers as u64).saturating_add(OTHERS) > now {
         tracing::warn!(
             subscribers,
@@ -23,7 +22,16 @@ pub(super) fn raise_descriptors(subscribers: usize) -> u64 {
             "`subscribers.max` needs more open descriptors than the system allows; raise `ulimit -n` or lower it"
         );
     }
-    now - OTHERS.min(now / 4)
+}
+
+/// How many descriptors clients may have, so that brokers, files and the admin listener find some.
+pub(super) fn client_descriptors() -> u64 {
+    let all = descriptors();
+    all - OTHERS.min(all / 4)
+}
+
+fn descriptors() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// What the process is told by signals.

@@ -132,6 +132,12 @@ impl File {
         read.unwrap_or_else(|_| Err("reading it failed".to_owned()))
     }
 
+    /// The [`Self::line`] that it holds now, or why there is none. Read as by [`Self::read_aside`].
+    pub(crate) async fn line_aside(path: PathBuf) -> Result<Secret, String> {
+        let line = Self::read_aside(path).await?.line();
+        if line.expose().is_empty() { Err("it is empty".to_owned()) } else { Ok(line) }
+    }
+
     /// Its bytes less one line break at the end.
     pub(crate) fn line(&self) -> Secret {
         let bytes = self.contents.expose();

@@ -33,7 +33,7 @@ pub(crate) fn first(streams: &Streams) -> SourceKey {
 
 /// Adds a source with a log that is not live yet.
 pub(crate) fn add_log(streams: &Streams, name: &str) -> SourceKey {
-    streams.add(source(name, Arc::new(KeepsLast)), Timestamp::now())
+    streams.add(source(name, FakeLog::keeps_last()), Timestamp::now())
 }
 
 /// Publishes an event whose payload is its subject.
@@ -72,10 +72,30 @@ fn event(m: Message) -> Input {
     Input::Event(crate::event::Event::of(m))
 }
 
-/// Says the newest message of each subject; is never read here.
-struct KeepsLast;
+/// A log that holds subjects of this pattern; is never read here.
+struct FakeLog {
+    keeps_last: bool,
+    subjects: &'static str,
+}
 
-impl Adapter for KeepsLast {
+impl FakeLog {
+    /// Says the newest message of each subject.
+    fn keeps_last() -> Arc<dyn Adapter> {
+        Self::of(">")
+    }
+
+    /// Cannot say the newest message of each subject.
+    fn window_only() -> Arc<dyn Adapter> {
+        Arc::new(Self { keeps_last: false, subjects: ">" })
+    }
+
+    /// As [`Self::keeps_last`], of these subjects only.
+    fn of(subjects: &'static str) -> Arc<dyn Adapter> {
+        Arc::new(Self { keeps_last: true, subjects })
+    }
+}
+
+impl Adapter for FakeLog {
     fn kind(&self) -> &'static str {
         "fake"
     }
@@ -83,28 +103,10 @@ impl Adapter for KeepsLast {
         true
     }
     fn keeps_last(&self) -> bool {
-        true
+        self.keeps_last
     }
     fn reach(&self) -> Vec<Pattern> {
-        vec![Pattern::all()]
-    }
-    fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
-        Box::pin(std::future::pending())
-    }
-}
-
-/// Has a log that cannot say the newest message of each subject; is never read here.
-struct WindowOnly;
-
-impl Adapter for WindowOnly {
-    fn kind(&self) -> &'static str {
-        "fake"
-    }
-    fn durable(&self) -> bool {
-        true
-    }
-    fn reach(&self) -> Vec<Pattern> {
-        vec![Pattern::all()]
+        vec![self.subjects.parse().unwrap()]
     }
     fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
         Box::pin(std::future::pending())
@@ -115,7 +117,7 @@ impl Adapter for WindowOnly {
 fn a_window_does_not_reach_back_to_a_time_because_a_publisher_says_so() {
     let (hub, streams, _) = bare();
     let now = Timestamp::from_micros(1_000_000_000);
-    let log = streams.add(source("log", Arc::new(WindowOnly)), now);
+    let log = streams.add(source("log", FakeLog::window_only()), now);
     let old = |seq, seconds: u64| {
         let time = Timestamp::from_micros(seconds * 1_000_000);
         event(Message::new("a".parse().unwrap(), Bytes::new(), time, Some(Position::unverified(seq))))
@@ -138,7 +140,7 @@ fn a_loss_among_the_newest_of_each_subject_takes_none_of_the_others_away() {
     let (now, place) = (Timestamp::from_micros(1_000_000), |seq| Some(Position::unverified(seq)));
     let hub = Hub::new(Limits { bytes: 1 << 20, age: Duration::from_secs(60) }, 1);
     let streams = Streams::new(hub.clone(), histories(1), settings());
-    let log = streams.add(source("log", Arc::new(KeepsLast)), now);
+    let log = streams.add(source("log", FakeLog::keeps_last()), now);
     hub.publish(log, &mut vec![Input::Tail(place(9))], now);
     let mut stream = streams.open(Request { begin: Begin::At(Point::Last), ..request(">") }, now);
     assert!(matches!(stream.step(now), Step::Send(_)));
@@ -194,7 +196,7 @@ fn a_loss_of_one_volatile_source_begins_where_the_client_was_though_others_have_
 #[test]
 fn what_is_read_of_a_new_log_is_not_a_reset_where_the_window_still_holds_the_old_one() {
     let (hub, streams, now) = bare();
-    let log = streams.add(source("log", Arc::new(KeepsLast)), now);
+    let log = streams.add(source("log", FakeLog::keeps_last()), now);
     let message = |seq, log: &str| {
         let position = Some(Position { seq, check: Some(Check::of(&[log.as_bytes()])) });
         Message::new("a".parse().unwrap(), Bytes::copy_from_slice(log.as_bytes()), now, position)
@@ -252,13 +254,13 @@ fn rest(live: &Live) -> (String, String) {
 #[test]
 fn live_streams_get_an_added_source_and_keep_what_they_had_of_the_others() {
     let (hub, streams, now) = bare();
-    let log = streams.add(source("log", Arc::new(KeepsLast)), now);
+    let log = streams.add(source("log", FakeLog::keeps_last()), now);
     hub.publish(log, &mut vec![Input::Tail(Some(Position::unverified(9)))], now);
     let mut stream = streams.open(request(">"), now);
     sent(&mut stream, now);
     let (live, _) = stream.into_live().unwrap();
     let core = streams.add(source("core", volatile(">")), now);
-    let other = streams.add(source("other", Arc::new(KeepsLast)), now);
+    let other = streams.add(source("other", FakeLog::keeps_last()), now);
     hub.publish(core, &mut vec![named("core.1", None)], now);
     hub.publish(other, &mut vec![named("other.1", Some(1)), Input::Tail(None), named("other.2", Some(2))], now);
     let (text, id) = rest(&live);
@@ -325,7 +327,7 @@ fn a_changed_volatile_source_is_a_gap_for_whom_lost_its_window_and_none_for_live
 fn a_changed_durable_source_goes_on_where_it_stood_and_its_readers_behind_it_too() {
     let (hub, streams, now) = bare();
     let at = |seq| Some(Position::unverified(seq));
-    let old = streams.add(source("log", Arc::new(KeepsLast)), now);
+    let old = streams.add(source("log", FakeLog::keeps_last()), now);
     hub.publish(old, &mut vec![Input::Tail(at(3)), named("log.4", Some(4)), named("log.5", Some(5))], now);
     let mut stream = streams.open(request(">"), now);
     sent(&mut stream, now);
@@ -338,7 +340,7 @@ fn a_changed_durable_source_goes_on_where_it_stood_and_its_readers_behind_it_too
     let mut behind = streams.open(Request { begin: begin(1), ..request(">") }, now);
     sent(&mut behind, now);
     let Step::Wait { history: Some(first), .. } = behind.step(now) else { panic!("it reads the log") };
-    let (new, point) = streams.replace(old, source("log", Arc::new(KeepsLast)), false, now);
+    let (new, point) = streams.replace(old, source("log", FakeLog::keeps_last()), false, now);
     assert_eq!(point, Some(Point::At(Position::unverified(5))));
     assert!(streams.histories().reader(first, history::Asker::default()).is_none(), "the old log is read on");
     // What was read through the old routes is not sent.
@@ -366,7 +368,7 @@ fn a_changed_durable_source_goes_on_where_it_stood_and_its_readers_behind_it_too
 #[test]
 fn a_log_is_read_on_while_another_source_is_down() {
     let (hub, streams, now) = bare();
-    let [log, down] = ["log", "down"].map(|name| streams.add(source(name, Arc::new(KeepsLast)), now));
+    let [log, down] = ["log", "down"].map(|name| streams.add(source(name, FakeLog::keeps_last()), now));
     let place = |seq| Position::unverified(seq);
     hub.publish(log, &mut vec![Input::Tail(Some(place(9)))], now);
     let begin = behind(&hub, &[("log", Point::At(place(1))), ("down", Point::At(place(1)))]);
@@ -387,7 +389,7 @@ fn a_log_is_read_on_while_another_source_is_down() {
 #[test]
 fn what_was_read_of_a_new_log_is_no_reset_either_while_another_log_is_read() {
     let (hub, streams, now) = bare();
-    let [log, far] = ["log", "far"].map(|name| streams.add(source(name, Arc::new(KeepsLast)), now));
+    let [log, far] = ["log", "far"].map(|name| streams.add(source(name, FakeLog::keeps_last()), now));
     let at = |seq, log: &str| Position { seq, check: Some(Check::of(&[log.as_bytes()])) };
     hub.publish(log, &mut vec![Input::Tail(None)], now);
     let old = |seq| Message::new("a".parse().unwrap(), Bytes::new(), now, Some(at(seq, "old")));
@@ -406,7 +408,7 @@ fn what_was_read_of_a_new_log_is_no_reset_either_while_another_log_is_read() {
 #[test]
 fn whoever_has_read_that_a_log_is_new_does_not_go_back_into_a_window_of_the_old_one() {
     let (hub, streams, now) = bare();
-    let log = streams.add(source("log", Arc::new(KeepsLast)), now);
+    let log = streams.add(source("log", FakeLog::keeps_last()), now);
     let at = |seq| Position { seq, check: Some(Check::of(&[b"old"])) };
     let old = |seq| event(Message::new("a".parse().unwrap(), Bytes::from("old"), now, Some(at(seq))));
     let reset = |to| Gap { reason: GapReason::Reset, from: Some(1), to: Some(to), position: Some(Position::unverified(to - 1)) };
@@ -429,7 +431,7 @@ fn whoever_has_read_that_a_log_is_new_does_not_go_back_into_a_window_of_the_old_
 #[test]
 fn whoever_has_read_that_a_log_is_new_and_empty_waits_until_the_window_is_new_too() {
     let (hub, streams, now) = bare();
-    let log = streams.add(source("log", Arc::new(KeepsLast)), now);
+    let log = streams.add(source("log", FakeLog::keeps_last()), now);
     let reset = || Gap { reason: GapReason::Reset, from: Some(9), to: None, position: None };
     // The window holds the old log from its beginning on.
     hub.publish(log, &mut vec![Input::Tail(None), named("log.0", Some(0)), named("log.1", Some(1))], now);
@@ -454,7 +456,7 @@ fn behind(hub: &Hub, durable: &[(&str, Point)]) -> Begin {
 fn whoever_is_told_that_a_log_was_made_anew_stands_at_its_beginning_and_becomes_live() {
     let (hub, streams, now) = bare();
     let at = |seq| Point::At(Position::unverified(seq));
-    let [log, far] = ["log", "far"].map(|name| streams.add(source(name, Arc::new(KeepsLast)), now));
+    let [log, far] = ["log", "far"].map(|name| streams.add(source(name, FakeLog::keeps_last()), now));
     hub.publish(log, &mut vec![Input::Tail(Some(Position::unverified(4)))], now);
     hub.publish(far, &mut vec![Input::Tail(Some(Position::unverified(9)))], now);
     // It follows one source in its window while it reads the other's log.
@@ -483,7 +485,7 @@ fn point(id: &str, name: &str) -> Option<Point> {
 fn an_id_of_a_source_comes_only_behind_the_gap_that_says_that_it_was_not_known() {
     let (hub, streams, now) = bare();
     for name in ["one", "two"] {
-        let log = streams.add(source(name, Arc::new(KeepsLast)), now);
+        let log = streams.add(source(name, FakeLog::keeps_last()), now);
         hub.publish(log, &mut vec![Input::Tail(Some(Position::unverified(9)))], now);
     }
     // Of another process, in which the sources had other names.
@@ -502,7 +504,7 @@ fn an_id_of_a_source_comes_only_behind_the_gap_that_says_that_it_was_not_known()
 fn a_log_that_grows_behind_its_end_is_read_on_though_another_waits_at_its_own() {
     let (hub, streams, now) = bare();
     let place = Position::unverified;
-    let logs = ["one", "two"].map(|name| streams.add(source(name, Arc::new(KeepsLast)), now));
+    let logs = ["one", "two"].map(|name| streams.add(source(name, FakeLog::keeps_last()), now));
     for log in logs {
         hub.publish(log, &mut vec![Input::Tail(Some(place(9)))], now);
     }
@@ -526,9 +528,9 @@ fn the_beginnings_of_all_logs_are_read_before_more_of_any() {
     for from in [Point::Earliest, Point::Since(1)] {
         let (hub, streams, now) = bare();
         let place = Position::unverified;
-        let mut down = source("down", Arc::new(KeepsLast));
+        let mut down = source("down", FakeLog::keeps_last());
         down.log.up = Arc::new(|| false);
-        let logs = [source("one", Arc::new(KeepsLast)), down, source("two", Arc::new(KeepsLast))].map(|of| streams.add(of, now));
+        let logs = [source("one", FakeLog::keeps_last()), down, source("two", FakeLog::keeps_last())].map(|of| streams.add(of, now));
         for log in logs {
             hub.publish(log, &mut vec![Input::Tail(Some(place(9)))], now);
         }
@@ -639,7 +641,7 @@ fn clients_of_many_streams_that_end_at_once_are_told_to_come_back_one_after_anot
 
 #[test]
 fn whoever_may_have_missed_events_of_a_log_that_came_back_is_told_once() {
-    let log = || Arc::new(KeepsLast) as Arc<dyn Adapter>;
+    let log = FakeLog::keeps_last;
     let at = |seq| Some(Position::unverified(seq));
     // What it was, by which name it comes back, and whether in the other's place.
     for (of, name, replaced) in

@@ -182,12 +182,8 @@ impl Broker {
 /// What a file holds now, less one line break at its end.
 pub(super) async fn secret(key: &str, path: &Path) -> Result<String, SourceError> {
     let failed = |why: &str| SourceError::configuration(format!("cannot read `{key}` from `{}`: {why}", path.display()));
-    let secret = File::read_aside(path.to_owned()).await.map_err(|why| failed(&why))?.line();
-    match secret.expose_str() {
-        Ok("") => Err(failed("it is empty")),
-        Ok(line) => Ok(line.to_owned()),
-        Err(_) => Err(failed("it is not UTF-8")),
-    }
+    let secret = File::line_aside(path.to_owned()).await.map_err(|why| failed(&why))?;
+    secret.expose_str().map(str::to_owned).map_err(|_| failed("it is not UTF-8"))
 }
 
 /// Reads an address by the AMQP URI specification, or says what is expected; never what was read.

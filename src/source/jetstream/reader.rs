@@ -444,7 +444,7 @@ impl Reader {
         let Some(floor) = progress.floor else {
             // Nothing has come yet, though the consumer counts messages. Servers have counted some that were replaced long ago.
             if !progress.caught_up && self.pulls.waits() {
-                self.line.ask(&api::next_question(&self.stream, &self.consumer), "n", NONE_WAITS);
+                self.ask_whether_one_waits();
             }
             return Ok(());
         };
@@ -480,9 +480,13 @@ impl Reader {
             if self.watch.idle >= STUCK && self.asks_for_missing(end_before)? {
                 return Ok(());
             }
-            self.line.ask(&api::next_question(&self.stream, &self.consumer), "n", NONE_WAITS);
+            self.ask_whether_one_waits();
         }
         Ok(())
+    }
+
+    fn ask_whether_one_waits(&mut self) {
+        self.line.ask(&api::next_question(&self.stream, &self.consumer), "n", NONE_WAITS);
     }
 
     /// Asks for messages up to the stream's end that have not come though they should have, unless they were deleted. Returns

@@ -218,11 +218,7 @@ impl Renewed {
             None => self.written.clone(),
             Some((key, path)) => {
                 let failed = |why: &str| SourceError::missing(format!("could not read `{key}` from `{}`: {why}", path.display()));
-                let secret = File::read_aside(path.clone()).await.map_err(|why| failed(&why))?.line();
-                if secret.expose().is_empty() {
-                    return Err(failed("it is empty"));
-                }
-                secret
+                File::line_aside(path.clone()).await.map_err(|why| failed(&why))?
             }
         };
         secret.expose_str().map(str::to_owned).map_err(|_| SourceError::configuration("a secret of this source is not UTF-8"))

@@ -55,7 +55,7 @@ fn an_event_that_is_overtaken_while_a_client_reads_the_newest_comes_once() {
     // One event is a piece.
     let streams = Streams::new(hub.clone(), histories(1), Settings { piece: 1, ..settings() });
     let [core, other] = ["core", "other"].map(|name| streams.add(source(name, volatile(">")), now));
-    let log = streams.add(source("log", Arc::new(WindowOnly)), now);
+    let log = streams.add(source("log", FakeLog::window_only()), now);
     hub.publish(log, &mut vec![Input::Tail(Some(Position::unverified(3)))], now);
     hub.publish(core, &mut ["a", "b", "c"].map(|subject| named(subject, None)).into(), now);
     hub.publish(other, &mut vec![named("b", None)], now);

@@ -2,33 +2,12 @@
 
 use super::*;
 
-/// A log that holds only subjects of one pattern.
-struct LogOf(&'static str);
-
-impl Adapter for LogOf {
-    fn kind(&self) -> &'static str {
-        "fake"
-    }
-    fn durable(&self) -> bool {
-        true
-    }
-    fn keeps_last(&self) -> bool {
-        true
-    }
-    fn reach(&self) -> Vec<Pattern> {
-        vec![self.0.parse().unwrap()]
-    }
-    fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
-        Box::pin(std::future::pending())
-    }
-}
-
 fn at(seq: u64) -> Option<Position> {
     Some(Position::unverified(seq))
 }
 
 fn log(name: &str, subjects: &'static str) -> Source {
-    source(name, Arc::new(LogOf(subjects)))
+    source(name, FakeLog::of(subjects))
 }
 
 /// The logs `orders` and `trades` of a bridge, as two replicas see them.
