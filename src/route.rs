@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::event::{Envelope, Event, Message, SourceName};
-use crate::subject::{Pattern, Subject};
+use crate::subject::{self, Cover, Pattern, Subject};
 
 mod explain;
 mod reach;
@@ -103,40 +103,44 @@ impl Rule {
 /// those that do.
 #[must_use]
 pub(crate) fn shadowed<'a>(rules: &'a [Rule], sources: &[(&SourceName, Vec<Pattern>)]) -> Vec<(&'a str, Vec<&'a str>)> {
-    let mut found = Vec::new();
-    for (n, rule) in rules.iter().enumerate() {
-        let (mut never, mut by) = (false, Vec::new());
-        for (source, reach) in sources.iter().filter(|(source, reach)| rule.is_of(source) && reach::left(reach, &rule.matches, &[])) {
-            let before = || rules[..n].iter().filter(|before| before.takes_all() && before.is_of(source));
-            let taken: Vec<Pattern> = before().map(|before| before.matches.clone()).collect();
-            if reach::left(reach, &rule.matches, &taken) {
-                never = false;
-                break;
+    let mut matching: Vec<Option<bool>> = vec![None; rules.len()];
+    for (source, reach) in sources {
+        let mut taken = Cover::default();
+        for (rule, matching) in rules.iter().zip(&mut matching).filter(|(rule, _)| rule.is_of(source)) {
+            if reach::left(reach, &rule.matches, &Cover::default()) {
+                *matching = Some(*matching == Some(true) || reach::left(reach, &rule.matches, &taken));
             }
-            never = true;
-            by.extend(before().filter(|before| before.matches.intersects(&rule.matches)).map(|before| &*before.key));
-        }
-        if never {
-            by.sort_unstable();
-            by.dedup();
-            found.push((&*rule.key, by));
+            if rule.takes_all() {
+                taken.add(&rule.matches);
+            }
         }
     }
-    found
+    let never = matching.iter().enumerate().filter(|(_, matching)| **matching == Some(false));
+    never.map(|(n, _)| (&*rules[n].key, takers(&rules[..n], &rules[n], sources))).collect()
+}
+
+/// The key paths of the rules `before` that take messages from a rule.
+fn takers<'a>(before: &'a [Rule], rule: &Rule, sources: &[(&SourceName, Vec<Pattern>)]) -> Vec<&'a str> {
+    let concerned =
+        |(source, reach): &&(&SourceName, Vec<Pattern>)| rule.is_of(source) && reach::left(reach, &rule.matches, &Cover::default());
+    let sources: Vec<_> = sources.iter().filter(concerned).map(|(source, _)| *source).collect();
+    let takes =
+        |other: &&Rule| other.takes_all() && other.matches.intersects(&rule.matches) && sources.iter().any(|source| other.is_of(source));
+    before.iter().filter(takes).map(|other| &*other.key).collect()
 }
 
 impl Router {
     /// Applies `rules` to a source, with the patterns that hold all it can produce.
     #[must_use]
     pub(crate) fn new(rules: &[Rule], source: &SourceName, reach: &[Pattern], counts: Arc<Counts>) -> Self {
-        let mut before: Vec<Pattern> = Vec::new();
+        let mut before = Cover::default();
         let mut applicable = Vec::new();
         for rule in rules {
             if !rule.is_of(source) || !reach::left(reach, &rule.matches, &before) {
                 continue;
             }
             if rule.takes_all() {
-                before.push(rule.matches.clone());
+                before.add(&rule.matches);
             }
             applicable.push(rule.clone());
         }
@@ -205,9 +209,8 @@ impl Router {
         if patterns.iter().chain(&inputs).any(|pattern| pattern.as_str().contains('%')) {
             return None;
         }
-        let disjoint = inputs.iter().enumerate().all(|(n, input)| !inputs[..n].iter().any(|other| other.intersects(input)));
-        let all = self.inputs.iter().all(|input| input.covered_by(&inputs));
-        (disjoint && !all && inputs.len() <= MAX_INPUTS).then_some(inputs)
+        let all = || self.inputs.iter().all(|input| input.covered_by(&inputs));
+        (inputs.len() <= MAX_INPUTS && subject::disjoint(&inputs) && !all()).then_some(inputs)
     }
 
     /// Whether events of the source that have the same subject before routing may have different ones after it: then the newest

@@ -280,18 +280,18 @@ impl Pattern {
 /// A set of patterns that is asked often which others it covers.
 ///
 /// What helps to cover a pattern begins with tokens of this pattern, up to its own first wildcard: only such are compared.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Cover<'a>(HashMap<&'a str, Vec<&'a Pattern>>);
 
 impl<'a> Cover<'a> {
     /// Of these patterns.
     pub(crate) fn new(patterns: impl IntoIterator<Item = &'a Pattern>) -> Self {
-        let mut cover = Self(HashMap::new());
+        let mut cover = Self::default();
         patterns.into_iter().for_each(|pattern| cover.add(pattern));
         cover
     }
 
-    fn add(&mut self, pattern: &'a Pattern) {
+    pub(crate) fn add(&mut self, pattern: &'a Pattern) {
         self.0.entry(pattern.beginning()).or_default().push(pattern);
     }
 
@@ -303,11 +303,30 @@ impl<'a> Cover<'a> {
 
     /// As [`Pattern::covered_by`].
     pub(crate) fn covers(&self, pattern: &Pattern) -> bool {
+        pattern.covered_by(self.around(pattern))
+    }
+
+    /// Those whose tokens before the first wildcard are the first tokens of `pattern`.
+    fn around(&self, pattern: &Pattern) -> impl Iterator<Item = &'a Pattern> {
         let beginning = pattern.beginning();
         let ends = beginning.match_indices('.').map(|(dot, _)| dot).chain([beginning.len()]);
         let within = std::iter::once("").chain(ends.map(|end| &beginning[..end]).filter(|part| !part.is_empty()));
-        pattern.covered_by(within.filter_map(|part| self.0.get(part)).flatten().copied())
+        within.filter_map(|part| self.0.get(part)).flatten().copied()
     }
+}
+
+/// Whether no subject is in two of the patterns.
+#[must_use]
+pub(crate) fn disjoint<'a>(patterns: impl IntoIterator<Item = &'a Pattern>) -> bool {
+    // Of two that have a subject in common the beginning of one is the beginning of the other: the shorter comes first.
+    let mut patterns: Vec<_> = patterns.into_iter().collect();
+    patterns.sort_by_key(|pattern| pattern.beginning().len());
+    let mut before = Cover::default();
+    patterns.into_iter().all(|pattern| {
+        let apart = before.around(pattern).all(|other| !other.intersects(pattern));
+        before.add(pattern);
+        apart
+    })
 }
 
 /// Returns the same set of subjects in fewer patterns: sorted, none twice, and none that the others cover, alone or

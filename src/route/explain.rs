@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::template::{Part, SubjectTemplate};
 use super::{Action, Router, Rule, reach};
-use crate::subject::{Pattern, Subject};
+use crate::subject::{Cover, Pattern, Subject};
 
 /// The most steps that reading one template backwards takes. Few placeholders in one token stay far below.
 const MAX_STEPS: usize = 100_000;
@@ -70,7 +70,7 @@ impl Router {
     /// Whether this rule renames a message to `subject` that the source can produce and no earlier rule takes.
     fn renames_to(&self, number: usize, subject: &Subject) -> bool {
         let (before, rule) = (&self.rules[..number], &self.rules[number]);
-        let before: Vec<Pattern> = before.iter().filter(|rule| rule.takes_all()).map(|rule| rule.matches.clone()).collect();
+        let before = Cover::new(before.iter().filter(|rule| rule.takes_all()).map(|rule| &rule.matches));
         let comes = |of: &Pattern| reach::left(&self.inputs, of, &before);
         rule.renames().is_some_and(|template| match renamed(template, &rule.matches, subject) {
             Some(subjects) => subjects.iter().any(comes),

@@ -3,9 +3,11 @@
 //! Pure. Sets of subjects are patterns. The intersection of two patterns is a pattern, but their difference is not: what
 //! earlier routes take away is kept as a list beside the pattern.
 
+use std::slice;
+
 use super::template::{Part, SubjectTemplate};
 use super::{Action, Rule};
-use crate::subject::{self, Pattern};
+use crate::subject::{self, Cover, Pattern};
 
 /// The subjects in both sets.
 fn intersection(a: &Pattern, b: &Pattern) -> Option<Pattern> {
@@ -35,8 +37,8 @@ fn intersection(a: &Pattern, b: &Pattern) -> Option<Pattern> {
 }
 
 /// Whether a message of `reach` can match `pattern` and none of the patterns `before` it.
-pub(super) fn left(reach: &[Pattern], pattern: &Pattern, before: &[Pattern]) -> bool {
-    reach.iter().filter_map(|of| intersection(of, pattern)).any(|both| !both.covered_by(before))
+pub(super) fn left(reach: &[Pattern], pattern: &Pattern, before: &Cover) -> bool {
+    reach.iter().filter_map(|of| intersection(of, pattern)).any(|both| !before.covers(&both))
 }
 
 /// Returns a pattern for the subjects that a template makes of all subjects of `of`.
@@ -140,15 +142,31 @@ pub(super) fn inputs(reach: &[Pattern], rules: &[Rule], asked: &[Pattern]) -> Ve
 /// Whether routing never gives two subjects one name.
 pub(super) fn keeps_apart(reach: &[Pattern], rules: &[Rule]) -> bool {
     let whole = |rule: &Rule| rule.renames().is_none_or(|template| template.keeps_all_of(&rule.matches));
-    let outputs = outputs(reach, rules);
-    let apart = |n: usize| outputs[..n].iter().all(|before| !before.pattern.intersects(&outputs[n].pattern));
+    let apart = || subject::disjoint(outputs(reach, rules).iter().map(|output| &output.pattern));
     let renames = rules.iter().any(|rule| rule.renames().is_some());
-    !renames || (rules.iter().all(whole) && (0..outputs.len()).all(apart))
+    !renames || (rules.iter().all(whole) && apart())
 }
 
-/// The subjects that none of `rules` leaves to later ones.
-fn taken(rules: &[Rule]) -> Vec<Pattern> {
-    rules.iter().filter(|rule| rule.takes_all()).map(|rule| rule.matches.clone()).collect()
+/// The subjects that the first so many of `rules` leave to none of the later ones: grows as far as is asked for.
+struct Taken<'a> {
+    by: Cover<'a>,
+    rest: slice::Iter<'a, Rule>,
+    rules: usize,
+}
+
+impl<'a> Taken<'a> {
+    fn by_none(rules: &'a [Rule]) -> Self {
+        Self { by: Cover::default(), rest: rules.iter(), rules: rules.len() }
+    }
+
+    /// Asked for ever more.
+    fn by_first(&mut self, count: usize) -> &Cover<'a> {
+        let known = self.rules - self.rest.len();
+        for rule in self.rest.by_ref().take(count - known).filter(|rule| rule.takes_all()) {
+            self.by.add(&rule.matches);
+        }
+        &self.by
+    }
 }
 
 /// Some of the subjects that a source's events can have.
@@ -162,11 +180,12 @@ pub(super) struct Output {
 /// Returns the outputs of each rule, and of the messages that no rule matches.
 pub(super) fn outputs(reach: &[Pattern], rules: &[Rule]) -> Vec<Output> {
     let mut out = Vec::new();
+    let mut taken = Taken::by_none(rules);
     for (number, rule) in rules.iter().enumerate() {
         let Action::Pass(pass) = &rule.action else { continue };
-        let before = taken(&rules[..number]);
+        let before = taken.by_first(number);
         for both in reach.iter().filter_map(|of| intersection(of, &rule.matches)) {
-            if both.covered_by(&before) {
+            if before.covers(&both) {
                 continue;
             }
             out.push(match &pass.subject {
@@ -175,8 +194,8 @@ pub(super) fn outputs(reach: &[Pattern], rules: &[Rule]) -> Vec<Output> {
             });
         }
     }
-    let all = taken(rules);
-    let unchanged = reach.iter().filter(|of| !of.covered_by(&all));
+    let all = taken.by_first(rules.len());
+    let unchanged = reach.iter().filter(|of| !all.covers(of));
     out.extend(unchanged.map(|of| Output { pattern: of.clone(), first: rules.len() }));
     out
 }
@@ -188,7 +207,12 @@ pub(super) fn patterns(outputs: &[Output]) -> Vec<Pattern> {
 
 /// Whether an event can have a subject that one of the patterns `asked` matches.
 pub(super) fn concerns(outputs: &[Output], rules: &[Rule], asked: &[Pattern]) -> bool {
+    let mut taken = Taken::by_none(rules);
     outputs.iter().any(|Output { pattern, first }| {
-        asked.iter().filter_map(|asked| intersection(pattern, asked)).any(|both| !both.covered_by(&taken(&rules[..*first])))
+        let mut both = asked.iter().filter_map(|asked| intersection(pattern, asked));
+        match first {
+            0 => both.next().is_some(),
+            first => both.any(|both| !taken.by_first(*first).covers(&both)),
+        }
     })
 }

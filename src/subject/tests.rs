@@ -197,6 +197,12 @@ proptest! {
     }
 
     #[test]
+    fn patterns_are_disjoint_where_no_two_intersect(all in prop::collection::vec(patterns(), 0..5)) {
+        let apart = all.iter().enumerate().all(|(n, p)| all[..n].iter().all(|other| !other.intersects(p)));
+        prop_assert_eq!(disjoint(&all), apart);
+    }
+
+    #[test]
     fn the_index_finds_what_a_scan_finds(all in prop::collection::vec(patterns(), 0..30), gone in prop::collection::vec(any::<prop::sample::Index>(), 0..10), s in subjects()) {
         let mut index = index::Index::default();
         for (i, p) in all.iter().enumerate() {
