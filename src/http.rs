@@ -28,6 +28,7 @@ pub(crate) mod admin;
 mod agents;
 mod announced;
 mod body;
+mod budget;
 pub(crate) mod connection;
 mod dashboard;
 mod events;
@@ -57,6 +58,7 @@ pub(crate) use origin::Listed;
 pub(crate) use settings::{Limits, Settings};
 
 pub(crate) use agents::Agents;
+pub(crate) use budget::Budget;
 use connection::Peer;
 use dashboard::Dashboard;
 use files::Files;
@@ -64,7 +66,6 @@ use forwarded::{Proxies, Seen};
 use handoff::Handover;
 use origin::{Origin, Origins};
 use problem::Problem;
-pub(crate) use publish::Budget;
 pub(crate) use refusals::{Refusal, Refusals};
 
 /// A source that takes messages from HTTP.

@@ -9,14 +9,14 @@ use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use super::budget::{Held, Publisher};
 use super::events::{LATER, Later, preflight};
 use super::problem::Problem;
 use super::sender::{Denied, identity_of};
@@ -36,20 +36,7 @@ const ALLOW: &str = "POST, OPTIONS";
 const EXCHANGING: usize = 100;
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Bytes of messages that are on their way, of all publishers together. One message alone may be larger.
-const ON_THE_WAY: usize = 64 << 20;
-
 type Refusal = (Problem, Published);
-
-/// How many bytes of messages may be on their way: received in part, or not taken in yet.
-#[derive(Clone)]
-pub(crate) struct Budget(Arc<Semaphore>);
-
-/// A message that is on its way. Its share of the budget is free when its last reference is gone.
-struct Held {
-    payload: BytesMut,
-    share: OwnedSemaphorePermit,
-}
 
 pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): Extension<Arc<Policy>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
@@ -71,11 +58,10 @@ pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): E
 
 /// `within`: the span that the message names as that of its origin.
 async fn publish(rooms: &Rooms, policy: &Policy, parts: &Parts, body: Body, within: Option<SpanRef>) -> Result<Response, Refusal> {
-    let too_often = |rate: TooOften| (Problem::too_many(rate.to_string(), rate.wait), Published::Rate);
     rooms.rates.of_address(Act::Publish, client_of(parts)).map_err(too_often)?;
     let subject = subject(parts.uri.path()).map_err(|problem| (problem, Published::Invalid))?;
     let grant = policy.publisher(parts).await.map_err(|denied| refusal(denied, policy.retry))?;
-    let taken = take(rooms, policy, &grant, subject, (&parts.headers, body), within).await;
+    let taken = take(rooms, policy, &grant, subject, (parts, body), within).await;
     // The access log says who was refused.
     let id = taken.map_err(|(problem, outcome)| (problem.to(grant.identity()), outcome))?;
     let mut response = Response::new(Body::from(format!("{}\n", serde_json::json!({ "id": &*id }))));
@@ -91,19 +77,20 @@ async fn take(
     policy: &Policy,
     grant: &Grant,
     subject: Subject,
-    (carried, body): (&HeaderMap, Body),
+    (parts, body): (&Parts, Body),
     within: Option<SpanRef>,
 ) -> Result<Arc<str>, Refusal> {
     if !grant.permits_publish(&subject) {
         return Err((Problem::not_granted("subject", subject.as_str()), Published::Denied));
     }
-    let too_often = |rate: TooOften| (Problem::too_many(rate.to_string(), rate.wait), Published::Rate);
-    rooms.rates.of_identity(Act::Publish, identity_of(grant).as_ref()).map_err(too_often)?;
+    let identity = identity_of(grant);
+    rooms.rates.of_identity(Act::Publish, identity.as_ref()).map_err(too_often)?;
     let Some(inbox) = (rooms.inbox)(&subject) else {
         let detail = format!("no `http` source takes the subject `{subject}`");
         return Err((Problem::not_found(detail), Published::Unknown));
     };
-    let payload = read(&rooms.budget, policy, inbox.max_payload, carried, body).await?;
+    let held = rooms.budget.hold(identity.map_or_else(|| Publisher::Address(client_of(parts)), Publisher::Identity));
+    let payload = read(held, policy, inbox.max_payload, &parts.headers, body).await?;
     let mut headers = Headers::default();
     if let Some(within) = within {
         headers.push("traceparent", &within.to_string());
@@ -130,6 +117,10 @@ async fn hand_in(rooms: &Rooms, mut inbox: Inbox, subject: Subject, payload: Byt
     Err(PublishError::Closed)
 }
 
+fn too_often(rate: TooOften) -> Refusal {
+    (Problem::too_many(rate.to_string(), rate.wait), Published::Rate)
+}
+
 fn refusal(denied: Denied, retry: Duration) -> Refusal {
     match denied {
         Denied::Page(problem) => (problem, Published::Denied),
@@ -149,32 +140,7 @@ fn subject(path: &str) -> Result<Subject, Problem> {
     text.parse().map_err(|e| Problem::bad_request(format!("the subject `{}` {e}", text.escape_debug())))
 }
 
-impl Default for Budget {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(ON_THE_WAY)))
-    }
-}
-
-impl Held {
-    /// Adds `data`. False: the budget is used up.
-    fn add(&mut self, budget: &Budget, data: &[u8]) -> bool {
-        let wanted = data.len().min(ON_THE_WAY - self.share.num_permits());
-        let Some(more) = u32::try_from(wanted).ok().and_then(|wanted| budget.0.clone().try_acquire_many_owned(wanted).ok()) else {
-            return false;
-        };
-        self.share.merge(more);
-        self.payload.extend_from_slice(data);
-        true
-    }
-}
-
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.payload
-    }
-}
-
-async fn read(budget: &Budget, policy: &Policy, max: usize, headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
+async fn read(mut held: Held, policy: &Policy, max: usize, headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
     let too_large = || (Problem::too_large(max), Published::TooLarge);
     // A compressed payload would reach browsers as bytes that they cannot read.
     let other = |name, than: &[u8]| headers.get(name).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(than));
@@ -187,8 +153,6 @@ async fn read(budget: &Budget, policy: &Policy, max: usize, headers: &HeaderMap,
     }
     let overloaded =
         || (Problem::unavailable("more is published than can be taken", jittered(policy.retry, LATER)), Published::Unavailable);
-    let nothing = budget.0.clone().try_acquire_many_owned(0).map_err(|_| overloaded())?;
-    let mut held = Held { payload: BytesMut::new(), share: nothing };
     let mut body = Limited::new(body, max);
     let receive = async {
         while let Some(frame) = body.frame().await {
@@ -196,7 +160,7 @@ async fn read(budget: &Budget, policy: &Policy, max: usize, headers: &HeaderMap,
                 true => too_large(),
                 false => (Problem::bad_request("the request's body is broken"), Published::Invalid),
             })?;
-            if frame.data_ref().is_some_and(|data| !held.add(budget, data)) {
+            if frame.data_ref().is_some_and(|data| !held.add(data)) {
                 return Err(overloaded());
             }
         }
@@ -211,23 +175,6 @@ async fn read(budget: &Budget, policy: &Policy, max: usize, headers: &HeaderMap,
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn messages_on_their_way_are_bounded_together() {
-        let budget = Budget::default();
-        let none = || Held { payload: BytesMut::new(), share: budget.0.clone().try_acquire_many_owned(0).unwrap() };
-        let (mut one, mut other) = (none(), none());
-        assert!(one.add(&budget, &vec![0; ON_THE_WAY - 10]) && other.add(&budget, &[0; 10]) && !other.add(&budget, &[0]));
-        drop(other);
-        // What has all of it may be larger.
-        assert!(one.add(&budget, &[0; 11]) && one.add(&budget, &[0; 1000]) && !none().add(&budget, &[0]));
-        let message = Bytes::from_owner(one);
-        let part = message.slice(5..6);
-        drop(message);
-        assert_eq!(budget.0.available_permits(), 0);
-        drop(part);
-        assert_eq!(budget.0.available_permits(), ON_THE_WAY);
-    }
 
     #[test]
     fn a_subject_is_one_decoded_segment() {
