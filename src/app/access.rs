@@ -23,13 +23,16 @@ pub(super) fn refusals(access: &Arc<Access>) -> Refusals {
         if !access.is_on() {
             return;
         }
-        let Refusal { parts, address, identity, status, reason, detail, elapsed } = *refusal;
+        let Refusal { parts, address, whose, status, reason, detail, elapsed } = *refusal;
         let (method, path, agent) =
             (parts.method.to_string(), parts.uri.path().to_owned(), parts.headers.get(http::header::USER_AGENT).cloned());
-        let (identity, reason, detail) = (identity.map(str::to_owned), reason.to_owned(), detail.to_owned());
+        let identity = whose.and_then(|owner| owner.identity.clone());
+        let token_id = whose.and_then(|owner| owner.token_id.clone());
+        let (reason, detail) = (reason.to_owned(), detail.to_owned());
         access.say(move |line| {
             line.text("event", Some("refusal"));
             line.text("identity", identity.as_deref());
+            line.text("token_id", token_id.as_deref());
             line.text("address", Some(&address.to_string()));
             line.text("method", Some(&method));
             // Never the query, which may hold a token.

@@ -22,7 +22,7 @@ use super::problem::Problem;
 use super::query::{Query, takes_only_streams};
 use super::sender::{Denied, identity_of};
 use super::{Policy, Rooms, client_of, origin_of, peer_of};
-use crate::auth::{AuthError, NotGranted, Wanted};
+use crate::auth::{AuthError, NotGranted, Owner, Wanted};
 use crate::event::Timestamp;
 use crate::frame::{self, Closing, Form};
 use crate::hub::Filter;
@@ -44,7 +44,7 @@ enum Refusal {
     /// Trying again would not help.
     Problem(Problem, Refused),
     /// Trying again later can succeed; whose token it is that was found good.
-    Later(Later, Option<Arc<str>>),
+    Later(Later, Option<Arc<Owner>>),
 }
 
 /// A refusal after which trying again later can succeed.
@@ -77,12 +77,12 @@ pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): E
             metrics.refused.refused(reason);
             (rooms.refuse(&policy, &parts, problem, began), reason.as_str())
         }
-        Err(Refusal::Later(later, identity)) => {
+        Err(Refusal::Later(later, whose)) => {
             metrics.refused.refused(later.counted());
             let response = later.answer(&parts.headers, policy.retry);
             let (status, reason, address) = (response.status().as_u16(), later.counted().as_str(), client_of(&parts));
-            let (identity, elapsed) = (identity.as_deref(), began.elapsed());
-            rooms.refusals.any(&super::Refusal { parts: &parts, address, identity, status, reason, detail: reason, elapsed });
+            let (whose, elapsed) = (whose.as_deref(), began.elapsed());
+            rooms.refusals.any(&super::Refusal { parts: &parts, address, whose, status, reason, detail: reason, elapsed });
             (response, reason)
         }
     };
@@ -128,7 +128,7 @@ async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Option
         Denied::Sender(error) => self::denied(error),
         Denied::Page(problem) => forbidden(problem),
     })?;
-    let whose = grant.identity();
+    let whose = grant.owner.as_ref();
     let forbidden = |problem: Problem| forbidden(problem.to(whose));
     let patterns = grant.subscription(query.wanted).map_err(|NotGranted(pattern)| {
         forbidden(match pattern {

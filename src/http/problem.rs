@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
 
-use crate::auth::{AuthError, INSUFFICIENT_SCOPE, Refused};
+use crate::auth::{AuthError, INSUFFICIENT_SCOPE, Owner, Refused};
 use crate::settings::{self, SettingsError};
 
 /// A request that is not granted, as `application/problem+json`.
@@ -24,7 +24,7 @@ pub(crate) struct Problem {
     extra: Extra,
     cause: Cause,
     /// Whose token the request brought, if that is good. Not told to the client.
-    whose: Option<Arc<str>>,
+    whose: Option<Arc<Owner>>,
 }
 
 /// What a refusal is about, for the log.
@@ -198,7 +198,7 @@ impl Problem {
     }
 
     /// The same, to the bearer of a good token.
-    pub(super) fn to(self, whose: Option<&Arc<str>>) -> Self {
+    pub(super) fn to(self, whose: Option<&Arc<Owner>>) -> Self {
         Self { whose: whose.cloned(), ..self }
     }
 
@@ -213,7 +213,7 @@ impl Problem {
     }
 
     /// Whose token the request brought, if that is good.
-    pub(super) fn whose(&self) -> Option<&str> {
+    pub(super) fn whose(&self) -> Option<&Owner> {
         self.whose.as_deref()
     }
 

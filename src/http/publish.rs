@@ -63,7 +63,7 @@ async fn publish(rooms: &Rooms, policy: &Policy, parts: &Parts, body: Body, with
     let grant = policy.publisher(parts).await.map_err(|denied| refusal(denied, policy.retry))?;
     let taken = take(rooms, policy, &grant, subject, (parts, body), within).await;
     // The access log says who was refused.
-    let id = taken.map_err(|(problem, outcome)| (problem.to(grant.identity()), outcome))?;
+    let id = taken.map_err(|(problem, outcome)| (problem.to(grant.owner.as_ref()), outcome))?;
     let mut response = Response::new(Body::from(format!("{}\n", serde_json::json!({ "id": &*id }))));
     *response.status_mut() = StatusCode::ACCEPTED;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

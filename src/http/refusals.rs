@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::problem::{Cause, Problem};
-use crate::auth::{Authenticator, Presented};
+use crate::auth::{Authenticator, Owner, Presented};
 use crate::support::plain::plain;
 
 /// Lines of the log in a second.
@@ -28,7 +28,7 @@ pub(crate) struct Refusal<'a> {
     pub(crate) parts: &'a Parts,
     pub(crate) address: IpAddr,
     /// Whose token it brought, if that is good.
-    pub(crate) identity: Option<&'a str>,
+    pub(crate) whose: Option<&'a Owner>,
     pub(crate) status: u16,
     /// Why, in a word.
     pub(crate) reason: &'a str,
@@ -74,8 +74,8 @@ impl Refusals {
     /// Tells of a problem that is the answer to a request. `auth`: by which its token was refused, if it was.
     pub(super) fn problem(&self, parts: &Parts, address: IpAddr, problem: &Problem, auth: Option<&Authenticator>, began: Instant) {
         let detail = problem.cause().why().unwrap_or_else(|| problem.detail().to_owned());
-        let (status, reason, identity) = (problem.status().as_u16(), problem.reason(), problem.whose());
-        self.any(&Refusal { parts, address, identity, status, reason, detail: &detail, elapsed: began.elapsed() });
+        let (status, reason, whose) = (problem.status().as_u16(), problem.reason(), problem.whose());
+        self.any(&Refusal { parts, address, whose, status, reason, detail: &detail, elapsed: began.elapsed() });
         if problem.cause().is_logged() && self.admits() {
             self.log(parts, address, problem, &detail, auth.and_then(|auth| auth.presented(&parts.headers, parts.uri.query())));
         }
@@ -96,7 +96,8 @@ impl Refusals {
 
     fn log(&self, parts: &Parts, address: IpAddr, problem: &Problem, why: &str, token: Option<Presented>) {
         let header = |name| Some(plain(&String::from_utf8_lossy(parts.headers.get(name)?.as_bytes()), MOST));
-        let (path, identity) = (plain(parts.uri.path(), MOST), problem.whose().map(|identity| plain(identity, MOST)));
+        let identity = problem.whose().and_then(|owner| owner.identity.as_deref());
+        let (path, identity) = (plain(parts.uri.path(), MOST), identity.map(|identity| plain(identity, MOST)));
         let why = plain(why, 2 * MOST);
         match problem.cause() {
             Cause::Token(_) => {

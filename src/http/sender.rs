@@ -9,7 +9,7 @@ use http::request::Parts;
 
 use super::problem::Problem;
 use super::{Policy, client_of, origin_of};
-use crate::auth::{AuthError, Grant};
+use crate::auth::{AuthError, Grant, Owner};
 use crate::pool::Identity;
 
 /// How long a request waits for keys that are on their way.
@@ -57,14 +57,14 @@ impl Policy {
             return self.auth.ask(question, client_of(parts)).await.map_err(Denied::Sender);
         }
         let grant = self.auth.authenticate(headers, query, publisher, PATIENCE).await.map_err(Denied::Sender)?;
-        self.may_ask(parts, grant.identity(), self.auth.is_sent_along(headers))?;
+        self.may_ask(parts, grant.owner.as_ref(), self.auth.is_sent_along(headers))?;
         Ok(grant)
     }
 
     /// Whether a page of some origin may have sent a request. A bearer token in `Authorization` says so itself: no browser sends it along
     /// for a page that does not have it. Browsers do so with cookies, and proxies with headers of their own. `whose`: whose good token
     /// it brings. `along`: a proxy may have set the header that it brings, or it is for the backend.
-    fn may_ask(&self, parts: &Parts, whose: Option<&Arc<str>>, along: bool) -> Result<(), Denied> {
+    fn may_ask(&self, parts: &Parts, whose: Option<&Arc<Owner>>, along: bool) -> Result<(), Denied> {
         if self.auth.is_bearer(&parts.headers) {
             return Ok(());
         }
