@@ -2,7 +2,7 @@
 //!
 //! Pure. Knows nothing of sources, grants or the hub.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fmt::Write as _;
 use std::str::FromStr;
@@ -281,7 +281,7 @@ impl Pattern {
 ///
 /// What helps to cover a pattern begins with tokens of this pattern, up to its own first wildcard: only such are compared.
 #[derive(Debug, Default)]
-pub(crate) struct Cover<'a>(HashMap<&'a str, Vec<&'a Pattern>>);
+pub(crate) struct Cover<'a>(BTreeMap<&'a str, Vec<&'a Pattern>>);
 
 impl<'a> Cover<'a> {
     /// Of these patterns.
@@ -333,6 +333,9 @@ pub(crate) fn disjoint<'a>(patterns: impl IntoIterator<Item = &'a Pattern>) -> b
 /// together. Takes quadratic time for patterns that begin with the same tokens and then have a wildcard.
 #[must_use]
 pub(crate) fn minimal(mut patterns: Vec<Pattern>) -> Vec<Pattern> {
+    if patterns.len() < 2 {
+        return patterns;
+    }
     patterns.sort_unstable();
     patterns.dedup();
     let mut cover = Cover::new(&patterns);

@@ -43,6 +43,16 @@ struct Head {
 }
 
 impl Head {
+    /// Takes what there is of a line, without its end. Returns how many bytes that are.
+    fn take(&mut self, read: &[u8]) -> usize {
+        let length = read.iter().position(|byte| *byte == b'\n').unwrap_or(read.len());
+        let free = &mut self.start[self.len..];
+        let wanted = length.min(free.len());
+        free[..wanted].copy_from_slice(&read[..wanted]);
+        self.len += wanted;
+        length
+    }
+
     /// Ends the line. Returns whether the head has ended too.
     fn end_line(&mut self) -> bool {
         let start = &self.start[..self.len];
@@ -55,7 +65,7 @@ impl Head {
 }
 
 impl Place {
-    /// Takes one byte. Returns whether it must be escaped.
+    /// Takes one byte that [`Self::pass`] does not. Returns whether it must be escaped.
     fn step(&mut self, byte: u8) -> bool {
         match self {
             // Empty lines before a request are skipped (RFC 9112 section 2.2).
@@ -71,27 +81,37 @@ impl Place {
                     *self = if head.body { Self::Done } else { Self::Line(0) };
                 }
             }
-            Self::Head(head) => {
-                if let Some(free) = head.start.get_mut(head.len) {
-                    *free = byte;
-                    head.len += 1;
-                }
-            }
-            Self::Done => {}
+            Self::Head(_) | Self::Done => {}
         }
         false
+    }
+
+    /// Takes at once what is never escaped, up to the end of a line of the head. Returns how many bytes that are.
+    fn pass(&mut self, read: &[u8]) -> usize {
+        match self {
+            Self::Line(_) => 0,
+            Self::Head(head) => head.take(read),
+            Self::Done => read.len(),
+        }
     }
 
     /// Takes all that was read. Returns its escaped form, or `None` if nothing must be escaped.
     fn escape(&mut self, read: &[u8]) -> Option<Vec<u8>> {
         let mut escaped: Option<Vec<u8>> = None;
-        for (at, byte) in read.iter().enumerate() {
-            if self.step(*byte) {
+        let mut at = 0;
+        while let Some(byte) = read.get(at) {
+            let passed = self.pass(&read[at..]);
+            if passed == 0 && self.step(*byte) {
                 let out = escaped.get_or_insert_with(|| read[..at].to_vec());
                 out.extend_from_slice(format!("%{byte:02X}").as_bytes());
-            } else if let Some(out) = &mut escaped {
-                out.push(*byte);
+                at += 1;
+                continue;
             }
+            let end = at + passed.max(1);
+            if let Some(out) = &mut escaped {
+                out.extend_from_slice(&read[at..end]);
+            }
+            at = end;
         }
         escaped
     }

@@ -209,10 +209,9 @@ pub(super) fn patterns(outputs: &[Output]) -> Vec<Pattern> {
 pub(super) fn concerns(outputs: &[Output], rules: &[Rule], asked: &[Pattern]) -> bool {
     let mut taken = Taken::by_none(rules);
     outputs.iter().any(|Output { pattern, first }| {
-        let mut both = asked.iter().filter_map(|asked| intersection(pattern, asked));
-        match first {
-            0 => both.next().is_some(),
-            first => both.any(|both| !taken.by_first(*first).covers(&both)),
-        }
+        asked
+            .iter()
+            .filter(|asked| asked.intersects(pattern))
+            .any(|asked| *first == 0 || intersection(pattern, asked).is_some_and(|both| !taken.by_first(*first).covers(&both)))
     })
 }
