@@ -151,12 +151,21 @@ impl Origins {
 /// Whether it is clear which name a request calls the server by.
 ///
 /// # Errors
-/// With 400 where HTTP/1.1 has no `Host`, where there are several (RFC 9112 section 3.2), and where one names a user.
+/// With 400 where HTTP/1.1 has no `Host`, where there are several (RFC 9112 section 3.2), where HTTP/2 has another in `:authority`, and
+/// where one names a user.
 pub(super) fn one_host(request: &Parts) -> Result<(), Problem> {
     let mut named = request.headers.get_all(header::HOST).iter();
     let first = named.next();
     if named.next().is_some() || (request.version == http::Version::HTTP_11 && first.is_none()) {
         return Err(Problem::bad_request("a request has exactly one `Host`"));
+    }
+    // Whoever reads the one must not take the request for another's than who reads the other (RFC 9113 section 8.3.1).
+    let called = |text: &[u8]| str::from_utf8(text).map(|text| name(text).to_ascii_lowercase()).ok();
+    if request.version == http::Version::HTTP_2
+        && let (Some(authority), Some(host)) = (request.uri.authority(), first)
+        && called(authority.as_str().as_bytes()) != called(host.as_bytes())
+    {
+        return Err(Problem::bad_request("`:authority` and `Host` name two hosts"));
     }
     if authority(request).into_iter().chain(first.and_then(|host| host.to_str().ok())).any(|host| host.contains('@')) {
         return Err(Problem::bad_request("a `Host` is a name or address, and perhaps a port"));

@@ -98,6 +98,15 @@ fn only_the_names_of_this_server_are_answered() {
     let two = request(&[("host", "localhost"), ("host", "localhost")]);
     assert_eq!(some.host(&two, &direct(false)).map_err(|p| p.status()), Err(StatusCode::BAD_REQUEST));
     assert_eq!(host("user@localhost"), Err(StatusCode::BAD_REQUEST));
+    for (authority, host, expected) in [
+        ("localhost:8080", "LOCALHOST", Ok(())),
+        ("localhost", "127.0.0.1", Err(StatusCode::BAD_REQUEST)),
+        ("localhost", "", Err(StatusCode::BAD_REQUEST)),
+    ] {
+        let request = Request::builder().version(http::Version::HTTP_2).uri(format!("http://{authority}/")).header("host", host);
+        let (request, ()) = request.body(()).unwrap().into_parts();
+        assert_eq!(some.host(&request, &direct(false)).map_err(|p| p.status()), expected, "{authority} {host}");
+    }
     let (absolute, ()) = Request::builder().uri("http://evil.example/").header("host", "localhost").body(()).unwrap().into_parts();
     assert_eq!(some.host(&absolute, &direct(false)).map_err(|p| p.status()), Err(StatusCode::MISDIRECTED_REQUEST));
 }
