@@ -14,7 +14,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -133,11 +133,11 @@ pub(crate) async fn run(settings: Settings, origin: Origin) -> Result<Exit, Erro
     let (mut orders, reload) = Orders::new();
     let mut bridge = Bridge::start(settings, origin, reload)?;
     manager::ready();
-    let signal = bridge.serve(&mut signals, &mut orders).await?;
+    let (signal, until) = bridge.serve(&mut signals, &mut orders).await?;
     manager::stopping();
     // Whoever still asks to reload is told that it is too late.
     drop(orders);
-    bridge.delay(&mut signals.ends).await?;
+    bridge.delay(until, &mut signals.ends).await?;
     info!(signal, "draining");
     tokio::select! {
         () = bridge.drain() => {
@@ -323,12 +323,12 @@ impl Bridge {
         Ok(bridge)
     }
 
-    /// Serves, and reloads when it is asked to, until a signal asks to end.
-    async fn serve(&mut self, signals: &mut Signals, orders: &mut Orders) -> Result<i32, Error> {
+    /// Serves, and reloads when it is asked to, until a signal asks to end. Returns it, and until when to delay that.
+    async fn serve(&mut self, signals: &mut Signals, orders: &mut Orders) -> Result<(i32, Instant), Error> {
         let found = self.sources.found();
         loop {
             let order = tokio::select! {
-                signal = signals.ends.next() => return Ok(signal),
+                signal = signals.ends.next() => return Ok((signal, Instant::now() + self.reloader.drain_delay)),
                 ended = self.tasks.join_next() => return Err(failure(ended)),
                 () = signals.hangups.next() => None,
                 order = orders.next() => Some(order),
@@ -338,10 +338,22 @@ impl Bridge {
                 }
             };
             manager::reloading();
+            let delay = self.reloader.drain_delay;
+            let mut reloading = pin!(self.reloader.reload(&mut self.sources, order.as_ref().and_then(|order| order.parent)));
             let reloaded = tokio::select! {
-                signal = signals.ends.next() => return Ok(signal),
+                signal = signals.ends.next() => {
+                    self.leaving.cancel();
+                    let until = Instant::now() + delay;
+                    // Half a reload would leave sources stopped, and newcomers waiting, for all of the delay.
+                    let goes_on = tokio::select! {
+                        _ = &mut reloading => true,
+                        () = sleep_until(until) => true,
+                        _ = signals.ends.next() => false,
+                    };
+                    return Ok((signal, if goes_on { until } else { Instant::now() }));
+                }
                 ended = self.tasks.join_next() => return Err(failure(ended)),
-                reloaded = self.reloader.reload(&mut self.sources, order.as_ref().and_then(|order| order.parent)) => reloaded,
+                reloaded = &mut reloading => reloaded,
             };
             manager::ready();
             if let Some(order) = order {
@@ -446,17 +458,17 @@ impl Bridge {
         self.tasks.spawn(async move { (name, AssertUnwindSafe(task).catch_unwind().await.is_err()) });
     }
 
-    /// Says that it is not ready any more, and serves as before for `server.drain_delay`: load balancers need a while to notice, and
+    /// Says that it is not ready any more, and serves as before until `server.drain_delay` is over: load balancers need a while to notice, and
     /// send clients here until then. A signal ends the delay.
-    async fn delay(&mut self, signals: &mut system::Ends) -> Result<(), Error> {
+    async fn delay(&mut self, until: Instant, signals: &mut system::Ends) -> Result<(), Error> {
         self.leaving.cancel();
-        let delay = self.reloader.drain_delay;
+        let delay = until.saturating_duration_since(Instant::now());
         if delay.is_zero() {
             return Ok(());
         }
         info!(?delay, "not ready any more, draining follows");
         tokio::select! {
-            () = sleep(delay) => {}
+            () = sleep_until(until) => {}
             signal = signals.next() => info!(signal, "the delay ends early"),
             ended = self.tasks.join_next() => return Err(failure(ended)),
         }

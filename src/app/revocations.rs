@@ -218,10 +218,10 @@ impl Taking {
         if self.revocations.are_known() {
             return;
         }
-        let all = self.revocations.list(Timestamp::now());
         // Nothing is opened until all are known.
-        let ended = all.iter().map(|revocation| end(&self.streams, &revocation.criteria)).sum::<usize>();
-        tracing::info!(revocations = all.len(), ended, "all revocations are loaded");
+        let now = Timestamp::now();
+        let ended = self.streams.end(Selection::RevokedBy(&self.revocations, now), Closing::Revoked, now, REVOKED_WITHIN);
+        tracing::info!(revocations = self.revocations.count(), ended, "all revocations are loaded");
         self.revocations.set_known(true);
     }
 }

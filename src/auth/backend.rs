@@ -147,6 +147,8 @@ pub(super) struct Backend {
     open: Arc<Lists<Pattern>>,
     client: Arc<Mutex<Option<reqwest::Client>>>,
     desk: Arc<Desk>,
+    /// Which of the backends that the desk has asked for this is.
+    epoch: u64,
     /// When the log tells of a failure.
     failing: Arc<Seldom>,
     /// When the log tells of values that are not patterns.
@@ -164,7 +166,16 @@ impl Backend {
     pub(super) fn new(settings: Settings, open: &Lists<Pattern>) -> Self {
         let (settings, open) = (Arc::new(settings), Arc::new(open.clone()));
         let seldom = || Arc::new(Seldom::every(QUIET));
-        Self { settings, open, client: Arc::default(), desk: Arc::default(), failing: seldom(), nonsense: seldom(), counts: Arc::default() }
+        Self {
+            settings,
+            open,
+            client: Arc::default(),
+            desk: Arc::default(),
+            epoch: 0,
+            failing: seldom(),
+            nonsense: seldom(),
+            counts: Arc::default(),
+        }
     }
 
     /// Goes on with another one's credentials where the same is forwarded: they can be asked for again. Its answers are kept
@@ -174,10 +185,10 @@ impl Backend {
         if self.settings.forward != other.settings.forward {
             return self;
         }
-        self.desk = other.desk.clone();
+        (self.desk, self.epoch) = (other.desk.clone(), other.epoch);
         let same = self.settings.url == other.settings.url && self.open == other.open;
         if !same {
-            self.desk.begin_anew(Instant::now());
+            self.epoch = self.desk.begin_anew(Instant::now());
         } else if self.settings.recheck < other.settings.recheck {
             self.desk.hurry(Instant::now(), self.settings.recheck);
         }
@@ -214,7 +225,7 @@ impl Backend {
     }
 
     async fn outcome(&self, of: Fingerprint, question: &Question, address: IpAddr, known: bool, revocations: &Arc<Revocations>) -> Outcome {
-        let ask = |epoch| self.clone().asking(of, question.clone(), address, revocations.clone(), epoch);
+        let ask = || self.clone().asking(of, question.clone(), address, revocations.clone());
         match self.desk.find(of, known, Instant::now(), ask) {
             Found::Answer(outcome) => {
                 if known {
@@ -227,11 +238,11 @@ impl Backend {
     }
 
     /// A question, which takes in what becomes of it.
-    fn asking(self, of: Fingerprint, question: Question, address: IpAddr, revocations: Arc<Revocations>, epoch: u64) -> Asking {
+    fn asking(self, of: Fingerprint, question: Question, address: IpAddr, revocations: Arc<Revocations>) -> Asking {
         let asking = async move {
             let outcome = self.put(&question, address, &revocations).await;
             let Settings { cache, recheck, .. } = *self.settings;
-            self.desk.store(of, epoch, &outcome, Timing { cache, recheck }, Instant::now());
+            self.desk.store(of, self.epoch, &outcome, Timing { cache, recheck }, Instant::now());
             outcome
         };
         asking.boxed().shared()

@@ -205,9 +205,10 @@ impl Issuer {
 
     /// Keeps the sets that another one has fetched, where they are of the same place and for the same keys.
     pub(super) fn keep_fetched(&self, of: &Self) {
-        let ring = of.ring.load();
         for (number, remote) in self.remotes.iter().enumerate() {
             let same = of.remotes.iter().position(|other| remote.keep_fetched(other));
+            // Behind the text of the set, which must never be newer than its keys.
+            let ring = of.ring.load();
             let fetched = same.and_then(|at| Some((ring.earlier.get(at)?.clone(), ring.fetched.get(at)?.clone()?)));
             if let Some((earlier, keys)) = fetched {
                 self.turn(number, Some(earlier));
@@ -266,8 +267,11 @@ impl Issuer {
 
     /// What claims that were verified before may be subscribed to now; `None`: they would be refused.
     pub(super) fn subscribes(&self, claims: &Map<String, Value>, now: Timestamp) -> Option<Arc<[Pattern]>> {
-        self.rules.check(claims, now).ok()?;
-        Some(self.subscribe.of(claims))
+        match self.rules.check(claims, now) {
+            // When it ends was settled as it was opened, by the leeway of that time.
+            Ok(_) | Err(Refused::Expired) => Some(self.subscribe.of(claims)),
+            Err(_) => None,
+        }
     }
 
     fn owner(&self, token: &Parsed<'_>, key: u64) -> Result<Owner, Refused> {

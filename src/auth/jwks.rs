@@ -228,6 +228,7 @@ impl Remote {
         };
         let body = self.fetch(client).await?;
         if self.state.lock().body.as_ref() == Some(&body) {
+            before.empty = None;
             return Ok(None);
         }
         let host = self.url().host_str().unwrap_or_default();

@@ -3,8 +3,9 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
 
 /// Reads a duration: a number with `ms`, `s`, `m`, `h` or `d`; `0` needs no unit.
 #[must_use]
@@ -153,22 +154,27 @@ pub(super) fn read_bounded(file: &Path, most: u64) -> Result<Vec<u8>, String> {
     read_within(PATIENCE, file, most)
 }
 
-/// Threads that read files. One that hangs is never heard of again.
-static READING: AtomicUsize = AtomicUsize::new(0);
+/// How many threads read files. One that hangs is never heard of again.
+static READING: Mutex<usize> = Mutex::new(0);
+/// Told when one of them has ended.
+static READ: Condvar = Condvar::new();
 /// How many there may be.
 const MAX_READING: usize = 64;
 
 fn read_within(patience: Duration, file: &Path, most: u64) -> Result<Vec<u8>, String> {
-    if READING.fetch_add(1, Ordering::Relaxed) >= MAX_READING {
-        READING.fetch_sub(1, Ordering::Relaxed);
+    let mut reading = READING.lock();
+    if READ.wait_while_for(&mut reading, |reading| *reading >= MAX_READING, patience).timed_out() {
         return Err("too many files are being read that do not come".to_owned());
     }
+    *reading += 1;
+    drop(reading);
     let (give, taken) = std::sync::mpsc::channel();
     let opened = file.to_owned();
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
         let read = std::fs::File::open(opened).and_then(|opened| opened.take(most + 1).read_to_end(&mut bytes));
-        READING.fetch_sub(1, Ordering::Relaxed);
+        *READING.lock() -= 1;
+        READ.notify_one();
         // Nobody waits any more.
         drop(give.send(read.map(|_| bytes)));
     });

@@ -218,6 +218,8 @@ impl Run {
                 return Some(id);
             }
             self.batch = rest;
+            // Unpacking takes a while.
+            tokio::task::yield_now().await;
         }
     }
 

@@ -31,20 +31,24 @@ pub struct Fitted {
 }
 
 /// Unpacks compressed payloads and replaces each message whose payload has more than `max` bytes, before or after that, by
-/// [`Item::Oversized`]. Stops where unpacking has added about 1 MiB: a batch may unpack to hundreds of times its size, so the caller
-/// hands on what is ready first. The supervisor calls it for live batches, a reader of history for its own.
+/// [`Item::Oversized`]. Stops where about 1 MiB was unpacked: a batch may unpack to hundreds of times its size, and takes time even where
+/// it unpacks to nothing. So the caller hands on what is ready, and lets others have their turn, before it goes on. The supervisor calls
+/// it for live batches, a reader of history for its own.
 pub fn fit(items: &mut [Item], max: usize) -> Fitted {
-    let (mut fitted, mut added) = (Fitted::default(), 0);
+    let (mut fitted, mut unpacked) = (Fitted::default(), 0);
     for item in items {
-        if added >= PIECE {
+        if unpacked >= PIECE {
             break;
         }
         fitted.items += 1;
         let Item::Message(message) = item else { continue };
         let before = message.payload.len();
-        if fits(message, max) {
-            added += message.payload.len().saturating_sub(before);
-        } else {
+        let decoder = decoder(message);
+        let fits = before <= max && decoder.is_none_or(|decoder| unpack(message, decoder, max));
+        if decoder.is_some() {
+            unpacked += before.max(message.payload.len());
+        }
+        if !fits {
             message.payload = Bytes::new();
             *item = Item::Oversized(message.clone());
             fitted.oversized += 1;
@@ -53,17 +57,21 @@ pub fn fit(items: &mut [Item], max: usize) -> Fitted {
     fitted
 }
 
-fn fits(message: &mut Message, max: usize) -> bool {
-    if message.payload.len() > max {
-        return false;
+type Decoder = fn(&[u8], usize) -> Unpacked;
+
+/// What unpacks a message's payload, if it is packed in a way that is known.
+fn decoder(message: &Message) -> Option<Decoder> {
+    let encoding = ENCODING.iter().find_map(|name| message.headers.get(name))?;
+    match &*encoding.trim().to_ascii_lowercase() {
+        "gzip" | "x-gzip" => Some(gzip),
+        "zstd" => Some(zstd),
+        _ => None,
     }
-    let encoding = ENCODING.iter().find_map(|name| message.headers.get(name)).map(|encoding| encoding.trim().to_ascii_lowercase());
-    let unpacked = match encoding.as_deref() {
-        Some("gzip" | "x-gzip") => gzip(&message.payload, max),
-        Some("zstd") => zstd(&message.payload, max),
-        _ => return true,
-    };
-    match unpacked {
+}
+
+/// Returns whether what it unpacks to fits.
+fn unpack(message: &mut Message, decoder: Decoder, max: usize) -> bool {
+    match decoder(&message.payload, max) {
         Unpacked::Whole(bytes) => {
             message.payload = bytes.into();
             message.headers.remove(&ENCODING);
@@ -233,6 +241,13 @@ mod tests {
         ] {
             assert_eq!(of(compressed(encoding, bytes.clone()), 1 << 20), Some((bytes.into(), true)), "{encoding}");
         }
+    }
+
+    #[test]
+    fn what_unpacks_to_little_is_ready_piece_by_piece_too() {
+        let nothing = gzipped(b"").repeat((300 << 10) / 20);
+        let mut items = vec![compressed("gzip", nothing); 64];
+        assert_eq!(fit(&mut items, 1 << 20), Fitted { items: 4, oversized: 0 });
     }
 
     proptest! {

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use slab::Slab;
 
 use super::visit::{Visit, Visitor};
-use crate::auth::{Authenticator, Criteria, Owner};
+use crate::auth::{Authenticator, Criteria, Owner, Revocations};
 use crate::event::Timestamp;
 use crate::frame::Closing;
 use crate::hub::Filter;
@@ -57,6 +57,8 @@ pub(crate) enum Selection<'a> {
     Token(&'a str),
     /// Those whose tokens are meant by a revocation.
     Revoked(&'a Criteria),
+    /// Those whose tokens are meant by any revocation that holds at a time.
+    RevokedBy(&'a Revocations, Timestamp),
     /// Those whose tokens were signed by keys that count no more.
     LostKey(&'a Authenticator),
     /// Those on this connection.
@@ -117,6 +119,7 @@ impl Open {
             Selection::Identity(identity) => self.has_identity(identity),
             Selection::Token(id) => owner.is_some_and(|owner| owner.token_id.as_deref() == Some(id)),
             Selection::Revoked(criteria) => owner.is_some_and(|owner| criteria.cover(owner)),
+            Selection::RevokedBy(all, now) => owner.is_some_and(|owner| all.cover(owner, now)),
             Selection::LostKey(authenticator) => owner.is_some_and(|owner| authenticator.lost_key(owner)),
             Selection::Connection(connection) => self.visit.connection == connection,
             Selection::Listed(wanted) => self.is_listed(wanted),

@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::support::bridge::OPEN;
-use crate::support::{Bridge, Item, PATIENCE, Sse, within};
+use crate::support::{Bridge, Item, Nats, PATIENCE, Sse, within};
 
 #[tokio::test]
 async fn sigterm_ends_every_stream_with_its_cursor_and_the_process_within_drain() {
@@ -135,6 +135,51 @@ async fn a_delay_before_draining_serves_as_before_and_a_signal_ends_it() {
     let start = Instant::now();
     assert_eq!(bridge.terminate().await.code(), Some(0));
     assert!(start.elapsed() >= Duration::from_millis(500), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_reload_that_a_delayed_end_meets_half_way_is_finished() {
+    let nats = Nats::start().await;
+    let sources =
+        (0..6).map(|n| format!("  s{n}: {{ nats: {{ servers: [\"{}\"], subjects: [\"s{n}.>\"], name: before }} }}\n", nats.url()));
+    let config = format!(
+        "auth: {{ anonymous: {{ subscribe: [\"s0.>\"] }} }}\nserver: {{ drain_delay: 10m }}\nreload: {{ watch: false }}\nsources:\n{}",
+        sources.collect::<String>()
+    );
+    let mut bridge = Bridge::start(&config).await;
+    for n in 0..6 {
+        bridge.source_is(&format!("s{n}"), "up").await;
+    }
+    // Each source takes a second to end.
+    nats.freeze();
+    bridge.configure(&config.replace("before", "behind").replace("[\"s0.>\"] } }", "[\"s0.>\", \"s1.>\"] } }"));
+    let reload = bridge.http.post(bridge.admin_url("/reload")).send();
+    let mut reload = std::pin::pin!(reload);
+    let half_way = async || {
+        let asked = bridge.events("subject=s0.a").timeout(Duration::from_millis(300)).send().await;
+        asked.is_err().then_some(())
+    };
+    tokio::select! {
+        answer = &mut reload => panic!("it takes seconds: {answer:?}"),
+        () = within(PATIENCE, "a request that waits for the reload", half_way) => {}
+    }
+    bridge.signal(Signal::TERM);
+    within(PATIENCE, "readiness to be withdrawn", async || (bridge.readyz().await.0 == 503).then_some(())).await;
+    nats.thaw();
+    let mut sse = bridge.subscribe("subject=s1.%3E").await;
+    let published = async {
+        loop {
+            nats.publish("s1.a", "1").await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::select! {
+        event = sse.event() => assert_eq!(event.subject(), "s1.a"),
+        () = published => {}
+    }
+    bridge.signal(Signal::TERM);
+    sse.event_where(|event| event.name == "brokercast.closing" && event.reason() == "draining").await;
+    assert_eq!(bridge.exit(PATIENCE).await.code(), Some(0), "{}", bridge.log());
 }
 
 #[tokio::test]

@@ -185,10 +185,9 @@ impl Desk {
 
     /// Returns the known answer if `known` allows it, else the question under way, else a new one made by `ask`. `ask` gets what is
     /// to be handed back to [`Self::store`].
-    pub(super) fn find(&self, of: Fingerprint, known: bool, now: Instant, ask: impl FnOnce(u64) -> Asking) -> Found {
+    pub(super) fn find(&self, of: Fingerprint, known: bool, now: Instant, ask: impl FnOnce() -> Asking) -> Found {
         let clock = Timestamp::now();
         let mut state = self.state.lock();
-        let epoch = state.epoch;
         let entry = state.entry(of, now, clock);
         if let Some(outcome) = entry.fresh(now, clock).filter(|_| known) {
             return Found::Answer(outcome.clone());
@@ -196,7 +195,7 @@ impl Desk {
         if let Some(asking) = entry.is_asking() {
             return Found::Asking(asking);
         }
-        let asking = ask(epoch);
+        let asking = ask();
         entry.asking = asking.downgrade();
         Found::Asking(asking)
     }
@@ -285,14 +284,16 @@ impl Desk {
     }
 
     /// Another backend is asked from now on, or by other rules: for open streams soon.
-    pub(super) fn begin_anew(&self, now: Instant) {
+    pub(super) fn begin_anew(&self, now: Instant) -> u64 {
         let mut state = self.state.lock();
         state.epoch += 1;
         for entry in state.entries.values_mut() {
             (entry.answer, entry.asking, entry.next) = (None, None, now);
         }
+        let epoch = state.epoch;
         drop(state);
         *self.breaker.lock() = Breaker::default();
+        epoch
     }
 
     /// Open streams are asked for again after at most `recheck`.

@@ -33,7 +33,7 @@ fn ready(outcome: Outcome) -> Asking {
 /// Asks about `n`, and stores `outcome`. Returns whether there was need to.
 fn ask(desk: &Desk, n: usize, outcome: &Outcome, now: Instant) -> bool {
     let of = desk.fingerprint(&question(n));
-    let Found::Asking(_) = desk.find(of, true, now, |_| ready(outcome.clone())) else { return false };
+    let Found::Asking(_) = desk.find(of, true, now, || ready(outcome.clone())) else { return false };
     desk.store(of, 0, outcome, TIMING, now);
     true
 }
@@ -72,7 +72,7 @@ fn only_credentials_of_streams_are_asked_about_again_and_changes_are_told_once()
     let due = desk.due(later);
     assert_eq!((due.len(), due[0].1.question.clone()), (1, question(1)));
     let learn = |outcome: Outcome| {
-        assert!(matches!(desk.find(due[0].0, false, later, |_| ready(outcome.clone())), Found::Asking(_)));
+        assert!(matches!(desk.find(due[0].0, false, later, || ready(outcome.clone())), Found::Asking(_)));
         desk.store(due[0].0, 0, &outcome, TIMING, later);
         desk.take_changed().len()
     };
@@ -135,10 +135,42 @@ fn with_more_streams_than_are_remembered_without_them_newcomers_forget_nothing()
 fn a_question_that_nobody_waits_for_any_more_is_put_again() {
     let (desk, now) = (Desk::default(), Instant::now());
     let of = desk.fingerprint(&question(1));
-    let never = |_| std::future::pending().boxed().shared();
+    let never = || std::future::pending().boxed().shared();
     let Found::Asking(one) = desk.find(of, true, now, never) else { panic!() };
-    let Found::Asking(two) = desk.find(of, true, now, |_| panic!("one at a time")) else { panic!() };
+    let Found::Asking(two) = desk.find(of, true, now, || panic!("one at a time")) else { panic!() };
     assert!(one.ptr_eq(&two));
     drop((one, two));
     assert!(matches!(desk.find(of, true, now, never), Found::Asking(_)));
+}
+
+/// A backend that grants this pattern to everybody.
+async fn serving(pattern: &'static str, tasks: &mut tokio::task::JoinSet<()>) -> Backend {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+    tasks.spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut head = [0; 4096];
+            assert_ne!(socket.read(&mut head).await.unwrap(), 0);
+            let body = format!(r#"{{"identity": "a", "subscribe": "{pattern}"}}"#);
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+            socket.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let Timing { cache, recheck } = TIMING;
+    let settings = Settings { url, forward: forward(), timeout: Duration::from_secs(2), cache, recheck };
+    Backend::new(settings, &Lists { subscribe: Vec::new(), publish: Vec::new() })
+}
+
+#[tokio::test]
+async fn what_a_backend_that_was_exchanged_answers_does_not_count_for_the_new_one() {
+    let mut tasks = tokio::task::JoinSet::new();
+    let before = serving("old.>", &mut tasks).await;
+    let after = serving("new.>", &mut tasks).await.in_place_of(&before);
+    let revocations = Arc::default();
+    let granted = async |backend: &Backend| backend.ask(question(1), ADDRESS, &revocations).await.unwrap().subscribe[0].to_string();
+    // A request that was under way when the configuration was exchanged.
+    assert_eq!(granted(&before).await, "old.>");
+    assert_eq!(granted(&after).await, "new.>");
 }

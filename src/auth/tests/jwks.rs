@@ -271,6 +271,41 @@ async fn a_set_that_stays_without_keys_takes_the_last_ones_back() {
     assert_eq!(again(400).await, Ok(false));
 }
 
+#[tokio::test]
+async fn a_set_without_keys_may_be_a_mistake_each_time_anew() {
+    let mut server = Server::start().await;
+    server.keys(&[rsa_key("one")]);
+    let authenticator = start(&mut server).await;
+    assert!(patiently(&authenticator, &rsa("one")).await.is_ok());
+    let again = async |seconds| {
+        let mut attempts = authenticator.attempts().expect("tokens");
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        tokio::time::resume();
+        tokio::time::timeout(PATIENCE, attempts.changed()).await.expect("in time").expect("an attempt");
+        ask(&authenticator, &rsa("one")).map(drop)
+    };
+    let none = || server.say("200 OK", r#"{"keys":[]}"#);
+    none();
+    assert_eq!(again(400).await, Ok(()), "it may be a mistake");
+    server.keys(&[rsa_key("one")]);
+    assert_eq!(again(61).await, Ok(()), "it was one");
+    none();
+    assert_eq!(again(400).await, Ok(()), "it may be one again");
+}
+
+#[test]
+fn a_shorter_leeway_ends_no_stream_that_is_open() {
+    let with = |leeway| {
+        let mut settings = config(vec![secret()]);
+        settings.issuers[0].leeway = Duration::from_secs(leeway);
+        Authenticator::new(settings, TOKEN_BYTES)
+    };
+    let (before, after) = (with(30), with(5));
+    let owner = ask(&before, &hs256(&claims(json!({ "exp": now() - 10 })))).expect("a grant").owner.expect("an owner");
+    assert_eq!(patterns(&after.subscribes(Some(&owner), Timestamp::now())), ["a.>"]);
+}
+
 use std::time::Instant;
 
 fn settled(authenticator: &Authenticator) -> bool {
