@@ -34,8 +34,19 @@ impl Headers {
     /// The first value of a name. If no name is written in exactly this way, upper and lower case are taken as equal.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        let exact = self.iter().find(|(n, _)| *n == name);
-        exact.or_else(|| self.iter().find(|(n, _)| n.eq_ignore_ascii_case(name))).map(|(_, value)| value)
+        if self.count == 0 {
+            return None;
+        }
+        let mut alike = None;
+        for (other, value) in self.iter() {
+            if other == name {
+                return Some(value);
+            }
+            if alike.is_none() && other.eq_ignore_ascii_case(name) {
+                alike = Some(value);
+            }
+        }
+        alike
     }
 
     /// All of them.
