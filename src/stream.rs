@@ -589,6 +589,9 @@ impl Stream {
     pub(crate) fn read(&mut self, items: &mut Vec<Item>) {
         // Behind the reading: what it is to be sent besides may have been left out, and is read again.
         self.follow();
+        if self.lease.visit.is_over() {
+            return items.clear();
+        }
         if let State::CatchingUp(catch_up) = &mut self.state {
             catch_up.read(items);
         }

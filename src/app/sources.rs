@@ -77,6 +77,8 @@ pub(crate) struct Sources {
     rules: Vec<Rule>,
     /// More logs were found of a source that has several.
     found: Arc<Notify>,
+    /// How long those who are behind are waited for: see [`Self::settle`].
+    patience: Duration,
     all: All,
 }
 
@@ -113,7 +115,7 @@ impl Sources {
     /// None yet.
     pub(crate) fn new(streams: Arc<Streams>, window: Limits, host: Arc<dyn Host>) -> Self {
         let (routed, running, rules, found, all) = (Arc::default(), Vec::new(), Vec::new(), Arc::default(), Arc::default());
-        Self { host, streams, window, routed, running, rules, found, all }
+        Self { host, streams, window, routed, running, rules, found, patience: SETTLE, all }
     }
 
     /// Those that there are, now and later.
@@ -201,7 +203,7 @@ impl Sources {
         let old = self.stop(at).await;
         let handle = Handle::in_place_of(old.handle(), &*source.adapter, source.required);
         let rerouted = !old.routes_like(&source, rules);
-        let hold = if rerouted { Some(settle(&self.streams, Instant::now() + SETTLE).await) } else { None };
+        let hold = if rerouted { Some(self.settle().await.0) } else { None };
         let replace = |streams: &Streams, source| streams.replace(old.key, source, rerouted, Timestamp::now());
         let runtime = self.enter(source, rules, handle, old.counts.clone(), replace);
         drop(hold);
@@ -224,8 +226,7 @@ impl Sources {
         }
         let Supervisor { adapter, handle, max_payload, .. } = &old.supervisor;
         let router = Arc::new(Router::new(rules, name, &adapter.reach(), self.routed.clone()));
-        let deadline = Instant::now() + SETTLE;
-        let _hold = settle(&self.streams, deadline).await;
+        let (_hold, deadline) = self.settle().await;
         let mut key = old.key;
         let is_ready = || hub.settled() || Instant::now() >= deadline;
         let mut replace = || {
@@ -244,6 +245,22 @@ impl Sources {
         true
     }
 
+    /// Holds publishing up, and waits until all who are not slow have read what was published: then nobody has to resume from
+    /// windows that are about to be others. Not beyond the deadline. Somebody who was too slow for one source is hardly waited for
+    /// at the next ones, so that a reload of many sources holds publishing up for hardly longer than that of one.
+    async fn settle(&mut self) -> (Hold, Instant) {
+        let (hub, deadline) = (self.streams.hub().clone(), Instant::now() + self.patience);
+        let hold = hub.hold();
+        while !hub.settled() {
+            if Instant::now() >= deadline {
+                self.patience = LOOK;
+                break;
+            }
+            sleep(LOOK).await;
+        }
+        (hold, deadline)
+    }
+
     /// Ends one and forgets it.
     async fn remove_at(&mut self, at: usize) {
         let old = self.stop(at).await;
@@ -254,6 +271,7 @@ impl Sources {
     /// Adds, changes and removes until there are those that are wanted, with these routes. What has not changed goes on.
     pub(crate) async fn follow(&mut self, wanted: Vec<Source>, rules: &[Rule], window: Limits) {
         self.window = window;
+        self.patience = SETTLE;
         self.grow().await;
         self.rules = rules.to_vec();
         let wanted: Vec<_> = wanted.into_iter().flat_map(|source| self.with_others(source)).collect();
@@ -401,17 +419,6 @@ impl Sources {
             Ok(())
         })
     }
-}
-
-/// Holds publishing up, and waits until all who are not slow have read what was published: then nobody has to resume from
-/// windows that are about to be others. Not beyond the deadline.
-async fn settle(streams: &Streams, deadline: Instant) -> Hold {
-    let hub = streams.hub();
-    let hold = hub.hold();
-    while !hub.settled() && Instant::now() < deadline {
-        sleep(LOOK).await;
-    }
-    hold
 }
 
 /// The logs of a source beside its first, as far as they are known.
@@ -667,5 +674,41 @@ mod tests {
         sources.add(added.into_iter().next().unwrap(), &rules);
         assert_eq!(ready(&sources), [true, true, true]);
         assert!(inbox(sources.all(), &"b".parse().unwrap()).is_some() && inbox(sources.all(), &"d".parse().unwrap()).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_client_that_takes_nothing_holds_publishing_up_no_longer_where_many_sources_change() {
+        let names: Vec<String> = (0..30).map(|n| format!("s{n}")).collect();
+        let all = names.iter().map(|name| format!("{name}: {{ http: {{ subjects: [{name}] }} }}")).collect::<Vec<_>>().join(", ");
+        let (first, rules) = read(&format!("sources: {{ {all} }}"));
+        let mut sources = sources();
+        sources.begin(first, &rules);
+        sleep(Duration::from_secs(1)).await;
+        let hub = sources.streams.hub().clone();
+        // A body that is live, has something to read, and is not polled any more: its client's window is full.
+        let stream = sources.streams.open(crate::stream::tests::request(">"), Timestamp::now());
+        let mut body = crate::transport::body::Body::new(stream);
+        for _ in 0..8 {
+            while body.poll_next(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_ready() {}
+            tokio::task::yield_now().await;
+        }
+        let key = sources.all().load()[0].key;
+        let event = crate::event::Message::new("s0".parse().unwrap(), bytes::Bytes::new(), Timestamp::now(), None);
+        hub.publish(key, &mut vec![hub::Input::Event(crate::event::Event::of(event))], Timestamp::now());
+        // How long nothing can be published: looked at each millisecond, as a publisher that waits would.
+        let mut held = Duration::ZERO;
+        let watch = async {
+            loop {
+                held += if hub.crowded() { Duration::from_millis(1) } else { Duration::ZERO };
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let (wanted, rules) = read(&format!("{{ sources: {{ {all} }}, routes: [{{ match: {{ subject: '>' }}, event: x }}] }}"));
+        let window = sources.window;
+        tokio::select! {
+            () = watch => {}
+            () = sources.follow(wanted, &rules, window) => {}
+        }
+        assert!(held <= SETTLE * 3, "publishing was held up for {held:?}");
     }
 }

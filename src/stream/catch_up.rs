@@ -334,7 +334,7 @@ impl CatchUp {
         {
             let hub = self.streams.hub.clone();
             let mut state = hub.state();
-            if visit.is_moved() {
+            if visit.is_moved() || visit.is_over() {
                 // The windows may hold already what was published behind that: nothing of it is passed over.
                 return Windows::More;
             }

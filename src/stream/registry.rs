@@ -4,7 +4,6 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -140,6 +139,9 @@ impl Open {
 
     /// Ends it at `end`, unless it ends earlier. Notifies its driver.
     fn order(&mut self, end: End) {
+        if end.at <= Timestamp::now() {
+            self.visit.set_over();
+        }
         if self.end_by(end)
             && let Some(driver) = &self.driver
         {
@@ -267,7 +269,7 @@ impl Registry {
         let mut state = self.state.lock();
         let since = state.moved.remove(&stream.key)?;
         let open = state.streams.get(stream.key as usize)?;
-        open.visit.moved.store(false, Ordering::Relaxed);
+        open.visit.set_moved(false);
         Some((open.filter.clone(), since))
     }
 
@@ -281,7 +283,7 @@ impl Registry {
         let mut state = self.state.lock();
         let Some(open) = state.streams.get_mut(stream.key as usize).filter(|open| open.visit.id == stream) else { return };
         open.filter = filter;
-        open.visit.moved.store(true, Ordering::Relaxed);
+        open.visit.set_moved(true);
         if let Some(driver) = &open.driver {
             driver.moved(open.member, stream);
         }

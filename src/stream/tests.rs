@@ -20,7 +20,12 @@ mod unconcerned;
 
 /// Streams of a hub with one source, `demo`, that has no log.
 pub(crate) fn demo(window: usize) -> Arc<Streams> {
-    let hub = Hub::new(Limits { bytes: window, age: Duration::from_secs(60) }, 1);
+    demo_with_logs(window, 8 << 20)
+}
+
+/// The same, with channels' logs of so many bytes.
+pub(crate) fn demo_with_logs(window: usize, logs: usize) -> Arc<Streams> {
+    let hub = Hub::with_logs(Limits { bytes: window, age: Duration::from_secs(60) }, logs, 1);
     let streams = Streams::new(hub, histories(1), settings());
     streams.add(source("demo", volatile(">")), Timestamp::now());
     streams
@@ -41,8 +46,13 @@ pub(crate) fn publish(streams: &Streams, source: SourceKey, subject: &str) {
     streams.hub().publish(source, &mut vec![named(subject, None)], Timestamp::now());
 }
 
+/// A source without routes and without a log.
+pub(crate) fn core(name: &str) -> Source {
+    source(name, volatile(">"))
+}
+
 /// A source without routes.
-fn source(name: &str, adapter: Arc<dyn Adapter>) -> Source {
+pub(crate) fn source(name: &str, adapter: Arc<dyn Adapter>) -> Source {
     let name = name.parse().unwrap();
     let router = Arc::new(Router::new(&[], &name, &adapter.reach(), Arc::default()));
     let log = history::Log { name: name.clone(), adapter, max_payload: 1000, up: Arc::new(|| true), resets: Arc::new(|| 0) };

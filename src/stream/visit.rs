@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -35,6 +35,11 @@ impl Visitor {
     }
 }
 
+/// It is to be sent something else than it is.
+const MOVED: u8 = 1;
+/// It is to be sent nothing any more.
+const OVER: u8 = 2;
+
 /// See the module. Kept small: there is one for every subscriber.
 #[derive(Debug)]
 pub(super) struct Visit {
@@ -54,8 +59,8 @@ pub(super) struct Visit {
     offset: AtomicU64,
     /// Why it was ended, as a place in [`Closing::ALL`] and 1; 0: it was not.
     closed: AtomicU8,
-    /// It is to be sent something else than it is. Set and cleared with what that is, under the registry's lock.
-    pub(super) moved: AtomicBool,
+    /// What was ordered of it: [`MOVED`], [`OVER`]. Changed under the registry's lock.
+    ordered: AtomicU8,
     /// While it catches up: the last id that it was sent.
     behind: Mutex<Option<Box<[u8]>>>,
 }
@@ -84,7 +89,7 @@ impl Visit {
             bytes,
             offset,
             closed: AtomicU8::new(0),
-            moved: AtomicBool::new(false),
+            ordered: AtomicU8::new(0),
             behind: Mutex::new(Some(Box::default())),
         }
     }
@@ -123,7 +128,26 @@ impl Visit {
     /// Whether it is to be sent something else than it is. Asked behind reading an event, this knows of all that was ordered before the
     /// event was published.
     pub(super) fn is_moved(&self) -> bool {
-        self.moved.load(Ordering::Relaxed)
+        self.ordered.load(Ordering::Relaxed) & MOVED != 0
+    }
+
+    /// To be called with the registry's lock, where what it is to be sent is noted or taken.
+    pub(super) fn set_moved(&self, moved: bool) {
+        if moved {
+            self.ordered.fetch_or(MOVED, Ordering::Relaxed);
+        } else {
+            self.ordered.fetch_and(!MOVED, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it is to be sent nothing any more. Asked as [`Self::is_moved`].
+    pub(super) fn is_over(&self) -> bool {
+        self.ordered.load(Ordering::Relaxed) & OVER != 0
+    }
+
+    /// It was ordered to end at once. To be called with the registry's lock.
+    pub(super) fn set_over(&self) {
+        self.ordered.fetch_or(OVER, Ordering::Relaxed);
     }
 
     /// It was ended, with so many bytes that say so.

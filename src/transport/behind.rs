@@ -236,4 +236,67 @@ mod tests {
         assert!(pieces < 30, "{pieces} pieces");
         assert!(begun.elapsed() < Duration::from_millis(1100), "{:?}", begun.elapsed());
     }
+
+    /// A log at whose broker a message is published right after all streams were ended.
+    struct Late(Arc<std::sync::OnceLock<Arc<crate::stream::Streams>>>);
+
+    impl crate::source::Adapter for Late {
+        fn kind(&self) -> &'static str {
+            "late"
+        }
+        fn durable(&self) -> bool {
+            true
+        }
+        fn reach(&self) -> Vec<crate::subject::Pattern> {
+            vec![">".parse().unwrap()]
+        }
+        fn connect(
+            &self,
+            _: crate::source::Start,
+        ) -> futures_util::future::BoxFuture<'_, Result<Box<dyn crate::source::Connection>, crate::source::SourceError>> {
+            let reader = Box::new(Self(self.0.clone()));
+            Box::pin(async move { Ok(reader as Box<dyn crate::source::Connection>) })
+        }
+    }
+
+    impl crate::source::Connection for Late {
+        fn next<'a>(
+            &'a mut self,
+            batch: &'a mut Vec<Item>,
+            _: usize,
+        ) -> futures_util::future::BoxFuture<'a, Result<(), crate::source::SourceError>> {
+            Box::pin(async {
+                let now = Timestamp::now();
+                assert_eq!(self.0.get().unwrap().end(crate::stream::Selection::All, Closing::Revoked, now, Duration::ZERO), 1);
+                let at = Some(Position::unverified(5));
+                batch.push(Item::Message(crate::event::Message::new("late".parse().unwrap(), Bytes::from_static(b"late"), now, at)));
+                Ok(())
+            })
+        }
+        fn close(self: Box<Self>) -> futures_util::future::BoxFuture<'static, ()> {
+            Box::pin(async {})
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_catches_up_is_sent_nothing_that_was_published_behind_its_end() {
+        let streams = demo(1 << 20);
+        let known = Arc::<std::sync::OnceLock<_>>::default();
+        let log = streams.add(crate::stream::tests::source("log", Arc::new(Late(known.clone()))), Timestamp::now());
+        assert!(known.set(streams.clone()).is_ok());
+        streams.hub().publish(log, &mut vec![crate::hub::Input::Tail(Some(Position::unverified(9)))], Timestamp::now());
+        let request = Request { begin: Begin::At(Point::Earliest), ..request(">") };
+        let mut behind = Behind::new(streams.open(request, Timestamp::now()));
+        loop {
+            match behind.next().await {
+                Next::Send(bytes, rest) => {
+                    behind = rest;
+                    let text = String::from_utf8_lossy(&bytes).into_owned();
+                    assert!(!text.contains("late"), "{text}");
+                }
+                Next::Last(bytes) => return assert!(String::from_utf8_lossy(&bytes).contains("revoked")),
+                Next::Live(..) => panic!("it was ended"),
+            }
+        }
+    }
 }
