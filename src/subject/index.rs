@@ -7,8 +7,16 @@ use hashbrown::HashMap;
 
 use super::Pattern;
 
+/// Patterns that a node keeps as texts. Only when there are more it has children: a tree of all tokens of a client's patterns would
+/// take hundreds of times the bytes of its request.
+const FEW: usize = 8;
+/// A node so deep has no children, however many patterns go on from it: what walks the tree needs a bounded stack.
+const DEEPEST: usize = 64;
+
 #[derive(Debug)]
 struct Node<T> {
+    /// What is left of patterns that go on from here, each with its value; they have no children yet.
+    few: Vec<(Box<str>, T)>,
     literal: HashMap<Box<str>, Node<T>>,
     any: Option<Box<Node<T>>>,
     /// Patterns that end here.
@@ -19,13 +27,99 @@ struct Node<T> {
 
 impl<T> Default for Node<T> {
     fn default() -> Self {
-        Self { literal: HashMap::new(), any: None, ends: Vec::new(), tails: Vec::new() }
+        Self { few: Vec::new(), literal: HashMap::new(), any: None, ends: Vec::new(), tails: Vec::new() }
     }
 }
 
-impl<T> Node<T> {
+impl<T: Copy + PartialEq> Node<T> {
     fn is_empty(&self) -> bool {
-        self.literal.is_empty() && self.any.is_none() && self.ends.is_empty() && self.tails.is_empty()
+        self.few.is_empty() && self.has_no_children() && self.ends.is_empty() && self.tails.is_empty()
+    }
+
+    fn has_no_children(&self) -> bool {
+        self.literal.is_empty() && self.any.is_none()
+    }
+
+    /// `rest`: what is left of the pattern; `None`: it ends here. `depth`: that of this node.
+    fn insert(&mut self, rest: Option<&str>, value: T, depth: usize) {
+        match rest {
+            None => self.ends.push(value),
+            Some(">") => self.tails.push(value),
+            Some(rest) if depth == DEEPEST || (self.few.len() < FEW && self.has_no_children()) => self.few.push((rest.into(), value)),
+            Some(rest) => {
+                for (rest, value) in std::mem::take(&mut self.few) {
+                    self.insert_below(&rest, value, depth + 1);
+                }
+                self.insert_below(rest, value, depth + 1);
+            }
+        }
+    }
+
+    fn insert_below(&mut self, rest: &str, value: T, depth: usize) {
+        let (token, rest) = first(rest);
+        let child = match token {
+            "*" => &mut **self.any.get_or_insert_default(),
+            token => self.literal.entry(token.into()).or_default(),
+        };
+        child.insert(rest, value, depth);
+    }
+
+    fn remove(&mut self, rest: Option<&str>, value: T) {
+        let take_out = |values: &mut Vec<T>| {
+            if let Some(at) = values.iter().position(|other| *other == value) {
+                values.swap_remove(at);
+            }
+        };
+        let rest = match rest {
+            None => return take_out(&mut self.ends),
+            Some(">") => return take_out(&mut self.tails),
+            Some(rest) => rest,
+        };
+        if let Some(at) = self.few.iter().position(|(other, of)| **other == *rest && *of == value) {
+            self.few.swap_remove(at);
+            return;
+        }
+        match first(rest) {
+            ("*", rest) => {
+                if let Some(child) = &mut self.any {
+                    child.remove(rest, value);
+                    self.any.take_if(|child| child.is_empty());
+                }
+            }
+            (token, rest) => {
+                if let Some(child) = self.literal.get_mut(token) {
+                    child.remove(rest, value);
+                    if child.is_empty() {
+                        self.literal.remove(token);
+                    }
+                }
+            }
+        }
+    }
+
+    fn find(&self, rest: &str, found: &mut Vec<T>) {
+        found.extend_from_slice(&self.tails);
+        found.extend(self.few.iter().filter(|(pattern, _)| super::matches(pattern, rest)).map(|(_, value)| *value));
+        if self.has_no_children() {
+            return;
+        }
+        let (token, rest) = first(rest);
+        let children = [self.literal.get(token), self.any.as_deref()];
+        for child in children.into_iter().flatten() {
+            match rest {
+                Some(rest) => child.find(rest, found),
+                None => found.extend_from_slice(&child.ends),
+            }
+        }
+    }
+}
+
+/// The first token, and the rest if there is one.
+fn first(text: &str) -> (&str, Option<&str>) {
+    // Tokens are short: `memchr` would cost more to start than it saves.
+    match text.bytes().position(|byte| byte == b'.') {
+        Some(at) => (&text[..at], Some(&text[at + 1..])),
+        None => (text, None),
     }
 }
 
@@ -44,73 +138,27 @@ impl<T> Default for Index<T> {
 impl<T: Copy + PartialEq> Index<T> {
     /// Puts `value` under `pattern`; the pair must not be there yet.
     pub fn insert(&mut self, pattern: &Pattern, value: T) {
-        let mut node = &mut self.root;
-        for token in pattern.tokens() {
-            node = match token {
-                ">" => {
-                    node.tails.push(value);
-                    return;
-                }
-                "*" => node.any.get_or_insert_default(),
-                token => node.literal.entry(token.into()).or_default(),
-            };
-        }
-        node.ends.push(value);
+        self.root.insert(Some(pattern.as_str()), value, 0);
     }
 
     /// Removes `value` from `pattern`, and the branches that become empty.
     pub fn remove(&mut self, pattern: &Pattern, value: T) {
-        fn walk<'a, T: Copy + PartialEq>(node: &mut Node<T>, mut tokens: impl Iterator<Item = &'a str>, value: T) {
-            let list = match tokens.next() {
-                None => &mut node.ends,
-                Some(">") => &mut node.tails,
-                Some("*") => {
-                    if let Some(next) = &mut node.any {
-                        walk(next, tokens, value);
-                        if next.is_empty() {
-                            node.any = None;
-                        }
-                    }
-                    return;
-                }
-                Some(token) => {
-                    if let Some(next) = node.literal.get_mut(token) {
-                        walk(next, tokens, value);
-                        if next.is_empty() {
-                            node.literal.remove(token);
-                        }
-                    }
-                    return;
-                }
-            };
-            if let Some(at) = list.iter().position(|v| *v == value) {
-                list.swap_remove(at);
-            }
-        }
-        // Boxed once: the recursion would otherwise nest the iterator's type.
-        let tokens: Box<dyn Iterator<Item = &str>> = Box::new(pattern.tokens());
-        walk(&mut self.root, tokens, value);
+        self.root.remove(Some(pattern.as_str()), value);
     }
 
     /// Appends the values of all patterns that match `subject` to `found`. A value that several matching patterns have is
     /// appended once for each of them.
     pub fn find(&self, subject: &str, found: &mut Vec<T>) {
-        fn walk<T: Copy>(node: &Node<T>, rest: &str, found: &mut Vec<T>) {
-            found.extend_from_slice(&node.tails);
-            // Tokens are short: `memchr` would cost more to start than it saves.
-            let (token, rest) = match rest.bytes().position(|b| b == b'.') {
-                Some(at) => (&rest[..at], Some(&rest[at + 1..])),
-                None => (rest, None),
-            };
-            let next = [node.literal.get(token), node.any.as_deref()];
-            for node in next.into_iter().flatten() {
-                match rest {
-                    Some(rest) => walk(node, rest, found),
-                    None => found.extend_from_slice(&node.ends),
-                }
-            }
+        self.root.find(subject, found);
+    }
+
+    /// How many nodes it has.
+    #[cfg(test)]
+    pub(crate) fn nodes(&self) -> usize {
+        fn below<T>(node: &Node<T>) -> usize {
+            1 + node.literal.values().map(below).sum::<usize>() + node.any.as_deref().map_or(0, below)
         }
-        walk(&self.root, subject, found);
+        below(&self.root)
     }
 
     /// Whether nothing is left in it.

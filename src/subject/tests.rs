@@ -150,6 +150,26 @@ fn a_minimal_list_is_sorted_and_leaves_out_what_the_others_cover_together() {
     assert_eq!(minimal(&[">", "*", "*.>"]), [">"]);
 }
 
+#[test]
+fn an_index_has_nodes_for_what_patterns_share_and_not_for_each_token() {
+    let mut index = index::Index::default();
+    let long: Vec<Pattern> = (0..60).map(|n| pattern(&format!("{n}.{}", vec!["t"; 15].join(".")))).collect();
+    long.iter().enumerate().for_each(|(n, pattern)| index.insert(pattern, n));
+    assert_eq!(index.nodes(), 61);
+    // Deeper than a stack would be, if each token took some of it.
+    let deep = vec!["t"; 8000].join(".");
+    let deep: Vec<Pattern> = (0..30).map(|n| pattern(&format!("{deep}.{n}"))).collect();
+    deep.iter().enumerate().for_each(|(n, pattern)| index.insert(pattern, 100 + n));
+    for (n, pattern) in deep.iter().enumerate() {
+        let mut found = Vec::new();
+        index.find(pattern.as_str(), &mut found);
+        assert_eq!(found, [100 + n]);
+        index.remove(pattern, 100 + n);
+    }
+    long.iter().enumerate().for_each(|(n, pattern)| index.remove(pattern, n));
+    assert!(index.is_empty());
+}
+
 proptest! {
     #[test]
     fn matching_agrees_with_the_naive_reference(p in patterns(), s in subjects()) {
