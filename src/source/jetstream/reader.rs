@@ -1,8 +1,8 @@
 //! Reads on from a place: pulls, order, and the proof that what was skipped was not lost.
 //!
 //! Sequences have holes for good reasons: other subjects, deleted messages. A hole is a loss only where the stream's
-//! start has passed it. So before messages behind a hole are handed out, the stream is asked for its start; unless its
-//! limits cannot have reached so far since it was last asked, which is the common case.
+//! start has passed it. So before messages behind a hole are handed out, the stream is asked for its start. An earlier answer is
+//! not enough: a purge takes what it finds, also what was published a moment before and has not been delivered.
 //!
 //! Servers have moved consumers past messages when a subject was purged (nats-server pull requests 3838, 5075 and 8572). So where
 //! a hole can only be of deleted messages, or the consumer owes fewer messages than it should, the stream is asked for the first
@@ -25,13 +25,15 @@ use super::names::Names;
 use super::pull::{Credit, Pulls};
 use super::purge::Known;
 use crate::cursor::Position;
-use crate::event::{Message, Timestamp};
+use crate::event::{Gap, GapReason, Message, Timestamp};
 use crate::source::nats::headers;
 use crate::source::{Connection, Item, SourceError};
 use crate::subject::Subject;
 
 /// Time between questions to the stream, and the unit of patience.
 const TICK: Duration = Duration::from_secs(1);
+/// Questions about holes are no closer together: a busy stream that is mostly others' has a hole before each message.
+const PACE: Duration = Duration::from_millis(5);
 /// Ticks without a sign of life of the consumer.
 const SILENT: u32 = 9;
 /// Ticks without an answer.
@@ -222,6 +224,7 @@ impl Reader {
     }
 
     fn ask_info(&mut self) {
+        self.watch.asked_at = Instant::now();
         self.watch.asked_behind = self.progress.last.map_or(0, |last| last.seq);
         self.line.ask(&api::info_question(&self.stream), "i", "");
         self.watch.unanswered = Some(0);
@@ -302,8 +305,8 @@ impl Reader {
     fn note_hole(&mut self, to: u64, suspect: bool) {
         let progress = &self.progress;
         if let Some(after) = progress.floor.filter(|floor| to > floor + 1) {
-            let (at, time, calm) = (self.output.ready.items.len(), progress.time_at(after), progress.caught_up);
-            self.output.ready.holes.push(Hole { at, after, time, to, calm, suspect });
+            let (at, time) = (self.output.ready.items.len(), progress.time_at(after));
+            self.output.ready.holes.push(Hole { at, after, time, to, suspect });
         }
     }
 
@@ -349,7 +352,6 @@ impl Reader {
             return Err(SourceError::lost(format!("the stream `{}` was cut", self.stream)));
         }
         watch.info = info;
-        watch.asked_at = Instant::now();
         if let Some(known) = &self.known {
             known.lock().is(&watch.info);
         }
@@ -449,6 +451,16 @@ impl Reader {
             return Ok(());
         };
         let first = watch.info.first();
+        if first > floor + 1 && (progress.caught_up || self.pulls.waits()) {
+            let hole = Hole { at: 0, after: floor, time: progress.time_at(floor), to: first, suspect: false };
+            // While all came, a stream's limits take what is others': that is what they usually do. A purge takes what it finds.
+            let told = |gap: &Gap| !progress.caught_up || self.filters.is_empty() || gap.reason == GapReason::Reset;
+            if let Some(gap) = watch.info.lost(&hole).filter(told) {
+                self.output.ready.items.push(Item::Gap(gap));
+                progress.handed = first - 1;
+            }
+            progress.floor = Some(first - 1);
+        }
         if progress.caught_up && self.filters.is_empty() && self.asks_for_missing(end_before)? {
             return Ok(());
         }
@@ -466,11 +478,6 @@ impl Reader {
                 }
             }
         } else if self.pulls.waits() {
-            if first > floor + 1 {
-                let hole = Hole { at: 0, after: floor, time: progress.time_at(floor), to: first, calm: false, suspect: false };
-                self.output.ready.items.extend(watch.info.lost(&hole).map(Item::Gap));
-                (progress.handed, progress.floor) = (first - 1, Some(first - 1));
-            }
             if floor >= end_before {
                 // All that the stream holds has come, though the consumer still counts messages: nats-server 2.9 counts too many.
                 self.progress.is_owed_nothing_before(end_before + 1);
@@ -538,18 +545,21 @@ impl Reader {
 
     /// Lets go what is proven, and asks where that needs an answer.
     fn settle(&mut self) {
-        let (watch, output) = (&self.watch, &mut self.output);
+        let output = &mut self.output;
         if !output.checking.is_empty() {
             return;
         }
-        let since = watch.asked_at.elapsed();
-        if !output.ready.holes.iter().any(|hole| watch.info.reaches(hole, since)) {
-            output.ready.holes.clear();
+        if output.ready.holes.is_empty() {
             output.out.extend(output.ready.items.drain(..));
-        } else if watch.unanswered.is_none() {
+        } else if self.watch.unanswered.is_none() && self.watch.asked_at.elapsed() >= PACE {
             output.checking = std::mem::take(&mut output.ready);
             self.ask_info();
         }
+    }
+
+    /// Whether something waits for a question that may not be asked yet.
+    fn is_paced(&self) -> bool {
+        self.output.checking.is_empty() && !self.output.ready.holes.is_empty() && self.watch.unanswered.is_none()
     }
 
     fn ticked(&mut self) -> Result<(), SourceError> {
@@ -609,8 +619,10 @@ impl Reader {
             if !self.output.out.is_empty() || self.output.failed.is_some() {
                 continue;
             }
+            let (paced, may_ask) = (self.is_paced(), self.watch.asked_at + PACE);
             let processed = tokio::select! {
                 biased;
+                () = tokio::time::sleep_until(may_ask), if paced => Ok(()),
                 heard = self.line.recv() => heard.and_then(|heard| match heard {
                     Heard::Delivery(delivery) => self.process(delivery),
                     Heard::Refused(questions) => self.refused(&questions),

@@ -1,4 +1,4 @@
-//! Servers that answer late, repeat themselves, or remember a reader that is gone.
+//! Servers that answer late, deliver late, repeat themselves, or remember a reader that is gone.
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -7,8 +7,8 @@ use tokio::task::JoinSet;
 
 use super::*;
 
-/// Stands between clients and a server, and holds back each answer to the making of a consumer for a time. All connections
-/// end when it is dropped.
+/// Stands between clients and a server, and holds back each answer to the making of a consumer for a time, or messages for ever. All
+/// connections end when it is dropped.
 struct Proxy {
     port: u16,
     _task: JoinSet<()>,
@@ -16,6 +16,11 @@ struct Proxy {
 
 impl Proxy {
     async fn start(server: &Server, hold: Duration) -> Self {
+        Self::without(server, hold, &[]).await
+    }
+
+    /// Messages with these payloads are not delivered, as if the server had not come to them yet.
+    async fn without(server: &Server, hold: Duration, bodies: &'static [&'static str]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
         let port = listener.local_addr().expect("an address").port();
         let target = server.port;
@@ -26,21 +31,25 @@ impl Proxy {
                 let (client, _) = listener.accept().await.expect("a client");
                 let broker = TcpStream::connect(("127.0.0.1", target)).await.expect("connects");
                 let ((questions, to_client), (answers, to_broker)) = (client.into_split(), broker.into_split());
-                connections.spawn(pass(questions, to_broker, Duration::ZERO));
-                connections.spawn(pass(answers, to_client, hold));
+                connections.spawn(pass(questions, to_broker, Duration::ZERO, &[]));
+                connections.spawn(pass(answers, to_client, hold, bodies));
             }
         });
         Self { port, _task: task }
     }
 
     fn source(&self) -> Arc<dyn Adapter> {
+        self.source_of(&["a"])
+    }
+
+    fn source_of(&self, subjects: &[&str]) -> Arc<dyn Adapter> {
         let url = format!("nats://127.0.0.1:{}", self.port);
-        adapter(serde_json::json!({"servers": [url], "subjects": ["a"], "jetstream": {"stream": "S"}}))
+        adapter(serde_json::json!({"servers": [url], "subjects": subjects, "jetstream": {"stream": "S"}}))
     }
 }
 
 /// Passes on line by line, with the payload of each message.
-async fn pass(from: OwnedReadHalf, to: OwnedWriteHalf, hold: Duration) {
+async fn pass(from: OwnedReadHalf, to: OwnedWriteHalf, hold: Duration, without: &[&str]) {
     let (mut from, to, mut held) = (BufReader::new(from), Arc::new(tokio::sync::Mutex::new(to)), JoinSet::new());
     loop {
         let mut frame = Vec::new();
@@ -53,6 +62,9 @@ async fn pass(from: OwnedReadHalf, to: OwnedWriteHalf, hold: Duration) {
             let begin = frame.len();
             frame.resize(begin + size + 2, 0);
             from.read_exact(&mut frame[begin..]).await.expect("the payload");
+        }
+        if line.starts_with("MSG ") && without.iter().any(|body| frame.ends_with(format!("\r\n{body}\r\n").as_bytes())) {
+            continue;
         }
         let late = String::from_utf8_lossy(&frame).contains("consumer_create_response");
         let to = to.clone();
@@ -81,6 +93,36 @@ async fn a_consumer_that_is_made_late_is_waited_for_and_used() {
     running.until_messages(20).await;
     assert_eq!(ledger(&running.recorder.items.lock(), 20), []);
     assert_eq!((running.handle.counters.reconnects(), consumers(&context).await), (0, 1));
+}
+
+/// The reader was up to date, and has asked for more: only the stream's beginning shows that something was there.
+async fn purge_before_delivery(subjects: &[&str]) {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    let stream = make(&context, named(&["a.>"])).await;
+    let proxy = Proxy::without(&server, Duration::ZERO, &["1", "3"]).await;
+    let running = Running::start(proxy.source_of(subjects));
+    running.until_state(State::Up).await;
+    publish(&context, "a.p.u", 0..1).await;
+    running.until_messages(1).await;
+    publish(&context, "a.p.u", 1..2).await;
+    stream.purge().await.expect("purges");
+    publish(&context, "a.p.u", 2..3).await;
+    running.until_messages(2).await;
+    publish(&context, "a.p.u", 3..4).await;
+    stream.purge().await.expect("purges");
+    // Nothing follows.
+    eventually("a second gap", async || if running.gaps().len() >= 2 { Ok(()) } else { Err(format!("{:?}", running.gaps())) }).await;
+    publish(&context, "a.p.u", 4..5).await;
+    running.until_messages(3).await;
+    let gaps: Vec<_> = ledger(&running.recorder.items.lock(), 5).into_iter().map(|gap| (gap.reason, gap.from, gap.to)).collect();
+    assert_eq!(gaps, [(GapReason::Reset, Some(1), Some(3)), (GapReason::Reset, Some(3), Some(5))]);
+    assert_eq!(running.handle.counters.reconnects(), 0);
+}
+
+#[tokio::test]
+async fn a_purge_of_what_was_not_delivered_yet_is_told_of_some_subjects_and_of_all() {
+    tokio::join!(purge_before_delivery(&["a.*.u"]), purge_before_delivery(&["a.>"]));
 }
 
 #[tokio::test]
