@@ -252,17 +252,16 @@ impl JetStreamSource {
         self.names.subjects.iter().filter(move |ours| !theirs.is_empty() && !theirs.iter().any(|theirs| theirs.intersects(ours)))
     }
 
-    /// What the server may leave out. Servers before 2.10 ignore a list; so the reader filters all the same.
+    /// What the server may leave out. Servers before 2.10 ignore a list; so the reader filters all the same. A stream that does not
+    /// take one of our subjects may be made to take it while it is read, and filters for it may be refused until then: so it is read
+    /// as a whole.
     fn filters(&self, info: &StreamInfo) -> Vec<String> {
-        let theirs = info.own_subjects();
-        if theirs.is_empty() && self.names.subjects.len() == 1 {
-            return vec![self.names.subjects[0].to_string()];
-        }
-        if theirs.is_empty() || theirs.iter().all(|theirs| theirs.covered_by(&self.names.subjects)) {
+        let (theirs, ours) = (info.own_subjects(), &self.names.subjects);
+        if theirs.is_empty() && ours.len() > 1 || !theirs.is_empty() && theirs.iter().all(|theirs| theirs.covered_by(ours)) {
             return Vec::new();
         }
-        let meeting: Vec<_> = self.names.subjects.iter().filter(|ours| theirs.iter().any(|t| t.intersects(ours))).cloned().collect();
-        if info.takes(&meeting) { meeting.iter().map(ToString::to_string).collect() } else { Vec::new() }
+        let all_come = self.what_never_comes(info).next().is_none();
+        if all_come && info.takes(ours) { ours.iter().map(ToString::to_string).collect() } else { Vec::new() }
     }
 
     async fn attach(&self, start: Start, live: bool) -> Result<Reader, SourceError> {

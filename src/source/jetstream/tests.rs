@@ -821,6 +821,32 @@ async fn streams_that_do_not_suit_are_refused_with_what_to_do() {
 }
 
 #[tokio::test]
+async fn what_a_stream_takes_later_comes_from_the_first_message_on() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, named(&["a.x", "b"])).await;
+    let source = source(&server, &["a.x", "a.y"]);
+    let running = Running::start(source.clone());
+    running.until_state(State::Up).await;
+    publish(&context, "a.x", 0..1).await;
+    running.until_messages(1).await;
+    let mut history = source.history(Start::Earliest).await.expect("opens");
+    let mut items = Vec::new();
+    context.update_stream(named(&["a.x", "a.y", "b"])).await.expect("updates");
+    // Before the readers ask the stream again, and among others.
+    publish(&context, "a.y", 1..3).await;
+    publish(&context, "b", 0..3).await;
+    publish(&context, "a.x", 3..4).await;
+    publish(&context, "a.y", 4..5).await;
+    running.until_messages(5).await;
+    assert_eq!(ledger(&running.recorder.items.lock(), 5), []);
+    while !texts(&items).contains(&"4".into()) {
+        timeout(Duration::from_secs(10), history.next(&mut items, 100)).await.expect("in time").expect("reads");
+    }
+    assert_eq!(ledger(&items, 5), []);
+}
+
+#[tokio::test]
 async fn a_missing_stream_is_made_with_its_limits_and_published_to() {
     let server = Server::start().await;
     let limits = serde_json::json!({"stream": "S", "create": {"max_age": "1h", "max_bytes": "1MiB"}});
