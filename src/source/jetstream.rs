@@ -324,11 +324,11 @@ impl JetStreamSource {
         filters: &[String],
     ) -> Result<(Begin, NewConsumer), SourceError> {
         let end = self.position(line, info.state.last_seq).await?;
-        let (known, credit) = if live { (Some(self.known.clone()), LIVE) } else { (None, HISTORY) };
-        let (items, trouble) = (Vec::new(), self.trouble.clone());
+        let credit = if live { LIVE } else { HISTORY };
+        let (items, known, trouble) = (Vec::new(), self.known.clone(), self.trouble.clone());
         // Which sequence the consumer delivers first, it says itself.
         let (next, all) = (Next::Sequence(0), filters.to_vec());
-        let mut begin = Begin { items, floor: None, end, pending: 0, next, credit, filters: all, known, trouble };
+        let mut begin = Begin { items, floor: None, end, pending: 0, next, credit, filters: all, live, known, trouble };
         let mut new = NewConsumer::of(filters);
         let mut follow = |begin: &mut Begin, seq: u64, gap: Option<Gap>| {
             begin.items.extend(gap.map(Item::Gap));
@@ -448,8 +448,9 @@ impl JetStreamSource {
             return Ok((place.seq, None));
         }
         let seen = self.known.lock().last.filter(|(seq, _)| *seq == place.seq).map(|(_, time)| time);
-        let mut reason = info.why_gone(place.seq, seen);
-        if reason.is_none() && purge::of_everything(line, &self.stream.stream, info).await? {
+        let expired = self.known.lock().may_have_expired(info);
+        let mut reason = info.why_gone(place.seq, seen, expired);
+        if reason.is_none() && !expired && purge::of_everything(line, &self.stream.stream, info).await? {
             reason = Some(GapReason::Reset);
         }
         if reason == Some(GapReason::Reset) {
@@ -543,8 +544,9 @@ impl StreamInfo {
     }
 
     /// Why the stream's start has passed what follows a sequence, `time` being that of the message there: its limits, a
-    /// purge, or nothing that counts: what per-subject limits, rollups and messages' own lives take is no longer content.
-    fn why_gone(&self, after: u64, time: Option<u64>) -> Option<GapReason> {
+    /// purge, or nothing that counts: what per-subject limits, rollups and messages' own lives take is no longer content. `expired`: such
+    /// lives may have ended.
+    fn why_gone(&self, after: u64, time: Option<u64>, expired: bool) -> Option<GapReason> {
         let (config, state) = (&self.config, &self.state);
         // A message that came at this time may have been too old by now. Of unknown times nothing is known.
         let old = |time: Option<u64>| {
@@ -563,7 +565,7 @@ impl StreamInfo {
         }
         // Per-subject limits and rollups leave something of each subject: a stream that is empty was purged.
         let by_subject = config.max_msgs_per_subject > 0 || config.allow_rollup_hdrs;
-        let no_content = config.allow_msg_ttl || (by_subject && state.messages > 0);
+        let no_content = expired || (by_subject && state.messages > 0);
         (!no_content).then_some(GapReason::Reset)
     }
 }

@@ -30,12 +30,12 @@ impl Batch {
 }
 
 impl StreamInfo {
-    /// The gap for a hole, as the stream is now.
-    pub(super) fn lost(&self, hole: &Hole) -> Option<Gap> {
+    /// The gap for a hole, as the stream is now. `expired`: lives of messages may have ended.
+    pub(super) fn lost(&self, hole: &Hole, expired: bool) -> Option<Gap> {
         if self.first() <= hole.after + 1 {
             return None;
         }
-        let reason: GapReason = self.why_gone(hole.after, hole.time)?;
+        let reason: GapReason = self.why_gone(hole.after, hole.time, expired)?;
         Some(Gap { reason, from: Some(hole.after), to: Some(hole.to), position: Some(Position::unverified(hole.to - 1)) })
     }
 }

@@ -24,6 +24,9 @@ const ASKED: usize = 16;
 const LOOKED: u64 = 16;
 /// The header of a message that has replaced earlier ones.
 const ROLLUP: &str = "Nats-Rollup";
+/// The header that says how long a message lives, and its value for one without an end.
+const LIFE: &str = "Nats-TTL";
+const ENDLESS: &str = "never";
 
 /// What the live reader has seen of the stream.
 #[derive(Debug, Default)]
@@ -32,6 +35,8 @@ pub(super) struct Known {
     pub(super) created: Option<String>,
     /// Sequence and time (nanoseconds) of the last message.
     pub(super) last: Option<(u64, u64)>,
+    /// The last message that had a life of its own.
+    mortal: Option<u64>,
     /// First and last sequence that were there together, one pair for each beginning.
     held: VecDeque<(u64, u64)>,
     samples: Vec<(u64, String)>,
@@ -72,6 +77,9 @@ impl Known {
     pub(super) fn read(&mut self, message: &Message) {
         let Some(position) = message.position else { return };
         self.last = Some((position.seq, message.time.as_micros() * 1000));
+        if message.headers.get(LIFE).is_some_and(|life| life != ENDLESS) {
+            self.mortal = Some(position.seq);
+        }
         if !position.seq.is_multiple_of(self.stride.max(1)) {
             return;
         }
@@ -81,6 +89,16 @@ impl Known {
             self.samples.retain(|(seq, _)| seq.is_multiple_of(stride));
         }
         self.samples.push((position.seq, message.subject.to_string()));
+    }
+
+    /// Whether what is gone may have come to the end of its life: messages of the stream have one, as far as they were seen, and
+    /// where nothing is left, so had the last one.
+    pub(super) fn may_have_expired(&self, info: &StreamInfo) -> bool {
+        let of_last = |mortal| match self.last {
+            Some((last, _)) if info.state.messages == 0 && last == info.state.last_seq => mortal == last,
+            _ => true,
+        };
+        info.config.allow_msg_ttl && self.created.as_ref() == Some(&info.created) && self.mortal.is_some_and(of_last)
     }
 
     /// What to ask for, to know whether what followed `after` was purged by its subjects: these, up to a sequence that was there
@@ -127,7 +145,7 @@ pub(super) async fn by_subject(
 /// that is left has done so. Known only where little is left, and not where a newer message alone replaces older ones.
 pub(super) async fn of_everything(line: &mut Line, stream: &str, info: &StreamInfo) -> Result<bool, SourceError> {
     let config = &info.config;
-    if config.allow_msg_ttl || config.max_msgs_per_subject > 0 || info.state.messages > LOOKED {
+    if config.max_msgs_per_subject > 0 || info.state.messages > LOOKED {
         return Ok(false);
     }
     let mut next = info.first();

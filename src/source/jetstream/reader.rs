@@ -61,8 +61,10 @@ pub(super) struct Begin {
     pub(super) credit: Credit,
     /// What the consumer delivers; empty: everything.
     pub(super) filters: Vec<String>,
+    /// It is the live reader.
+    pub(super) live: bool,
     /// What the live reader notes.
-    pub(super) known: Option<Arc<Mutex<Known>>>,
+    pub(super) known: Arc<Mutex<Known>>,
     /// Where it is noted that nothing came of it.
     pub(super) trouble: Arc<Mutex<Trouble>>,
 }
@@ -76,7 +78,8 @@ pub(super) struct Reader {
     filters: Vec<String>,
     /// The last subject as it came, and as it is called here; `None`: it is not of this source.
     named: (Bytes, Option<Subject>),
-    known: Option<Arc<Mutex<Known>>>,
+    live: bool,
+    known: Arc<Mutex<Known>>,
     outset: Outset,
     watch: Watch,
     progress: Progress,
@@ -185,6 +188,7 @@ impl Reader {
             names,
             filters: begin.filters,
             named: (Bytes::new(), None),
+            live: begin.live,
             known: begin.known,
             outset: Outset { next: Some(begin.next), trouble: begin.trouble },
             watch: Watch {
@@ -321,7 +325,7 @@ impl Reader {
     /// The payload, apart from the buffer that it was read into where it may be kept: for an answer of the stream, or by a
     /// history for its client. What is handed in at once gives the buffer free soon.
     fn keep(&self, delivery: Delivery) -> Bytes {
-        if self.known.is_none() || !self.output.checking.holes.is_empty() || !self.output.ready.holes.is_empty() {
+        if !self.live || !self.output.checking.holes.is_empty() || !self.output.ready.holes.is_empty() {
             return Bytes::copy_from_slice(delivery.payload());
         }
         delivery.into_payload()
@@ -352,8 +356,8 @@ impl Reader {
             return Err(SourceError::lost(format!("the stream `{}` was cut", self.stream)));
         }
         watch.info = info;
-        if let Some(known) = &self.known {
-            known.lock().is(&watch.info);
+        if self.live {
+            self.known.lock().is(&watch.info);
         }
         if self.verify()? { self.rest(end_before) } else { Ok(()) }
     }
@@ -421,16 +425,17 @@ impl Reader {
     /// What waited for the answer may go, with a gap for each hole that is a loss.
     fn hand_over(&mut self) {
         let info = &self.watch.info;
+        let expired = self.known.lock().may_have_expired(info);
         let Batch { items, holes } = std::mem::take(&mut self.output.checking);
         let mut holes = holes.into_iter().peekable();
         for (at, item) in items.into_iter().enumerate() {
             while let Some(hole) = holes.next_if(|hole| hole.at == at) {
-                self.output.out.extend(info.lost(&hole).map(Item::Gap));
+                self.output.out.extend(info.lost(&hole, expired).map(Item::Gap));
             }
             self.output.out.push_back(item);
         }
         // Behind the last item: before messages of others.
-        for gap in holes.filter_map(|hole| info.lost(&hole)) {
+        for gap in holes.filter_map(|hole| info.lost(&hole, expired)) {
             self.progress.handed = self.progress.handed.max(gap.position.map_or(0, |position| position.seq));
             self.output.out.push_back(Item::Gap(gap));
         }
@@ -453,9 +458,10 @@ impl Reader {
         let first = watch.info.first();
         if first > floor + 1 && (progress.caught_up || self.pulls.waits()) {
             let hole = Hole { at: 0, after: floor, time: progress.time_at(floor), to: first, suspect: false };
+            let expired = self.known.lock().may_have_expired(&watch.info);
             // While all came, a stream's limits take what is others': that is what they usually do. A purge takes what it finds.
             let told = |gap: &Gap| !progress.caught_up || self.filters.is_empty() || gap.reason == GapReason::Reset;
-            if let Some(gap) = watch.info.lost(&hole).filter(told) {
+            if let Some(gap) = watch.info.lost(&hole, expired).filter(told) {
                 self.output.ready.items.push(Item::Gap(gap));
                 progress.handed = first - 1;
             }
@@ -583,8 +589,8 @@ impl Reader {
         if let Some(next) = self.outset.next.take_if(|next| handed.iter().any(|item| next.is_reached_by(item))) {
             self.outset.trouble.lock().read_at(next);
         }
-        if let Some(known) = &self.known {
-            let mut known = known.lock();
+        if self.live {
+            let mut known = self.known.lock();
             known.begins(&self.watch.info);
             handed.iter().for_each(|item| {
                 if let Item::Message(message) = item {

@@ -81,6 +81,64 @@ async fn a_purge_of_a_bucket_is_no_gap_once_a_key_is_back() {
     assert_eq!(texts(&read(&source, Start::After(second)).await), ["3", "tail 4!"]);
 }
 
+/// Older servers know no lives of messages, and ignore that they are permitted.
+fn knows_lives() -> bool {
+    std::env::var_os("BROKERCAST_TEST_NATS_SERVER").is_some()
+}
+
+#[tokio::test]
+async fn a_purge_of_everything_is_told_where_messages_may_have_lives_of_their_own() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    let mut stream = make(&context, stream::Config { allow_message_ttl: true, ..named(&["a"]) }).await;
+    let source = source(&server, &["a"]);
+    publish(&context, "a", 0..5).await;
+    let third = Start::After(position_of(&read(&source, Start::Earliest).await, "2"));
+    stream.purge().await.expect("purges");
+    assert_eq!(texts(&read(&source, third).await), ["gap reset 3..6@5", "tail 5"]);
+    publish(&context, "a", 5..7).await;
+    assert_eq!(texts(&read(&source, third).await), ["gap reset 3..6@5", "5", "6", "tail 7!"]);
+    let keys = make(&context, stream::Config { allow_message_ttl: true, ..bucket("B") }).await;
+    let kv = adapter(serde_json::json!({"servers": [server.url()], "kv": "B"}));
+    publish(&context, "$KV.B.x", 0..3).await;
+    let second = Start::After(position_of(&read(&kv, Start::Earliest).await, "1"));
+    keys.purge().await.expect("purges");
+    assert_eq!(texts(&read(&kv, second).await), ["gap reset 2..4@3", "tail 3"]);
+    if !knows_lives() {
+        return;
+    }
+    // Messages that live for a second, as this process sees: that they are gone is no loss.
+    let running = Running::start(source.clone());
+    running.until_messages(2).await;
+    let live = |context: jetstream::Context, body: &'static str| async move {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Nats-TTL", "1s");
+        context.publish_with_headers("a", headers, body.into()).await.expect("publishes").await.expect("is stored");
+    };
+    stream.purge().await.expect("purges");
+    for body in ["7", "8", "9"] {
+        live(context.clone(), body).await;
+    }
+    running.until_messages(5).await;
+    let at = |body: &str| Start::After(position_of(&running.recorder.items.lock(), body));
+    let until_empty = async |stream: &mut stream::Stream| {
+        eventually("the messages to be gone", async || match stream.info().await.expect("info").state.messages {
+            0 => Ok(()),
+            n => Err(n.to_string()),
+        })
+        .await;
+    };
+    until_empty(&mut stream).await;
+    assert_eq!(texts(&read(&source, at("7")).await), ["tail 10"]);
+    // The last one had no end of its own.
+    live(context.clone(), "10").await;
+    publish(&context, "a", 11..12).await;
+    running.until_messages(7).await;
+    stream.purge().await.expect("purges");
+    assert_eq!(texts(&read(&source, at("7")).await), ["gap reset 8..13@12", "tail 12"]);
+    assert_eq!(running.gaps(), []);
+}
+
 fn bucket(name: &str) -> stream::Config {
     let subjects = vec![format!("$KV.{name}.>")];
     stream::Config { name: format!("KV_{name}"), subjects, max_messages_per_subject: 2, allow_rollup: true, ..Default::default() }
