@@ -447,9 +447,11 @@ impl JetStreamSource {
         if place.seq + 1 >= first {
             return Ok((place.seq, None));
         }
-        let seen = self.known.lock().last.filter(|(seq, _)| *seq == place.seq).map(|(_, time)| time);
-        let expired = self.known.lock().may_have_expired(info);
-        let mut reason = info.why_gone(place.seq, seen, expired);
+        let (time, expired) = {
+            let known = self.known.lock();
+            (known.time_at(place.seq, info), known.may_have_expired(info))
+        };
+        let mut reason = info.why_gone(place.seq, time, expired);
         if reason.is_none() && !expired && purge::of_everything(line, &self.stream.stream, info).await? {
             reason = Some(GapReason::Reset);
         }
@@ -543,7 +545,7 @@ impl StreamInfo {
         disjoint && filters.iter().all(nested)
     }
 
-    /// Why the stream's start has passed what follows a sequence, `time` being that of the message there: its limits, a
+    /// Why the stream's start has passed what follows a sequence, none of which is older than `time`: its limits, a
     /// purge, or nothing that counts: what per-subject limits, rollups and messages' own lives take is no longer content. `expired`: such
     /// lives may have ended.
     fn why_gone(&self, after: u64, time: Option<u64>, expired: bool) -> Option<GapReason> {

@@ -10,7 +10,7 @@ pub(super) struct Hole {
     /// The item's index in its batch.
     pub(super) at: usize,
     pub(super) after: u64,
-    /// The time of the message there, in nanoseconds.
+    /// Nothing in it is older, in nanoseconds since 1970.
     pub(super) time: Option<u64>,
     pub(super) to: u64,
     /// Messages that are still there may be in it.

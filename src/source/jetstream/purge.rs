@@ -28,18 +28,27 @@ const ROLLUP: &str = "Nats-Rollup";
 const LIFE: &str = "Nats-TTL";
 const ENDLESS: &str = "never";
 
+/// A message that was read.
+#[derive(Debug)]
+struct Sample {
+    seq: u64,
+    /// Nanoseconds since 1970.
+    time: u64,
+    subject: String,
+}
+
 /// What the live reader has seen of the stream.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     /// Which stream it was.
     pub(super) created: Option<String>,
     /// Sequence and time (nanoseconds) of the last message.
-    pub(super) last: Option<(u64, u64)>,
+    last: Option<(u64, u64)>,
     /// The last message that had a life of its own.
     mortal: Option<u64>,
     /// First and last sequence that were there together, one pair for each beginning.
     held: VecDeque<(u64, u64)>,
-    samples: Vec<(u64, String)>,
+    samples: Vec<Sample>,
     /// A sequence that is divisible by this is remembered; 0 is 1.
     stride: u64,
 }
@@ -76,19 +85,27 @@ impl Known {
     /// A message was read.
     pub(super) fn read(&mut self, message: &Message) {
         let Some(position) = message.position else { return };
-        self.last = Some((position.seq, message.time.as_micros() * 1000));
+        let (seq, time) = (position.seq, message.time.as_micros() * 1000);
+        self.last = Some((seq, time));
         if message.headers.get(LIFE).is_some_and(|life| life != ENDLESS) {
-            self.mortal = Some(position.seq);
+            self.mortal = Some(seq);
         }
-        if !position.seq.is_multiple_of(self.stride.max(1)) {
+        if !seq.is_multiple_of(self.stride.max(1)) {
             return;
         }
         if self.samples.len() >= SAMPLES {
             self.stride = self.stride.max(1) * 2;
             let stride = self.stride;
-            self.samples.retain(|(seq, _)| seq.is_multiple_of(stride));
+            self.samples.retain(|sample| sample.seq.is_multiple_of(stride));
         }
-        self.samples.push((position.seq, message.subject.to_string()));
+        self.samples.push(Sample { seq, time, subject: message.subject.to_string() });
+    }
+
+    /// A time, in nanoseconds, that nothing behind a sequence is older than.
+    pub(super) fn time_at(&self, seq: u64, info: &StreamInfo) -> Option<u64> {
+        let sampled = || self.samples.iter().rfind(|sample| sample.seq <= seq).map(|sample| sample.time);
+        let last = self.last.filter(|(last, _)| *last <= seq).map(|(_, time)| time);
+        last.or_else(sampled).filter(|_| self.created.as_ref() == Some(&info.created))
     }
 
     /// Whether what is gone may have come to the end of its life: messages of the stream have one, as far as they were seen, and
@@ -108,8 +125,8 @@ impl Known {
         let same = self.created.as_ref() == Some(&info.created) && info.state.messages > 0;
         let (_, last) =
             self.held.iter().filter(|(from, to)| *from <= after + 1 && *to >= first).max_by_key(|(_, to)| *to).filter(|_| same)?;
-        let gone = self.samples.iter().filter(|(seq, _)| *seq > after && *seq < first);
-        let mut subjects: Vec<_> = gone.map(|(_, subject)| subject.clone()).collect();
+        let gone = self.samples.iter().filter(|sample| sample.seq > after && sample.seq < first);
+        let mut subjects: Vec<_> = gone.map(|sample| sample.subject.clone()).collect();
         subjects.sort_unstable();
         subjects.dedup();
         // A name that is written otherwise here than there could not be asked for.

@@ -156,9 +156,9 @@ impl Progress {
         }
     }
 
-    /// The time of the message at a sequence, where that was the last.
+    /// A time, in nanoseconds, that nothing behind a sequence is older than.
     fn time_at(&self, seq: u64) -> Option<u64> {
-        self.last.filter(|last| last.seq == seq).map(|last| last.time)
+        self.last.filter(|last| last.seq <= seq).map(|last| last.time)
     }
 }
 

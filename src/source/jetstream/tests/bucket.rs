@@ -139,6 +139,35 @@ async fn a_purge_of_everything_is_told_where_messages_may_have_lives_of_their_ow
     assert_eq!(running.gaps(), []);
 }
 
+#[tokio::test]
+async fn what_was_replaced_while_nothing_was_old_is_no_gap() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, bucket("B")).await;
+    // How old a mirror is says nothing of its messages.
+    let mirror = stream::Config {
+        name: "KV_M".into(),
+        max_messages_per_subject: 1,
+        max_age: Duration::from_secs(3600),
+        mirror: Some(fed_by("KV_B")),
+        ..Default::default()
+    };
+    make_fed(&context, mirror, 0).await;
+    let source = adapter(serde_json::json!({"servers": [server.url()], "kv": "M"}));
+    let running = Running::start(source.clone());
+    running.until_state(State::Up).await;
+    publish(&context, "$KV.B.x", 0..1).await;
+    running.until_messages(1).await;
+    let place = Start::After(position_of(&running.recorder.items.lock(), "0"));
+    publish(&context, "$KV.B.x", 1..20).await;
+    eventually("the last", async || running.bodies().last().filter(|b| *b == "19").map(|_| ()).ok_or("not yet".into())).await;
+    assert_eq!(texts(&read(&source, place).await), ["19", "tail 20!"]);
+    assert_eq!(running.gaps(), []);
+    // Of what this process has not seen nothing is known.
+    let other = adapter(serde_json::json!({"servers": [server.url()], "kv": "M"}));
+    assert_eq!(texts(&read(&other, place).await), ["gap retention 1..20@19", "19", "tail 20!"]);
+}
+
 fn bucket(name: &str) -> stream::Config {
     let subjects = vec![format!("$KV.{name}.>")];
     stream::Config { name: format!("KV_{name}"), subjects, max_messages_per_subject: 2, allow_rollup: true, ..Default::default() }
