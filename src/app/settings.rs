@@ -180,7 +180,7 @@ fn read(root: &Section<'_>, served: Option<&Address>) -> Option<(Settings, telem
     let libraries = source::settings::ADAPTERS.iter().filter_map(|kind| kind.library).collect();
     let log = telemetry::Settings::read(&log, libraries);
     // Also of sources that are wrong themselves: a route may name them.
-    let names: Vec<&str> = sources.entries().iter().map(|(name, _)| *name).collect();
+    let names: Vec<&str> = sources.entries().iter().filter(|(_, slot)| slot.is_set()).map(|(name, _)| *name).collect();
     let found = source::settings::read(&sources);
     overlaps(&found, &sources);
     tags(&found, root, &sources);

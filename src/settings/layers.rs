@@ -80,11 +80,12 @@ pub(super) fn read_tree<T>(
     mut problems: Vec<Problem>,
     read: impl FnOnce(&Section<'_>) -> Option<T>,
 ) -> Result<Loaded<T>, SettingsError> {
-    tree.drop_nulls();
     let (findings, shown) = (Findings::default(), Shown::default());
     let value = read(&Section::root(&findings, &tree, &shown));
     problems.extend(findings.problems.take());
+    // While nulls are still there: one behind a misspelled key removes nothing.
     shown.find_unknown(&tree, "", &mut problems);
+    tree.drop_nulls();
     // By file and line, so that they can be worked off from the top.
     problems.sort_by_key(|problem| problem.place.as_ref().map(|place| (place.source.clone(), place.line)));
     problems.dedup();

@@ -97,8 +97,10 @@ impl<'t> Section<'t> {
     /// The place of the value of a key. The key is a known one from now on.
     #[must_use]
     pub(crate) fn key(&self, name: &str) -> Slot<'t> {
-        let node = self.0.node.and_then(|node| node.child(name));
-        let place = node.map_or(self.0.place, |node| &node.place);
+        let written = self.0.node.and_then(|node| node.child(name));
+        let place = written.map_or(self.0.place, |node| &node.place);
+        // Null removes what an earlier layer gave.
+        let node = written.filter(|node| !node.is_null());
         Slot { node, place, path: join(&self.0.path, name), shown: self.0.shown.key(name), ..self.0.clone() }
     }
 
@@ -118,7 +120,7 @@ impl<'t> Section<'t> {
         self.0.problem(expected);
     }
 
-    /// All keys of a section whose keys are names that the user chose, in the order written.
+    /// All keys of a section whose keys are names that the user chose, in the order written. Where null was written, nothing is set.
     #[must_use]
     pub(crate) fn entries(&self) -> Vec<(&'t str, Slot<'t>)> {
         let entries = self.0.node.map_or(&[][..], Node::entries);
@@ -128,7 +130,10 @@ impl<'t> Section<'t> {
     /// What was written here.
     #[must_use]
     pub(crate) fn written(&self) -> Written {
-        Written { node: self.0.node.cloned(), contents: Vec::new() }
+        let mut node = self.0.node.cloned();
+        // What was removed is as if it had not been written.
+        node.iter_mut().for_each(Node::drop_nulls);
+        Written { node, contents: Vec::new() }
     }
 
     /// What was written here, and what is in the files that were read for it so far.

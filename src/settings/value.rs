@@ -71,8 +71,10 @@ pub(crate) fn show_size(bytes: usize) -> String {
     }
 }
 
-/// `path.name`, or `name` alone at the top.
+/// `path.name`, or `name` alone at the top. No key has a colon: what is behind one is a value that may be secret (`token:x` for
+/// `token: x`), so it is left out.
 pub(super) fn join(path: &str, name: &str) -> String {
+    let name = name.split(':').next().unwrap_or_default();
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 

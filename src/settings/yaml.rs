@@ -172,6 +172,16 @@ impl Builder<'_> {
     fn entries(&mut self, parsed: Vec<(Spanned<String>, Parsed)>, path: &str) -> Vec<(String, Node)> {
         let mut entries: Vec<(String, Node)> = Vec::with_capacity(parsed.len());
         for (key, value) in parsed {
+            if matches!(value.0.value, Shape::Null) && self.lacks_colon(&key) {
+                // In braces `token:x` is all key, and of `a: x,y` the `y` is one: its text may be part of a secret.
+                let place = Some(place(self.source, key.referenced));
+                let (path, expected) = match key.value.contains(':') {
+                    true => (join(path, &key.value), "must have a blank behind the colon"),
+                    false => (path.to_owned(), "must have a colon and a value behind each key (a text with a comma needs quotes)"),
+                };
+                self.problems.push(Problem { place, path, expected: expected.to_owned() });
+                continue;
+            }
             let path = join(path, &key.value);
             let mut node = self.node(value.0, &path);
             // A key's line says more than its value's, which may begin further down.
@@ -185,5 +195,16 @@ impl Builder<'_> {
             }
         }
         entries
+    }
+
+    /// Whether a key in braces ends without a colon: YAML takes it as one whose value is null.
+    fn lacks_colon(&self, key: &Spanned<String>) -> bool {
+        // What stands for a key elsewhere has no colon there.
+        if key.referenced != key.defined {
+            return false;
+        }
+        let span = key.defined.span();
+        let end = span.byte_offset().zip(span.byte_len()).and_then(|(from, len)| usize::try_from(from.checked_add(len)?).ok());
+        end.and_then(|end| self.text.get(end..)).is_some_and(|rest| rest.trim_start().starts_with([',', '}']))
     }
 }

@@ -83,6 +83,9 @@ pub(super) fn read_of(adapters: &[AdapterKind], sources: &Section<'_>) -> Vec<So
 
 fn source(adapters: &[AdapterKind], name: &str, slot: Slot<'_>) -> Option<Source> {
     let name: Option<SourceName> = name.parse().map_err(|error| slot.problem(format!("a source's name {error}"))).ok();
+    if !slot.is_set() {
+        return None;
+    }
     let source = slot.section().terse();
     let tagged: Vec<_> = adapters.iter().filter_map(|kind| Some((kind, source.key(kind.tag).optional_section()?))).collect();
     if tagged.len() != 1 {

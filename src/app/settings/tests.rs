@@ -253,6 +253,61 @@ unknown: 1
 }
 
 #[test]
+fn a_null_hides_no_unknown_key_of_any_layer() {
+    let first = "
+admin: { listen: 127.0.0.1:0, token:Hunter2 }
+revocations:
+auth: { revocation: ~ }
+subscribers:
+  max_per_adress:
+routes: [{ match: {}, drop:true }]
+sources: { clock:ticker,
+  -bad: ~,
+  good: { ticker: { subject: a }, evry: ~ } }
+";
+    let second = "auth: { anonymous: {} }\nserver: { max: null }\n";
+    let variables = [("BROKERCAST__LOG__ACCES", "null"), ("BROKERCAST__WINDOW", "{ sise: ~ }")];
+    let problems = bad(&[first, second], &variables);
+    let starts = [
+        "0.yaml:2:31: admin.token: must have a blank behind the colon",
+        "0.yaml:3:1: revocations: is not a known key (known: ",
+        "0.yaml:4:9: auth.revocation: is not a known key (known: ",
+        "0.yaml:6:3: subscribers.max_per_adress: is not a known key (known: ",
+        "0.yaml:7:23: routes[0].drop: must have a blank behind the colon",
+        "0.yaml:8:12: sources.clock: must have a blank behind the colon",
+        "0.yaml:9:3: sources.-bad: a source's name must be",
+        "0.yaml:10:35: sources.good.evry: is not a known key (known: ",
+        "1.yaml:2:11: server.max: is not a known key (known: ",
+        "environment variable BROKERCAST__LOG__ACCES: log.acces: is not a known key (known: ",
+        "environment variable BROKERCAST__WINDOW: window.sise: is not a known key (known: ",
+    ];
+    for (at, start) in starts.iter().enumerate() {
+        assert!(problems.get(at).is_some_and(|line| line.starts_with(start)), "expected {start}\nin {problems:#?}");
+    }
+    assert_eq!(problems.len(), starts.len(), "{problems:#?}");
+    // Known keys may be null wherever they could be written.
+    let url = "https://id.example.com/jwks.json";
+    good(&[&format!("auth: {{ jwt: {{ keys: [{{ algorithms: [RS256], jwks_url: {url}, secret: ~, secret_encoding: ~ }}] }} }}")], &[]);
+}
+
+#[test]
+fn a_key_in_braces_needs_a_colon_and_a_blank() {
+    let problems = bad(&["log: { format: text, filter, access }\nwindow: { bytes: 1MiB, age:1m }\n"], &[]);
+    let colon = "log: must have a colon and a value behind each key (a text with a comma needs quotes)";
+    let expected = [
+        format!("0.yaml:1:22: {colon}"),
+        format!("0.yaml:1:30: {colon}"),
+        "0.yaml:2:24: window.age: must have a blank behind the colon".into(),
+    ];
+    assert_eq!(problems, expected);
+    // Keys of every other form have one, also where the value is left out.
+    good(
+        &["\"log\":\n? window\n: ~\nsources: { a: { ticker: { subject: &name x } }, *name : ~, 'b':, c : ,}\nrates: { connect:\n ~ }\n"],
+        &[],
+    );
+}
+
+#[test]
 fn no_problem_echoes_a_value() {
     let secret = "s3cr3t-value";
     let places = [
@@ -280,6 +335,12 @@ fn no_problem_echoes_a_value() {
         "server: !VALUE x",
         "server: @VALUE",
         "VALUE\nserver: 1",
+        "admin: { token:VALUE }",
+        "admin: { token: x,VALUE }",
+        "admin: { token:VALUE: x }",
+        "admin: { token:VALUE, token:VALUE }",
+        "sources: { a:VALUE }",
+        "sources: { a: { nats: { servers: [\"nats://h\"], subjects: [a], user: u, password:VALUE } } }",
     ];
     for place in places {
         let problems = bad(&[&place.replace("VALUE", secret)], &[]);

@@ -62,6 +62,9 @@ pub(in crate::auth) fn credential(slot: Slot<'_>) -> Option<Credential> {
         key.problem_here("must have exactly one of secret, secret_file, public_key, public_key_file, jwks_file, jwks_url");
         return None;
     }
+    if !secret && key.has("secret_encoding") {
+        key.problem("secret_encoding", "belongs to `secret`");
+    }
     let algorithms = if secret { for_secret(algorithms) } else { for_public(algorithms, public_key) };
     if secret {
         let encoding = key.key("secret_encoding").choice().or(Encoding::Text);
