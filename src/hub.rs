@@ -317,6 +317,12 @@ impl Hub {
         self.state.lock()
     }
 
+    /// Whether somebody holds what [`state`](Self::state) gives.
+    #[cfg(test)]
+    pub(crate) fn is_looked_at(&self) -> bool {
+        self.state.is_locked()
+    }
+
     /// What was delivered.
     #[must_use]
     pub fn deliveries(&self) -> &Deliveries {

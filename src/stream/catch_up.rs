@@ -8,12 +8,14 @@ use std::iter::Peekable;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hashbrown::HashMap;
+use parking_lot::MutexGuard;
 
-use super::{Begin, Step, Streams, Visit};
+use super::{Begin, Settings, Step, Streams, Visit};
 use crate::cursor::{Cursor, Point, Position, Tag};
-use crate::event::{Gap, GapReason, Timestamp};
+use crate::event::{Gap, GapReason, SourceKey, Timestamp};
 use crate::frame::{self, Encoded};
-use crate::hub::{Entry, Filter, Seat, Source, State, Window};
+use crate::hub::{Entry, Filter, Hub, Seat, Source, SourceInfo, State, Window};
 
 mod broker;
 mod followed;
@@ -21,6 +23,9 @@ mod resolve;
 
 use broker::Reading;
 use followed::{Followed, Newest, Track};
+
+/// So many patterns of a filter are compared with [`Settings::scan`] entries in one step.
+const PATTERNS: usize = 16;
 
 /// What came of a step.
 pub(super) enum Moved {
@@ -160,7 +165,8 @@ impl CatchUp {
 
     fn start(streams: Arc<Streams>, filter: Arc<Filter>, begin: Begin, now: Timestamp) -> Self {
         let mut gaps: Vec<_> = (begin == Begin::Unreadable).then_some((None, Gap::UNKNOWN)).into_iter().collect();
-        let state = streams.hub.state();
+        let (state, concerned) = ask(&streams.hub, &filter, None, &[]);
+        let concerned = |info: &SourceInfo| concerned.get(&info.key) == Some(&true);
         let fresh = matches!(begin, Begin::Now | Begin::Unreadable);
         let wanted = Wanted::of(&begin);
         let mut at = match begin {
@@ -175,7 +181,7 @@ impl CatchUp {
         for source in state.sources() {
             if let Some(tag) = source.tag().filter(|tag| !fresh && point(&at, *tag).is_none()) {
                 // One that came back and is not live yet tells it once it is.
-                if (if source.info().returned() { source.warm() } else { !early }) && source.concerns(&filter) {
+                if (if source.info().returned() { source.warm() } else { !early }) && concerned(source.info()) {
                     gaps.push((Some(sources.len()), Gap::UNKNOWN));
                 }
                 if let Some(began) = source.began().filter(|_| early && source.warm()) {
@@ -194,7 +200,7 @@ impl CatchUp {
                 }
                 Some(_) => Track::Fresh,
             };
-            sources.push(Followed::new(source.info().clone(), track, &filter));
+            sources.push(Followed::new(source.info().clone(), track, concerned(source.info())));
         }
         let volatile = fresh.then(|| state.seq());
         drop(state);
@@ -280,8 +286,14 @@ impl CatchUp {
         self.client.move_to(tag, point);
     }
 
-    /// Takes note of sources that were added, replaced or removed.
-    fn follow_sources(&mut self, state: &State) {
+    /// The hub's state, with what [`follow_sources`](Self::follow_sources) needs for it.
+    fn look<'a>(&self, hub: &'a Hub) -> (MutexGuard<'a, State>, HashMap<SourceKey, bool>) {
+        ask(hub, &self.filter, Some(self.version), &self.sources)
+    }
+
+    /// Takes note of sources that were added, replaced or removed. `concerned`: of those that were added, whether they can have
+    /// something for the client.
+    fn follow_sources(&mut self, state: &State, concerned: &HashMap<SourceKey, bool>) {
         if std::mem::replace(&mut self.version, state.version()) == state.version() {
             return;
         }
@@ -296,6 +308,7 @@ impl CatchUp {
             if self.sources.iter().any(|known| known.info.key == of.info().key) {
                 continue;
             }
+            let concerned = concerned.get(&of.info().key) == Some(&true);
             let track = match of.tag() {
                 None => Track::Volatile,
                 // In another's place: behind what the client has of that one.
@@ -310,14 +323,14 @@ impl CatchUp {
                     Track::Pending
                 }
                 Some(_) => {
-                    let missed = of.info().part && !of.warm() && matches!(self.wanted, Wanted::Id) && of.concerns(&self.filter);
+                    let missed = of.info().part && !of.warm() && matches!(self.wanted, Wanted::Id) && concerned;
                     if missed && self.client.at.epoch != self.streams.hub.epoch() {
                         late.push(of.info().key);
                     }
                     Track::Fresh
                 }
             };
-            let followed = Followed::new(of.info().clone(), track, &self.filter);
+            let followed = Followed::new(of.info().clone(), track, concerned);
             match self.sources.iter_mut().find(|of| of.track == Track::Gone) {
                 Some(gone) => *gone = followed,
                 None => self.sources.push(followed),
@@ -333,12 +346,12 @@ impl CatchUp {
         let before = self.client.at.clone();
         {
             let hub = self.streams.hub.clone();
-            let mut state = hub.state();
+            let (mut state, concerned) = self.look(&hub);
             if visit.is_moved() || visit.is_over() {
                 // The windows may hold already what was published behind that: nothing of it is passed over.
                 return Windows::More;
             }
-            self.follow_sources(&state);
+            self.follow_sources(&state, &concerned);
             self.resolve(&state);
             if !self.gaps.is_empty() {
                 drop(state);
@@ -365,6 +378,13 @@ impl CatchUp {
         windows
     }
 
+    /// Entries that are looked at in one step. Each is compared with all patterns while publishing waits: the more patterns, the fewer
+    /// entries.
+    fn scan(&self) -> usize {
+        let Settings { scan, .. } = self.streams.settings;
+        (scan * PATTERNS / self.filter.patterns().len().max(PATTERNS)).max(1)
+    }
+
     /// Picks what follows in the windows, oldest first. Returns whether there is more.
     fn pick(&mut self, state: &State, picked: &mut Vec<Picked>) -> bool {
         // The windows drop nothing while they are looked at.
@@ -373,7 +393,7 @@ impl CatchUp {
         }
         let mut fronts = self.fronts(state);
         let mut bytes = 0;
-        for _ in 0..self.streams.settings.scan {
+        for _ in 0..self.scan() {
             if bytes >= self.streams.settings.piece {
                 return true;
             }
@@ -529,6 +549,30 @@ impl CatchUp {
             let name = source.map_or("*", |source| self.sources[source].info.name.as_str());
             frame::gap(&mut self.out, name, &gap);
         }
+    }
+}
+
+/// The hub's state, and whether its sources that are not followed can have something for a filter, if its version is another one. The more
+/// patterns and routes there are, the longer that takes: it is not asked under the lock, for which publishing waits.
+fn ask<'a>(
+    hub: &'a Hub,
+    filter: &Filter,
+    version: Option<u64>,
+    followed: &[Followed],
+) -> (MutexGuard<'a, State>, HashMap<SourceKey, bool>) {
+    let mut asked = HashMap::new();
+    loop {
+        let state = hub.state();
+        if Some(state.version()) == version {
+            return (state, asked);
+        }
+        let is_known = |key| asked.contains_key(&key) || followed.iter().any(|of| of.info.key == key);
+        let unknown: Vec<_> = state.sources().map(Source::info).filter(|info| !is_known(info.key)).cloned().collect();
+        if unknown.is_empty() {
+            return (state, asked);
+        }
+        drop(state);
+        asked.extend(unknown.into_iter().map(|info| (info.key, info.concerns(filter))));
     }
 }
 

@@ -11,7 +11,7 @@ pub(crate) struct Settings {
     pub heartbeat: Duration,
     /// The reconnection time told to clients, before jitter.
     pub retry: Duration,
-    /// Entries of windows that a stream looks at while it holds the hub's lock.
+    /// Entries of windows that a stream looks at while it holds the hub's lock; fewer where its filter has many patterns.
     pub scan: usize,
     /// Bytes after which what a stream has gathered is sent.
     pub piece: usize,

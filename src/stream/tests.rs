@@ -15,6 +15,7 @@ use crate::source::http::{self, Http};
 use crate::source::{Adapter, Connection, Item, SourceError, Start};
 use crate::subject::Pattern;
 
+mod locked;
 mod newest;
 mod unconcerned;
 

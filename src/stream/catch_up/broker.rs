@@ -106,7 +106,9 @@ impl CatchUp {
     /// Routes, filters and writes what was read.
     pub(in crate::stream) fn read(&mut self, items: &mut Vec<Item>) {
         let hub = self.streams.hub.clone();
-        self.follow_sources(&hub.state());
+        let (state, concerned) = self.look(&hub);
+        self.follow_sources(&state, &concerned);
+        drop(state);
         let Some(Reading { source, .. }) = self.reading else { return items.clear() };
         let Some(router) = self.streams.router(self.sources[source].info.key) else { return items.clear() };
         if !items.is_empty() && self.sources[source].origin == Origin::Id {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::cursor::Position;
-use crate::hub::{Filter, Source, SourceInfo, State};
+use crate::hub::{Source, SourceInfo, State};
 
 /// How a client follows one source.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -57,8 +57,7 @@ pub(super) struct Followed {
 }
 
 impl Followed {
-    pub(super) fn new(info: Arc<SourceInfo>, track: Track, filter: &Filter) -> Self {
-        let concerned = info.concerns(filter);
+    pub(super) fn new(info: Arc<SourceInfo>, track: Track, concerned: bool) -> Self {
         Self { info, concerned, track, covered: 0, at_tail: false, origin: Origin::Id, newest: None }
     }
 }

@@ -104,7 +104,7 @@ impl CatchUp {
             Point::At(p) if self.client.at.epoch == self.streams.hub.epoch() && p.seq <= state.seq() => p.seq,
             Point::At(p) => {
                 // Another process counted: of what was before this one, nothing is known.
-                for (source, _) in volatile().filter(|(_, s)| s.concerns(&self.filter)) {
+                for (source, _) in volatile().filter(|(source, _)| self.sources[*source].concerned) {
                     self.gaps.push((Some(source), Gap { reason: GapReason::Restart, from: Some(p.seq), to: None, position: None }));
                 }
                 self.cover_floors(state);
@@ -118,7 +118,7 @@ impl CatchUp {
                 let time = Timestamp::from_micros(millis.saturating_mul(1000));
                 for (source, of) in volatile() {
                     let window = of.window();
-                    let lost = window.floor() > 0 && window.floor_time() >= time && of.concerns(&self.filter);
+                    let lost = window.floor() > 0 && window.floor_time() >= time && self.sources[source].concerned;
                     if lost {
                         let to = window.after(0).next().map_or(window.floor() + 1, |e| e.seq);
                         let gap = Gap { reason: GapReason::Retention, from: None, to: Some(to), position: None };
