@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Confirmation, Connection, ConnectionProperties};
 
-use crate::support::bridge::numbers;
+use crate::support::bridge::{numbers, run};
 use crate::support::{Bridge, Rabbit, Sse, within};
 
 /// Publishes numbers until each of them has been confirmed. Returns how many were refused, and may be in one of both all the same.
@@ -93,4 +94,54 @@ routes:
     for source in ["queue", "stream"] {
         assert!(bridge.metric("brokercast_source_reconnects_total", &[source]).await >= 1.0, "{source}");
     }
+}
+
+#[tokio::test]
+#[ignore = "takes three nodes a minute; scripts/test-rabbitmq4 runs it"]
+async fn rabbitmq_node_without_a_replica_is_left_for_another() {
+    let nodes = Rabbit::cluster().await;
+    for (node, name) in nodes.iter().zip(["P-0", "P-1"]) {
+        let (durable, mut table) = (QueueDeclareOptions { durable: true, ..Default::default() }, FieldTable::default());
+        table.insert("x-queue-type".into(), AMQPValue::LongString("stream".into()));
+        table.insert("x-queue-leader-locator".into(), AMQPValue::LongString("client-local".into()));
+        table.insert("x-initial-cluster-size".into(), AMQPValue::LongInt(1));
+        let client = node.client().await;
+        client.channel.queue_declare(name.into(), durable, table).await.unwrap();
+        for n in 0..10 {
+            client.publish("", name, format!("{{\"n\":{n}}}").as_bytes()).await;
+        }
+    }
+    let list = nodes.each_ref().map(Rabbit::url);
+    let config = format!(
+        r##"
+auth: {{ anonymous: {{ subscribe: [">"] }} }}
+sources:
+  alone: {{ required: false, amqp: {{ url: "{2}", queue: P-0, queue_type: stream }} }}
+  stream: {{ amqp: {{ urls: ["{1}", "{0}"], queue: P-0, queue_type: stream }} }}
+  super: {{ amqp: {{ urls: ["{2}", "{1}", "{0}"], queue: P, queue_type: super_stream }} }}
+routes:
+  - {{ match: {{ source: super }}, subject: super }}
+  - {{ match: {{ source: stream }}, subject: stream }}
+"##,
+        list[0], list[1], list[2]
+    );
+    let bridge = Bridge::start(&config).await;
+    for (subject, count) in [("stream", 10), ("super", 20)] {
+        let mut all = bridge.subscribe(&format!("subject={subject}&since=all")).await;
+        for _ in 0..count {
+            let event = all.event().await;
+            assert!(!event.is_control(), "{event:?}");
+        }
+        assert_eq!(bridge.metric("brokercast_source_errors_total", &[subject, "configuration"]).await, 0.0);
+    }
+    let down = bridge.source_is("alone", "down").await;
+    assert!(down["error"].as_str().unwrap().contains("runs no replica of stream `P-0`"), "{down}");
+    assert_eq!(down["kind"], "lost");
+    let checked = tokio::task::spawn_blocking({
+        let file = bridge.folder().join("config.yaml").display().to_string();
+        move || run(&["check", "--connect", "--config", &file])
+    });
+    let said = String::from_utf8(checked.await.unwrap().stderr).unwrap();
+    assert_eq!(said.matches("runs no replica of stream `P-0`").count(), 1, "{said}");
+    assert!(said.contains("sources.alone"), "{said}");
 }

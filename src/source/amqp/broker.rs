@@ -22,6 +22,9 @@ use crate::source::expiry::Expiry;
 use crate::source::tls::Tls;
 use crate::support::host;
 
+/// Addresses that are tried last.
+pub(super) type Unreached = Mutex<HashSet<SocketAddr>>;
+
 /// Where the broker is and who we are to it. Its `Debug` holds no password.
 #[derive(Clone)]
 pub(crate) struct Broker {
@@ -44,8 +47,8 @@ pub(crate) struct Broker {
     pub(in crate::source) name: String,
     /// Live readers that have connected.
     turn: Arc<AtomicUsize>,
-    /// Where no connection could be opened when it was tried last.
-    unreached: Arc<Mutex<HashSet<SocketAddr>>>,
+    /// Where no connection could be opened when it was tried last, or none that what is read can be read over.
+    pub(super) unreached: Arc<Unreached>,
     /// Of what the last connection was opened with.
     pub(in crate::source) expiry: Arc<Expiry>,
 }
@@ -123,12 +126,22 @@ impl Broker {
         self.twice.then(|| (self.key, what())).into_iter().collect()
     }
 
+    /// The same broker for a reader that is concerned with other nodes: it has turns of its own, which begin at another address.
+    pub(in crate::source) fn apart(&self, first: usize) -> Self {
+        Self { turn: Arc::new(AtomicUsize::new(first)), unreached: Arc::default(), ..self.clone() }
+    }
+
+    /// How many addresses there are.
+    pub(super) fn count(&self) -> usize {
+        self.uris.len()
+    }
+
     /// A live reader connects. Each time another address is the first one, for that connection and for all beside it.
     pub(in crate::source) fn next_turn(&self) {
         self.turn.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Notes whether a connection could be opened.
+    /// Notes whether a connection could be opened, and used.
     pub(super) fn tried(&self, at: SocketAddr, reached: bool) {
         let mut unreached = self.unreached.lock();
         if reached {

@@ -9,7 +9,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::Amqp;
 use super::config::{Binding, Declare, ExchangeType, Origin};
-use super::error::{failed, is, said};
+use super::error::{failed, is, is_lack_of_replica, said};
 use super::link::{Link, short};
 use super::queue::{OFFSET, consume};
 use super::topology::{
@@ -105,7 +105,15 @@ impl Check<'_> {
             Err(error) => return self.note(Err(error)).await,
         };
         if found {
-            let result = self.found(&short(name)).await;
+            let mut result = self.found(&short(name)).await;
+            // A reader goes on to the next node too.
+            for _ in 1..self.source.config.broker.count() {
+                if !result.as_ref().is_err_and(is_lack_of_replica) {
+                    break;
+                }
+                self.link = Link::open(&self.source.config.broker, &self.source.name).await?;
+                result = self.found(&short(name)).await;
+            }
             return self.note(result).await;
         }
         let Some(declare) = declare else { return Ok(()) };
@@ -123,7 +131,7 @@ impl Check<'_> {
         let channel = self.link.channel().await?;
         let mut table = FieldTable::default();
         table.insert(ShortString::from(OFFSET), AMQPValue::LongString("next".into()));
-        consume(&channel, queue, self.link.tag(), 1, table).await.map(drop)
+        consume(&self.link, &channel, queue, 1, table).await.map(drop)
     }
 
     /// Whether the queue could be made, which is not there.
@@ -159,7 +167,7 @@ impl Check<'_> {
             self.note(result).await?;
         }
         let channel = self.link.channel().await?;
-        let read = consume(&channel, &queue, self.link.tag(), 1, FieldTable::default()).await;
+        let read = consume(&self.link, &channel, &queue, 1, FieldTable::default()).await;
         self.note(read.map(drop).or_else(|e| if e.kind() == ErrorKind::Missing { Ok(()) } else { Err(e) })).await
     }
 }

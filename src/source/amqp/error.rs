@@ -26,9 +26,28 @@ pub(in crate::source) fn said(error: &lapin::Error) -> &str {
 
 /// Whether the broker ended the connection over a fault of its own: it does so at a message that it cannot deliver.
 pub(in crate::source) fn is_internal(error: &SourceError) -> bool {
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<lapin::Error>());
     let internal = AMQPErrorKind::Hard(AMQPHardError::INTERNALERROR);
-    cause.is_some_and(|error| matches!(error.kind(), Library::ProtocolError(e) if *e.kind() == internal))
+    cause(error).is_some_and(|error| matches!(error.kind(), Library::ProtocolError(e) if *e.kind() == internal))
+}
+
+/// Whether the node that was asked runs no replica of a stream: it has none, or none that is up yet. Another node may.
+pub(super) fn lacks_replica(error: &lapin::Error) -> bool {
+    matches!(error.kind(), Library::ProtocolError(error) if is_about_replica(error))
+}
+
+/// Whether a failure comes from that.
+pub(super) fn is_lack_of_replica(error: &SourceError) -> bool {
+    cause(error).is_some_and(lacks_replica)
+}
+
+fn cause(error: &SourceError) -> Option<&lapin::Error> {
+    std::error::Error::source(error)?.downcast_ref()
+}
+
+/// By its words: the code is that of an argument that is wrong.
+fn is_about_replica(error: &AMQPError) -> bool {
+    *error.kind() == AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)
+        && error.get_message().as_str().contains("replica on the local node")
 }
 
 /// A queue, and the setting that it comes from: what the broker has named is a queue of this process, for an exchange.
@@ -65,8 +84,7 @@ fn answered(error: &AMQPError) -> ErrorKind {
         AMQPErrorKind::Soft(soft) => match soft {
             AMQPSoftError::ACCESSREFUSED | AMQPSoftError::RESOURCELOCKED => ErrorKind::Denied,
             AMQPSoftError::NOTFOUND | AMQPSoftError::NOROUTE | AMQPSoftError::NOCONSUMERS => ErrorKind::Missing,
-            // A stream whose replica on this node is not up yet.
-            AMQPSoftError::PRECONDITIONFAILED if error.get_message().as_str().contains("running replica") => ErrorKind::Lost,
+            AMQPSoftError::PRECONDITIONFAILED if is_about_replica(error) => ErrorKind::Lost,
             AMQPSoftError::PRECONDITIONFAILED | AMQPSoftError::CONTENTTOOLARGE => ErrorKind::Configuration,
         },
         AMQPErrorKind::Hard(hard) => match hard {
@@ -103,7 +121,9 @@ mod tests {
             (405, "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue", ErrorKind::Denied),
             (404, "NOT_FOUND - no queue 'q' in vhost '/'", ErrorKind::Missing),
             (406, "PRECONDITION_FAILED - inequivalent arg 'type'", ErrorKind::Configuration),
-            (406, "PRECONDITION_FAILED - stream 's' does not have a running replica on the local node", ErrorKind::Lost),
+            (406, "PRECONDITION_FAILED - stream queue 's' in vhost '/' does not have a running replica on the local node", ErrorKind::Lost),
+            (406, "PRECONDITION_FAILED - queue 's' in vhost '/' does not have a replica on the local node", ErrorKind::Lost),
+            (406, "PRECONDITION_FAILED - queue 's' in vhost '/' does not a have a replica on the local node", ErrorKind::Lost),
             (320, "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'", ErrorKind::Lost),
             (530, "NOT_ALLOWED - vhost v not found", ErrorKind::Missing),
             (530, "NOT_ALLOWED - vhost 'v' is down", ErrorKind::Lost),

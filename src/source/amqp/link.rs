@@ -17,7 +17,7 @@ use lapin::{AsyncTcpStream, Channel, ConnectionProperties};
 use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::broker::{Address, Broker, secret};
+use super::broker::{Address, Broker, Unreached, secret};
 use super::error::{failed, is, kind};
 use super::flow::Flow;
 use super::recurring::Recurring;
@@ -51,6 +51,10 @@ pub(in crate::source) struct Link {
     /// What the broker's lists call its consumers, before their number.
     name: String,
     consumers: AtomicU64,
+    /// The address, without the password.
+    node: String,
+    at: SocketAddr,
+    unreached: Arc<Unreached>,
     /// Dropped after the connection, which may say goodbye while the socket still works.
     end: DropGuard,
 }
@@ -90,7 +94,8 @@ impl Link {
                 broker.expiry.shown(address.tls.identity.as_ref().map(|(certificate, _)| certificate.as_path())).await;
                 let (password, expiry) = (Mutex::new(password), broker.expiry.clone());
                 let (file, name) = (broker.password_file.clone(), format!("{}.{source}", broker.name));
-                Ok(Self { connection, shared, password, expiry, file, name, consumers: AtomicU64::new(0), end: guard })
+                let (consumers, node, unreached) = (AtomicU64::new(0), address.to_string(), broker.unreached.clone());
+                Ok(Self { connection, shared, password, expiry, file, name, consumers, node, at, unreached, end: guard })
             }
             Ok(Err(e)) if matches!(e.kind(), lapin::ErrorKind::ParsingError(_)) => Err(SourceError::protocol(format!(
                 "{address} does not speak AMQP 0-9-1 (where it wants TLS, the address begins with amqps://)"
@@ -103,6 +108,16 @@ impl Link {
     /// A new channel.
     pub(in crate::source) async fn channel(&self) -> Result<Channel, SourceError> {
         answer("opening a channel", self.connection.create_channel()).await?.map_err(|e| failed("cannot open a channel", e))
+    }
+
+    /// The address that it leads to. Holds no password.
+    pub(super) fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// What is to be read cannot be read there: of several addresses, this one is tried last the next time.
+    pub(super) fn avoid(&self) {
+        self.unreached.lock().insert(self.at);
     }
 
     /// A name for a consumer.

@@ -14,7 +14,7 @@ use lapin::{Channel, Consumer};
 
 use super::acks::Acks;
 use super::config::Origin;
-use super::error::{failed, kind, lost, named};
+use super::error::{failed, kind, lacks_replica, lost, named};
 use super::feed::{Came, Feed, Reads, next};
 use super::link::{Link, answer};
 use super::topology::{Memory, Place, set_up};
@@ -49,7 +49,7 @@ impl Reader {
         let upkeep = upkeep(&link, binding, &queue, Some(&source.memory)).await?;
         let channel = link.channel().await?;
         link.flow().meter(channel.id());
-        let consumer = consume(&channel, &queue, link.tag(), config.prefetch, FieldTable::default()).await?;
+        let consumer = consume(&link, &channel, &queue, config.prefetch, FieldTable::default()).await?;
         let (number, acks) = (channel.id(), Acks::new(channel, config.prefetch, ACK_DELAY));
         let renewal = link.renewal();
         let feed = Feed { consumer, acks, upkeep, renewal, queue, channel: number, link };
@@ -120,17 +120,21 @@ impl Connection for Reader {
 
 /// Consumes from a queue with manual acknowledgement.
 pub(in crate::source) async fn consume(
+    link: &Link,
     channel: &Channel,
     queue: &ShortString,
-    tag: ShortString,
     prefetch: u16,
     table: FieldTable,
 ) -> Result<Consumer, SourceError> {
     let wrong = |e| failed(format!("cannot consume from {}", named(queue)), e);
     answer("setting the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?.map_err(wrong)?;
     let from_offset = table.contains_key(OFFSET);
-    let consuming = channel.basic_consume(queue.clone(), tag, BasicConsumeOptions::default(), table);
+    let consuming = channel.basic_consume(queue.clone(), link.tag(), BasicConsumeOptions::default(), table);
     answer("consuming", consuming).await?.map_err(|e| match kind(&e) {
+        _ if lacks_replica(&e) => {
+            link.avoid();
+            failed(format!("{} runs no replica of stream `{queue}` (`urls` may name nodes that do)", link.node()), e)
+        }
         ErrorKind::Configuration if from_offset => failed(format!("queue `{queue}` is no stream: `queue_type` says otherwise"), e),
         _ => wrong(e),
     })

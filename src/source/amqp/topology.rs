@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::Amqp;
 use super::config::{Binding, Declare, ExchangeType, Origin, Partitions, QueueType};
-use super::error::{failed, is, said};
+use super::error::{failed, is, lacks_replica, said};
 use super::link::{Link, answer, short};
 use super::queue::OFFSET;
 use crate::settings::Choice as _;
@@ -417,10 +417,13 @@ pub(super) async fn refuse_stream(link: &Link, queue: &ShortString) -> Result<()
     let mut table = FieldTable::default();
     table.insert(ShortString::from(OFFSET), AMQPValue::LongString("next".into()));
     let failed = |e| failed(format!("cannot see whether queue `{queue}` is a stream, which takes the right to read it (`queue`)"), e);
+    let is_stream = || SourceError::configuration(format!("queue `{queue}` is a stream: `queue_type: stream` reads it as one"));
     answer("setting the prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?.map_err(failed)?;
     let consuming = channel.basic_consume(queue.clone(), ShortString::default(), BasicConsumeOptions::default(), table);
     match answer("consuming", consuming).await? {
-        Ok(_) => Err(SourceError::configuration(format!("queue `{queue}` is a stream: `queue_type: stream` reads it as one"))),
+        Ok(_) => Err(is_stream()),
+        // Only a stream needs a replica on this very node.
+        Err(e) if lacks_replica(&e) => Err(is_stream()),
         Err(e) if is(&e, PRECONDITIONFAILED) => Ok(()),
         Err(e) => Err(failed(e)),
     }

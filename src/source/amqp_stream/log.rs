@@ -97,7 +97,7 @@ pub(super) async fn consume_at(
 ) -> Result<Consumer, SourceError> {
     let mut table = FieldTable::default();
     table.insert(ShortString::from(OFFSET), spec);
-    consume(channel, queue, link.tag(), prefetch, table).await
+    consume(link, channel, queue, prefetch, table).await
 }
 
 /// Reads the bounds; `None` where the stream is empty.

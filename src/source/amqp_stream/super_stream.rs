@@ -38,21 +38,23 @@ pub(in crate::source) fn build(config: Config, partitions: Partitions, source: &
         Partitions::Named(first, others) => (first, others, None),
         Partitions::Counted(base) => (format!("{base}-0"), Vec::new(), Some(base)),
     };
-    let others = others.into_iter().map(|name| part(&config, source, name)).collect();
+    let others = others.into_iter().enumerate().map(|(at, name)| part(&config, source, name, at + 1)).collect();
     let parts = Arc::new(Parts::new(first.as_str().into(), others, base.is_some()));
-    let of = partition(&config, source, first);
+    let of = partition(&config, source, first, 0);
     let whole = SuperStream { parts, base, config, source: source.clone() };
     Arc::new(Stream { whole: Some(Arc::new(whole)), ..of })
 }
 
-fn partition(config: &Config, source: &SourceName, queue: String) -> Stream {
-    let config = Config { origin: Origin::Named { queue: Some(queue), declare: None }, ..config.clone() };
+/// `number`: its place among the partitions. Replicas of each may be on other nodes of the broker.
+fn partition(config: &Config, source: &SourceName, queue: String, number: usize) -> Stream {
+    let broker = config.broker.apart(number);
+    let config = Config { origin: Origin::Named { queue: Some(queue), declare: None }, broker, ..config.clone() };
     let names = Arc::new(Names::new(&config, source));
     Stream::new(Amqp { config, name: source.clone(), names, memory: Arc::default() })
 }
 
-fn part(config: &Config, source: &SourceName, queue: String) -> Part {
-    Part { name: queue.as_str().into(), adapter: Arc::new(partition(config, source, queue)) }
+fn part(config: &Config, source: &SourceName, queue: String, number: usize) -> Part {
+    Part { name: queue.as_str().into(), adapter: Arc::new(partition(config, source, queue, number)) }
 }
 
 impl SuperStream {
@@ -66,7 +68,7 @@ impl SuperStream {
         let name = |number| format!("{base}-{number}");
         let (mut missing, mut found) = (self.parts.names().len(), Vec::new());
         while is_there(link, &name(missing)).await? {
-            found.push(part(&self.config, &self.source, name(missing)));
+            found.push(part(&self.config, &self.source, name(missing), missing));
             missing += 1;
         }
         for later in missing + 1..=missing + ahead {
