@@ -155,11 +155,6 @@ impl Progress {
             last.pending = 0;
         }
     }
-
-    /// A time, in nanoseconds, that nothing behind a sequence is older than.
-    fn time_at(&self, seq: u64) -> Option<u64> {
-        self.last.filter(|last| last.seq <= seq).map(|last| last.time)
-    }
 }
 
 /// What has come, by whether it may be handed out.
@@ -307,11 +302,16 @@ impl Reader {
 
     /// The next message is this one, or one that stands before it is gone.
     fn note_hole(&mut self, to: u64, suspect: bool) {
-        let progress = &self.progress;
-        if let Some(after) = progress.floor.filter(|floor| to > floor + 1) {
-            let (at, time) = (self.output.ready.items.len(), progress.time_at(after));
+        if let Some(after) = self.progress.floor.filter(|floor| to > floor + 1) {
+            let (at, time) = (self.output.ready.items.len(), self.time_at(after));
             self.output.ready.holes.push(Hole { at, after, time, to, suspect });
         }
+    }
+
+    /// A time, in nanoseconds, that nothing behind a sequence is older than.
+    fn time_at(&self, seq: u64) -> Option<u64> {
+        let last = self.progress.last.filter(|last| last.seq <= seq).map(|last| last.time);
+        last.or_else(|| self.known.lock().time_at(seq, &self.watch.info))
     }
 
     /// What a message's subject is called here; `None`: it is not of this source.
@@ -455,9 +455,10 @@ impl Reader {
             }
             return Ok(());
         };
-        let first = watch.info.first();
+        let (first, time) = (watch.info.first(), self.time_at(floor));
+        let (watch, progress) = (&self.watch, &mut self.progress);
         if first > floor + 1 && (progress.caught_up || self.pulls.waits()) {
-            let hole = Hole { at: 0, after: floor, time: progress.time_at(floor), to: first, suspect: false };
+            let hole = Hole { at: 0, after: floor, time, to: first, suspect: false };
             let expired = self.known.lock().may_have_expired(&watch.info);
             // While all came, a stream's limits take what is others': that is what they usually do. A purge takes what it finds.
             let told = |gap: &Gap| !progress.caught_up || self.filters.is_empty() || gap.reason == GapReason::Reset;

@@ -159,8 +159,15 @@ async fn what_was_replaced_while_nothing_was_old_is_no_gap() {
     publish(&context, "$KV.B.x", 0..1).await;
     running.until_messages(1).await;
     let place = Start::After(position_of(&running.recorder.items.lock(), "0"));
+    // A reader that asks for messages only when all is replaced.
+    let mut early = source.history(place).await.expect("opens");
     publish(&context, "$KV.B.x", 1..20).await;
     eventually("the last", async || running.bodies().last().filter(|b| *b == "19").map(|_| ()).ok_or("not yet".into())).await;
+    let mut items = Vec::new();
+    while items.len() < 2 {
+        timeout(Duration::from_secs(10), early.next(&mut items, 100)).await.expect("in time").expect("reads");
+    }
+    assert_eq!(texts(&items), ["tail 1!", "19"]);
     assert_eq!(texts(&read(&source, place).await), ["19", "tail 20!"]);
     assert_eq!(running.gaps(), []);
     // Of what this process has not seen nothing is known.
