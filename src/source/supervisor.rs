@@ -354,18 +354,24 @@ async fn guarded<T>(future: impl Future<Output = Result<T, SourceError>>) -> Res
 ///
 /// In general: full jitter below a ceiling that grows by half from 250 ms to 15 s. It comes down with the time that
 /// connections hold, to the bottom after [`HEALTHY`]. A link that had stood is made again at once. What time alone does not
-/// mend is tried every 15 to 30 s: a wrong configuration, and a refusal that came several times in a row.
+/// mend is tried every 15 to 30 s: a wrong configuration, and a refusal that came several times in a row. What was there before and is
+/// missing is looked for often: until its source knows that a log was made anew, it hands out the old one to clients that other
+/// replicas have told of the new one.
 #[derive(Default)]
 struct Retry {
     failures: u32,
     /// Refusals in a row.
     denied: u32,
+    /// A connection has stood.
+    was_up: bool,
 }
 
 impl Retry {
     const GROWING: Backoff = Backoff { first: Duration::from_millis(250), factor: 1.5, most: Duration::from_secs(15) };
     /// Below this, the first attempt after a connection that stood.
     const QUICK: Duration = Duration::from_millis(100);
+    /// At most, until what is missing and was there is looked for again.
+    const GONE: Duration = Duration::from_secs(2);
     const SLOW: RangeInclusive<Duration> = Duration::from_secs(15)..=Duration::from_secs(30);
     /// A broker that boots may refuse users that it has not loaded yet.
     const DENIED: u32 = 3;
@@ -383,6 +389,7 @@ impl Retry {
             let forgiven = if held >= HEALTHY { u32::MAX } else { u32::try_from(held.as_secs() / 5).unwrap_or(u32::MAX) };
             self.failures = self.failures.saturating_sub(forgiven);
         }
+        self.was_up |= held.is_some();
         let first = self.failures == 0;
         let growing = Self::GROWING.after(self.failures);
         self.failures = (self.failures + 1).min(Self::MOST);
@@ -395,6 +402,7 @@ impl Retry {
             ErrorKind::Configuration => Self::SLOW,
             ErrorKind::Denied if self.denied >= Self::DENIED => Self::SLOW,
             ErrorKind::Lost if stood => Duration::ZERO..=Duration::ZERO,
+            ErrorKind::Missing if self.was_up && !first && !stood => Duration::ZERO..=growing.min(Self::GONE),
             _ => Duration::ZERO..=if first || stood { Self::QUICK } else { growing },
         }
     }

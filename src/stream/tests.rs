@@ -1,6 +1,7 @@
 //! Streams over a hub, one decision at a time. What becomes of them together is the simulation's affair (`src/sim.rs`).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -232,6 +233,29 @@ fn what_is_read_of_a_new_log_is_not_a_reset_where_the_window_still_holds_the_old
     let mut stream = streams.open(Request { begin: at(8, "new"), ..request(">") }, now);
     let Step::Send(bytes) = stream.step(now) else { panic!("nothing is sent") };
     assert!(String::from_utf8_lossy(&bytes).contains("\"reset\""));
+}
+
+#[test]
+fn an_id_of_another_log_than_the_windows_is_read_from_the_broker_while_the_source_is_down() {
+    let (hub, streams, now) = bare();
+    let up = Arc::new(AtomicBool::new(false));
+    let of = source("log", FakeLog::keeps_last());
+    let is_up = up.clone();
+    let log = streams.add(Source { log: history::Log { up: Arc::new(move || is_up.load(Ordering::SeqCst)), ..of.log }, ..of }, now);
+    let at = |seq, log: &str| Position { seq, check: Some(Check::of(&[log.as_bytes()])) };
+    let message = |seq, log: &str| Message::new("a".parse().unwrap(), Bytes::copy_from_slice(log.as_bytes()), now, Some(at(seq, log)));
+    hub.publish(log, &mut vec![Input::Tail(None), event(message(3, "old")), event(message(9, "old"))], now);
+    let begin = || behind(&hub, &[("log", Point::At(at(3, "new")))]);
+    let mut stream = streams.open(Request { begin: begin(), ..request(">") }, now);
+    assert!(!sent(&mut stream, now).contains("data:"));
+    assert!(matches!(stream.step(now), Step::Wait { history: Some(_), .. }));
+    stream.read(&mut vec![Item::Message(message(4, "new")), Item::Tail(Some(at(4, "new")))]);
+    let text = sent(&mut stream, now);
+    assert!(text.matches("\"data\":\"new\"").count() == 1 && !text.contains("reset"), "{text}");
+    // A source that is up knows its log.
+    up.store(true, Ordering::SeqCst);
+    let mut stream = streams.open(Request { begin: begin(), ..request(">") }, now);
+    assert!(sent(&mut stream, now).contains("reset"));
 }
 
 /// Everything that a stream sends until it waits or is live.

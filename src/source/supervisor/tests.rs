@@ -268,7 +268,7 @@ async fn a_batch_that_cannot_be_taken_in_is_a_gap_and_the_next_one_goes_on() {
 fn waiting_grows_to_its_bound_and_shrinks_with_health() {
     let seconds = |s| Some(Duration::from_secs(s));
     let mut retry = Retry::default();
-    let mut ceiling = |held| *retry.within(ErrorKind::Missing, held).end();
+    let mut ceiling = |held| *retry.within(ErrorKind::Protocol, held).end();
     let growth: Vec<_> = (0..14).map(|_| ceiling(None).as_millis()).collect();
     assert_eq!(growth, [100, 250, 375, 562, 843, 1265, 1898, 2847, 4271, 6407, 9610, 14416, 15000, 15000]);
     // A connection that breaks at once is no reason to hurry; one that stood is.
@@ -278,8 +278,20 @@ fn waiting_grows_to_its_bound_and_shrinks_with_health() {
     assert_eq!(ceiling(seconds(30)), Retry::QUICK);
     assert_eq!(ceiling(None), Retry::GROWING.first);
     for _ in 0..100 {
-        assert!(retry.next(ErrorKind::Missing, None) <= Retry::GROWING.most);
+        assert!(retry.next(ErrorKind::Protocol, None) <= Retry::GROWING.most);
     }
+}
+
+#[test]
+fn what_was_there_before_is_looked_for_often_when_it_is_missing() {
+    let mut retry = Retry::default();
+    let mut ceiling = |kind, held| *retry.within(kind, held).end();
+    let never_there = (0..20).map(|_| ceiling(ErrorKind::Missing, None)).max();
+    assert_eq!(never_there, Some(Retry::GROWING.most));
+    ceiling(ErrorKind::Missing, Some(Duration::from_secs(60)));
+    let gone = (0..20).map(|_| ceiling(ErrorKind::Missing, None)).max();
+    assert_eq!(gone, Some(Duration::from_secs(2)));
+    assert_eq!(ceiling(ErrorKind::Lost, None), Retry::GROWING.most);
 }
 
 #[test]

@@ -168,6 +168,9 @@ impl CatchUp {
                 Place::Outside => {}
                 // What was read is the broker's log of now: then it is the window that still holds an old one.
                 Place::Other if self.is_reading(source) || self.sources[source].origin != Origin::Id => {}
+                // Another replica may have found already that the log was made anew, while the source here looks for it: the broker can
+                // tell which one the id is of.
+                Place::Other if !self.streams.histories.is_up(of.info().key) => {}
                 Place::Other => {
                     let gap = Gap { reason: GapReason::Reset, from: Some(position.seq), to: None, position: None };
                     self.gaps.push((Some(source), gap));
