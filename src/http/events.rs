@@ -101,6 +101,7 @@ async fn open(rooms: &Rooms, parts: &Parts, body: Body) -> Result<Response, Refu
     // First: an address that comes too often shall cost little, and ask no backend.
     let address = client_of(parts);
     rooms.rates.of_address(Act::Connect, address).map_err(|rate| Refusal::Later(Later::Rate(rate), None))?;
+    let mut counted = false;
     loop {
         // What is being exchanged is waited for.
         let settled = tokio::time::timeout(PATIENCE, present.wait_for(|current| current.settled)).await;
@@ -109,7 +110,7 @@ async fn open(rooms: &Rooms, parts: &Parts, body: Body) -> Result<Response, Refu
         };
         // A grant of a policy that was exchanged meanwhile counts no more, and whoever exchanged it may not have seen the stream.
         // Likewise with the backend's answers.
-        if let Some(response) = open_by(rooms, &policy, parts).await?
+        if let Some(response) = open_by(rooms, &policy, parts, &mut counted).await?
             && Arc::ptr_eq(&policy, &present.borrow().policy)
         {
             return Ok(response);
@@ -117,8 +118,9 @@ async fn open(rooms: &Rooms, parts: &Parts, body: Body) -> Result<Response, Refu
     }
 }
 
-/// `None`: what the backend answered is not its latest answer any more, or the token's key counts no more.
-async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Option<Response>, Refusal> {
+/// `None`: what the backend answered is not its latest answer any more, or the token's key counts no more. `counted`: whether the
+/// request was counted for its rates, which is done once, however many policies it is judged by.
+async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts, counted: &mut bool) -> Result<Option<Response>, Refusal> {
     let invalid = |problem| Refusal::Problem(problem, Refused::Invalid);
     let forbidden = |problem| Refusal::Problem(problem, Refused::Forbidden);
     let query =
@@ -146,7 +148,9 @@ async fn open_by(rooms: &Rooms, policy: &Policy, parts: &Parts) -> Result<Option
     let address = client_of(parts);
     let whose_rate = |rate| Refusal::Later(Later::Rate(rate), whose.cloned());
     let identity = identity_of(&grant);
-    check_rates(rooms, &query.begin, identity.as_ref(), address).map_err(whose_rate)?;
+    if !std::mem::replace(counted, true) {
+        check_rates(rooms, &query.begin, identity.as_ref(), address).map_err(whose_rate)?;
+    }
     let permit = rooms.pool.acquire(identity.as_ref(), address).await;
     let permit = permit.map_err(|refusal| Refusal::Later(Later::Cap(refusal), whose.cloned()))?;
     let form = if query.json { Form::Json } else { Form::Routed };

@@ -28,7 +28,24 @@ struct Face {
     pool: Pool,
     metrics: Arc<Metrics>,
     inbox: Http,
+    /// Each takes the place of the policy while a stream is opened.
+    reloads: Arc<Mutex<Vec<Policy>>>,
+    yaml: String,
     _folder: tempfile::TempDir,
+}
+
+fn read(yaml: &str) -> (Policy, pool::Settings, pool::RateSettings) {
+    settings::tests::read(yaml, |root| {
+        let section = |name: &str| root.key(name).section();
+        let (server, subscribers) = (section("server"), section("subscribers"));
+        let auth = auth::Settings::read(&section("auth"));
+        let open = !auth.anonymous.is_empty();
+        let settings = Settings::read(&server, &section("admin"), &subscribers, open, None, Duration::from_secs(15))?;
+        let auth = Authenticator::new(auth, auth::token_bytes(&server.key("limits").section()));
+        let policy = Policy::new(settings, Arc::new(auth), Duration::from_secs(3));
+        Some((policy, pool::Settings::read(&subscribers), pool::RateSettings::read(&section("rates"))))
+    })
+    .unwrap()
 }
 
 const OPEN: &str = "auth: { anonymous: { subscribe: ['>'], publish: ['demo.>', 'other.>'] } }";
@@ -37,29 +54,17 @@ impl Face {
     fn new(yaml: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let yaml = yaml.replace("FOLDER", folder.path().to_str().unwrap());
-        let (auth, settings, pool, rates) = settings::tests::read(&yaml, |root| {
-            let section = |name: &str| root.key(name).section();
-            let (server, subscribers) = (section("server"), section("subscribers"));
-            let auth = auth::Settings::read(&section("auth"));
-            let open = !auth.anonymous.is_empty();
-            let settings = Settings::read(&server, &section("admin"), &subscribers, open, None, Duration::from_secs(15))?;
-            Some((
-                Authenticator::new(auth, auth::token_bytes(&server.key("limits").section())),
-                settings,
-                pool::Settings::read(&subscribers),
-                pool::RateSettings::read(&section("rates")),
-            ))
-        })
-        .unwrap();
+        let (policy, pool, rates) = read(&yaml);
         let opened = Arc::new(Mutex::new(Vec::new()));
         let draining = CancellationToken::new();
         let pool = Pool::new(pool);
         let metrics = crate::metrics::unread();
         let inbox = Http::new(crate::source::http::Config { subjects: vec!["demo.>".parse().unwrap()] });
-        let open = opened.clone();
-        let policy = Policy::new(settings, Arc::new(auth), Duration::from_secs(3));
+        let (open, reloads) = (opened.clone(), Arc::new(Mutex::new(Vec::new())));
+        let present = watch::Sender::new(Current { policy: Arc::new(policy), settled: true });
+        let next = reloads.clone();
         let rooms = Rooms {
-            policy: watch::Sender::new(Current { policy: Arc::new(policy), settled: true }).subscribe(),
+            policy: present.subscribe(),
             pool: pool.clone(),
             rates: Rates::new(rates),
             metrics: metrics.clone(),
@@ -70,6 +75,9 @@ impl Face {
             draining: draining.clone(),
             open: Box::new(move |opening| {
                 open.lock().push(opening);
+                if let Some(policy) = next.lock().pop() {
+                    present.send_replace(Current { policy: Arc::new(policy), settled: true });
+                }
                 Handover::gone()
             }),
             budget: Budget::default(),
@@ -77,7 +85,7 @@ impl Face {
             refusals: Arc::new(Refusals::new(|_| {})),
             traces: Traces::default(),
         };
-        Self { router: router(rooms), opened, draining, pool, metrics, inbox, _folder: folder }
+        Self { router: router(rooms), opened, draining, pool, metrics, inbox, reloads, yaml, _folder: folder }
     }
 
     async fn raw(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &'static str) -> http::Response<Body> {
@@ -411,4 +419,17 @@ async fn only_a_bearer_token_in_its_header_is_taken_from_a_foreign_origin() {
     face.opened.lock().clear();
     assert_eq!(face.status("/events", &[FOREIGN, ("cf-access-jwt-assertion", &token[7..])]).await, 403);
     assert_eq!(face.status("/events", &[FOREIGN, ("cf-access-jwt-assertion", &token[7..]), ("authorization", &token)]).await, 403);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_opened_while_policies_are_exchanged_counts_once_for_its_rates() {
+    let rates = "rates: { connect: { per_identity: 1/h }, history: { per_identity: 1/h, per_address: 2/h } }";
+    let face = Face::new(&format!("{}\n{rates}", tokens().replace("max: 2, max_per_identity: 1", "max: 9")));
+    face.reloads.lock().extend([read(&face.yaml).0, read(&face.yaml).0]);
+    let of = |who: &str| bearer(&json!({ "sub": who, "subjects": [">"] }));
+    assert_eq!(face.status("/events?since=10m", &[("authorization", &of("a"))]).await, 200);
+    assert_eq!(face.opened.lock().len(), 3, "opened by each policy");
+    for (who, status) in [("a", 429), ("b", 200), ("c", 429)] {
+        assert_eq!(face.status("/events?since=10m", &[("authorization", &of(who))]).await, status, "{who}");
+    }
 }
