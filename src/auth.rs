@@ -12,6 +12,7 @@ use futures_util::future::join_all;
 use http::{HeaderMap, HeaderValue};
 use serde_json::{Map, Value};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::event::Timestamp;
 use crate::subject::{Pattern, Subject};
@@ -421,12 +422,12 @@ impl Authenticator {
         answer.is_some_and(|answer| Some(answer.asked) == owner.issued)
     }
 
-    /// Asks the backend again for those whose streams are open, from time to time, for as long as it is polled. `changed` is called
-    /// where owners may see something else from now on. Never ends.
-    pub(crate) async fn recheck(&self, changed: impl Fn(&dyn Fn(&Owner) -> Option<Regrant>)) {
+    /// Asks the backend again for those whose streams are open, from time to time, until another one has `replaced` this one and what
+    /// was asked is answered. `changed` is called where owners may see something else from now on.
+    pub(crate) async fn recheck(&self, replaced: &CancellationToken, changed: impl Fn(&dyn Fn(&Owner) -> Option<Regrant>)) {
         match &self.backend {
-            Some(backend) => backend.recheck(&self.revocations, changed).await,
-            None => std::future::pending().await,
+            Some(backend) => backend.recheck(&self.revocations, replaced, changed).await,
+            None => replaced.cancelled().await,
         }
     }
 

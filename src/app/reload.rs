@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::REVOKED_WITHIN;
@@ -239,19 +241,32 @@ pub(super) async fn refresh_keys(mut auth: watch::Receiver<Arc<Authenticator>>, 
 
 /// Asks the backend again for those whose streams are open, and lets the streams follow what it answers.
 pub(super) async fn recheck(mut auth: watch::Receiver<Arc<Authenticator>>, streams: Arc<Streams>) {
+    let streams = &streams;
+    // By what counts at the moment, and by what counted before until all that was asked is answered.
+    let mut asking = FuturesUnordered::new();
     loop {
-        let present = auth.borrow_and_update().clone();
-        let follow = |regrant: &dyn Fn(&Owner) -> Option<auth::Regrant>| {
-            let of = |owner: Option<&Arc<Owner>>| owner.and_then(|owner| regrant(owner));
-            let granted = |owner: Option<&Arc<Owner>>| of(owner).map(|regrant| regrant.subscribe);
-            let ended = streams.narrow(granted, Timestamp::now());
-            let widened = streams.widen(granted);
-            streams.expire(|owner| of(owner)?.expires);
-            debug!(ended, widened, "streams follow the backend's answers");
+        let (present, replaced) = (auth.borrow_and_update().clone(), CancellationToken::new());
+        let until = replaced.clone();
+        asking.push(async move {
+            let follow = |regrant: &dyn Fn(&Owner) -> Option<auth::Regrant>| {
+                let of = |owner: Option<&Arc<Owner>>| owner.and_then(|owner| regrant(owner));
+                let granted = |owner: Option<&Arc<Owner>>| of(owner).map(|regrant| regrant.subscribe);
+                let ended = streams.narrow(granted, Timestamp::now());
+                let widened = streams.widen(granted);
+                streams.expire(|owner| of(owner)?.expires);
+                debug!(ended, widened, "streams follow the backend's answers");
+            };
+            present.recheck(&until, follow).await;
+        });
+        let changed = loop {
+            tokio::select! {
+                Some(()) = asking.next() => {}
+                changed = auth.changed() => break changed,
+            }
         };
-        tokio::select! {
-            () = present.recheck(follow) => {}
-            changed = auth.changed() => if changed.is_err() { return std::future::pending().await },
+        if changed.is_err() {
+            return std::future::pending().await;
         }
+        replaced.cancel();
     }
 }

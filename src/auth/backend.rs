@@ -3,6 +3,7 @@
 //! Equal credentials are asked for once at a time, and the answer is kept for a while. For open streams it is asked for again
 //! from time to time, so that signing out ends them. Knows no request beyond its headers, no stream and no status code of ours.
 
+use std::future::ready;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,7 @@ use http::{HeaderMap, StatusCode, header};
 use parking_lot::Mutex;
 use reqwest::redirect;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::fingerprint::Fingerprint;
 use super::issuer::union;
@@ -328,20 +330,27 @@ impl Backend {
         Ok(client.insert(made).clone())
     }
 
-    /// Asks again for the credentials of open streams, for as long as it is polled. `changed` is called where that gives something
-    /// new, with what tells it to owners concerned.
-    pub(super) async fn recheck(&self, revocations: &Arc<Revocations>, changed: impl Fn(&dyn Fn(&Owner) -> Option<Regrant>)) {
+    /// Asks again for the credentials of open streams, until another one has `replaced` this one and what was asked is answered: a
+    /// question that were dropped then would never be answered where replacing is faster than answering. `changed` is called where
+    /// that gives something new, with what tells it to owners concerned.
+    pub(super) async fn recheck(
+        &self,
+        revocations: &Arc<Revocations>,
+        replaced: &CancellationToken,
+        changed: impl Fn(&dyn Fn(&Owner) -> Option<Regrant>),
+    ) {
         let ask = async {
-            loop {
-                sleep((self.settings.recheck / 10).clamp(Duration::from_millis(50), Duration::from_secs(1))).await;
-                let due = stream::iter(self.desk.due(Instant::now()));
+            while !replaced.is_cancelled() {
+                let due = stream::iter(self.desk.due(Instant::now())).take_while(|_| ready(!replaced.is_cancelled()));
                 let again = async |(of, known): (Fingerprint, Arc<Known>)| {
                     self.outcome(of, &known.question, known.address, false, revocations).await;
                 };
                 due.for_each_concurrent(RECHECKS, again).await;
+                let pause = (self.settings.recheck / 10).clamp(Duration::from_millis(50), Duration::from_secs(1));
+                replaced.run_until_cancelled(sleep(pause)).await;
             }
         };
-        let tell = async {
+        let tell = replaced.run_until_cancelled(async {
             loop {
                 self.desk.changed.notified().await;
                 let news = self.desk.take_changed();
@@ -351,7 +360,7 @@ impl Backend {
                     known.contains(&Arc::as_ptr(&credential.0)).then(|| self.regrant(owner, credential))
                 });
             }
-        };
+        });
         tokio::join!(ask, tell);
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use crate::support::bridge::run;
 use crate::support::token::{jwt, mint};
@@ -20,6 +21,8 @@ enum Mood {
     Slow(Duration),
     /// It answers with this head and body whatever is asked.
     Odd(&'static str, String),
+    /// Each of its answers takes one of these.
+    Held(Arc<Semaphore>),
     /// It hangs up.
     Down,
 }
@@ -65,9 +68,11 @@ impl App {
         let (head, body) = match mood {
             Mood::Down => return None,
             Mood::Odd(head, body) => (head, body),
-            Mood::Good | Mood::Slow(_) => {
-                if let Mood::Slow(span) = mood {
-                    tokio::time::sleep(span).await;
+            Mood::Good | Mood::Slow(_) | Mood::Held(_) => {
+                match mood {
+                    Mood::Slow(span) => tokio::time::sleep(span).await,
+                    Mood::Held(answers) => answers.acquire().await.unwrap().forget(),
+                    _ => {}
                 }
                 match self.sessions.lock().unwrap().iter().find(|(session, _)| head.contains(session.as_str())) {
                     Some((_, answer)) => ("200 OK", answer.to_string()),
@@ -222,6 +227,27 @@ async fn signing_out_ends_streams_and_a_changed_grant_is_followed_by_one_questio
     let before = app.asked();
     assert_eq!(status(session(&bridge, "a")).await, 401);
     assert_eq!(app.asked(), before, "a refusal is remembered");
+}
+
+#[tokio::test]
+async fn a_reload_drops_no_question_about_an_open_stream() {
+    let app = App::start().await;
+    app.sign_in("cookie: session=a", json!({"identity": "ada", "subscribe": ["a"]}));
+    let backend = "cache: 0s, recheck: 1s, timeout: 50s";
+    let bridge = app.bridge(backend, "").await;
+    let mut stream = opened(session(&bridge, "a")).await;
+    let (before, answers) = (app.asked(), Arc::new(Semaphore::new(0)));
+    app.becomes(Mood::Held(answers.clone()));
+    app.sign_out();
+    eventually("a recheck", async || (app.asked() > before).then_some(())).await;
+    let asked = app.asked();
+    for query in ["one", "two", "three"] {
+        bridge.configure(&app.config(backend, &format!("  carriers: {{ query: {query} }}\n")));
+        assert_eq!(status(bridge.http.post(bridge.admin_url("/reload"))).await, 200);
+    }
+    answers.add_permits(1);
+    ends_as(&mut stream, "revoked").await;
+    assert_eq!(app.asked(), asked);
 }
 
 #[tokio::test]

@@ -174,3 +174,23 @@ async fn what_a_backend_that_was_exchanged_answers_does_not_count_for_the_new_on
     assert_eq!(granted(&before).await, "old.>");
     assert_eq!(granted(&after).await, "new.>");
 }
+
+#[tokio::test]
+async fn what_is_due_is_asked_at_once_and_answered_also_where_another_one_takes_the_place() {
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut backend = serving("a.>", &mut tasks).await;
+    backend.settings = Arc::new(Settings { recheck: Duration::ZERO, ..Settings::clone(&backend.settings) });
+    let (revocations, replaced) = (Arc::default(), CancellationToken::new());
+    let grant = backend.ask(question(1), ADDRESS, &revocations).await.unwrap();
+    let mut recheck = Box::pin(backend.recheck(&revocations, &replaced, |_| ()));
+    assert!(recheck.as_mut().now_or_never().is_none());
+    assert_eq!(backend.load().in_flight, 1, "asked at once");
+    let newer = backend.clone().in_place_of(&backend);
+    let mut newers = Box::pin(newer.recheck(&revocations, &replaced, |_| ()));
+    assert!(newers.as_mut().now_or_never().is_none());
+    replaced.cancel();
+    tokio::join!(recheck, newers);
+    let granted = backend.load().questions[Became::Granted as usize];
+    assert_eq!(granted, ("granted", 2), "the question that was under way was answered, and put once");
+    drop(grant);
+}
