@@ -107,6 +107,8 @@ struct State {
     /// The text of the last good set, to know whether a new one differs.
     body: Option<String>,
     fetching: bool,
+    /// Whether an attempt to fetch it has come to its end.
+    tried: bool,
     /// Why the last fetch failed.
     failed: Option<String>,
     /// When the last fetch began.
@@ -144,19 +146,20 @@ impl Remote {
         self.algorithms.contains(&algorithm)
     }
 
-    /// Whether a key that is used as this [`keys::Key::print`] says may be in a set that was never loaded.
+    /// Whether a key that is used as this [`keys::Key::print`] says may be in the set, which nobody has tried to fetch yet: keys that
+    /// move there from a file keep their streams so long. No longer, as a server that is away must keep no key that was taken out.
     pub(super) fn may_hold(&self, print: u64) -> bool {
-        !self.loaded() && self.algorithms.iter().any(|algorithm| keys::is_used_with(print, *algorithm))
+        !self.state.lock().tried && self.algorithms.iter().any(|algorithm| keys::is_used_with(print, *algorithm))
     }
 
     /// Goes on with the set of another one, if that is of the same URL and for the same keys. Returns whether it is.
     pub(super) fn keep_fetched(&self, of: &Self) -> bool {
         let same = self.place == of.place && self.id == of.id && self.algorithms == of.algorithms;
         if same {
-            let State { body, began, came, fetching, failed } = &*of.state.lock();
+            let State { body, began, came, fetching, tried, failed } = &*of.state.lock();
             // What failed, or was broken off, is tried again at once. Until then a key that is not there may come.
             let began = began.filter(|_| !fetching && failed.is_none());
-            *self.state.lock() = State { body: body.clone(), began, came: *came, fetching: false, failed: None };
+            *self.state.lock() = State { body: body.clone(), began, came: *came, fetching: false, tried: *tried, failed: None };
         }
         same
     }
@@ -306,7 +309,7 @@ impl Remote {
             failures = if failed.is_some() { failures.saturating_add(1) } else { 0 };
             {
                 let mut state = self.state.lock();
-                state.fetching = false;
+                (state.fetching, state.tried) = (false, true);
                 if failed.is_none() {
                     state.came = Some(Instant::now());
                 }

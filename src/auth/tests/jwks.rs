@@ -223,6 +223,29 @@ async fn a_secret_that_is_taken_out_is_lost_though_a_set_was_never_loaded() {
 }
 
 #[tokio::test]
+async fn a_public_key_that_is_taken_out_counts_until_a_new_set_was_tried_once() {
+    let server = Server::start().await;
+    server.say("503 Service Unavailable", "");
+    let set = || key(&[Algorithm::ES256], None, KeyMaterial::JwksUrl(server.url.clone()));
+    let file = || key(&[Algorithm::ES256], None, KeyMaterial::Pem(P256.public_pem.clone()));
+    let before = authenticator(vec![file()]);
+    let owner = ask(&before, &sign(&P256, Algorithm::ES256, None, &claims(json!({})))).expect("a grant").owner.expect("an owner");
+    // It may have moved to the set.
+    let after = authenticator(vec![set()]).in_place_of(&before);
+    let mut attempts = after.attempts().expect("tokens");
+    assert!(!after.lost_key(&owner));
+    tokio::select! {
+        () = after.refresh_keys() => {}
+        attempted = attempts.changed() => attempted.expect("an attempt"),
+    }
+    assert!(after.lost_key(&owner), "the set cannot be fetched");
+    // A set that was tried before holds nothing back.
+    let both = authenticator(vec![set(), file()]).in_place_of(&after);
+    assert!(!both.lost_key(&owner));
+    assert!(authenticator(vec![set()]).in_place_of(&both).lost_key(&owner));
+}
+
+#[tokio::test]
 async fn a_key_is_lost_when_it_was_missing_twice() {
     let mut server = Server::start().await;
     server.keys(&[rsa_key("one"), jwk(&P256, Algorithm::ES256, json!({ "kid": "two" }))]);
