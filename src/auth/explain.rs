@@ -108,12 +108,14 @@ impl Authenticator {
         (grant, checks.collect())
     }
 
-    /// Why a token is refused, in words for operators.
-    pub(crate) fn reason(&self, refused: &AuthError) -> String {
+    /// Why a token is refused, in words for operators. Of key servers, those of the issuer that it names are told.
+    pub(crate) fn reason(&self, token: &str, refused: &AuthError) -> String {
         match refused {
             AuthError::Invalid(why) => why.to_string(),
             AuthError::KeysNotLoaded => {
-                let remotes = self.tokens.iter().flat_map(|tokens| &tokens.issuers).flat_map(|issuer| issuer.remotes());
+                let parsed = Parsed::new(token).ok();
+                let issuer = parsed.as_ref().and_then(|token| self.tokens.as_ref()?.issuer_of(token.claims()).ok());
+                let remotes = issuer.into_iter().flat_map(|issuer| issuer.remotes());
                 let failures = remotes.filter_map(|remote| Some(format!("; {}: {}", remote.shown(), remote.failure()?)));
                 failures.fold(refused.to_string(), |text, failure| text + &failure)
             }

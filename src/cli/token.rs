@@ -68,7 +68,7 @@ pub(super) fn run(files: &[PathBuf], options: Options) -> Result<ExitCode, Error
         // One for later.
         Ok(_) | Err(AuthError::Invalid(Refused::NotYet) | AuthError::KeysNotLoaded) => {}
         Err(AuthError::Invalid(Refused::Lifetime)) => return Err(Error::new(format!("the token would be refused: {longest}"))),
-        Err(error) => return Err(Error::new(format!("the token would be refused: {}", authenticator.reason(&error)))),
+        Err(error) => return Err(Error::new(format!("the token would be refused: {}", authenticator.reason(&token, &error)))),
     }
     print(&format!("{token}\n"))?;
     Ok(ExitCode::SUCCESS)

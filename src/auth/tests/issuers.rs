@@ -249,3 +249,23 @@ async fn keys_are_found_by_discovery() {
         assert!(authenticator.authenticate(&bearer(token), None, false, Duration::from_secs(20)).await.is_ok());
     }
 }
+
+#[tokio::test]
+async fn a_token_whose_keys_are_missing_is_told_of_its_own_issuers_servers_only() {
+    let remote = |name: &str| {
+        let url = format!("http://127.0.0.1:1/{name}.json");
+        Issuer { keys: vec![key(&[Algorithm::RS256], None, KeyMaterial::JwksUrl(url))], ..named(Some(name), SECRET) }
+    };
+    let both = of(vec![remote("one"), remote("two")]);
+    let mut attempts = both.attempts().expect("tokens");
+    let mut refreshing = std::pin::pin!(both.refresh_keys());
+    while !remotes(&both).all(Remote::failed) {
+        tokio::select! {
+            () = &mut refreshing => {}
+            attempted = attempts.changed() => attempted.expect("an attempt"),
+        }
+    }
+    let token = sign(&RSA, Algorithm::RS256, None, &claims(json!({ "iss": "two" })));
+    let reason = both.reason(&token, &AuthError::KeysNotLoaded);
+    assert!(reason.contains("/two.json") && !reason.contains("/one.json"), "{reason}");
+}

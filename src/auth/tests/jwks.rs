@@ -120,7 +120,7 @@ async fn before_the_first_set_a_token_is_asked_to_wait() {
     assert_eq!(brief.expect_err("fails"), AuthError::KeysNotLoaded);
     let waiting = Instant::now();
     // An operator who asks why is told what the server answers.
-    while !authenticator.reason(&AuthError::KeysNotLoaded).contains("503") {
+    while !authenticator.reason(&rsa("one"), &AuthError::KeysNotLoaded).contains("503") {
         assert!(waiting.elapsed() < PATIENCE);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

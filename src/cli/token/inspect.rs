@@ -27,7 +27,7 @@ pub(super) fn run(loaded: Loaded, token: &str) -> Result<ExitCode, Error> {
             });
             (said, ExitCode::SUCCESS)
         }
-        Err(error) => (json!({ "valid": false, "reason": authenticator.reason(&error) }), ExitCode::FAILURE),
+        Err(error) => (json!({ "valid": false, "reason": authenticator.reason(&token, &error) }), ExitCode::FAILURE),
     };
     print(&format!("{said:#}\n"))?;
     Ok(code)
