@@ -2,8 +2,9 @@
 //!
 //! A `>` must be escaped in a URL. Browsers do so, and hyper answers anything else with a bare 400. Patterns are what this
 //! server is asked for, so such characters in request lines are escaped before hyper sees them: in a connection's first request
-//! line, and, because proxies send requests of several clients over one connection, in all later ones up to the first request
-//! with a body. Only the reader of a body knows where the next line begins.
+//! line, and, because proxies send requests of several clients over one connection, in all later ones. Bodies are passed by their
+//! length, be it one plain `Content-Length` or `Transfer-Encoding: chunked` without extensions and trailers. Behind a body whose
+//! length is told in any other way, only its reader knows where the next line begins: from there on nothing is escaped.
 
 use std::io;
 use std::pin::Pin;
@@ -28,18 +29,76 @@ enum Place {
     Line(usize),
     /// In a line of the head.
     Head(Head),
+    /// Before this many bytes of a body, at least one.
+    Body(u64),
+    /// In a chunked body.
+    Chunked(Chunk),
     /// The rest of the connection passes unchanged.
     Done,
 }
 
-#[derive(Default)]
+/// How the head says where the body ends.
+#[derive(Clone, Copy, Default)]
+enum Framing {
+    /// There is no body.
+    #[default]
+    None,
+    Length(u64),
+    Chunked,
+    /// In a way that is not followed.
+    Other,
+}
+
+/// Where in a chunked body (RFC 9112 section 7.1).
+#[derive(Clone, Copy)]
+enum Chunk {
+    /// In the size of a chunk: what it is so far, and how many digits it has.
+    Size(u64, u8),
+    /// Behind the size and CR.
+    SizeEnd(u64),
+    /// Before this many bytes of the chunk, at least one.
+    Data(u64),
+    /// Behind the chunk.
+    DataCr,
+    DataLf,
+    /// Behind the last chunk.
+    LastCr,
+    LastLf,
+}
+
+impl Chunk {
+    /// Takes one byte. `None`: it is none that is followed.
+    fn step(self, byte: u8) -> Option<Place> {
+        Some(Place::Chunked(match (self, byte) {
+            // 15 digits cannot overflow.
+            (Self::Size(size, digits @ ..15), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+                Self::Size(size * 16 + u64::from(char::from(byte).to_digit(16)?), digits + 1)
+            }
+            (Self::Size(size, 1..), b'\r') => Self::SizeEnd(size),
+            (Self::SizeEnd(0), b'\n') => Self::LastCr,
+            (Self::SizeEnd(size), b'\n') => Self::Data(size),
+            (Self::DataCr, b'\r') => Self::DataLf,
+            (Self::DataLf, b'\n') => Self::Size(0, 0),
+            (Self::LastCr, b'\r') => Self::LastLf,
+            (Self::LastLf, b'\n') => return Some(Place::Line(0)),
+            _ => return None,
+        }))
+    }
+}
+
 struct Head {
-    /// The beginning of the line: enough for the longest name below, its colon and one more byte.
-    start: [u8; 19],
+    /// The beginning of the line: more than the lines below have in their plain form.
+    start: [u8; 48],
     /// How many bytes of `start` are set.
     len: usize,
-    /// Whether an earlier line announced a body.
-    body: bool,
+    /// By the lines before.
+    framing: Framing,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self { start: [0; 48], len: 0, framing: Framing::None }
+    }
 }
 
 impl Head {
@@ -56,12 +115,41 @@ impl Head {
     /// Ends the line. Returns whether the head has ended too.
     fn end_line(&mut self) -> bool {
         let start = &self.start[..self.len];
-        let name = start.split(|byte| *byte == b':').next().unwrap_or_default().trim_ascii();
-        self.body |= name.eq_ignore_ascii_case(b"content-length") || name.eq_ignore_ascii_case(b"transfer-encoding");
+        let mut parts = start.splitn(2, |byte| *byte == b':');
+        let (name, value) = (parts.next().unwrap_or_default().trim_ascii(), parts.next().unwrap_or_default().trim_ascii());
+        let announced = if name.eq_ignore_ascii_case(b"content-length") {
+            length(value).map_or(Framing::Other, Framing::Length)
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            if value.eq_ignore_ascii_case(b"chunked") { Framing::Chunked } else { Framing::Other }
+        } else {
+            Framing::None
+        };
+        self.framing = match (self.framing, announced) {
+            (framing, Framing::None) => framing,
+            // Of a line that was cut off the value is not known.
+            (Framing::None, framing) if self.len < self.start.len() => framing,
+            _ => Framing::Other,
+        };
         let empty = matches!(start, [] | [b'\r']);
         self.len = 0;
         empty
     }
+
+    /// What is behind the head.
+    fn next(&self) -> Place {
+        match self.framing {
+            Framing::None | Framing::Length(0) => Place::Line(0),
+            Framing::Length(length) => Place::Body(length),
+            Framing::Chunked => Place::Chunked(Chunk::Size(0, 0)),
+            Framing::Other => Place::Done,
+        }
+    }
+}
+
+/// A `Content-Length` of digits alone (RFC 9110 section 8.6).
+fn length(value: &[u8]) -> Option<u64> {
+    let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
 }
 
 impl Place {
@@ -78,19 +166,30 @@ impl Place {
             }
             Self::Head(head) if byte == b'\n' => {
                 if head.end_line() {
-                    *self = if head.body { Self::Done } else { Self::Line(0) };
+                    *self = head.next();
                 }
             }
-            Self::Head(_) | Self::Done => {}
+            Self::Chunked(chunk) => *self = chunk.step(byte).unwrap_or(Self::Done),
+            Self::Head(_) | Self::Body(_) | Self::Done => {}
         }
         false
     }
 
-    /// Takes at once what is never escaped, up to the end of a line of the head. Returns how many bytes that are.
+    /// Takes at once what is never escaped, up to the end of a line of the head, of a chunk or of a body. Returns how many bytes that
+    /// are.
     fn pass(&mut self, read: &[u8]) -> usize {
         match self {
             Self::Line(_) => 0,
             Self::Head(head) => head.take(read),
+            Self::Body(left) | Self::Chunked(Chunk::Data(left)) => {
+                let passed = usize::try_from(*left).unwrap_or(usize::MAX).min(read.len());
+                *left -= passed as u64;
+                if *left == 0 {
+                    *self = if matches!(self, Self::Body(_)) { Self::Line(0) } else { Self::Chunked(Chunk::DataCr) };
+                }
+                passed
+            }
+            Self::Chunked(_) => 0,
             Self::Done => read.len(),
         }
     }
@@ -215,21 +314,65 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn request_lines_are_escaped_up_to_the_first_body_however_they_come() {
-        let typed = "GET /a?>\" HTTP/1.1\r\nX: <a>\r\nContent-Lengths: >\r\n\r\n\r\nGET /b?> HTTP/1.1\nX: >\n\n\
-                     POST /publish/a?b=\"<c>\" HTTP/1.1\r\nX: <a>\r\ncontent-LENGTH: 13\r\nY: >\r\n\r\n{\"a\":\"<b>\"}\n>\n\n\nGET /> HTTP/1.1\r\n";
-        let meant = "GET /a?%3E%22 HTTP/1.1\r\nX: <a>\r\nContent-Lengths: >\r\n\r\n\r\nGET /b?%3E HTTP/1.1\nX: >\n\n\
-                     POST /publish/a?b=%22%3Cc%3E%22 HTTP/1.1\r\nX: <a>\r\ncontent-LENGTH: 13\r\nY: >\r\n\r\n{\"a\":\"<b>\"}\n>\n\n\nGET /> HTTP/1.1\r\n";
+    async fn request_lines_are_escaped_behind_bodies_too_however_they_come() {
+        let line = "GET /a?> HTTP/1.1\r\nX: <a>\r\n\r\n";
+        let (length, chunked) = ("content-LENGTH:13 \r\n", "Transfer-Encoding: Chunked\r\n");
+        let chunks = "a\r\nGET /?> x\n\r\n0001\r\n>\r\n00\r\n\r\n";
+        let typed = [
+            "GET /a?>\" HTTP/1.1\r\nX: <a>\r\nContent-Lengths: >\r\n\r\n\r\nGET /b?> HTTP/1.1\nX: >\n\n",
+            &format!("POST /publish/a?b=\"<c>\" HTTP/1.1\r\nX: <a>\r\n{length}Y: >\r\n\r\nGET /?> HTTP\n\n"),
+            line,
+            &format!("POST /> HTTP/1.1\r\n{chunked}\r\n{chunks}"),
+            line,
+            "POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+            line,
+        ]
+        .concat();
+        let meant = typed.replace("/a?>\" H", "/a?%3E%22 H").replace("b?>", "b?%3E").replace("\"<c>\"", "%22%3Cc%3E%22");
+        let meant = meant.replace("/a?> H", "/a?%3E H").replace("/> H", "/%3E H");
         for write in [1, 2, 7, 30, 1000] {
             for read in [1, 3, 8, 1000] {
-                for before in [0, 1, 9, 60, typed.len() - 1] {
-                    assert_eq!(through(typed, before, write, read).await, meant, "{before} {write} {read}");
-                    assert_eq!(through(meant, before, write, read).await, meant, "{before} {write} {read}");
+                for before in [0, 1, 9, 60, 120, typed.len() - 1] {
+                    assert_eq!(through(&typed, before, write, read).await, meant, "{before} {write} {read}");
+                    assert_eq!(through(&meant, before, write, read).await, meant, "{before} {write} {read}");
                 }
             }
         }
-        let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n\n\n>\r\n0\r\n\r\n";
-        assert_eq!(through(chunked, 0, 1000, 1000).await, chunked);
+    }
+
+    #[tokio::test]
+    async fn behind_a_body_of_unknown_length_nothing_is_escaped() {
+        let digits = "0".repeat(40);
+        let framings = [
+            "Content-Length: 1\r\nContent-Length: 1\r\n",
+            "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: chunked\r\nContent-Length: 1\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: identity\r\n",
+            "Content-Length:\r\n",
+            "Content-Length: +1\r\n",
+            "Content-Length: 1, 1\r\n",
+            "Content-Length: 99999999999999999999\r\n",
+            &format!("Content-Length: {digits}1\r\n"),
+        ];
+        for framing in framings {
+            let text = format!("POST / HTTP/1.1\r\n{framing}\r\n1\r\n>\r\n0\r\n\r\nGET /> HTTP/1.1\r\n\r\n");
+            assert_eq!(through(&text, 0, 1000, 1000).await, text);
+        }
+        for chunks in [
+            "1;a=b\r\n>\r\n0\r\n\r\n",
+            "0\r\nA: >\r\n\r\n",
+            "1 \r\n>\r\n0\r\n\r\n",
+            "1\n>\n0\n\n",
+            "\r\n",
+            "1\r\n>>",
+            "0000000000000001\r\n>\r\n0\r\n\r\n",
+            "x",
+        ] {
+            let text = format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}GET /> HTTP/1.1\r\n\r\n");
+            assert_eq!(through(&text, 0, 1000, 1000).await, text);
+        }
         let endless = format!("GET /{}>", "x".repeat(LONGEST));
         assert_eq!(through(&endless, 0, 1000, 1000).await, endless);
         let mut other = Lenient::untouched(Bytes::from_static(b"PRI > \n\n>"), tokio::io::empty());
