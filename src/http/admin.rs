@@ -145,7 +145,9 @@ async fn answer(State(rooms): State<Arc<Rooms>>, request: Request) -> Response {
         }
         "/sources" => (StatusCode::OK, "application/json", rooms.sources().to_string() + "\n"),
         "/metrics" => {
-            let format = Format::accepted(request.headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()));
+            // Several lines are one list (RFC 9110 section 5.3).
+            let accept: Vec<&str> = request.headers.get_all(header::ACCEPT).iter().filter_map(|line| line.to_str().ok()).collect();
+            let format = Format::accepted(Some(accept.join(",")).filter(|list| !list.is_empty()).as_deref());
             match rooms.metrics.encode(format) {
                 Ok(text) => (StatusCode::OK, format.content_type(), text),
                 Err(_) => return Problem::internal().into_response(),

@@ -143,7 +143,7 @@ fn subject(path: &str) -> Result<Subject, Problem> {
 async fn read(mut held: Held, policy: &Policy, max: usize, headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
     let too_large = || (Problem::too_large(max), Published::TooLarge);
     // A compressed payload would reach browsers as bytes that they cannot read.
-    let other = |name, than: &[u8]| headers.get(name).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(than));
+    let other = |name, than: &[u8]| headers.get_all(name).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(than));
     if other(header::CONTENT_ENCODING, b"identity") || other(header::TRANSFER_ENCODING, b"chunked") {
         return Err((Problem::content_coding(), Published::Invalid));
     }

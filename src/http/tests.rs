@@ -433,3 +433,15 @@ async fn a_stream_that_is_opened_while_policies_are_exchanged_counts_once_for_it
         assert_eq!(face.status("/events?since=10m", &[("authorization", &of(who))]).await, status, "{who}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_content_coding_is_refused_on_whichever_line_it_is() {
+    let face = Face::new(OPEN);
+    let status = async |lines: &[(&str, &str)]| face.raw("POST", "/publish/demo.a", lines, "x").await.status().as_u16();
+    let (plain, packed) = (("content-encoding", "identity"), ("content-encoding", "gzip"));
+    let twice = [plain, plain];
+    assert_eq!(tokio::join!(status(&twice), take(&face.inbox, "x")).0, 202);
+    for lines in [[packed, plain], [plain, packed]] {
+        assert_eq!(status(&lines).await, 415, "{lines:?}");
+    }
+}

@@ -198,6 +198,10 @@ async fn the_admin_listener_is_read_only() {
         assert_eq!((post.status().as_u16(), &post.headers()["allow"]), (405, &HeaderValue::from_static("GET, HEAD")));
     }
     assert_eq!(ask("GET", "/metrics").await.unwrap().headers()["content-type"], Format::Text.content_type());
+    let lines = http::Request::get("/metrics").header("host", "localhost").header("accept", "text/plain;q=0.5");
+    let lines = lines.header("accept", "application/openmetrics-text").body(Body::empty()).unwrap();
+    let open = admin.router.clone().oneshot(lines).await.unwrap();
+    assert_eq!(open.headers()["content-type"], Format::OpenMetrics.content_type(), "on several lines");
     assert_eq!(ask("GET", "/events").await.unwrap().status(), 404);
     let two = http::Request::post("/reload").header("host", "localhost").header("host", "evil.example").body(Body::empty()).unwrap();
     assert_eq!(admin.router.clone().oneshot(two).await.unwrap().status(), 400);
