@@ -16,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
+use http_body_util::BodyExt as _;
 use tokio::time::Instant;
 
 use super::problem::Problem;
@@ -36,7 +37,7 @@ pub(super) const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("text/even
 const ALLOW: &str = "GET, HEAD, OPTIONS";
 /// Shares of the usual time to come back: clients that were refused together shall not come back together.
 pub(super) const LATER: Range<f64> = 1.0..2.0;
-/// How long a request waits while the configuration is exchanged.
+/// How long a request waits while the configuration is exchanged, and its own end may take to come.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why there is no stream.
@@ -93,14 +94,14 @@ pub(super) async fn answer(State(rooms): State<Arc<Rooms>>, Extension(policy): E
 }
 
 async fn open(rooms: &Rooms, parts: &Parts, body: Body) -> Result<Response, Refusal> {
-    if !http_body::Body::is_end_stream(&body) {
-        // hyper notices no disconnect while a body is unread, and an endless stream leaves no moment to read it.
-        return Err(Refusal::Problem(Problem::unexpected_body(), Refused::Invalid));
-    }
     let mut present = rooms.policy.clone();
     // First: an address that comes too often shall cost little, and ask no backend.
     let address = client_of(parts);
     rooms.rates.of_address(Act::Connect, address).map_err(|rate| Refusal::Later(Later::Rate(rate), None))?;
+    if !is_empty(body).await {
+        // hyper notices no disconnect while a body is unread, and an endless stream leaves no moment to read it.
+        return Err(Refusal::Problem(Problem::unexpected_body(), Refused::Invalid));
+    }
     let mut counted = false;
     loop {
         // What is being exchanged is waited for.
@@ -116,6 +117,19 @@ async fn open(rooms: &Rooms, parts: &Parts, body: Body) -> Result<Response, Refu
             return Ok(response);
         }
     }
+}
+
+/// Whether a body ends without a byte. Over HTTP/2 its end may come in a frame of its own (RFC 9113 section 8.1).
+async fn is_empty(mut body: Body) -> bool {
+    let end = async {
+        while let Some(frame) = body.frame().await {
+            if !frame.is_ok_and(|frame| frame.data_ref().is_none_or(Bytes::is_empty)) {
+                return false;
+            }
+        }
+        true
+    };
+    tokio::time::timeout(PATIENCE, end).await.unwrap_or(false)
 }
 
 /// `None`: what the backend answered is not its latest answer any more, or the token's key counts no more. `counted`: whether the

@@ -89,11 +89,15 @@ impl Face {
     }
 
     async fn raw(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &'static str) -> http::Response<Body> {
+        self.send(method, path, headers, if body.is_empty() { Body::empty() } else { Body::from(body) }).await
+    }
+
+    async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Body) -> http::Response<Body> {
         let mut request = Request::builder().method(method).uri(path).header("host", "localhost:8080");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let mut request = request.body(if body.is_empty() { Body::empty() } else { Body::from(body) }).unwrap();
+        let mut request = request.body(body).unwrap();
         request.extensions_mut().insert(Peer { address: "127.0.0.1:4711".parse().ok(), tls: false, connection: 0, verified: false });
         self.router.clone().oneshot(request).await.unwrap()
     }
@@ -180,6 +184,27 @@ async fn a_body_where_none_may_be_is_refused_and_ends_the_connection() {
     let response = face.raw("GET", "/events", &[], "body").await;
     assert_eq!((response.status().as_u16(), response.headers()["connection"].to_str().unwrap()), (400, "close"));
     assert!(face.opened.lock().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_body_may_end_in_a_frame_of_its_own() {
+    use futures_util::stream::{self, StreamExt as _};
+    let face = Face::new(OPEN);
+    let frames = |frames: &[&'static str]| {
+        let frames: Vec<_> = frames.iter().map(|data| Ok::<_, std::io::Error>(bytes::Bytes::from_static(data.as_bytes()))).collect();
+        stream::iter(frames)
+    };
+    let bodies = [
+        (Body::from_stream(frames(&[])), 200),
+        (Body::from_stream(frames(&["", ""])), 200),
+        (Body::from_stream(frames(&["", "x"])), 400),
+        (Body::from_stream(frames(&[]).chain(stream::pending())), 400),
+        (Body::from_stream(stream::iter([Err::<bytes::Bytes, _>(std::io::Error::other("broken"))])), 400),
+    ];
+    for (number, (body, status)) in bodies.into_iter().enumerate() {
+        assert_eq!(face.send("GET", "/events", &[], body).await.status(), status, "{number}");
+    }
+    assert_eq!(face.opened.lock().len(), 2);
 }
 
 #[tokio::test]
