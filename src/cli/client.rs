@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
-use reqwest::{Certificate, Client, Response, Url};
+use reqwest::{Certificate, Client, Response, StatusCode, Url};
+use serde_json::Value;
 
 use super::{Error, load};
 use crate::app::Settings;
@@ -198,8 +199,12 @@ pub(super) async fn refusal(mut answer: Response) -> String {
             break;
         }
     }
-    let detail = serde_json::from_slice::<serde_json::Value>(&body).ok();
-    let detail = detail.as_ref().and_then(|d| d.get("detail").or_else(|| d.get("title"))?.as_str());
+    words(status, serde_json::from_slice(&body).ok().as_ref())
+}
+
+/// A status, and what a problem document says beside it.
+pub(super) fn words(status: StatusCode, body: Option<&Value>) -> String {
+    let detail = body.and_then(|body| body.get("detail").or_else(|| body.get("title"))?.as_str());
     match detail {
         Some(detail) => format!("{status}: {}", plain(detail)),
         None => status.to_string(),

@@ -101,7 +101,7 @@ async fn ask(target: &Target, own: bool) -> Result<Answer, Error> {
     let status = answer.status();
     let body: Option<Value> = answer.json().await.ok();
     let said = body.as_ref().and_then(describe);
-    Ok(Answer { ready: status.is_success(), of_admin: said.is_some(), said: said.unwrap_or_else(|| status.to_string()) })
+    Ok(Answer { ready: status.is_success(), of_admin: said.is_some(), said: said.unwrap_or_else(|| client::words(status, body.as_ref())) })
 }
 
 /// `degraded (clock: up, orders: down)`
@@ -115,8 +115,25 @@ fn describe(body: &Value) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_refusal_is_told_with_its_detail() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = Target::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let refuse = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            assert_ne!(socket.read(&mut [0; 1024]).await.unwrap(), 0);
+            let body = json!({ "type": "about:blank", "title": "Forbidden", "status": 403, "detail": "see `x`" }).to_string();
+            let head = format!("HTTP/1.1 403 Forbidden\r\ncontent-type: application/problem+json\r\ncontent-length: {}", body.len());
+            socket.write_all(format!("{head}\r\nconnection: close\r\n\r\n{body}").as_bytes()).await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(ask(&target, false), refuse);
+        let answer = answer.unwrap();
+        assert_eq!((answer.ready, answer.of_admin, answer.said.as_str()), (false, false, "403 Forbidden: see `x`"));
+    }
 
     #[test]
     fn a_state_is_told_in_a_line() {
