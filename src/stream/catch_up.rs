@@ -11,6 +11,7 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 use parking_lot::MutexGuard;
 
+use super::out::Out;
 use super::{Begin, Settings, Step, Streams, Visit};
 use crate::cursor::{Cursor, Point, Position, Tag};
 use crate::event::{Gap, GapReason, SourceKey, Timestamp};
@@ -31,7 +32,7 @@ const PATTERNS: usize = 16;
 pub(super) enum Moved {
     Step(Step),
     /// It is live from this offset on and has this id, behind these bytes.
-    Live(Seat, u64, Arc<str>, Bytes),
+    Live(Seat, u64, Arc<str>, Vec<Bytes>),
 }
 
 /// A client on its way to live.
@@ -58,8 +59,8 @@ pub(super) struct CatchUp {
     /// The source whose log was read last.
     read_last: usize,
     next_beat: Timestamp,
-    /// Bytes to be sent next.
-    out: Vec<u8>,
+    /// What is to be sent next.
+    out: Out,
 }
 
 /// Where a client wanted to begin, for logs that are found later.
@@ -150,7 +151,7 @@ impl CatchUp {
             this.client.note_id();
         }
         let id = Some(&*this.client.last_id).filter(|id| !id.is_empty());
-        frame::opening(&mut this.out, this.streams.retry(), id);
+        frame::opening(this.out.own(), this.streams.retry(), id);
         this
     }
 
@@ -206,7 +207,7 @@ impl CatchUp {
         drop(state);
         let client = Client { at, last_id: Vec::new(), scratch: Vec::new(), events: 0 };
         let next_beat = now.after(streams.settings.heartbeat);
-        let (newest, reading, readings, read_last, out) = (None, None, 0, usize::MAX, Vec::new());
+        let (newest, reading, readings, read_last, out) = (None, None, 0, usize::MAX, Out::new(streams.settings.share));
         Self { streams, filter, client, volatile, newest, wanted, sources, version, gaps, reading, readings, read_last, next_beat, out }
     }
 
@@ -243,16 +244,16 @@ impl CatchUp {
         if let Windows::Live(seat, offset, id) = windows {
             // All that the bridge has, this client has: from here on it shares the bridge's ids.
             if self.client.last_id != id.as_bytes() {
-                frame::id_line(&mut self.out, id.as_bytes());
-                self.out.push(b'\n');
+                frame::id_line(self.out.own(), id.as_bytes());
+                self.out.own().push(b'\n');
             }
-            return Moved::Live(seat, offset, id, std::mem::take(&mut self.out).into());
+            return Moved::Live(seat, offset, id, self.out.take());
         }
         if self.out.is_empty() && self.beats(now) {
             self.heartbeat(now);
         }
         Moved::Step(if !self.out.is_empty() {
-            Step::Send(std::mem::take(&mut self.out).into())
+            Step::Send(self.out.take())
         } else if matches!(windows, Windows::More) {
             Step::Again
         } else {
@@ -270,7 +271,7 @@ impl CatchUp {
         self.next_beat = now.after(self.streams.settings.heartbeat);
         let before = std::mem::take(&mut self.client.last_id);
         self.client.note_id();
-        frame::heartbeat(&mut self.out, (before != self.client.last_id).then_some(&self.client.last_id));
+        frame::heartbeat(self.out.own(), (before != self.client.last_id).then_some(&self.client.last_id));
     }
 
     fn tag(&self, source: usize) -> Option<Tag> {
@@ -483,8 +484,8 @@ impl CatchUp {
             }
             if let Some(encoded) = encoded {
                 self.client.events += u64::from(encoded.is_event());
-                self.client.write_id(&mut self.out);
-                self.out.extend_from_slice(encoded.body(self.filter.form()));
+                self.client.write_id(self.out.own());
+                self.out.push(encoded.bytes(), encoded.body(self.filter.form()));
             }
         }
         if let Some(seq) = self.volatile.filter(|seq| self.newest < Some(*seq)) {
@@ -516,8 +517,8 @@ impl CatchUp {
             *seq = top.max(*seq);
         }
         self.move_to(source, head.map_or(Point::Earliest, Point::At));
-        self.client.write_id(&mut self.out);
-        self.out.push(b'\n');
+        self.client.write_id(self.out.own());
+        self.out.own().push(b'\n');
     }
 
     /// The same for all volatile sources, also where there is none.
@@ -526,8 +527,8 @@ impl CatchUp {
         self.volatile = self.volatile.max(Some(top));
         self.client.at.epoch = self.streams.hub.epoch();
         self.client.at.volatile = Point::At(Position::unverified(top));
-        self.client.write_id(&mut self.out);
-        self.out.push(b'\n');
+        self.client.write_id(self.out.own());
+        self.out.own().push(b'\n');
     }
 
     /// Tells the gaps. Only the last of them carries the client's cursor behind all of them: a client that is cut off
@@ -542,12 +543,12 @@ impl CatchUp {
         before.durable.retain(|(tag, _)| !unknown(tag));
         for (n, (source, gap)) in gaps.into_iter().enumerate() {
             if n == last {
-                self.client.write_id(&mut self.out);
+                self.client.write_id(self.out.own());
             } else if source.is_some() {
-                frame::id_line(&mut self.out, before.to_id().as_bytes());
+                frame::id_line(self.out.own(), before.to_id().as_bytes());
             }
             let name = source.map_or("*", |source| self.sources[source].info.name.as_str());
-            frame::gap(&mut self.out, name, &gap);
+            frame::gap(self.out.own(), name, &gap);
         }
     }
 }

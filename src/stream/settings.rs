@@ -15,6 +15,8 @@ pub(crate) struct Settings {
     pub scan: usize,
     /// Bytes after which what a stream has gathered is sent.
     pub piece: usize,
+    /// Bytes from which on an event is not copied for a stream, which then sends what all share.
+    pub share: usize,
 }
 
 impl Settings {
@@ -22,6 +24,8 @@ impl Settings {
     pub(crate) const SCAN: usize = 1024;
     /// See [`Settings::piece`].
     pub(crate) const PIECE: usize = 64 << 10;
+    /// See [`Settings::share`]. So large an event has a block for itself.
+    pub(crate) const SHARE: usize = 16 << 10;
 
     /// Takes the two keys of `server` that concern streams.
     #[must_use]
@@ -31,6 +35,7 @@ impl Settings {
             retry: server.key("retry").duration().positive().or(Duration::from_secs(3)),
             scan: Self::SCAN,
             piece: Self::PIECE,
+            share: Self::SHARE,
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::source::http::{self, Http};
 use crate::source::{Adapter, Connection, Item, SourceError, Start};
 use crate::subject::Pattern;
 
+mod large;
 mod locked;
 mod newest;
 mod unconcerned;
@@ -67,7 +68,7 @@ fn volatile(subjects: &str) -> Arc<dyn Adapter> {
 
 fn settings() -> Settings {
     let (heartbeat, retry) = (Duration::from_secs(15), Duration::from_secs(3));
-    Settings { heartbeat, retry, scan: Settings::SCAN, piece: Settings::PIECE }
+    Settings { heartbeat, retry, scan: Settings::SCAN, piece: Settings::PIECE, share: Settings::SHARE }
 }
 
 fn histories(readers: usize) -> Arc<Histories> {
@@ -163,8 +164,8 @@ fn a_loss_among_the_newest_of_each_subject_takes_none_of_the_others_away() {
     };
     let gap = Gap { reason: GapReason::Oversized, from: Some(6), to: Some(8), position: place(7) };
     stream.read(&mut vec![message("a", 5), Item::Gap(gap), message("b", 8), Item::Tail(place(9))]);
-    let Step::Send(bytes) = stream.step(now) else { panic!("nothing is sent") };
-    let text = String::from_utf8(bytes.to_vec()).unwrap();
+    let Step::Send(parts) = stream.step(now) else { panic!("nothing is sent") };
+    let text = String::from_utf8(parts.concat()).unwrap();
     let order = ["\"data\":\"a\"", "\"oversized\"", "\"data\":\"b\""].map(|part| text.find(part));
     assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{text}");
     assert!(matches!(stream.step(now), Step::Live));
@@ -190,8 +191,8 @@ fn a_loss_of_one_volatile_source_begins_where_the_client_was_though_others_have_
     let cursor = Cursor { epoch: 1, volatile: Point::At(Position::unverified(1)), durable: Vec::new() };
     let mut stream = streams.open(Request { begin: Begin::After(cursor), ..request(">") }, now);
     let mut text = String::new();
-    while let Step::Send(bytes) = stream.step(now) {
-        text.push_str(std::str::from_utf8(&bytes).unwrap());
+    while let Step::Send(parts) = stream.step(now) {
+        text.push_str(std::str::from_utf8(&parts.concat()).unwrap());
     }
     let blocks: Vec<_> = text.split("\n\n").collect();
     let gap = blocks.iter().position(|block| block.contains("\"retention\"")).unwrap();
@@ -225,14 +226,14 @@ fn what_is_read_of_a_new_log_is_not_a_reset_where_the_window_still_holds_the_old
     assert!(matches!(stream.step(now), Step::Send(_)));
     assert!(matches!(stream.step(now), Step::Wait { history: Some(_), .. }));
     stream.read(&mut vec![Item::Message(message(8, "new")), Item::Message(message(9, "new"))]);
-    let Step::Send(bytes) = stream.step(now) else { panic!("nothing is sent") };
-    assert_eq!(String::from_utf8_lossy(&bytes).matches("\"data\":\"new\"").count(), 2);
+    let Step::Send(parts) = stream.step(now) else { panic!("nothing is sent") };
+    assert_eq!(String::from_utf8_lossy(&parts.concat()).matches("\"data\":\"new\"").count(), 2);
     let Step::Wait { history: Some(reading), .. } = stream.step(now) else { panic!("it goes on otherwise") };
     assert!(matches!(reading.from, Point::At(Position { seq: 9, .. })));
     // Who comes with such an id is not known to be right.
     let mut stream = streams.open(Request { begin: at(8, "new"), ..request(">") }, now);
-    let Step::Send(bytes) = stream.step(now) else { panic!("nothing is sent") };
-    assert!(String::from_utf8_lossy(&bytes).contains("\"reset\""));
+    let Step::Send(parts) = stream.step(now) else { panic!("nothing is sent") };
+    assert!(String::from_utf8_lossy(&parts.concat()).contains("\"reset\""));
 }
 
 #[test]
@@ -261,8 +262,8 @@ fn an_id_of_another_log_than_the_windows_is_read_from_the_broker_while_the_sourc
 /// Everything that a stream sends until it waits or is live.
 fn sent(stream: &mut Stream, now: Timestamp) -> String {
     let mut all = String::new();
-    while let Step::Send(bytes) = stream.step(now) {
-        all.push_str(std::str::from_utf8(&bytes).unwrap());
+    while let Step::Send(parts) = stream.step(now) {
+        all.push_str(std::str::from_utf8(&parts.concat()).unwrap());
     }
     all
 }

@@ -36,8 +36,8 @@ pub(super) struct Behind {
 
 /// What became of a stream.
 pub(super) enum Next {
-    /// Send this and go on.
-    Send(Bytes, Behind),
+    /// Send these, one behind the other and nothing between them, and go on.
+    Send(Vec<Bytes>, Behind),
     /// It is live, and its client has this id.
     Live(Live, Arc<str>, Ends),
     /// Send this: nothing follows.
@@ -75,7 +75,7 @@ impl Behind {
             }
         };
         match moved {
-            Ok(Some(bytes)) => Next::Send(bytes, Self { sent: true, ..self }),
+            Ok(Some(parts)) => Next::Send(parts, Self { sent: true, ..self }),
             Ok(None) => match self.stream.into_live() {
                 Ok((live, id)) => Next::Live(live, id, self.ends),
                 // Not so: `advance` returned because it is live.
@@ -86,8 +86,8 @@ impl Behind {
     }
 }
 
-/// Waits for bytes to send; `None`: the stream is live.
-async fn advance(stream: &mut Stream, reader: &mut Option<Reader>, items: &mut Vec<Item>) -> Result<Option<Bytes>, Unavailable> {
+/// Waits for something to send; `None`: the stream is live.
+async fn advance(stream: &mut Stream, reader: &mut Option<Reader>, items: &mut Vec<Item>) -> Result<Option<Vec<Bytes>>, Unavailable> {
     let streams = stream.streams().clone();
     loop {
         let mut changed = pin!(streams.hub().changed().notified());
@@ -95,7 +95,7 @@ async fn advance(stream: &mut Stream, reader: &mut Option<Reader>, items: &mut V
         changed.as_mut().enable();
         let again = Instant::now() + LOOK;
         let (until, history) = match stream.step(Timestamp::now()) {
-            Step::Send(bytes) => return Ok(Some(bytes)),
+            Step::Send(parts) => return Ok(Some(parts)),
             Step::Live => return Ok(None),
             Step::Again => {
                 tokio::task::yield_now().await;
@@ -224,10 +224,10 @@ mod tests {
         let reading = async {
             let (mut pieces, mut events) = (0, 0);
             while events < 200 {
-                let Next::Send(bytes, rest) = behind.next().await else { panic!("the source is down") };
+                let Next::Send(parts, rest) = behind.next().await else { panic!("the source is down") };
                 behind = rest;
                 pieces += 1;
-                events += String::from_utf8_lossy(&bytes).matches("\"data\":\"demo.event\"").count();
+                events += String::from_utf8_lossy(&parts.concat()).matches("\"data\":\"demo.event\"").count();
             }
             pieces
         };
@@ -289,9 +289,9 @@ mod tests {
         let mut behind = Behind::new(streams.open(request, Timestamp::now()));
         loop {
             match behind.next().await {
-                Next::Send(bytes, rest) => {
+                Next::Send(parts, rest) => {
                     behind = rest;
-                    let text = String::from_utf8_lossy(&bytes).into_owned();
+                    let text = String::from_utf8_lossy(&parts.concat()).into_owned();
                     assert!(!text.contains("late"), "{text}");
                 }
                 Next::Last(bytes) => return assert!(String::from_utf8_lossy(&bytes).contains("revoked")),

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::vec;
 
 use bytes::Bytes;
 use http_body::Frame;
@@ -19,6 +20,8 @@ use crate::stream::{Live, Stream};
 /// The bytes of `text/event-stream`, without framing.
 pub(crate) struct Body {
     state: State,
+    /// What is sent before anything else: the rest of what was gathered for a stream that catches up.
+    pub(crate) rest: vec::IntoIter<Bytes>,
     /// The last id of a live stream's client.
     last_id: Vec<u8>,
     hub: Arc<Hub>,
@@ -53,7 +56,7 @@ impl Body {
     #[must_use]
     pub(crate) fn new(stream: Stream) -> Self {
         let (hub, transport) = (stream.streams().hub().clone(), stream.transport());
-        Self { state: State::catching_up(Behind::new(stream)), last_id: Vec::new(), hub, transport }
+        Self { state: State::catching_up(Behind::new(stream)), rest: Vec::new().into_iter(), last_id: Vec::new(), hub, transport }
     }
 
     /// The next bytes; `None` when the server has ended the stream.
@@ -69,12 +72,15 @@ impl Body {
 
     fn poll_uncounted(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
+            if let Some(part) = self.rest.next() {
+                return Poll::Ready(Some(part));
+            }
             match &mut self.state {
                 State::Ended => return Poll::Ready(None),
                 State::CatchingUp(next) => match ready!(next.as_mut().poll(cx)) {
-                    Next::Send(bytes, behind) => {
+                    Next::Send(parts, behind) => {
                         self.state = State::catching_up(behind);
-                        return Poll::Ready(Some(bytes));
+                        self.rest = parts.into_iter();
                     }
                     Next::Last(bytes) => return self.last(bytes),
                     Next::Live(live, id, ends) => {
@@ -167,12 +173,15 @@ impl std::fmt::Debug for Body {
 #[cfg(test)]
 mod tests {
     use std::task::Waker;
+    use std::time::Duration;
 
     use super::*;
+    use crate::cursor::Point;
     use crate::event::{Event, Message};
+    use crate::frame::Closing;
     use crate::hub::Input;
     use crate::stream::tests::{demo, first, request};
-    use crate::stream::{Request, Streams};
+    use crate::stream::{Begin, Request, Selection, Streams};
 
     fn open(streams: &Arc<Streams>) -> Body {
         Body::new(streams.open(Request { named: false, ..request("a") }, Timestamp::now()))
@@ -225,5 +234,26 @@ mod tests {
         assert_eq!(data(&mut body).await, Vec::<String>::new());
         publish(&streams, "b");
         assert_eq!(data(&mut body).await, ["b"]);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_ends_is_sent_all_of_a_large_event_before() {
+        let streams = demo(64 << 20);
+        let payload = Bytes::from("x".repeat(1 << 20));
+        let message = Message::new("a".parse().unwrap(), payload.clone(), Timestamp::now(), None);
+        streams.hub().publish(first(&streams), &mut vec![Input::Event(Event::of(message))], Timestamp::now());
+        let request = Request { begin: Begin::At(Point::Earliest), ..request("a") };
+        let mut body = Body::new(streams.open(request, Timestamp::now()));
+        let mut next = async || std::future::poll_fn(|cx| body.poll_next(cx)).await;
+        let mut sent = next().await.expect("what comes before it").to_vec();
+        assert!(sent.len() < 1024, "{}", sent.len());
+        assert_eq!(streams.end(Selection::All, Closing::Revoked, Timestamp::now(), Duration::ZERO), 1);
+        while let Some(part) = next().await {
+            sent.extend_from_slice(&part);
+        }
+        let text = String::from_utf8(sent).unwrap();
+        let (before, behind) = text.split_once(str::from_utf8(&payload).unwrap()).expect("the event");
+        let id = before.lines().rev().find(|line| line.starts_with("id: ")).unwrap();
+        assert_eq!(behind, format!("\"}}\n\n{id}\nevent: brokercast.closing\ndata: {{\"reason\":\"revoked\"}}\n\n"));
     }
 }

@@ -1,10 +1,10 @@
 //! Writes one stream to its socket until it is live: cleartext HTTP/1.1, chunked.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
@@ -35,14 +35,14 @@ pub(crate) async fn catch_up<S: AsyncRead + AsyncWrite + Unpin>(
         match next {
             Next::Live(live, id, _) => return Some((socket, live, id)),
             Next::Last(bytes) => {
-                if write(&mut socket, &chunk(&bytes), stall, &hub).await.is_ok() {
+                if write_chunk(&mut socket, &[bytes], stall, &hub).await.is_ok() {
                     end(&mut socket, stall, &hub).await;
                 }
                 return None;
             }
-            Next::Send(bytes, rest) => {
+            Next::Send(parts, rest) => {
                 behind = rest;
-                if let Err(error) = write(&mut socket, &chunk(&bytes), stall, &hub).await {
+                if let Err(error) = write_chunk(&mut socket, &parts, stall, &hub).await {
                     if error.kind() == io::ErrorKind::TimedOut {
                         behind.abandon(Closing::Slow);
                     }
@@ -53,22 +53,22 @@ pub(crate) async fn catch_up<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-fn chunk(bytes: &Bytes) -> Bytes {
-    let mut out = BytesMut::with_capacity(bytes.len() + 24);
-    frame::chunk_head(&mut out, bytes.len());
-    out.extend_from_slice(bytes);
-    out.extend_from_slice(frame::CHUNK_END);
-    out.freeze()
+/// Writes parts as one chunk, without copying them.
+async fn write_chunk(socket: &mut (impl AsyncWrite + Unpin), parts: &[Bytes], stall: Duration, hub: &Hub) -> io::Result<()> {
+    let mut head = Vec::new();
+    frame::chunk_head(&mut head, parts.iter().map(Bytes::len).sum());
+    let slices = [&head[..]].into_iter().chain(parts.iter().map(|part| &part[..])).chain([frame::CHUNK_END]);
+    write(socket, &mut slices.map(IoSlice::new).collect::<Vec<_>>(), stall, hub).await
 }
 
 /// Counts what the socket takes, and that it took nothing for `stall`.
-async fn write(socket: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8], stall: Duration, hub: &Hub) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match timeout(stall, socket.write(bytes)).await {
+async fn write(socket: &mut (impl AsyncWrite + Unpin), mut slices: &mut [IoSlice<'_>], stall: Duration, hub: &Hub) -> io::Result<()> {
+    while !slices.is_empty() {
+        match timeout(stall, socket.write_vectored(slices)).await {
             Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(Ok(n)) => {
                 hub.deliveries().sent(Transport::Http11, 0, n as u64);
-                bytes = &bytes[n..];
+                IoSlice::advance_slices(&mut slices, n);
             }
             Ok(Err(error)) => return Err(error),
             Err(_) => {
@@ -81,7 +81,7 @@ async fn write(socket: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8], stall: 
 }
 
 async fn end(socket: &mut (impl AsyncWrite + Unpin), stall: Duration, hub: &Hub) {
-    if write(socket, frame::LAST_CHUNK, stall, hub).await.is_ok() {
+    if write(socket, &mut [IoSlice::new(frame::LAST_CHUNK)], stall, hub).await.is_ok() {
         // The client sees the end even if it has gone meanwhile.
         socket.shutdown().await.unwrap_or_default();
     }

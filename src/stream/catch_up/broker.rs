@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use super::CatchUp;
+use bytes::Bytes;
+
 use super::followed::{Origin, Track, followed};
+use super::{CatchUp, Out, Streams};
 use crate::cursor::{Point, Position};
 use crate::event::{Event, Gap, GapReason, Message, SourceKey};
 use crate::frame;
 use crate::history;
-use crate::hub::State;
+use crate::hub::{SourceInfo, State};
 use crate::route::Router;
 use crate::source::Item;
 use crate::subject::Pattern;
@@ -23,7 +25,7 @@ pub(super) struct Reading {
     /// Tells it from this client's other readings.
     number: u32,
     /// For [`Point::Last`], the newest event of each subject, after routing: sequence and body.
-    last: BTreeMap<String, (u64, Vec<u8>)>,
+    last: BTreeMap<String, (u64, Vec<Bytes>)>,
     last_bytes: usize,
     /// For [`Point::Last`], the last sequence that was read: a reader that had to be opened again begins before it.
     reached: Option<u64>,
@@ -31,10 +33,11 @@ pub(super) struct Reading {
 
 impl Reading {
     /// Keeps an event until it is known whether routing gave a newer one the same subject.
-    fn keep(&mut self, subject: &str, seq: u64, body: Vec<u8>) {
-        self.last_bytes += body.len();
+    fn keep(&mut self, subject: &str, seq: u64, body: Vec<Bytes>) {
+        let length = |body: &[Bytes]| body.iter().map(Bytes::len).sum::<usize>();
+        self.last_bytes += length(&body);
         if let Some((_, old)) = self.last.insert(subject.to_owned(), (seq, body)) {
-            self.last_bytes -= old.len();
+            self.last_bytes -= length(&old);
         }
     }
 }
@@ -154,11 +157,14 @@ impl CatchUp {
             self.sources[source].origin = Origin::Log;
         }
         if let Some(event) = event {
-            self.client.events += 1;
-            self.client.write_id(&mut self.out);
-            let body = self.body(source, &event);
-            self.out.extend_from_slice(&body);
+            self.write_event(source, &event);
         }
+    }
+
+    fn write_event(&mut self, source: usize, event: &Event) {
+        self.client.events += 1;
+        self.client.write_id(self.out.own());
+        self.out.push_event(event, self.filter.form(), origin(&self.sources[source].info, &self.streams));
     }
 
     /// Notes how far the newest of each subject were read; whether this is beyond.
@@ -185,8 +191,8 @@ impl CatchUp {
             None => {}
         }
         if wanted {
-            self.client.write_id(&mut self.out);
-            frame::gap(&mut self.out, self.sources[source].info.name.as_str(), gap);
+            self.client.write_id(self.out.own());
+            frame::gap(self.out.own(), self.sources[source].info.name.as_str(), gap);
         }
     }
 
@@ -204,30 +210,21 @@ impl CatchUp {
             None => {}
         }
         if last {
-            self.client.write_id(&mut self.out);
-            self.out.push(b'\n');
+            self.client.write_id(self.out.own());
+            self.out.own().push(b'\n');
         }
         self.sources[source].at_tail = true;
     }
 
-    fn body(&self, source: usize, event: &Event) -> Vec<u8> {
-        let origin = frame::Origin { source: self.sources[source].info.name.as_str(), epoch: self.streams.hub.epoch(), seq: 0 };
-        let mut body = Vec::new();
-        frame::body(&mut body, event, self.filter.form(), origin);
-        body
-    }
-
     fn keep_last(&mut self, source: usize, router: &Router, event: &Event, seq: u64) {
-        let body = self.body(source, event);
         if router.keeps_apart() {
             // Until all have come, all are wanted again: the cursor stays where it is.
-            self.client.events += 1;
-            self.client.write_id(&mut self.out);
-            self.out.extend_from_slice(&body);
-            return;
+            return self.write_event(source, event);
         }
+        let mut body = Out::new(self.streams.settings.share);
+        body.push_event(event, self.filter.form(), origin(&self.sources[source].info, &self.streams));
         let Some(reading) = &mut self.reading else { return };
-        reading.keep(event.subject.as_str(), seq, body);
+        reading.keep(event.subject.as_str(), seq, body.take());
         if reading.last_bytes > LAST {
             self.write_last();
         }
@@ -241,8 +238,13 @@ impl CatchUp {
         events.sort_unstable_by_key(|(seq, _)| *seq);
         self.client.events += events.len() as u64;
         for (_, body) in events {
-            self.client.write_id(&mut self.out);
-            self.out.extend_from_slice(&body);
+            self.client.write_id(self.out.own());
+            body.iter().for_each(|part| self.out.push(part, 0..part.len()));
         }
     }
+}
+
+/// What an event without a position is called in a CloudEvents envelope.
+fn origin<'a>(source: &'a SourceInfo, streams: &Streams) -> frame::Origin<'a> {
+    frame::Origin { source: source.name.as_str(), epoch: streams.hub.epoch(), seq: 0 }
 }

@@ -14,8 +14,8 @@ fn newest_events_that_have_left_their_window_are_not_kept_for_a_client_that_read
     let mut stream = streams.open(Request { begin: Begin::At(Point::Last), ..request(">") }, now);
     let mut text = String::new();
     while !text.contains("early.1") {
-        let Step::Send(bytes) = stream.step(now) else { panic!("nothing is sent: {text}") };
-        text.push_str(std::str::from_utf8(&bytes).unwrap());
+        let Step::Send(parts) = stream.step(now) else { panic!("nothing is sent: {text}") };
+        text.push_str(std::str::from_utf8(&parts.concat()).unwrap());
     }
     assert!(text.contains("early.0") && !text.contains("early.2"), "{text}");
     (0..200).for_each(|_| drop(hub.publish(core, &mut vec![named("late", None)], now)));
@@ -38,8 +38,8 @@ fn newest_events_that_were_found_before_a_change_of_routes_are_not_sent_after_it
     let mut stream = streams.open(Request { begin: Begin::At(Point::Last), ..request(">") }, now);
     let mut text = String::new();
     while !text.contains("demo.sent") {
-        if let Step::Send(bytes) = stream.step(now) {
-            text.push_str(std::str::from_utf8(&bytes).unwrap());
+        if let Step::Send(parts) = stream.step(now) {
+            text.push_str(std::str::from_utf8(&parts.concat()).unwrap());
         }
     }
     assert!(!text.contains("found"), "{text}");
@@ -63,14 +63,14 @@ fn an_event_that_is_overtaken_while_a_client_reads_the_newest_comes_once() {
     let mut stream = streams.open(Request { begin: Begin::At(Point::Last), ..request(">") }, now);
     let mut text = String::new();
     while !text.contains("\"data\":\"a\"") {
-        let Step::Send(bytes) = stream.step(now) else { continue };
-        text.push_str(std::str::from_utf8(&bytes).unwrap());
+        let Step::Send(parts) = stream.step(now) else { continue };
+        text.push_str(std::str::from_utf8(&parts.concat()).unwrap());
     }
     hub.publish(core, &mut vec![named("c", None), named("c", None)], now);
     let before = text.len();
     loop {
         match stream.step(now) {
-            Step::Send(bytes) => text.push_str(std::str::from_utf8(&bytes).unwrap()),
+            Step::Send(parts) => text.push_str(std::str::from_utf8(&parts.concat()).unwrap()),
             Step::Again => {}
             Step::Live => break,
             Step::Wait { .. } => panic!("{text}"),

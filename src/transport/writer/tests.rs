@@ -288,3 +288,42 @@ async fn a_client_that_is_far_behind_lets_others_have_their_turn_after_each_piec
     }
     assert!(pieces >= 4 && turns >= pieces - 1, "{turns} turns of others between {pieces} pieces");
 }
+
+#[tokio::test]
+async fn a_client_that_catches_up_gets_large_events_in_whole_chunks() {
+    let world = world(1, Duration::from_secs(10));
+    let mut payloads: Vec<_> = (0..4).map(|n| n.to_string().repeat(1 << 20)).collect();
+    payloads.push("end".to_owned());
+    world.publish_all("a", &payloads);
+    // The first goes with the head.
+    let request = Request { begin: Begin::At(Point::Earliest), ..request("a") };
+    let client = std::thread::spawn({
+        let address = world.listener.local_addr().unwrap();
+        move || {
+            let mut client = TcpStream::connect(address).unwrap();
+            client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            let mut text = Vec::new();
+            let mut buffer = vec![0; 64 << 10];
+            while !text.ends_with(b"data: end\n\n\r\n") {
+                let n = client.read(&mut buffer).unwrap();
+                assert_ne!(n, 0, "it has ended");
+                text.extend_from_slice(&buffer[..n]);
+            }
+            text
+        }
+    });
+    let (socket, _) = world.listener.accept().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let mut stream = world.streams.open(request, Timestamp::now());
+    stream.step(Timestamp::now());
+    world.writer.write(tokio::net::TcpStream::from_std(socket).unwrap(), stream, 0).await;
+    let read = client.join().unwrap();
+    let (mut rest, mut text) = (&read[..], Vec::new());
+    while let Some(line) = memchr::memmem::find(rest, b"\r\n") {
+        let size = usize::from_str_radix(std::str::from_utf8(&rest[..line]).unwrap(), 16).unwrap();
+        let (chunk, behind) = rest[line + 2..].split_at(size);
+        text.extend_from_slice(chunk);
+        rest = behind.strip_prefix(b"\r\n").expect("a chunk's end");
+    }
+    assert!(lines(&text) == payloads[1..], "{} bytes", text.len());
+}

@@ -322,8 +322,8 @@ fn a_loop_that_is_stopped_ends() {
 fn resumed(Returned { live, last_id, .. }: Returned<FakeSocket>, now: Timestamp) -> (Vec<usize>, String) {
     let mut stream = live.resume(&last_id, now);
     let mut text = String::new();
-    while let crate::stream::Step::Send(bytes) = stream.step(now) {
-        text.push_str(std::str::from_utf8(&bytes).unwrap());
+    while let crate::stream::Step::Send(parts) = stream.step(now) {
+        text.push_str(std::str::from_utf8(&parts.concat()).unwrap());
     }
     assert!(!text.contains("gap"), "{text}");
     (text.split('\n').filter_map(|line| line.strip_prefix("data: ")?.parse().ok()).collect(), text)
@@ -528,8 +528,8 @@ fn a_stream_whose_log_is_cut_when_all_that_it_was_sent_is_trimmed_goes_on_from_t
     let Returned { live, last_id, .. } = world.writer.io().returned.pop().expect("its log was cut");
     let mut stream = live.resume(&last_id, now.system);
     let mut text = String::new();
-    while let crate::stream::Step::Send(bytes) = stream.step(now.system) {
-        text.push_str(std::str::from_utf8(&bytes).unwrap());
+    while let crate::stream::Step::Send(parts) = stream.step(now.system) {
+        text.push_str(std::str::from_utf8(&parts.concat()).unwrap());
     }
     assert!(!text.contains("gap") && text.contains("data: 2\n"), "last id {:?}: {text}", String::from_utf8_lossy(&last_id));
 }
