@@ -376,6 +376,7 @@ impl Bridge {
             draining: self.draining.clone(),
             open: Box::new(move |request| Handover::new(streams.open(request, Timestamp::now()))),
             budget: http::Budget::default(),
+            pages: http::Budget::default(),
             agents: http::Agents::default(),
             refusals: rooms.refusals.clone(),
             traces: self.reloader.traces.clone(),

@@ -91,6 +91,8 @@ pub(crate) struct Rooms {
     pub(crate) inbox: Box<FindInbox>,
     /// For the messages that publishers send.
     pub(crate) budget: Budget,
+    /// For own pages that clients have not taken yet.
+    pub(crate) pages: Budget,
     /// Cancelled when no stream is to be opened any more.
     pub(crate) draining: CancellationToken,
     /// Opens a stream. Never waits.
@@ -280,25 +282,26 @@ async fn dispatch(rooms: &Arc<Rooms>, policy: &Arc<Policy>, request: Request) ->
         "/events" => events::answer(state, policy, request).await,
         "/session" => session::answer(state, policy, request).await,
         path if path.starts_with("/publish/") => publish::answer(state, policy, request).await,
-        _ => page(&policy, request).await,
+        _ => page(rooms, &policy, request).await,
     }
 }
 
 /// Everything outside the API: the dashboard, the operator's own pages, else 404.
-async fn page(policy: &Policy, request: Request) -> Response {
-    let path = request.uri().path();
+async fn page(rooms: &Rooms, policy: &Policy, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    let path = parts.uri.path();
     let moved = |to: &'static str| {
-        let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
+        let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
         (http::StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, format!("{to}{query}"))]).into_response()
     };
     let answer = if !policy.base.is_empty() && path == policy.base {
         // Without the slash the page's relative links would be wrong.
         Ok(moved("/"))
     } else if let Some(page) = policy.dashboard.as_ref().filter(|_| dashboard::PATHS.contains(&path)) {
-        page.answer(request.method(), path)
+        page.answer(&parts.method, path)
     } else if let Some(files) = policy.dashboards.as_ref().filter(|_| path == "/dashboards" || path.starts_with("/dashboards/")) {
         match path.strip_prefix("/dashboards/") {
-            Some(rest) => files.answer(request.method(), rest, request.headers()).await,
+            Some(rest) => files.answer(&parts.method, rest, &parts.headers, client_of(&parts), &rooms.pages).await,
             None => Ok(moved("/dashboards/")),
         }
     } else {

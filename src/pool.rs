@@ -72,7 +72,7 @@ struct Waiter {
 }
 
 /// The address that is counted: IPv4 as it is, IPv6 by its /64 network, because a client usually has one of those to itself.
-fn counted(address: IpAddr) -> IpAddr {
+pub(crate) fn counted(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
         v4 => v4,

@@ -1,4 +1,5 @@
-//! How many bytes of published messages may be on their way: received in part, or not taken in yet.
+//! How many bytes may be on their way: of published messages, received in part or not taken in yet; of own pages, which their
+//! clients have not taken yet.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,34 +8,40 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use parking_lot::Mutex;
 
-use crate::pool::Identity;
+use crate::pool::{Identity, counted};
 
-/// Of all publishers together. One message alone may be larger.
+/// Of all parties together. One message alone may be larger.
 const ON_THE_WAY: usize = 64 << 20;
 
-/// What all messages that are on their way share. A publisher may have as much as is left for others: so however many
+/// What all messages, or all pages, that are on their way share. A party may have as much as is left for others: so however many
 /// messages one begins, others can publish. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Budget(Arc<Mutex<Used>>);
 
 struct Used {
     free: usize,
-    by: HashMap<Publisher, usize>,
+    by: HashMap<Party, usize>,
 }
 
 /// Who has a share.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Publisher {
+pub(super) enum Party {
     Identity(Identity),
     /// Of somebody without a name.
     Address(IpAddr),
 }
 
-/// A message that is on its way. Its share of the budget is free when its last reference is gone.
+impl Party {
+    pub(super) fn at(address: IpAddr) -> Self {
+        Self::Address(counted(address))
+    }
+}
+
+/// A message or page that is on its way. Its share of the budget is free when its last reference is gone.
 pub(super) struct Held {
     payload: BytesMut,
     share: usize,
-    publisher: Publisher,
+    party: Party,
     budget: Budget,
 }
 
@@ -45,34 +52,34 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// A message of which nothing has come yet.
-    pub(super) fn hold(&self, publisher: Publisher) -> Held {
-        Held { payload: BytesMut::new(), share: 0, publisher, budget: self.clone() }
+    /// A message or page of which nothing has come yet.
+    pub(super) fn hold(&self, party: Party) -> Held {
+        Held { payload: BytesMut::new(), share: 0, party, budget: self.clone() }
     }
 }
 
 impl Used {
-    /// Takes `more` for a message that has `share`. False: there is not so much for its publisher.
-    fn take(&mut self, publisher: &Publisher, share: usize, more: usize) -> bool {
-        let all = self.by.get(publisher).copied().unwrap_or(0);
-        // The only message of a publisher may have all that is left.
+    /// Takes `more` for a message that has `share`. False: there is not so much for its party.
+    fn take(&mut self, party: &Party, share: usize, more: usize) -> bool {
+        let all = self.by.get(party).copied().unwrap_or(0);
+        // The only message of a party may have all that is left.
         let leaves_enough = all == share || all + more <= self.free.saturating_sub(more);
         if more > self.free || !leaves_enough {
             return false;
         }
         self.free -= more;
         if more > 0 {
-            self.by.insert(publisher.clone(), all + more);
+            self.by.insert(party.clone(), all + more);
         }
         true
     }
 
-    fn give_back(&mut self, publisher: &Publisher, share: usize) {
+    fn give_back(&mut self, party: &Party, share: usize) {
         self.free += share;
-        if let Some(all) = self.by.get_mut(publisher) {
+        if let Some(all) = self.by.get_mut(party) {
             *all -= share;
             if *all == 0 {
-                self.by.remove(publisher);
+                self.by.remove(party);
             }
         }
     }
@@ -81,20 +88,28 @@ impl Used {
 impl Held {
     /// Adds `data`. False: the budget is used up.
     pub(super) fn add(&mut self, data: &[u8]) -> bool {
-        let more = data.len().min(ON_THE_WAY - self.share);
-        if !self.budget.0.lock().take(&self.publisher, self.share, more) {
-            return false;
+        let reserved = self.reserve(data.len());
+        if reserved {
+            self.payload.extend_from_slice(data);
         }
-        self.share += more;
-        self.payload.extend_from_slice(data);
-        true
+        reserved
+    }
+
+    /// Takes a share for so many bytes, which are kept elsewhere. False: the budget is used up.
+    pub(super) fn reserve(&mut self, bytes: usize) -> bool {
+        let more = bytes.min(ON_THE_WAY - self.share);
+        let reserved = self.budget.0.lock().take(&self.party, self.share, more);
+        if reserved {
+            self.share += more;
+        }
+        reserved
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         if self.share > 0 {
-            self.budget.0.lock().give_back(&self.publisher, self.share);
+            self.budget.0.lock().give_back(&self.party, self.share);
         }
     }
 }
@@ -111,8 +126,8 @@ mod tests {
 
     use super::*;
 
-    fn publisher(number: u8) -> Publisher {
-        Publisher::Address([127, 0, 0, number].into())
+    fn publisher(number: u8) -> Party {
+        Party::Address([127, 0, 0, number].into())
     }
 
     fn is_unused(budget: &Budget) -> bool {

@@ -16,7 +16,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
 use tokio::time::Instant;
 
-use super::budget::{Held, Publisher};
+use super::budget::{Held, Party};
 use super::events::{LATER, Later, preflight};
 use super::problem::Problem;
 use super::sender::{Denied, identity_of};
@@ -89,7 +89,7 @@ async fn take(
         let detail = format!("no `http` source takes the subject `{subject}`");
         return Err((Problem::not_found(detail), Published::Unknown));
     };
-    let held = rooms.budget.hold(identity.map_or_else(|| Publisher::Address(client_of(parts)), Publisher::Identity));
+    let held = rooms.budget.hold(identity.map_or_else(|| Party::at(client_of(parts)), Party::Identity));
     let payload = read(held, policy, inbox.max_payload, &parts.headers, body).await?;
     let mut headers = Headers::default();
     if let Some(within) = within {

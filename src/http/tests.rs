@@ -81,6 +81,7 @@ impl Face {
                 Handover::gone()
             }),
             budget: Budget::default(),
+            pages: Budget::default(),
             agents: Agents::default(),
             refusals: Arc::new(Refusals::new(|_| {})),
             traces: Traces::default(),

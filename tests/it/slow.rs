@@ -42,6 +42,27 @@ async fn stuck_reader_delays_nobody_costs_no_memory_and_is_closed_after_max_stal
 }
 
 #[tokio::test]
+async fn own_pages_that_nobody_reads_take_no_descriptors_from_others() {
+    let pages = tempfile::tempdir().unwrap();
+    let big = pages.path().join("big.bin");
+    std::fs::File::create(&big).unwrap().set_len(30 << 20).unwrap();
+    std::fs::write(pages.path().join("small.html"), "small").unwrap();
+    let config = format!("{OPEN}\nserver: {{ dashboards: {} }}\nsubscribers: {{ max_stall: 10m }}\n", pages.path().display());
+    let bridge = Bridge::start(&config).await;
+    let before = bridge.process().descriptors();
+    let mut stuck = Vec::new();
+    for _ in 0..40 {
+        let mut raw = Raw::connect_narrow(&bridge.address()).await;
+        raw.send(format!("GET /dashboards/big.bin HTTP/1.1\r\nHost: {}\r\n\r\n", bridge.address())).await;
+        assert_eq!(raw.head().await.status, 200);
+        stuck.push(raw);
+    }
+    // Each has the one of its socket.
+    eventually("files to be closed", async || (bridge.process().descriptors() <= before + 40).then_some(())).await;
+    assert_eq!(bridge.get("/dashboards/small.html").send().await.unwrap().text().await.unwrap(), "small");
+}
+
+#[tokio::test]
 async fn slow_reader_that_comes_back_reads_on_without_loss() {
     let config = format!("{OPEN}\nwindow: {{ bytes: 64MiB }}\nsubscribers: {{ max_stall: 60s }}\n");
     let bridge = Bridge::start(&config).await;
