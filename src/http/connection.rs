@@ -31,7 +31,7 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 
 use super::announced;
-use super::body::Streams;
+use super::body::{BUFFER, Outgoing, Streams};
 use super::handoff::{Adopt, Io, Leaving};
 use super::lenient::Lenient;
 use super::listen::Listener;
@@ -188,7 +188,7 @@ impl Server {
             .max_pending_accept_reset_streams(32)
             .max_local_error_reset_streams(128)
             .max_header_list_size(u32::try_from(bounds.header_bytes).unwrap_or(u32::MAX))
-            .max_send_buf_size(64 << 10)
+            .max_send_buf_size(BUFFER)
             // Streams whose windows are shut send nothing, so pings show whether the client is there. One that only reads nothing for
             // a while leaves them unanswered too.
             .keep_alive_interval(bounds.heartbeat.clamp(Duration::from_secs(1), Duration::from_secs(20)))
@@ -435,9 +435,9 @@ struct Service {
 }
 
 impl hyper::service::Service<Request<Incoming>> for Service {
-    type Response = Response;
+    type Response = Response<Outgoing>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Outgoing>, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         // At each request: the connection may outlive the certificate, and the CA that is trusted may be another by now.
@@ -446,7 +446,8 @@ impl hyper::service::Service<Request<Incoming>> for Service {
         // An answer to HTTP/1.0 is not chunked, so hyper must write it.
         let may_leave = request.method() == Method::GET && request.version() == Version::HTTP_11;
         let leaving = self.leaving.clone().filter(|_| may_leave);
-        let watch = leaving.is_none().then(|| (self.streams.clone(), self.streams.enter()));
+        let http2 = request.version() == Version::HTTP_2;
+        let watch = leaving.is_none().then(|| self.streams.enter());
         let answer = self.router.clone().call(request.map(Body::new));
         Box::pin(async move {
             let mut response = answer.await?;
@@ -454,8 +455,8 @@ impl hyper::service::Service<Request<Incoming>> for Service {
                 leaving.prepare(&mut response);
             }
             Ok(match watch {
-                Some((streams, entered)) => streams.watch(entered, response),
-                None => response,
+                Some(entered) => entered.watch(response, http2),
+                None => response.map(Outgoing::Plain),
             })
         })
     }

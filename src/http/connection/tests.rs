@@ -62,11 +62,17 @@ impl Served {
             });
             async { Body::from_stream(futures_util::StreamExt::chain(first, rest)) }
         };
+        // A large event, and one behind it.
+        let large = || async {
+            let events = [Bytes::from(vec![b'x'; 256 << 10]), Bytes::from_static(b":\n\n")].map(Ok::<_, Infallible>);
+            Body::from_stream(futures_util::StreamExt::chain(stream::iter(events), stream::pending()))
+        };
         let verified = |request: Request| async move { request.extensions().get::<Peer>().unwrap().verified.to_string() };
         let router = Router::new()
             .route("/verified", get(verified))
             .route("/hello", get(|| async { "hello" }))
             .route("/torrent", get(torrent))
+            .route("/large", get(large))
             .route("/quiet", get(quiet));
         let stalled = Counter::default();
         let ends = Ends::default();
@@ -232,6 +238,63 @@ async fn a_stream_of_http2_whose_window_stays_shut_is_dropped_and_its_siblings_a
     assert!(format!("{reset:?}").contains("CANCEL"), "{reset:?}");
     drop((stuck, quiet));
     served.bodies_fall_to(0).await;
+}
+
+#[tokio::test]
+async fn a_stream_of_http2_that_takes_a_large_event_slowly_gets_all_of_it() {
+    let served = Served::start(None).await;
+    let mut client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    // A few KiB are sent each time that something is taken.
+    client.timer(TokioTimer::new()).initial_stream_window_size(4096).adaptive_window(false);
+    let (mut sender, connection) = client.handshake(TokioIo::new(served.connect().await)).await.unwrap();
+    served.tasks.spawn(connection);
+    let mut body = sender.send_request(ask("/large")).await.unwrap();
+    let mut taken = 0;
+    while taken < (256 << 10) + 3 {
+        let frame = timeout(Duration::from_secs(10), body.frame()).await.expect("more of it").expect("no end");
+        taken += frame.expect("no reset").into_data().unwrap().len();
+        tokio::time::sleep(BOUNDS.stall / 16).await;
+    }
+    assert_eq!(served.stalled.get(), 0);
+}
+
+/// A frame of HTTP/2 (RFC 9113 section 4.1), for a client that opens its windows itself.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+#[tokio::test]
+async fn streams_of_http2_that_share_a_slow_connection_are_kept_but_one_whose_window_stays_shut() {
+    const STREAMS: u32 = 12;
+    let served = Served::start(None).await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(16 << 10).unwrap();
+    let mut socket = socket.connect(served.address).await.unwrap();
+    // GET http://a/torrent in HPACK (RFC 7541). All windows are shut at first.
+    let head = b"\x82\x86\x04\x08/torrent\x01\x01a";
+    let open = (1_u32 << 30).to_be_bytes();
+    let mut hello = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]), &frame(8, 0, 0, &open)].concat();
+    for stream in (0..STREAMS).map(|n| 2 * n + 1) {
+        hello.extend(frame(1, 5, stream, head));
+        if stream > 1 {
+            hello.extend(frame(8, 0, stream, &open));
+        }
+    }
+    socket.write_all(&hello).await.unwrap();
+    let mut piece = vec![0; 8 << 10];
+    let (mut taken, mut kept) = (0, 0);
+    // Until the one is gone, and the others had their turn more than once.
+    while kept < 1 << 20 {
+        let n = timeout(Duration::from_secs(10), socket.read(&mut piece)).await.expect("more of it").unwrap();
+        assert!(n > 0, "the end, after {taken} bytes");
+        taken += n;
+        let bodies = served.bodies.load(SeqCst);
+        kept += if bodies < STREAMS as usize && taken > 64 << 10 { n } else { 0 };
+        assert!(taken < 16 << 20, "{bodies} bodies live");
+        tokio::time::sleep(BOUNDS.stall / 20).await;
+    }
+    assert_eq!((served.bodies.load(SeqCst), served.stalled.get()), (STREAMS as usize - 1, 1));
 }
 
 #[tokio::test]
