@@ -13,19 +13,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use lapin::message::Delivery;
 use lapin::types::ShortString;
+use lapin::{Channel, Consumer};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use self::log::{Ask, Log, at, beyond, first_left, joins, look, plan, position};
+use self::log::{Ask, Log, at, beyond, first_left, joins, leave, look, plan, position};
 use self::past::{Line, Passed, Past};
 use self::super_stream::{SuperStream, growth};
 use super::amqp::Amqp;
 use super::amqp::acks::Acks;
 use super::amqp::error::is_internal;
 use super::amqp::feed::{Came, Feed, Reads, next};
+use super::amqp::flow;
 use super::amqp::link::Link;
 use super::amqp::publish::publish;
 use super::amqp::queue::{message, stamped};
@@ -49,6 +52,8 @@ mod tests;
 const ACK_DELAY: Duration = Duration::from_millis(100);
 /// What may be on its way to one reader of history, who may be slow.
 const HISTORY_PREFETCH: u16 = 256;
+/// The same of large messages: the broker has them all in memory until they are sent.
+const LARGE_PREFETCH: u16 = 16;
 /// So many messages come one by one behind one that the broker cannot deliver, for such ones seldom come alone.
 const CAREFUL: u32 = 64;
 /// A replica of the stream may be behind the one that a position was read from: so long it may catch up.
@@ -60,7 +65,8 @@ const EARLIEST_TIME: u64 = 1_000_000_000;
 pub(super) struct Stream {
     amqp: Arc<Amqp>,
     queue: ShortString,
-    /// All readers of history share one connection, for each has a thread and buffers.
+    /// Readers of history share one connection, for each has a thread and buffers. But those of large messages have their own: what
+    /// waits for them is bounded in bytes by not reading the socket, which would hold up all who share it.
     shared: Mutex<Weak<Link>>,
     /// What feeds it was deleted while it was read: messages may have been lost before they came to it.
     unfed: Arc<AtomicBool>,
@@ -125,8 +131,13 @@ impl Stream {
         let plan = plan(start, log.as_ref());
         let prefetch = if live { self.amqp.config.prefetch } else { HISTORY_PREFETCH.min(self.amqp.config.prefetch) };
         let unfed = live.then(|| Arc::clone(&self.unfed));
-        let home = Home { source: Arc::clone(&self.amqp), queue: self.queue.clone(), live, prefetch };
-        let line = Line::open(link, &self.queue, prefetch, at(plan.from)).await?;
+        let mut home = Home { source: Arc::clone(&self.amqp), queue: self.queue.clone(), live, prefetch };
+        let shared = !live && !log.is_some_and(|log| home.is_too_large(log.size));
+        if !live && !shared {
+            home.prefetch = prefetch.min(LARGE_PREFETCH);
+            link = Arc::new(Link::open(&self.amqp.config.broker, &self.amqp.name).await?);
+        }
+        let line = Line::open(link, &self.queue, home.prefetch, at(plan.from), (!shared).then(|| home.most())).await?;
         let unfed_before = unfed.as_ref().is_some_and(|unfed| unfed.swap(false, Ordering::Relaxed));
         let gap = plan.gap.or_else(|| unfed_before.then(|| unfed_gap(start)));
         let mut items: Vec<Item> = gap.map(Item::Gap).into_iter().collect();
@@ -135,11 +146,13 @@ impl Stream {
             items.push(Item::Tail(plan.tail));
         }
         Ok(Reader {
-            feed: home.feed(line, prefetch, upkeep),
+            feed: home.feed(line, home.prefetch, upkeep),
             unfed,
             passed: live.then(|| Arc::clone(&self.passed)),
             growth: if live { growth(self.whole.as_ref()) } else { None },
             home,
+            shared,
+            mean: 0,
             items,
             next: plan.from,
             expect: plan.expect,
@@ -251,12 +264,18 @@ struct Home {
 impl Home {
     fn feed(&self, line: Line, prefetch: u16, upkeep: Option<Recurring>) -> Feed {
         let Line { link, channel, consumer } = line;
-        let number = channel.id();
-        if self.live {
-            link.flow().meter(number);
-        }
-        let renewal = link.renewal();
+        let (number, renewal) = (channel.id(), link.renewal());
         Feed { consumer, acks: Acks::new(channel, prefetch, ACK_DELAY), upkeep, renewal, queue: self.queue.clone(), channel: number, link }
+    }
+
+    /// How many bytes may wait to be taken, over a connection of the reader's own.
+    fn most(&self) -> u64 {
+        if self.live { flow::LIVE } else { flow::HISTORY }
+    }
+
+    /// Whether so many messages of this size are too much to wait to be taken, where their number is the only bound.
+    fn is_too_large(&self, size: u64) -> bool {
+        size.saturating_mul(self.prefetch.into()) > self.most()
     }
 }
 
@@ -274,6 +293,10 @@ struct Reader {
     /// Of a super stream's first partition, read live.
     growth: Option<Recurring>,
     home: Home,
+    /// Others use its connection too.
+    shared: bool,
+    /// Bytes of the messages that came, in the mean of about the last eight.
+    mean: u64,
     /// To be handed out before anything else.
     items: Vec<Item>,
     /// The offset from which it reads, until something has come.
@@ -320,8 +343,16 @@ impl Reader {
         match self.last {
             // A hole: the broker's own notes, or messages that were dropped before this reader came to them.
             Some(before) if !joins(before, at.seq) => {
-                let (link, queue) = (Arc::clone(&self.feed.link), self.feed.queue.clone());
-                let first = Box::pin(async move { first_left(&link, &queue).await });
+                let (source, queue) = (Arc::clone(&self.home.source), self.feed.queue.clone());
+                let link = (self.home.live || self.shared).then(|| Arc::clone(&self.feed.link));
+                let first = Box::pin(async move {
+                    let link = match link {
+                        Some(link) => link,
+                        // Over this reader's own, the answer would come behind large messages that nobody takes meanwhile.
+                        None => Arc::new(Link::open(&source.config.broker, &source.name).await?),
+                    };
+                    first_left(&link, &queue).await
+                });
                 self.held = Some(Held { came, at, before, first });
             }
             before => {
@@ -332,17 +363,24 @@ impl Reader {
         Ok(())
     }
 
-    /// Makes another connection: a careful one goes on behind what the broker cannot deliver, any other as usual.
+    /// Makes a connection of its own: a careful one goes on behind what the broker cannot deliver, any other as usual.
     fn reopen(&mut self, careful: bool) {
         let from = self.last.map_or(self.next, |last| last.seq.saturating_add(1));
+        if !self.home.live {
+            self.home.prefetch = self.home.prefetch.min(LARGE_PREFETCH);
+        }
         let (source, queue, live, prefetch) = (Arc::clone(&self.home.source), self.home.queue.clone(), self.home.live, self.home.prefetch);
+        let most = self.home.most();
+        let before = (self.feed.acks.channel().clone(), self.feed.consumer.clone());
+        self.shared = false;
         self.careful = careful.then_some(0);
         self.passing = Some(Box::pin(async move {
             let passed = if careful {
                 Past { source: &source, queue: &queue }.pass(from).await?
             } else {
+                abandon(before).await;
                 let link = Arc::new(Link::open(&source.config.broker, &source.name).await?);
-                Passed { line: Line::open(link, &queue, prefetch, at(from)).await?, first: None, skipped: None }
+                Passed { line: Line::open(link, &queue, prefetch, at(from), Some(most)).await?, first: None, skipped: None }
             };
             let binding = if live { set_up(&passed.line.link, &source).await?.binding } else { None };
             let upkeep = upkeep(&passed.line.link, binding, &queue, None).await?;
@@ -444,7 +482,7 @@ impl Reads for Reader {
             }
             return Poll::Ready(Ok(()));
         }
-        if self.careful.is_some_and(|came| came >= CAREFUL) {
+        if self.careful.is_some_and(|came| came >= CAREFUL) || (self.shared && self.home.is_too_large(self.mean)) {
             self.reopen(false);
             return Poll::Ready(Ok(()));
         }
@@ -454,8 +492,10 @@ impl Reads for Reader {
                 Poll::Ready(Ok(()))
             }
             came => {
+                let came = came?;
                 self.careful = self.careful.map(|count| count + 1);
-                Poll::Ready(self.take(came?, batch))
+                self.mean = self.mean - self.mean / 8 + came.delivery.data.len() as u64 / 8;
+                Poll::Ready(self.take(came, batch))
             }
         }
     }
@@ -473,6 +513,15 @@ impl Reads for Reader {
             unfed.store(true, Ordering::Relaxed);
         }
         Poll::Ready(error)
+    }
+}
+
+/// Closes a consumer's channel. What is on its way to it is dropped as it comes: the library would keep it until then.
+async fn abandon((channel, mut consumer): (Channel, Consumer)) {
+    let drained = async { while let Some(Ok(_)) = consumer.next().await {} };
+    tokio::select! {
+        () = leave(&channel) => {}
+        () = drained => {}
     }
 }
 

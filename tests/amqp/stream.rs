@@ -115,6 +115,42 @@ async fn a_stream_is_read_from_any_place_and_by_every_reader_alike() {
     live.close().await;
 }
 
+/// Connections of the client library in this process: it has a thread for each.
+fn connections() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap_or_default());
+    names.filter(|name| name.starts_with("lapin")).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_history_of_large_messages_has_a_connection_of_its_own_and_misses_nothing() {
+    let rabbit = Rabbit::start().await;
+    let client = rabbit.client().await;
+    let trades = trades(&rabbit);
+    drop(Reading::open(&trades, Start::Now).await.unwrap());
+    let sizes: Vec<usize> = (0..700).map(|n| if (300..330).contains(&n) { 1 << 20 } else { 0 }).collect();
+    for (n, size) in sizes.iter().enumerate() {
+        client.publish("trades", "t", format!("{n}{}", " ".repeat(*size)).as_bytes()).await;
+    }
+    let read = |messages: &[Message]| texts(messages).iter().map(|text| text.trim_end().to_owned()).collect::<Vec<_>>();
+    // One that waits at the end keeps the shared connection.
+    let mut small = Reading::history(&trades, Start::Now).await.unwrap();
+    small.until(|items| !items.is_empty()).await;
+    eventually("the connection of the live reader to end", async || (connections() == 2).then_some(())).await;
+    let mut whole = Reading::history(&trades, Start::Earliest).await.unwrap();
+    assert_eq!(connections(), 2, "it begins with small messages");
+    let messages = whole.messages(700).await;
+    assert_eq!(read(&messages), numbers(0, 700));
+    assert_eq!((whole.gaps().len(), connections()), (0, 3));
+    drop(whole);
+    // One that begins where they are large has its own from the beginning.
+    eventually("the large one's connection to end", async || (connections() == 2).then_some(())).await;
+    let mut large = Reading::history(&trades, Start::After(messages[310].position.unwrap())).await.unwrap();
+    assert_eq!(connections(), 3);
+    assert_eq!(read(&large.messages(389).await), numbers(311, 700));
+    assert!(large.gaps().is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_was_deleted_is_made_again_and_that_is_a_reset() {
     let rabbit = Rabbit::start().await;

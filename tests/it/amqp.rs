@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions};
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
 
 use crate::support::bridge::{numbers, run};
@@ -273,4 +273,34 @@ sources:
     assert!(start.elapsed() < Duration::from_secs(17), "{:?}", start.elapsed());
     rabbit.thaw();
     bridge.source_is("trades", "up").await;
+}
+
+#[tokio::test]
+async fn history_of_large_messages_takes_little_memory() {
+    let rabbit = Rabbit::start().await;
+    let client = rabbit.client().await;
+    let (durable, mut table) = (QueueDeclareOptions { durable: true, ..Default::default() }, FieldTable::default());
+    table.insert("x-queue-type".into(), AMQPValue::LongString("stream".into()));
+    client.channel.queue_declare("large".into(), durable, table).await.unwrap();
+    let large = vec![b'x'; 2 << 20];
+    for _ in 0..200 {
+        client.publish("", "large", &large).await;
+    }
+    // They are above `max_payload`: clients see gaps. The broker sends faster than is read.
+    let config = format!(
+        r#"
+auth: {{ anonymous: {{ subscribe: [">"] }} }}
+window: {{ bytes: 1MiB }}
+history: {{ rate: 16MiB }}
+sources: {{ large: {{ amqp: {{ url: "{}", queue: large, queue_type: stream }} }} }}
+"#,
+        rabbit.url()
+    );
+    let bridge = Bridge::start(&config).await;
+    publish_numbers(&client, "", "large", [200]).await;
+    let before = bridge.process().peak_memory();
+    let mut sse = bridge.subscribe("since=all").await;
+    assert_eq!(next_numbers(&mut sse, 1).await, [200]);
+    let grown = (bridge.process().peak_memory() - before) >> 20;
+    assert!(grown < 128, "it took {grown} MiB for a log of 400 MiB");
 }

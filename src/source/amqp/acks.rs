@@ -42,6 +42,11 @@ impl Acks {
         Self { channel, batch, delay, taken: 0, covered: 0, sent: 0, due: None, flight: None }
     }
 
+    /// The channel that they belong to.
+    pub(in crate::source) fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
     /// A message was handed out.
     pub(in crate::source) fn took(&mut self, tag: u64) {
         self.taken = tag;

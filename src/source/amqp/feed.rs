@@ -17,6 +17,9 @@ use super::link::Link;
 use super::recurring::Recurring;
 use crate::source::{Item, SourceError};
 
+/// So many bytes of payloads are handed out at a time, and one message more.
+const BATCH: usize = 4 << 20;
+
 /// A consumer of a queue or a stream.
 pub(in crate::source) struct Feed {
     pub(in crate::source) consumer: Consumer,
@@ -98,7 +101,8 @@ pub(in crate::source) trait Reads: Send {
     }
 }
 
-/// Waits for something, then appends all that is ready, at most about `limit` items.
+/// Waits for something, then appends all that is ready, at most about `limit` items. What the socket brings meanwhile is ready too,
+/// so large messages are bounded by their bytes.
 pub(in crate::source) fn next<'a>(
     reader: &'a mut impl Reads,
     batch: &'a mut Vec<Item>,
@@ -106,11 +110,15 @@ pub(in crate::source) fn next<'a>(
 ) -> BoxFuture<'a, Result<(), SourceError>> {
     let before = batch.len();
     Box::pin(poll_fn(move |cx| {
-        while batch.len() - before < limit {
+        let (mut seen, mut bytes) = (before, 0);
+        while batch.len() - before < limit && bytes < BATCH {
             match reader.poll_step(cx, batch) {
                 Poll::Pending => break,
                 Poll::Ready(taken) => taken?,
             }
+            bytes +=
+                batch[seen..].iter().map(|item| if let Item::Message(message) = item { message.payload.len() } else { 0 }).sum::<usize>();
+            seen = batch.len();
         }
         if let Poll::Ready(error) = reader.poll_duties(cx) {
             return Poll::Ready(Err(error));

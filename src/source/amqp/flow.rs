@@ -8,21 +8,26 @@ use std::task::Context;
 
 use futures_util::task::AtomicWaker;
 
-/// So much may wait, and one message more.
-pub(in crate::source) const MOST: u64 = 32 << 20;
+/// So much may wait for a live reader, and one message more.
+pub(in crate::source) const LIVE: u64 = 32 << 20;
+/// The same for a reader of history. There are several of them.
+pub(in crate::source) const HISTORY: u64 = 8 << 20;
 
 /// What waits for the consumer of one channel. Without such a channel nothing is measured.
 #[derive(Debug, Default)]
 pub(in crate::source) struct Flow {
     channel: AtomicU16,
+    /// So much may wait, and one message more.
+    most: AtomicU64,
     messages: AtomicU64,
     bytes: AtomicU64,
     waker: AtomicWaker,
 }
 
 impl Flow {
-    /// Measures this channel from now on.
-    pub(in crate::source) fn meter(&self, channel: u16) {
+    /// Measures this channel from now on: so many bytes may wait, and one message more.
+    pub(in crate::source) fn meter(&self, channel: u16, most: u64) {
+        self.most.store(most, Ordering::SeqCst);
         self.channel.store(channel, Ordering::SeqCst);
     }
 
@@ -45,14 +50,18 @@ impl Flow {
         };
         less(&self.messages, 1);
         let before = less(&self.bytes, size as u64);
-        if before > MOST / 2 {
+        if before > self.most() / 2 {
             self.waker.wake();
         }
     }
 
+    fn most(&self) -> u64 {
+        self.most.load(Ordering::SeqCst)
+    }
+
     /// Whether enough waits. If so, the waker is woken when that changes, and at least one whole message can be taken.
     pub(in crate::source) fn full(&self, cx: &mut Context<'_>) -> bool {
-        let full = || self.bytes.load(Ordering::SeqCst) > MOST && self.messages.load(Ordering::SeqCst) > 0;
+        let full = || self.bytes.load(Ordering::SeqCst) > self.most() && self.messages.load(Ordering::SeqCst) > 0;
         if !full() {
             return false;
         }

@@ -19,7 +19,7 @@ use super::feed::{Came, Feed, Reads, next};
 use super::link::{Link, answer};
 use super::topology::{Memory, Place, set_up};
 use super::upkeep::upkeep;
-use super::{Amqp, Names, headers, sections};
+use super::{Amqp, Names, flow, headers, sections};
 use crate::cursor::Position;
 use crate::event::{Gap, GapReason, Message, Timestamp};
 use crate::source::{Connection, ErrorKind, Item, SourceError};
@@ -48,7 +48,7 @@ impl Reader {
         let Place { queue, binding } = set_up(&link, source).await?;
         let upkeep = upkeep(&link, binding, &queue, Some(&source.memory)).await?;
         let channel = link.channel().await?;
-        link.flow().meter(channel.id());
+        link.flow().meter(channel.id(), flow::LIVE);
         let consumer = consume(&link, &channel, &queue, config.prefetch, FieldTable::default()).await?;
         let (number, acks) = (channel.id(), Acks::new(channel, config.prefetch, ACK_DELAY));
         let renewal = link.renewal();

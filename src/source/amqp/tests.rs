@@ -255,10 +255,10 @@ fn scrubbed(bytes: &[u8], cut: usize, odd: &OddKeys) -> Vec<u8> {
 #[test]
 fn what_waits_is_measured_in_whole_messages() {
     let flow = Flow::default();
-    flow.meter(1);
+    flow.meter(1, flow::LIVE);
     let header = |channel, size: u64| frame(2, channel, &[&[0, 60, 0, 0][..], &size.to_be_bytes(), &[0, 0]].concat());
-    let half = vec![0; usize::try_from(flow::MOST / 2).expect("fits")];
-    let mut bytes = [header(1, flow::MOST), frame(3, 1, &half), header(2, 9), frame(3, 1, &half), header(1, 1), frame(3, 1, b"x")].concat();
+    let half = vec![0; usize::try_from(flow::LIVE / 2).expect("fits")];
+    let mut bytes = [header(1, flow::LIVE), frame(3, 1, &half), header(2, 9), frame(3, 1, &half), header(1, 1), frame(3, 1, b"x")].concat();
     let all = bytes.len();
     let (mut scrub, mut cx) = (Scrub::default(), std::task::Context::from_waker(std::task::Waker::noop()));
     for (seen, full) in [(100, false), (all - 50, false), (all - 1, false), (all, true)] {

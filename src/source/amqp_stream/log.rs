@@ -5,6 +5,7 @@
 //! at the start, at the wanted place and at the end, in this order on one channel. Once the last has brought something, the
 //! others mostly have too; what must come is waited for.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -43,6 +44,8 @@ pub(super) struct Log {
     pub(super) last: Position,
     /// Bytes that a message of these days takes in a window.
     pub(super) mean: u64,
+    /// Bytes of a message where a reader begins or at the end, whichever is more. It is a guess for those between.
+    pub(super) size: u64,
 }
 
 /// A place that one wants to know of.
@@ -133,7 +136,9 @@ impl Look<'_> {
             Some(wanted) => self.wanted(wanted, ask, end).await?,
             None => None,
         };
-        Ok(Some(Log { first: self.place(&head)?, unread: None, at, last: end, mean }))
+        let size = mean.max(at.as_ref().unwrap_or(&head).data.len() as u64);
+        let at = at.map(|at| self.place(&at)).transpose()?;
+        Ok(Some(Log { first: self.place(&head)?, unread: None, at, last: end, mean, size }))
     }
 
     /// Waits for the first message of the last chunk. The stream's first message may come before it. Returns `None` when
@@ -168,9 +173,24 @@ impl Look<'_> {
         let (mut count, mut bytes, mut credit) = (1, delivery.data.len() as u64, u64::from(PIECE) - 1);
         loop {
             // What the broker sends before the answer to a question has arrived before that answer.
-            let asked = answer("reading the end of a stream", self.channel.basic_qos(PIECE, BasicQosOptions::default())).await?;
-            asked.map_err(|e| lost(self.queue, Some(e)))?;
-            while let Some(next) = last.next().now_or_never() {
+            let mut asking = pin!(answer("reading the end of a stream", self.channel.basic_qos(PIECE, BasicQosOptions::default())));
+            let mut answered = false;
+            loop {
+                let next = if answered {
+                    let Some(next) = last.next().now_or_never() else { break };
+                    next
+                } else {
+                    // They may be large, so they are taken as they come.
+                    tokio::select! {
+                        biased;
+                        next = last.next() => next,
+                        asked = &mut asking => {
+                            asked?.map_err(|e| lost(self.queue, Some(e)))?;
+                            answered = true;
+                            continue;
+                        }
+                    }
+                };
                 delivery = some(next, self.queue)?;
                 count += 1;
                 bytes += delivery.data.len() as u64;
@@ -186,7 +206,7 @@ impl Look<'_> {
     }
 
     /// The first message at the wanted place or behind it, if there is one.
-    async fn wanted(&self, wanted: &mut Consumer, ask: Ask, end: Position) -> Result<Option<Position>, SourceError> {
+    async fn wanted(&self, wanted: &mut Consumer, ask: Ask, end: Position) -> Result<Option<Delivery>, SourceError> {
         // An offset up to the end must come; whether a time lies behind the end is not known.
         let must = matches!(ask, Ask::Offset(offset) if offset <= end.seq);
         let may = must || matches!(ask, Ask::Since(_));
@@ -205,7 +225,7 @@ impl Look<'_> {
             came = timeout(if must { COMES } else { EMPTY }, either).await.ok();
         }
         match came {
-            Some(delivery) => self.place(&some(delivery, self.queue)?).map(Some),
+            Some(delivery) => some(delivery, self.queue).map(Some),
             None if must => Err(SourceError::lost("the broker does not answer (reading a place in a stream)")),
             None => Ok(None),
         }
@@ -227,7 +247,7 @@ pub(super) async fn first_left(link: &Link, queue: &ShortString) -> Result<u64, 
     Ok(first)
 }
 
-async fn leave(channel: &Channel) {
+pub(super) async fn leave(channel: &Channel) {
     // One that cannot be closed has gone with its connection.
     if let Ok(Err(e)) = answer("closing a channel", channel.close(200, ShortString::from("done"))).await {
         tracing::debug!(error = %e, "a channel was gone already");

@@ -60,7 +60,7 @@ pub(super) struct Past<'a> {
 impl Past<'_> {
     async fn attach(&self, spec: AMQPValue) -> Result<Brought, SourceError> {
         let link = Arc::new(Link::open(&self.source.config.broker, &self.source.name).await?);
-        match Line::open(link, self.queue, 1, spec).await {
+        match Line::open(link, self.queue, 1, spec, None).await {
             Ok(line) => line.brings(self.queue).await,
             Err(e) if is_internal(&e) => Ok(Brought::Unreadable),
             Err(e) => Err(e),
@@ -130,7 +130,7 @@ impl Past<'_> {
             },
         };
         let last = self.end(at.map_or(first, |at| if at.seq > first.seq { at } else { first })).await?;
-        Ok(Some(Log { first, unread, at, last, mean: OVERHEAD }))
+        Ok(Some(Log { first, unread, at, last, mean: OVERHEAD, size: u64::MAX }))
     }
 
     /// The last offset that is not behind the end, at or behind one that is known: reached in steps that grow, then shrink.
@@ -171,9 +171,19 @@ fn untried(bad: &[u64], readable: u64, back: &mut u32) -> Option<u64> {
 }
 
 impl Line {
-    /// Reads over a connection, from a place on.
-    pub(super) async fn open(link: Arc<Link>, queue: &ShortString, prefetch: u16, spec: AMQPValue) -> Result<Self, SourceError> {
+    /// Reads over a connection, from a place on. `most`: so many bytes may wait to be taken; of a connection that others use too there is
+    /// no such bound.
+    pub(super) async fn open(
+        link: Arc<Link>,
+        queue: &ShortString,
+        prefetch: u16,
+        spec: AMQPValue,
+        most: Option<u64>,
+    ) -> Result<Self, SourceError> {
         let channel = link.channel().await?;
+        if let Some(most) = most {
+            link.flow().meter(channel.id(), most);
+        }
         let consumer = consume_at(&link, &channel, queue, prefetch, spec).await?;
         Ok(Self { link, channel, consumer })
     }

@@ -9,7 +9,7 @@ fn message(seq: u64) -> Position {
 }
 
 fn log(first: u64, at: Option<u64>, last: u64) -> Log {
-    Log { first: message(first), unread: None, at: at.map(message), last: message(last), mean: 1000 }
+    Log { first: message(first), unread: None, at: at.map(message), last: message(last), mean: 1000, size: 1000 }
 }
 
 fn of(start: Start, log: &Log) -> Plan {

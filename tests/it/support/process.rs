@@ -83,9 +83,18 @@ impl Process {
 
     /// Resident memory in bytes.
     pub fn memory(&self) -> u64 {
+        self.kibibytes("VmRSS:") * 1024
+    }
+
+    /// The most that its resident memory has been, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        self.kibibytes("VmHWM:") * 1024
+    }
+
+    fn kibibytes(&self, key: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+        let line = status.lines().find(|l| l.starts_with(key)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
     /// Processor time that it has taken.
