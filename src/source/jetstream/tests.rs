@@ -897,7 +897,10 @@ fn why_messages_are_gone_is_judged_by_what_the_stream_says() {
     assert_eq!(info(serde_json::json!({"allow_rollup_hdrs": true}), 20, 900, hour, 0).why_gone(50, None, false), None);
     assert_eq!(info(serde_json::json!({"allow_msg_ttl": true}), 20, 900, hour, 0).why_gone(50, None, false), reset);
     // But only a purge leaves nothing.
-    assert_eq!(info(serde_json::json!({"max_msgs_per_subject": 1, "allow_rollup_hdrs": true}), 0, 0, hour, 0).why_gone(50, None, false), reset);
+    assert_eq!(
+        info(serde_json::json!({"max_msgs_per_subject": 1, "allow_rollup_hdrs": true}), 0, 0, hour, 0).why_gone(50, None, false),
+        reset
+    );
 }
 
 #[test]
