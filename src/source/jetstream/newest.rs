@@ -22,6 +22,8 @@ use crate::subject::Pattern;
 const NAMED: usize = 16;
 /// So many subjects are asked for one by one where the library cannot read a message.
 const ODD: usize = 10_000;
+/// So many bytes of payloads are brought one by one, and one message more: they are held until all have come.
+const BYTES: usize = 32 << 20;
 /// For bringing them one by one. Below the time that the supervisor gives a connection.
 const TIME: Duration = Duration::from_secs(20);
 
@@ -56,7 +58,7 @@ impl JetStreamSource {
         filters: &[String],
         end: Position,
     ) -> Result<Vec<Item>, SourceError> {
-        let (mut newest, mut odd, mut missing) = (Vec::new(), false, false);
+        let (mut newest, mut odd, mut missing, mut cut, mut bytes) = (Vec::new(), false, false, false, 0);
         let all = [">".to_owned()];
         for filter in if filters.is_empty() { &all } else { filters } {
             let Some(subjects) = api::subjects(line, &self.stream.stream, filter, ODD).await? else {
@@ -64,9 +66,14 @@ impl JetStreamSource {
                 continue;
             };
             for subject in subjects {
+                if bytes > BYTES {
+                    (missing, cut) = (true, true);
+                    break;
+                }
                 match api::newest(line, &self.stream.stream, &subject).await? {
                     Some(Found::Message(stored)) => {
                         odd |= stored.odd;
+                        bytes += stored.payload.len();
                         newest.extend(Some(stored).filter(|stored| stored.seq <= end.seq));
                     }
                     // It was deleted meanwhile.
@@ -80,13 +87,13 @@ impl JetStreamSource {
         let (from, to) = {
             let mut trouble = self.trouble.lock();
             trouble.asked_for_newest(odd || missing);
-            trouble.around_odd().unwrap_or((info.first() - 1, end.seq + 1))
+            trouble.around_odd().filter(|_| !cut).unwrap_or((info.first() - 1, end.seq + 1))
         };
         let behind = newest.split_off(newest.partition_point(|stored| stored.seq < to));
         let messages = |newest: Vec<Stored>| newest.into_iter().filter_map(|stored| self.message_of(stored)).map(Item::Message);
         let mut items: Vec<Item> = messages(newest).collect();
         if missing {
-            tracing::warn!(source = %self.name, stream = &*self.stream.stream, from, to, "the newest message of a subject cannot be read");
+            tracing::warn!(source = %self.name, stream = &*self.stream.stream, from, to, "the newest message of a subject cannot be read, or there are too many bytes of them");
             // Without a position: one of those that came may have the same.
             items.push(Item::Gap(Gap { reason: GapReason::Unreadable, from: Some(from), to: Some(to), position: None }));
         }
@@ -96,31 +103,36 @@ impl JetStreamSource {
 
     /// The same for a user who may not ask for single messages. What cannot be read is known by its sequence here.
     async fn newest_singly(&self, line: &Line, info: &StreamInfo, filters: &[String], end: Position) -> Result<Vec<Item>, SourceError> {
-        let (mut newest, mut odd, mut whole) = (BTreeMap::new(), false, true);
+        let (mut newest, mut odd, mut whole, mut bytes) = (BTreeMap::new(), false, true, 0);
         let (all, begun) = ([">".to_owned()], Instant::now());
         for filter in if filters.is_empty() { &all } else { filters } {
             let new = NewConsumer { inactive_threshold: self.inactive(info), ..NewConsumer::of_newest(std::slice::from_ref(filter)) };
             let mut single = Single::new(self, line, new).await?;
             loop {
-                whole &= begun.elapsed() < TIME;
+                let room = begun.elapsed() < TIME && bytes <= BYTES;
                 match single.next().await? {
-                    Found::Message(stored) if whole && stored.seq <= end.seq => {
+                    Found::Message(stored) if room && stored.seq <= end.seq => {
+                        bytes += stored.payload.len();
                         newest.insert(stored.seq, self.message_of(stored).map(Item::Message));
                     }
-                    Found::Unreadable(first, last) if whole && first <= end.seq => {
+                    Found::Unreadable(first, last) if room && first <= end.seq => {
                         odd = true;
                         newest.insert(last, Some(Item::Gap(self.unreadable(first, last))));
                     }
                     // What came behind the end is delivered by the consumer that begins there.
-                    Found::Message(_) | Found::Unreadable(..) | Found::Nothing => break,
+                    Found::Message(Stored { seq, .. }) | Found::Unreadable(seq, _) => {
+                        whole &= room || seq > end.seq;
+                        break;
+                    }
+                    Found::Nothing => break,
                 }
             }
         }
-        self.trouble.lock().asked_for_newest(odd);
+        self.trouble.lock().asked_for_newest(odd || !whole);
         let mut items: Vec<Item> = newest.into_values().flatten().collect();
         if !whole {
             let to = end.seq + 1;
-            tracing::warn!(source = %self.name, stream = &*self.stream.stream, to, "there was no time to read the newest message of each subject");
+            tracing::warn!(source = %self.name, stream = &*self.stream.stream, to, "the newest messages of all subjects take too long to read, or too many bytes");
             items.push(Item::Gap(Gap { reason: GapReason::Unreadable, from: None, to: Some(to), position: None }));
         }
         Ok(items)

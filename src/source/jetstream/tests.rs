@@ -459,6 +459,23 @@ async fn messages_that_the_library_cannot_read_hold_up_nobody() {
 }
 
 #[tokio::test]
+async fn the_newest_messages_that_are_asked_for_one_by_one_are_bounded_in_bytes() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    let mut stream = make(&context, named(&["a.*"])).await;
+    publish_raw(&server, &mut stream, &raw(b"a.odd", b"NATS/1.0\r\nno colon\r\n\r\n", "odd"), 1).await;
+    let payload = Bytes::from(vec![b'x'; 900_000]);
+    for n in 0..45 {
+        context.publish(format!("a.{n}"), payload.clone()).await.expect("sends").await.expect("is stored");
+    }
+    let last = read_on(&source(&server, &["a.>"]), Start::LastPerSubject).await;
+    let bytes: usize = last.iter().map(|item| if let Item::Message(message) = item { message.payload.len() } else { 0 }).sum();
+    assert!((30 << 20..34 << 20).contains(&bytes), "{bytes} of {}", 45 * payload.len());
+    let rest: Vec<_> = last.iter().filter(|item| !matches!(item, Item::Message(_))).cloned().collect();
+    assert_eq!(texts(&rest), ["gap unreadable 0..47@-", "tail 46!"]);
+}
+
+#[tokio::test]
 async fn a_purge_is_a_reset_for_who_had_not_read_it_and_nothing_for_who_had() {
     let server = Server::start().await;
     let context = client(&server).await;
