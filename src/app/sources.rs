@@ -324,7 +324,7 @@ impl Sources {
     /// A source that is wanted, and its other logs: those that it knows, and those that were found of it before.
     fn with_others(&self, source: Source) -> Vec<Source> {
         let mut all = others(&source);
-        if source.adapter.parts().is_some_and(|parts| parts.grows) && self.at(&source.name, source.part.as_ref()).is_some() {
+        if source.adapter.parts().is_some_and(|parts| parts.naming().is_some()) && self.at(&source.name, source.part.as_ref()).is_some() {
             let found = self.running.iter().map(|(of, _)| of).filter(|of| of.handle().name == source.name && !of.is_first());
             let found = found.filter_map(|of| Some(Part { name: of.part.clone()?, adapter: of.supervisor.adapter.clone() }));
             all.extend(found.map(|part| source.other(part)));

@@ -21,7 +21,7 @@ use super::pace::Pace;
 use super::run::{Moved, Run};
 use super::state::{NEAR, PATIENCE, Place, Slot, State, Trouble};
 use super::{Asker, Counted, Load, Log, Reader, Request, Settings};
-use crate::cursor::{Point, Position};
+use crate::cursor::{Point, Position, Tag};
 use crate::event::{GapReason, SourceKey};
 use crate::source::Item;
 
@@ -115,6 +115,13 @@ impl Histories {
     #[must_use]
     pub(crate) fn dates(&self, source: SourceKey) -> bool {
         self.log(source).is_some_and(|known| known.log.adapter.dates())
+    }
+
+    /// What cursors call logs that are found while their sources run, also those that may be found soon.
+    #[must_use]
+    pub(crate) fn growing(&self) -> Vec<Tag> {
+        let logs = self.logs.lock();
+        logs.values().filter_map(|of| Some(of.log.adapter.parts()?.tags(&of.log.name))).flatten().collect()
     }
 
     /// Whether the broker can send only some subjects of its log.

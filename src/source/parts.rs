@@ -25,12 +25,18 @@ pub struct Part {
 /// Whether a source may have logs of these names, or why not.
 pub(crate) type Admit = dyn Fn(&[Arc<str>]) -> Result<(), String> + Send + Sync;
 
+/// What a source's log is called, by its number.
+pub(crate) type Naming = dyn Fn(usize) -> String + Send + Sync;
+
+/// So many numbers behind the logs that are known, other processes may have found logs already.
+pub(crate) const AHEAD: usize = 8;
+
 /// The logs of a source.
 pub struct Parts {
     /// The name of the log that the source's adapter reads itself.
     pub first: Arc<str>,
-    /// Whether more may be found.
-    pub grows: bool,
+    /// Where more may be found.
+    naming: Option<Box<Naming>>,
     others: Mutex<Vec<Part>>,
     entered: watch::Sender<usize>,
     found: OnceLock<Arc<Notify>>,
@@ -44,11 +50,23 @@ impl fmt::Debug for Parts {
 }
 
 impl Parts {
-    /// Of the first log and those that are known already.
+    /// Of the first log and those that are known already. `naming`: what all of them are called, where more may be found.
     #[must_use]
-    pub fn new(first: Arc<str>, others: Vec<Part>, grows: bool) -> Self {
+    pub fn new(first: Arc<str>, others: Vec<Part>, naming: Option<Box<Naming>>) -> Self {
         let (others, entered) = (Mutex::new(others), watch::Sender::new(0));
-        Self { first, grows, others, entered, found: OnceLock::new(), admit: OnceLock::new() }
+        Self { first, naming, others, entered, found: OnceLock::new(), admit: OnceLock::new() }
+    }
+
+    /// What the logs are called, where more may be found.
+    #[must_use]
+    pub fn naming(&self) -> Option<&Naming> {
+        self.naming.as_deref()
+    }
+
+    /// What cursors call the logs that were found, and those that may be found soon: another process may have found them before.
+    pub(crate) fn tags(&self, source: &SourceName) -> Vec<Tag> {
+        let Some(name) = self.naming() else { return Vec::new() };
+        (0..self.names().len() + AHEAD).map(|number| tag(source, Some(&name(number)))).collect()
     }
 
     /// The logs beside the first that are known now.
@@ -136,7 +154,7 @@ mod tests {
     async fn the_first_log_waits_for_the_others_that_are_known() {
         let adapter = |name: &str| crate::source::nats::tests::adapter(serde_json::json!({ "servers": ["nats://h"], "subjects": [name] }));
         let part = |name: &str| Part { name: name.into(), adapter: adapter(name) };
-        let parts = Arc::new(Parts::new("x-0".into(), Vec::new(), true));
+        let parts = Arc::new(Parts::new("x-0".into(), Vec::new(), Some(Box::new(|number| format!("x-{number}")))));
         let (found, asked) = (Arc::new(Notify::new()), Arc::new(Mutex::new(Vec::new())));
         let names = asked.clone();
         let admit = move |new: &[Arc<str>]| {
@@ -161,5 +179,9 @@ mod tests {
         parts.entered(2);
         taking.await;
         assert_eq!(recorder.items.lock().len(), 2);
+        // Two more than the first are known.
+        let source: SourceName = "s".parse().unwrap();
+        let tags = parts.tags(&source);
+        assert_eq!(["x-0", "x-3", "x-10", "x-11"].map(|name| tags.contains(&tag(&source, Some(name)))), [true, true, true, false]);
     }
 }

@@ -21,9 +21,11 @@ use crate::hub::{Entry, Filter, Hub, Seat, Source, SourceInfo, State, Window};
 mod broker;
 mod followed;
 mod resolve;
+mod unfound;
 
 use broker::Reading;
 use followed::{Followed, Newest, Track};
+use unfound::Unfound;
 
 /// So many patterns of a filter are compared with [`Settings::scan`] entries in one step.
 const PATTERNS: usize = 16;
@@ -47,6 +49,8 @@ pub(super) struct CatchUp {
     newest: Option<u64>,
     /// Where it wanted to begin.
     wanted: Wanted,
+    /// Logs that it waits for before it is live.
+    unfound: Unfound,
     /// The sources, as of this version of the hub's.
     sources: Vec<Followed>,
     version: u64,
@@ -204,11 +208,28 @@ impl CatchUp {
             sources.push(Followed::new(source.info().clone(), track, concerned(source.info())));
         }
         let volatile = fresh.then(|| state.seq());
+        let unfound = Unfound::of(&at, &streams, &state, now);
         drop(state);
         let client = Client { at, last_id: Vec::new(), scratch: Vec::new(), events: 0 };
         let next_beat = now.after(streams.settings.heartbeat);
         let (newest, reading, readings, read_last, out) = (None, None, 0, usize::MAX, Out::new(streams.settings.share));
-        Self { streams, filter, client, volatile, newest, wanted, sources, version, gaps, reading, readings, read_last, next_beat, out }
+        Self {
+            streams,
+            filter,
+            client,
+            volatile,
+            newest,
+            wanted,
+            unfound,
+            sources,
+            version,
+            gaps,
+            reading,
+            readings,
+            read_last,
+            next_beat,
+            out,
+        }
     }
 
     /// It is sent something else from now on.
@@ -240,7 +261,7 @@ impl CatchUp {
 
     /// What comes next.
     pub(super) fn step(&mut self, visit: &Visit, now: Timestamp) -> Moved {
-        let windows = self.gather(visit);
+        let windows = self.gather(visit, now);
         if let Windows::Live(seat, offset, id) = windows {
             // All that the bridge has, this client has: from here on it shares the bridge's ids.
             if self.client.last_id != id.as_bytes() {
@@ -258,7 +279,8 @@ impl CatchUp {
             Step::Again
         } else {
             self.choose_history();
-            Step::Wait { until: self.next_beat, history: self.history() }
+            let until = self.unfound.until(now).map_or(self.next_beat, |until| until.min(self.next_beat));
+            Step::Wait { until, history: self.history() }
         })
     }
 
@@ -304,6 +326,7 @@ impl CatchUp {
                 self.end_history(source);
             }
         }
+        self.unfound.follow(state);
         let mut late = Vec::new();
         for of in state.sources() {
             if self.sources.iter().any(|known| known.info.key == of.info().key) {
@@ -342,7 +365,7 @@ impl CatchUp {
     }
 
     /// Writes what the windows hold for the client.
-    fn gather(&mut self, visit: &Visit) -> Windows {
+    fn gather(&mut self, visit: &Visit, now: Timestamp) -> Windows {
         let (mut picked, mut windows) = (Vec::new(), Windows::More);
         let before = self.client.at.clone();
         {
@@ -361,7 +384,8 @@ impl CatchUp {
             }
             if !self.pick(&state, &mut picked) {
                 windows = Windows::Behind;
-                if self.sources.iter().all(|of| of.track != Track::Pending) && self.volatile.is_some() {
+                let followed = self.sources.iter().all(|of| of.track != Track::Pending) && self.volatile.is_some();
+                if followed && self.unfound.until(now).is_none() {
                     self.leave_points(&state);
                     let (seat, offset) = hub.join(&mut state, &self.filter);
                     windows = Windows::Live(seat, offset, state.id().clone());
@@ -580,8 +604,12 @@ fn ask<'a>(
 /// Whether a source that this cursor lacks was not live yet when it was made. A cursor of another process may have been made while
 /// the source had another name, or was of another kind.
 fn is_early(at: &Cursor, streams: &Streams, state: &State) -> bool {
-    let known = |tag: &Tag| state.sources().any(|source| source.tag() == Some(*tag));
-    at.epoch == streams.hub.epoch() && at.durable.iter().all(|(tag, _)| known(tag))
+    at.epoch == streams.hub.epoch() && at.durable.iter().all(|(tag, _)| is_known(*tag, state))
+}
+
+/// Whether some source is called so by cursors.
+fn is_known(tag: Tag, state: &State) -> bool {
+    state.sources().any(|source| source.tag() == Some(tag))
 }
 
 /// The cursor of a client that is at the same point of every source.

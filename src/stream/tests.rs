@@ -20,6 +20,7 @@ mod large;
 mod locked;
 mod newest;
 mod unconcerned;
+mod unfound;
 
 /// Streams of a hub with one source, `demo`, that has no log.
 pub(crate) fn demo(window: usize) -> Arc<Streams> {

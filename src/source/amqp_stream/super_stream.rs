@@ -13,35 +13,31 @@ use crate::source::amqp::link::Link;
 use crate::source::amqp::recurring::Recurring;
 use crate::source::amqp::topology::is_there;
 use crate::source::amqp::{Amqp, Config, Names, Origin, Partitions};
-use crate::source::parts::{Part, Parts};
+use crate::source::parts::{AHEAD, Naming, Part, Parts};
 use crate::source::{Adapter, SourceError};
 
 /// Between two looks for more partitions.
 const EVERY: Duration = Duration::from_secs(10);
-/// So many numbers behind the first missing one are looked at.
-const AHEAD: usize = 8;
 /// Likewise between two connects: the broker's log has an error for each queue that is asked for in vain.
 const AHEAD_LATER: usize = 1;
 
 /// A super stream, as the reader of its first partition knows it.
 pub(super) struct SuperStream {
     pub(super) parts: Arc<Parts>,
-    /// With which partitions are named, where they are not written.
-    base: Option<String>,
     config: Config,
     source: SourceName,
 }
 
 /// The adapter of a super stream: that of its first partition, which knows the others.
 pub(in crate::source) fn build(config: Config, partitions: Partitions, source: &SourceName) -> Arc<dyn Adapter> {
-    let (first, others, base) = match partitions {
+    let (first, others, naming): (_, _, Option<Box<Naming>>) = match partitions {
         Partitions::Named(first, others) => (first, others, None),
-        Partitions::Counted(base) => (format!("{base}-0"), Vec::new(), Some(base)),
+        Partitions::Counted(base) => (format!("{base}-0"), Vec::new(), Some(Box::new(move |number| format!("{base}-{number}")))),
     };
     let others = others.into_iter().enumerate().map(|(at, name)| part(&config, source, name, at + 1)).collect();
-    let parts = Arc::new(Parts::new(first.as_str().into(), others, base.is_some()));
+    let parts = Arc::new(Parts::new(first.as_str().into(), others, naming));
     let of = partition(&config, source, first, 0);
-    let whole = SuperStream { parts, base, config, source: source.clone() };
+    let whole = SuperStream { parts, config, source: source.clone() };
     Arc::new(Stream { whole: Some(Arc::new(whole)), ..of })
 }
 
@@ -64,8 +60,7 @@ impl SuperStream {
     }
 
     async fn look_ahead(&self, link: &Link, ahead: usize) -> Result<(), SourceError> {
-        let Some(base) = &self.base else { return Ok(()) };
-        let name = |number| format!("{base}-{number}");
+        let Some(name) = self.parts.naming() else { return Ok(()) };
         let (mut missing, mut found) = (self.parts.names().len(), Vec::new());
         while is_there(link, &name(missing)).await? {
             found.push(part(&self.config, &self.source, name(missing), missing));
@@ -102,7 +97,7 @@ impl SuperStream {
 
 /// Looks for more partitions while the first is read, where they are not written.
 pub(super) fn growth(whole: Option<&Arc<SuperStream>>) -> Option<Recurring> {
-    let whole = whole.filter(|whole| whole.base.is_some())?.clone();
+    let whole = whole.filter(|whole| whole.parts.naming().is_some())?.clone();
     Some(Recurring::new(EVERY, EVERY, move |link| {
         let whole = whole.clone();
         Box::pin(async move { whole.look_ahead(&link, AHEAD_LATER).await })

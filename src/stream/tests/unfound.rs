@@ -1,0 +1,95 @@
+//! Clients that come with the id of another process, which has found a log before this one.
+
+use super::*;
+use crate::source::parts::Parts;
+
+/// The first log of a source of which more may be found: `p-0`, `p-1` and so on.
+struct First {
+    log: Arc<dyn Adapter>,
+    parts: Arc<Parts>,
+}
+
+impl Adapter for First {
+    fn kind(&self) -> &'static str {
+        "fake"
+    }
+    fn durable(&self) -> bool {
+        true
+    }
+    fn reach(&self) -> Vec<Pattern> {
+        self.log.reach()
+    }
+    fn connect(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
+        self.log.connect(start)
+    }
+    fn parts(&self) -> Option<&Arc<Parts>> {
+        Some(&self.parts)
+    }
+}
+
+fn part(number: usize, adapter: Arc<dyn Adapter>) -> Source {
+    Source { part: Some(format!("p-{number}").into()), ..source("super", adapter) }
+}
+
+/// Streams of which only `p-0` is known, live from position 20 on.
+fn first_found() -> (Arc<Hub>, Arc<Streams>, SourceKey, Timestamp) {
+    let (hub, streams, now) = bare();
+    let parts = Parts::new("p-0".into(), Vec::new(), Some(Box::new(|number| format!("p-{number}"))));
+    let first = First { log: FakeLog::keeps_last(), parts: Arc::new(parts) };
+    let first = streams.add(part(0, Arc::new(first)), now);
+    hub.publish(first, &mut vec![Input::Tail(Some(Position::unverified(20)))], now);
+    (hub, streams, first, now)
+}
+
+fn tag(log: &str) -> Tag {
+    parts::tag(&"super".parse().unwrap(), Some(log))
+}
+
+fn at(seq: u64) -> Point {
+    Point::At(Position::unverified(seq))
+}
+
+/// Behind an id of another process.
+fn behind(streams: &Arc<Streams>, logs: &[(Tag, Point)], now: Timestamp) -> Stream {
+    let cursor = Cursor { epoch: 7, volatile: at(3), durable: logs.to_vec() };
+    streams.open(Request { begin: Begin::After(cursor), ..request(">") }, now)
+}
+
+#[test]
+fn a_log_that_another_process_has_found_before_is_read_on_where_the_id_stands() {
+    let (hub, streams, first, now) = first_found();
+    let mut stream = behind(&streams, &[(tag("p-0"), at(20)), (tag("p-1"), at(30))], now);
+    sent(&mut stream, now);
+    assert!(matches!(stream.step(now), Step::Wait { history: None, .. }), "it waits for `p-1`");
+    // It gets what comes of the others meanwhile, and its ids keep its place.
+    hub.publish(first, &mut vec![named("first.21", Some(21))], now);
+    let text = sent(&mut stream, now);
+    let id = text.lines().rfind(|line| line.starts_with("id: ")).unwrap();
+    assert!(text.contains("first.21") && !text.contains("gap"), "{text}");
+    assert_eq!(Cursor::from_id(&id[4..]).unwrap().durable, [(tag("p-0"), at(21)), (tag("p-1"), at(30))]);
+    let second = streams.add_new(part(1, FakeLog::keeps_last()), now);
+    let all = ["second.29", "second.30", "second.31"];
+    hub.publish(second, &mut all.iter().zip(29..).map(|(name, seq)| named(name, Some(seq))).collect(), now);
+    let text = sent(&mut stream, now);
+    assert!(text.contains("second.31") && !text.contains("second.30") && !text.contains("gap"), "{text}");
+    assert!(stream.into_live().is_ok());
+}
+
+#[test]
+fn a_log_that_is_not_found_is_not_waited_for_without_end() {
+    let (_, streams, _, now) = first_found();
+    let waits = |stream: &mut Stream, now| {
+        sent(stream, now);
+        matches!(stream.step(now), Step::Wait { .. })
+    };
+    let mut stream = behind(&streams, &[(tag("p-0"), at(20)), (tag("p-1"), at(30))], now);
+    assert!(waits(&mut stream, now.after(Duration::from_secs(19))));
+    assert!(!waits(&mut stream, now.after(Duration::from_secs(20))));
+    assert!(stream.into_live().is_ok());
+    // What this source cannot have is not waited for: far numbers, other sources.
+    for other in [tag("p-99"), tag("q-1"), Tag::of("gone")] {
+        let mut stream = behind(&streams, &[(tag("p-0"), at(20)), (other, at(30))], now);
+        assert!(!waits(&mut stream, now));
+        assert!(stream.into_live().is_ok());
+    }
+}
