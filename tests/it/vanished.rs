@@ -37,7 +37,9 @@ fn ip(arguments: &str) {
 async fn inside_a_namespace() {
     ip("link set lo up");
     ip(&format!("address add {GONE}/32 dev lo"));
-    let bridge = Bridge::start(&format!("{OPEN}\nserver: {{ heartbeat: 500ms }}\nsubscribers: {{ max_stall: 60s }}\n")).await;
+    // The window shall hold what is published until the vanished are noticed, for those who pause.
+    let settings = "server: { heartbeat: 500ms }\nsubscribers: { max_stall: 60s }\nwindow: { bytes: 256MiB }\n";
+    let bridge = Bridge::start(&format!("{OPEN}\n{settings}")).await;
     let address = bridge.address();
     let request = |version: &str, subject: &str| format!("GET /events?subject={subject} HTTP/{version}\r\nHost: {address}\r\n\r\n");
     // By the loops (HTTP/1.1) and by hyper.

@@ -271,6 +271,11 @@ impl Bridge {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// What it has logged, once `text` is there: a thread of its own writes the log.
+    pub async fn log_with(&self, text: &str) -> String {
+        eventually(text, async || Some(self.log()).filter(|log| log.contains(text))).await
+    }
+
     pub fn get(&self, path: &str) -> reqwest::RequestBuilder {
         self.http.get(self.url(path))
     }
