@@ -206,8 +206,6 @@ pub(super) struct Log {
     /// What is before this offset is not to be read any more. It still says which ids there were.
     cut: u64,
     entries: VecDeque<Encoded>,
-    /// The last id of those that were dropped: whoever has had all of them has nothing else to go on from. Empty: there was none.
-    dropped: Vec<u8>,
     /// For each framing the piece that was joined last: all members at the same offset share it.
     joined: [Option<Piece>; FRAMINGS],
     wakers: Slab<Option<Waker>>,
@@ -216,16 +214,7 @@ pub(super) struct Log {
 
 impl Log {
     fn new(form: Form) -> Self {
-        Self {
-            form,
-            start: 0,
-            cut: 0,
-            entries: VecDeque::new(),
-            dropped: Vec::new(),
-            joined: Default::default(),
-            wakers: Slab::new(),
-            waiting: 0,
-        }
+        Self { form, start: 0, cut: 0, entries: VecDeque::new(), joined: Default::default(), wakers: Slab::new(), waiting: 0 }
     }
 
     /// Appends an entry, and moves the waiting wakers out: they are to be called when no lock is held.
@@ -238,12 +227,8 @@ impl Log {
     }
 
     pub(super) fn drop_first(&mut self) {
-        if let Some(entry) = self.entries.pop_front() {
+        if self.entries.pop_front().is_some() {
             self.start += 1;
-            if let Some(id) = entry.id_range(self.form) {
-                self.dropped.clear();
-                self.dropped.extend_from_slice(&entry.bytes()[id]);
-            }
         }
     }
 
@@ -317,8 +302,7 @@ impl Log {
 
     pub(super) fn id_before(&self, offset: u64) -> Option<Bytes> {
         let count = usize::try_from(offset.checked_sub(self.start)?).ok()?.min(self.entries.len());
-        let kept = self.entries.range(..count).rev().find_map(|entry| Some(entry.bytes().slice(entry.id_range(self.form)?)));
-        kept.or_else(|| (!self.dropped.is_empty()).then(|| Bytes::copy_from_slice(&self.dropped)))
+        self.entries.range(..count).rev().find_map(|entry| Some(entry.bytes().slice(entry.id_range(self.form)?)))
     }
 
     fn wait(&mut self, key: &mut Option<usize>, waker: &Waker) {

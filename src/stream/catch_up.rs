@@ -372,6 +372,11 @@ impl CatchUp {
             let hub = self.streams.hub.clone();
             let (mut state, concerned) = self.look(&hub);
             if visit.is_moved() || visit.is_over() {
+                drop(state);
+                // What was read of a log may have led the id on already: then its gaps are told before anything else.
+                if !self.gaps.is_empty() {
+                    self.write_gaps(&before);
+                }
                 // The windows may hold already what was published behind that: nothing of it is passed over.
                 return Windows::More;
             }

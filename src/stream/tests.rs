@@ -24,12 +24,7 @@ mod unfound;
 
 /// Streams of a hub with one source, `demo`, that has no log.
 pub(crate) fn demo(window: usize) -> Arc<Streams> {
-    demo_with_logs(window, 8 << 20)
-}
-
-/// The same, with channels' logs of so many bytes.
-pub(crate) fn demo_with_logs(window: usize, logs: usize) -> Arc<Streams> {
-    let hub = Hub::with_logs(Limits { bytes: window, age: Duration::from_secs(60) }, logs, 1);
+    let hub = Hub::new(Limits { bytes: window, age: Duration::from_secs(60) }, 1);
     let streams = Streams::new(hub, histories(1), settings());
     streams.add(source("demo", volatile(">")), Timestamp::now());
     streams
@@ -48,11 +43,6 @@ pub(crate) fn add_log(streams: &Streams, name: &str) -> SourceKey {
 /// Publishes an event whose payload is its subject.
 pub(crate) fn publish(streams: &Streams, source: SourceKey, subject: &str) {
     streams.hub().publish(source, &mut vec![named(subject, None)], Timestamp::now());
-}
-
-/// A source without routes and without a log.
-pub(crate) fn core(name: &str) -> Source {
-    source(name, volatile(">"))
 }
 
 /// A source without routes.

@@ -10,7 +10,7 @@ use super::super::vanished::PARTS;
 use super::*;
 use crate::event::{Envelope, Event, Message};
 use crate::hub::Input;
-use crate::stream::tests::{core, demo_with_logs, first, request};
+use crate::stream::tests::{demo, first, request};
 use crate::stream::{Request, Selection, Streams};
 use crate::support::peer::AGAIN;
 
@@ -82,11 +82,7 @@ struct World {
 
 impl World {
     fn new(budget: usize, copied: usize) -> Self {
-        Self::with_logs(budget, copied, 8 << 20)
-    }
-
-    fn with_logs(budget: usize, copied: usize, logs: usize) -> Self {
-        let streams = demo_with_logs(64 << 20, logs);
+        let streams = demo(64 << 20);
         let handle = Handle::new(streams.hub().listen(|| ()).unwrap());
         let settings = Settings { budget, copied, stall: STALL };
         let writer = WriterLoop::new(streams.hub().clone(), handle.clone(), settings, FakeIo::default());
@@ -507,29 +503,4 @@ fn a_stream_is_removed_once_its_client_was_silent_at_two_looks() {
     assert_eq!(world.handle.streams(), 19);
     silence(&world, slow, Duration::from_secs(60));
     assert!(world.writer.members.get_mut(silent).is_none() && world.writer.members.get_mut(slow).is_some());
-}
-
-#[test]
-fn a_stream_whose_log_is_cut_when_all_that_it_was_sent_is_trimmed_goes_on_from_there() {
-    let mut world = World::with_logs(512, 0, 1);
-    let now = world.now;
-    let other = world.streams.add(core("other"), now.system);
-    let key = world.add(None);
-    world.make_room(key, 1 << 20);
-    world.publish();
-    while world.writer.turn(now) == Next::Turn {}
-    assert_eq!(world.data(key), [0]);
-    // Its channel's log is trimmed: another channel has something.
-    world.publish_as("b");
-    world.publish();
-    // Before the loop has looked, another source gets other routes.
-    world.streams.replace(other, core("other"), true, now.system);
-    while world.writer.turn(now) == Next::Turn {}
-    let Returned { live, last_id, .. } = world.writer.io().returned.pop().expect("its log was cut");
-    let mut stream = live.resume(&last_id, now.system);
-    let mut text = String::new();
-    while let crate::stream::Step::Send(parts) = stream.step(now.system) {
-        text.push_str(std::str::from_utf8(&parts.concat()).unwrap());
-    }
-    assert!(!text.contains("gap") && text.contains("data: 2\n"), "last id {:?}: {text}", String::from_utf8_lossy(&last_id));
 }
