@@ -86,6 +86,11 @@ impl Rule {
         self.source.as_ref().is_none_or(|of| of == source)
     }
 
+    /// Whether it matches a subject of `reach`.
+    fn meets(&self, reach: &[Pattern]) -> bool {
+        reach.iter().any(|of| of.intersects(&self.matches))
+    }
+
     /// Whether it takes every message whose subject it matches. A template that needs a header may not.
     fn takes_all(&self) -> bool {
         self.renames().is_none_or(|template| !template.needs_header())
@@ -107,7 +112,7 @@ pub(crate) fn shadowed<'a>(rules: &'a [Rule], sources: &[(&SourceName, Vec<Patte
     for (source, reach) in sources {
         let mut taken = Cover::default();
         for (rule, matching) in rules.iter().zip(&mut matching).filter(|(rule, _)| rule.is_of(source)) {
-            if reach::left(reach, &rule.matches, &Cover::default()) {
+            if rule.meets(reach) {
                 *matching = Some(*matching == Some(true) || reach::left(reach, &rule.matches, &taken));
             }
             if rule.takes_all() {
@@ -121,8 +126,7 @@ pub(crate) fn shadowed<'a>(rules: &'a [Rule], sources: &[(&SourceName, Vec<Patte
 
 /// The key paths of the rules `before` that take messages from a rule.
 fn takers<'a>(before: &'a [Rule], rule: &Rule, sources: &[(&SourceName, Vec<Pattern>)]) -> Vec<&'a str> {
-    let concerned =
-        |(source, reach): &&(&SourceName, Vec<Pattern>)| rule.is_of(source) && reach::left(reach, &rule.matches, &Cover::default());
+    let concerned = |(source, reach): &&(&SourceName, Vec<Pattern>)| rule.is_of(source) && rule.meets(reach);
     let sources: Vec<_> = sources.iter().filter(concerned).map(|(source, _)| *source).collect();
     let takes =
         |other: &&Rule| other.takes_all() && other.matches.intersects(&rule.matches) && sources.iter().any(|source| other.is_of(source));

@@ -330,9 +330,9 @@ impl Backend {
         Ok(client.insert(made).clone())
     }
 
-    /// Asks again for the credentials of open streams, until another one has `replaced` this one and what was asked is answered: a
-    /// question that were dropped then would never be answered where replacing is faster than answering. `changed` is called where
-    /// that gives something new, with what tells it to owners concerned.
+    /// Asks again for the credentials of open streams, until another one has `replaced` this one and what was asked is answered:
+    /// dropped then, a question would never be answered where replacing is faster than answering. `changed` is called where that
+    /// gives something new, with what tells it to owners concerned.
     pub(super) async fn recheck(
         &self,
         revocations: &Arc<Revocations>,

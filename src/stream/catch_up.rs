@@ -374,9 +374,7 @@ impl CatchUp {
             if visit.is_moved() || visit.is_over() {
                 drop(state);
                 // What was read of a log may have led the id on already: then its gaps are told before anything else.
-                if !self.gaps.is_empty() {
-                    self.write_gaps(&before);
-                }
+                self.write_gaps(&before);
                 // The windows may hold already what was published behind that: nothing of it is passed over.
                 return Windows::More;
             }
@@ -402,9 +400,7 @@ impl CatchUp {
             self.end_newest_volatile();
             (0..self.sources.len()).for_each(|source| self.end_newest(source));
         }
-        if !self.gaps.is_empty() {
-            self.write_gaps(&before);
-        }
+        self.write_gaps(&before);
         windows
     }
 
@@ -564,7 +560,7 @@ impl CatchUp {
     /// between two is told both again.
     fn write_gaps(&mut self, before: &Cursor) {
         let gaps = std::mem::take(&mut self.gaps);
-        let last = gaps.len().saturating_sub(1);
+        let Some(last) = gaps.len().checked_sub(1) else { return };
         let mut before = before.clone();
         // A source that the client's id did not know has its place in the cursor already.
         let unknown =

@@ -13,6 +13,7 @@ use crate::event::{Gap, GapReason, Message, SourceKey};
 use crate::frame::Form;
 use crate::hub::{Input, Limits};
 use crate::source::http::{self, Http};
+use crate::source::parts::Parts;
 use crate::source::{Adapter, Connection, Item, SourceError, Start};
 use crate::subject::Pattern;
 
@@ -80,6 +81,8 @@ fn event(m: Message) -> Input {
 struct FakeLog {
     keeps_last: bool,
     subjects: &'static str,
+    /// The logs of its source, if that has several.
+    parts: Option<Arc<Parts>>,
 }
 
 impl FakeLog {
@@ -90,12 +93,17 @@ impl FakeLog {
 
     /// Cannot say the newest message of each subject.
     fn window_only() -> Arc<dyn Adapter> {
-        Arc::new(Self { keeps_last: false, subjects: ">" })
+        Arc::new(Self { keeps_last: false, subjects: ">", parts: None })
     }
 
     /// As [`Self::keeps_last`], of these subjects only.
     fn of(subjects: &'static str) -> Arc<dyn Adapter> {
-        Arc::new(Self { keeps_last: true, subjects })
+        Arc::new(Self { keeps_last: true, subjects, parts: None })
+    }
+
+    /// As [`Self::keeps_last`], the first of several.
+    fn first_of(parts: Parts) -> Arc<dyn Adapter> {
+        Arc::new(Self { keeps_last: true, subjects: ">", parts: Some(Arc::new(parts)) })
     }
 }
 
@@ -114,6 +122,9 @@ impl Adapter for FakeLog {
     }
     fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
         Box::pin(std::future::pending())
+    }
+    fn parts(&self) -> Option<&Arc<Parts>> {
+        self.parts.as_ref()
     }
 }
 

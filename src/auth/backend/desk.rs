@@ -183,8 +183,7 @@ impl Desk {
         self.keys.fingerprint(&question.encoded())
     }
 
-    /// Returns the known answer if `known` allows it, else the question under way, else a new one made by `ask`. `ask` gets what is
-    /// to be handed back to [`Self::store`].
+    /// Returns the known answer if `known` allows it, else the question under way, else a new one made by `ask`.
     pub(super) fn find(&self, of: Fingerprint, known: bool, now: Instant, ask: impl FnOnce() -> Asking) -> Found {
         let clock = Timestamp::now();
         let mut state = self.state.lock();
@@ -283,7 +282,8 @@ impl Desk {
         std::mem::take(&mut self.state.lock().changed)
     }
 
-    /// Another backend is asked from now on, or by other rules: for open streams soon.
+    /// Another backend is asked from now on, or by other rules: for open streams soon. Returns what its answers are handed to
+    /// [`Self::store`] with.
     pub(super) fn begin_anew(&self, now: Instant) -> u64 {
         let mut state = self.state.lock();
         state.epoch += 1;

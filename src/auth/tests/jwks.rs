@@ -245,6 +245,15 @@ async fn a_public_key_that_is_taken_out_counts_until_a_new_set_was_tried_once() 
     assert!(authenticator(vec![set()]).in_place_of(&both).lost_key(&owner));
 }
 
+/// So many seconds pass, and an attempt to fetch the sets that is due then has come to its end.
+async fn attempted_after(seconds: u64, authenticator: &Authenticator) {
+    let mut attempts = authenticator.attempts().expect("tokens");
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(seconds)).await;
+    tokio::time::resume();
+    tokio::time::timeout(PATIENCE, attempts.changed()).await.expect("in time").expect("an attempt");
+}
+
 #[tokio::test]
 async fn a_key_is_lost_when_it_was_missing_twice() {
     let mut server = Server::start().await;
@@ -261,11 +270,7 @@ async fn a_key_is_lost_when_it_was_missing_twice() {
     let without_two = |name| server.keys(&[rsa_key(name)]);
     for (set, expected) in [("one", [false; 3]), ("other", [false, true, false]), ("other", [false, true, false])] {
         without_two(set);
-        let mut attempts = authenticator.attempts().expect("tokens");
-        tokio::time::pause();
-        tokio::time::advance(Duration::from_secs(400)).await;
-        tokio::time::resume();
-        tokio::time::timeout(PATIENCE, attempts.changed()).await.expect("in time").expect("an attempt");
+        attempted_after(400, &authenticator).await;
         assert_eq!(lost(), expected, "{set}");
     }
 }
@@ -279,11 +284,7 @@ async fn a_set_that_stays_without_keys_takes_the_last_ones_back() {
     // Those of another kind are none either.
     server.say("200 OK", &json!({ "keys": [{ "kty": "oct", "k": "AAAA" }] }).to_string());
     let again = async |seconds| {
-        let mut attempts = authenticator.attempts().expect("tokens");
-        tokio::time::pause();
-        tokio::time::advance(Duration::from_secs(seconds)).await;
-        tokio::time::resume();
-        tokio::time::timeout(PATIENCE, attempts.changed()).await.expect("in time").expect("an attempt");
+        attempted_after(seconds, &authenticator).await;
         ask(&authenticator, &rsa("one")).map(|_| authenticator.lost_key(&owner))
     };
     assert_eq!(again(400).await, Ok(false), "it may be a mistake");
@@ -301,11 +302,7 @@ async fn a_set_without_keys_may_be_a_mistake_each_time_anew() {
     let authenticator = start(&mut server).await;
     assert!(patiently(&authenticator, &rsa("one")).await.is_ok());
     let again = async |seconds| {
-        let mut attempts = authenticator.attempts().expect("tokens");
-        tokio::time::pause();
-        tokio::time::advance(Duration::from_secs(seconds)).await;
-        tokio::time::resume();
-        tokio::time::timeout(PATIENCE, attempts.changed()).await.expect("in time").expect("an attempt");
+        attempted_after(seconds, &authenticator).await;
         ask(&authenticator, &rsa("one")).map(drop)
     };
     let none = || server.say("200 OK", r#"{"keys":[]}"#);

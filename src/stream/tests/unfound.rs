@@ -1,42 +1,16 @@
 //! Clients that come with the id of another process, which has found a log before this one.
 
 use super::*;
-use crate::source::parts::Parts;
-
-/// The first log of a source of which more may be found: `p-0`, `p-1` and so on.
-struct First {
-    log: Arc<dyn Adapter>,
-    parts: Arc<Parts>,
-}
-
-impl Adapter for First {
-    fn kind(&self) -> &'static str {
-        "fake"
-    }
-    fn durable(&self) -> bool {
-        true
-    }
-    fn reach(&self) -> Vec<Pattern> {
-        self.log.reach()
-    }
-    fn connect(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
-        self.log.connect(start)
-    }
-    fn parts(&self) -> Option<&Arc<Parts>> {
-        Some(&self.parts)
-    }
-}
 
 fn part(number: usize, adapter: Arc<dyn Adapter>) -> Source {
     Source { part: Some(format!("p-{number}").into()), ..source("super", adapter) }
 }
 
-/// Streams of which only `p-0` is known, live from position 20 on.
+/// Streams of a source of which only the log `p-0` is known, live from position 20 on. More may be found: `p-1` and so on.
 fn first_found() -> (Arc<Hub>, Arc<Streams>, SourceKey, Timestamp) {
     let (hub, streams, now) = bare();
     let parts = Parts::new("p-0".into(), Vec::new(), Some(Box::new(|number| format!("p-{number}"))));
-    let first = First { log: FakeLog::keeps_last(), parts: Arc::new(parts) };
-    let first = streams.add(part(0, Arc::new(first)), now);
+    let first = streams.add(part(0, FakeLog::first_of(parts)), now);
     hub.publish(first, &mut vec![Input::Tail(Some(Position::unverified(20)))], now);
     (hub, streams, first, now)
 }
