@@ -773,7 +773,10 @@ impl Live {
         // Its channel may have been silent for long before it was to be sent something else: what came until then is not new to it.
         let since =
             moved.as_ref().map(|(_, since)| since).filter(|since| seq(since.as_bytes()) > seq(last_id) && !self.is_owed_up_to(since));
-        let (known, last_id) = (since.is_none(), since.map_or(last_id, |since| since.as_bytes()));
+        let (known, last_id) = match since {
+            Some(since) => (None, since.as_bytes()),
+            None => (Some(last_id), last_id),
+        };
         let Self { seat, lease, .. } = self;
         let filter = moved.as_ref().map_or_else(|| seat.channel().filter(), |(filter, _)| filter).clone();
         lease.visit.sent_behind(0, 0, last_id);

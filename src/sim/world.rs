@@ -322,7 +322,7 @@ impl World {
         if one_in(3) {
             self.change(wanted, random::in_range(0..SOURCES.len()));
         }
-        self.note(None, || format!("bridge {} reloads {wanted:?}", bridge.epoch));
+        self.note(None, || format!("bridge {} at {slot} reloads {wanted:?}", bridge.epoch));
         bridge.reload(wanted.clone(), fault);
         true
     }
@@ -392,6 +392,7 @@ impl World {
         self.groups.set(group + 1);
         let epoch = random::in_range(1..u32::MAX);
         let place = Place { executor: &self.executor, broker: &self.broker, bounds: &self.plan.bounds };
+        self.note(None, || format!("bridge {epoch} starts at {slot}: {:?}", self.wanted.borrow()[slot]));
         let bridge = Bridge::start(place, (slot, epoch, group), &self.wanted.borrow()[slot], fault);
         self.bridges.borrow_mut()[slot] = Some(bridge);
     }

@@ -159,12 +159,11 @@ impl CatchUp {
         this
     }
 
-    /// For a client that is being served already. `known`: it has the id of where it begins, and need not be sent it.
-    pub(super) fn resume(streams: Arc<Streams>, filter: Arc<Filter>, begin: Begin, known: bool, now: Timestamp) -> Self {
+    /// For a client that is being served already. `last_id`: what it was sent last, if it need not be sent where it begins.
+    pub(super) fn resume(streams: Arc<Streams>, filter: Arc<Filter>, begin: Begin, last_id: Option<&[u8]>, now: Timestamp) -> Self {
         let mut this = Self::start(streams, filter, begin, now);
-        if known {
-            this.client.note_id();
-        }
+        // Not the id of where it is by now: that may be behind gaps that it was not told yet.
+        this.client.last_id.extend_from_slice(last_id.unwrap_or_default());
         this
     }
 

@@ -539,6 +539,25 @@ fn an_id_of_a_source_comes_only_behind_the_gap_that_says_that_it_was_not_known()
 }
 
 #[test]
+fn a_stream_that_ends_right_after_it_fell_behind_has_no_id_behind_what_it_was_not_told() {
+    let (hub, streams, now) = bare();
+    let old = streams.add(source("log", FakeLog::keeps_last()), now);
+    hub.publish(old, &mut vec![Input::Tail(Some(Position::unverified(3)))], now);
+    streams.remove(old);
+    let mut stream = streams.open(request(">"), now);
+    sent(&mut stream, now);
+    let (live, id) = stream.into_live().unwrap();
+    // It comes back: the stream is to be told that by its channel, but is behind there.
+    let new = streams.add(source("log", FakeLog::keeps_last()), now);
+    hub.publish(new, &mut vec![Input::Tail(Some(Position::unverified(9)))], now);
+    let stream = live.resume(id.as_bytes(), now);
+    let last = String::from_utf8(stream.close(Closing::Expired).to_vec()).unwrap();
+    assert!(last.contains(&format!("id: {id}\n")), "{last}");
+    let begin = Begin::After(Cursor::from_id(&id).unwrap());
+    assert!(sent(&mut streams.open(Request { begin, ..request(">") }, now), now).contains("\"unknown_cursor\""));
+}
+
+#[test]
 fn a_log_that_grows_behind_its_end_is_read_on_though_another_waits_at_its_own() {
     let (hub, streams, now) = bare();
     let place = Position::unverified;
