@@ -270,7 +270,7 @@ fn a_position_whose_message_a_route_dropped_is_compared_too() {
     assert_eq!([find(11, "other"), find(12, "other")], [Place::Other; 2]);
     // Where nothing was seen, the broker has to say which log it is; without a check it cannot either.
     assert_eq!(find(13, "event"), Place::Outside);
-    assert_eq!(hub.state().source(LOG).unwrap().window().find(Position::unverified(13)), Place::After(2));
+    assert_eq!(hub.state().source(LOG).unwrap().window().find(Position::unverified(13)), Place::Unverified(2));
     // What is remembered is bounded, and goes with the events before it.
     hub.publish(LOG, &mut (15..100).map(skip).collect(), now());
     assert_eq!(find(12, "other"), Place::Outside);

@@ -85,6 +85,8 @@ pub struct Window {
 pub enum Place {
     /// Inside: what follows has a sequence greater than this.
     After(u64),
+    /// The same, if it is the same log: that is not known, as the position has no check, and the window no such position.
+    Unverified(u64),
     /// The log stood otherwise there.
     Other,
     /// Older than the window, or newer, or nothing is known of the log there.
@@ -247,7 +249,11 @@ impl Window {
             // Whether this is the same log, only the broker can tell: of where a gap ends, for one, no check is known.
             return Place::Outside;
         }
-        if there.all(|p| p.agrees(&position)) { Place::After(seq) } else { Place::Other }
+        match () {
+            () if !there.clone().all(|p| p.agrees(&position)) => Place::Other,
+            () if position.check.is_none() && there.all(|p| p.check.is_some()) => Place::Unverified(seq),
+            () => Place::After(seq),
+        }
     }
 
     /// The sequence before the first entry at or after `time`, if the window holds all since then. Only what is behind the sequence

@@ -558,6 +558,27 @@ fn a_stream_that_ends_right_after_it_fell_behind_has_no_id_behind_what_it_was_no
 }
 
 #[test]
+fn a_window_that_may_be_of_an_old_log_is_followed_only_when_the_broker_has_nothing_behind_an_id_without_a_check() {
+    let (hub, streams, now) = bare();
+    let log = streams.add(source("log", FakeLog::keeps_last()), now);
+    let message = |seq: u64, text: &str| {
+        let position = Position { seq, check: Some(Check::of(&[text.as_bytes()])) };
+        event(Message::new("log.old".parse().unwrap(), Bytes::copy_from_slice(text.as_bytes()), now, Some(position)))
+    };
+    hub.publish(log, &mut vec![Input::Tail(None), message(19, "old"), message(20, "old")], now);
+    // Another replica has told that the log was purged up to here.
+    let request = || Request { begin: behind(&hub, &[("log", Point::At(Position::unverified(19)))]), ..request(">") };
+    let mut stream = streams.open(request(), now);
+    let text = sent(&mut stream, now);
+    let wanted =
+        matches!(stream.step(now), Step::Wait { history: Some(request), .. } if request.from == Point::At(Position::unverified(19)));
+    assert!(wanted && !text.contains("log.old"), "{text}");
+    // It has no message that could be compared.
+    stream.read(&mut vec![Item::Tail(Some(Position::unverified(19)))]);
+    assert!(sent(&mut stream, now).contains("log.old") && stream.into_live().is_ok());
+}
+
+#[test]
 fn a_log_that_grows_behind_its_end_is_read_on_though_another_waits_at_its_own() {
     let (hub, streams, now) = bare();
     let place = Position::unverified;

@@ -163,8 +163,11 @@ impl CatchUp {
         let Some(at) = self.point(source) else { return };
         match at {
             Point::At(position) => match of.window().find(position) {
-                Place::After(_) if self.may_be_old(source, of, Some(position.seq)) => {}
-                Place::After(seq) => self.sources[source].track = Track::Follow(seq),
+                Place::After(_) | Place::Unverified(_) if self.may_be_old(source, of, Some(position.seq)) => {}
+                // Another replica may have found that the log was made anew, and the window here holds the old one. The broker tells what
+                // is behind that, if anything.
+                Place::Unverified(_) if self.sources[source].origin == Origin::Id && !self.sources[source].at_tail => {}
+                Place::After(seq) | Place::Unverified(seq) => self.sources[source].track = Track::Follow(seq),
                 Place::Outside => {}
                 // What was read is the broker's log of now: then it is the window that still holds an old one.
                 Place::Other if self.is_reading(source) || self.sources[source].origin != Origin::Id => {}
