@@ -9,7 +9,7 @@ use crate::source::{ErrorKind, SourceError};
 const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(3);
 
-/// What a reader asks for at a time: that much may wait for it in memory.
+/// What a reader asks for at a time, and so about how much may wait in it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Credit {
     pub(super) messages: usize,
@@ -33,12 +33,12 @@ impl Pulls {
     }
 
     /// Asks for more, unless that much is held or on its way already; returns the request.
-    pub(super) fn more(&mut self, held: usize) -> Option<String> {
-        let held = held + self.outstanding;
-        if held > self.credit.messages / 2 {
+    pub(super) fn more(&mut self, held: Credit) -> Option<String> {
+        let messages = held.messages + self.outstanding;
+        if messages > self.credit.messages / 2 || held.bytes > self.credit.bytes / 2 {
             return None;
         }
-        let (more, bytes) = (self.credit.messages - held, self.credit.bytes);
+        let (more, bytes) = (self.credit.messages - messages, self.credit.bytes);
         let (expires, heartbeat) = (EXPIRES.as_nanos(), HEARTBEAT.as_nanos());
         self.earlier = self.outstanding;
         self.outstanding += more;
@@ -91,5 +91,21 @@ fn ended(code: u16, words: &str) -> ErrorKind {
         400 => ErrorKind::Protocol,
         // The consumer was deleted, its leader has changed, or the server goes down.
         _ => ErrorKind::Lost,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_asked_for_while_few_but_large_messages_are_held() {
+        let asks =
+            |messages, bytes| Pulls::new(Credit { messages: 512, bytes: 4 << 20 }, 1 << 20).more(Credit { messages, bytes }).is_some();
+        assert!(asks(0, 0) && asks(256, 1 << 20) && asks(2, 2 << 20));
+        assert!(!asks(257, 0) && !asks(3, 3 << 20));
+        // A message of the largest size is no reason to stop.
+        let mut pulls = Pulls::new(Credit { messages: 512, bytes: 4 << 20 }, 64 << 20);
+        assert!(pulls.more(Credit { messages: 1, bytes: 32 << 20 }).is_some());
     }
 }

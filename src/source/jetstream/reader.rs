@@ -166,6 +166,8 @@ struct Output {
     checking: Batch,
     /// It came after that question.
     ready: Batch,
+    /// Payloads in all of these.
+    bytes: usize,
     /// Why it ends, behind all that may be handed out.
     failed: Option<SourceError>,
 }
@@ -216,8 +218,9 @@ impl Reader {
     }
 
     fn pull(&mut self) {
-        let Output { out, checking, ready, .. } = &self.output;
-        if let Some(what) = self.pulls.more(out.len() + checking.items.len() + ready.items.len()) {
+        let Output { out, checking, ready, bytes, .. } = &self.output;
+        let held = Credit { messages: out.len() + checking.items.len() + ready.items.len(), bytes: *bytes };
+        if let Some(what) = self.pulls.more(held) {
             self.line.ask(&api::next_question(&self.stream, &self.consumer), "p", &what);
         }
     }
@@ -291,6 +294,7 @@ impl Reader {
             let carried = delivery.headers();
             let mut message = Message::new(subject, self.keep(delivery), time, position);
             headers::take(&mut message, carried);
+            self.output.bytes += message.payload.len();
             self.output.ready.items.push(Item::Message(message));
             self.progress.handed = place.seq;
         }
@@ -587,6 +591,8 @@ impl Reader {
         let from = batch.len();
         batch.extend(self.output.out.drain(..count));
         let handed = &batch[from..];
+        let bytes: usize = handed.iter().map(|item| if let Item::Message(message) = item { message.payload.len() } else { 0 }).sum();
+        self.output.bytes = self.output.bytes.saturating_sub(bytes);
         if let Some(next) = self.outset.next.take_if(|next| handed.iter().any(|item| next.is_reached_by(item))) {
             self.outset.trouble.lock().read_at(next);
         }
