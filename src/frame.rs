@@ -307,8 +307,16 @@ impl<'a> Data<'a> {
     }
 }
 
+/// Appends a JSON string (RFC 8259, section 7).
 fn string(out: &mut Vec<u8>, text: &str) {
-    serde_json::to_writer(out, text).unwrap_or_default();
+    // The library looks at one byte at a time. Most texts need no escape, which is seen at many bytes at once.
+    if text.bytes().fold(false, |found, b| found | matches!(b, 0..0x20 | b'"' | b'\\')) {
+        serde_json::to_writer(out, text).unwrap_or_default();
+    } else {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+    }
 }
 
 const DATA: &[u8] = b"data: ";

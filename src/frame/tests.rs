@@ -86,6 +86,19 @@ fn text_becomes_a_string_and_other_bytes_base64() {
 }
 
 #[test]
+fn strings_are_escaped_as_the_library_does_wherever_that_is_needed() {
+    let long = "x".repeat(70);
+    for escaped in ('\0'..='\u{a0}').chain(['\u{2028}', '\u{feff}', '😀']) {
+        for at in [0, 1, 15, 16, 33, 69, 70] {
+            let text = format!("{}{escaped}{}", &long[..at], &long[at..]);
+            let mut out = Vec::new();
+            string(&mut out, &text);
+            assert_eq!(out, serde_json::to_vec(&text).unwrap(), "{escaped:?} at {at}");
+        }
+    }
+}
+
+#[test]
 fn raw_text_goes_line_by_line_and_raw_bytes_fall_back_to_json() {
     assert_eq!(encode(&event(b" a\r\nb\rc\n", Envelope::Raw, Some("x")), Form::Routed), "event: x\ndata:  a\ndata: b\ndata: c\ndata: \n\n");
     assert_eq!(encode(&event(b"", Envelope::Raw, None), Form::Routed), "data: \n\n");
