@@ -344,11 +344,12 @@ impl Reader {
             // A hole: the broker's own notes, or messages that were dropped before this reader came to them.
             Some(before) if !joins(before, at.seq) => {
                 let (source, queue) = (Arc::clone(&self.home.source), self.feed.queue.clone());
-                let link = (self.home.live || self.shared).then(|| Arc::clone(&self.feed.link));
+                let may_be_paused = !self.shared && (!self.home.live || self.home.is_too_large(self.mean));
+                let link = (!may_be_paused).then(|| Arc::clone(&self.feed.link));
                 let first = Box::pin(async move {
                     let link = match link {
                         Some(link) => link,
-                        // Over this reader's own, the answer would come behind large messages that nobody takes meanwhile.
+                        // Over this reader's own, the answer may come behind large messages that nobody takes meanwhile.
                         None => Arc::new(Link::open(&source.config.broker, &source.name).await?),
                     };
                     first_left(&link, &queue).await

@@ -152,6 +152,23 @@ async fn a_history_of_large_messages_has_a_connection_of_its_own_and_misses_noth
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_live_reader_that_is_far_behind_in_large_messages_is_told_what_the_broker_dropped() {
+    let rabbit = Rabbit::start().await;
+    let client = rabbit.client().await;
+    declare_small(&client, "large", 10 << 20, 80 << 20).await;
+    let large = source("large", json!({ "url": rabbit.url(), "queue": "large", "queue_type": "stream", "prefetch": 60 }));
+    let mut live = Reading::open(&large, Start::Now).await.unwrap();
+    for n in 0..250 {
+        client.publish("", "large", format!("{n} {}", "x".repeat(1 << 20)).as_bytes()).await;
+    }
+    // Behind what is gone more waits than is read at a time: the answer to the question whether it is gone may not stand behind that.
+    let last =
+        |items: &[Item]| items.iter().rev().any(|item| matches!(item, Item::Message(message) if message.payload.starts_with(b"249 ")));
+    live.until(last).await;
+    assert!(!live.gaps().is_empty() && live.gaps().iter().all(|gap| gap.reason == GapReason::Retention), "{:?}", live.gaps());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_was_deleted_is_made_again_and_that_is_a_reset() {
     let rabbit = Rabbit::start().await;
     let trades = trades(&rabbit);
