@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
 
 use bytes::BytesMut;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 use tokio::sync::Notify;
@@ -111,6 +111,8 @@ pub struct State {
     sources: Slab<Source>,
     /// How often sources were added or removed.
     version: u64,
+    /// Logs that clients had a place in when they came, and that no source here reads.
+    left_behind: HashSet<Tag>,
     index: Index<u32>,
     channels: Slab<Slot>,
     filters: HashMap<Arc<Filter>, u32>,
@@ -148,6 +150,11 @@ impl State {
     #[must_use]
     pub fn id(&self) -> &Arc<str> {
         &self.id
+    }
+
+    /// A client that had a place in this log has an id without one from now on. A source that reads the log may be added later.
+    pub(crate) fn note_left_behind(&mut self, log: Tag) {
+        self.left_behind.insert(log);
     }
 }
 
@@ -256,6 +263,7 @@ impl Hub {
             id: cursor.to_id().into(),
             sources: Slab::new(),
             version: 0,
+            left_behind: HashSet::new(),
             index: Index::default(),
             channels: Slab::new(),
             filters: HashMap::new(),

@@ -117,7 +117,7 @@ impl Source {
 }
 
 impl SourceInfo {
-    /// Whether it may be one that was there before, by this name or by another, or before this process: then a client whose id has
+    /// Whether it may be one that was there before, by this name or by another, or before this process or in another one: then a client whose id has
     /// no point of it may have missed events that are in no window. False for a source without a log.
     #[must_use]
     pub fn returned(&self) -> bool {
@@ -237,7 +237,7 @@ impl Hub {
             // What the earlier one of this name published is lost for those who come back from before.
             window.clear(*seq, now);
         }
-        let returned = !is_new && p.returns(&spec.name);
+        let returned = !is_new && (p.returns(&spec.name) || spec.tag.is_some_and(|tag| state.left_behind.contains(&tag)));
         let key = p.add(&mut state, spec, is_new, returned, window);
         register(key);
         drop(state);

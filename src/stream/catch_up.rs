@@ -388,7 +388,7 @@ impl CatchUp {
                 windows = Windows::Behind;
                 let followed = self.sources.iter().all(|of| of.track != Track::Pending) && self.volatile.is_some();
                 if followed && self.unfound.until(now).is_none() {
-                    self.leave_points(&state);
+                    self.leave_points(&mut state);
                     let (seat, offset) = hub.join(&mut state, &self.filter);
                     windows = Windows::Live(seat, offset, state.id().clone());
                 }

@@ -579,6 +579,25 @@ fn a_window_that_may_be_of_an_old_log_is_followed_only_when_the_broker_has_nothi
 }
 
 #[test]
+fn a_source_that_another_replica_had_first_is_told_to_those_who_came_from_there() {
+    let (hub, streams, now) = bare();
+    let mut stream = streams.open(Request { begin: behind(&hub, &[("log", Point::At(Position::unverified(3)))]), ..request(">") }, now);
+    sent(&mut stream, now);
+    let (live, id) = stream.into_live().unwrap();
+    let log = streams.add(source("log", FakeLog::keeps_last()), now);
+    hub.publish(log, &mut vec![Input::Tail(Some(Position::unverified(9))), named("log.10", Some(10))], now);
+    let told = |text: &str| text.matches("\"unknown_cursor\"").count() == 1 && text.matches("brokercast.gap").count() == 1;
+    let (text, _) = rest(&live);
+    assert!(told(&text) && text.find("unknown_cursor") < text.find("log.10"), "{text}");
+    let again = Request { begin: Begin::After(Cursor::from_id(&id).unwrap()), ..request(">") };
+    assert!(told(&sent(&mut streams.open(again, now), now)));
+    // Of a source that nobody knew, nothing is missing.
+    let other = streams.add(source("other", FakeLog::keeps_last()), now);
+    hub.publish(other, &mut vec![Input::Tail(Some(Position::unverified(9)))], now);
+    assert!(told(&rest(&live).0));
+}
+
+#[test]
 fn a_log_that_grows_behind_its_end_is_read_on_though_another_waits_at_its_own() {
     let (hub, streams, now) = bare();
     let place = Position::unverified;

@@ -2,7 +2,7 @@
 
 use super::broker::Reading;
 use super::followed::{Newest, Origin, Track, followed};
-use super::{CatchUp, Wanted};
+use super::{CatchUp, Wanted, is_known};
 use crate::cursor::{Point, Position};
 use crate::event::{Gap, GapReason, Timestamp};
 use crate::hub::{Place, Source, State};
@@ -66,10 +66,16 @@ impl CatchUp {
     }
 
     /// The client is about to be live. The ids of live streams are the bridge's, which have no point of a source that is not live
-    /// yet. If the client has one and comes back with a filter that the source concerns, it has to be told that its place is lost.
-    pub(super) fn leave_points(&self, state: &State) {
+    /// yet, or that another replica has and this one does not have yet. If the client has one and comes back with a filter that the
+    /// source concerns, it has to be told that its place is lost.
+    pub(super) fn leave_points(&self, state: &mut State) {
         if !matches!(self.wanted, Wanted::Id) {
             return;
+        }
+        for (tag, _) in &self.client.at.durable {
+            if !is_known(*tag, state) {
+                state.note_left_behind(*tag);
+            }
         }
         for (source, of) in followed(&self.sources, state) {
             if self.sources[source].track == Track::Fresh && self.point(source).is_some() {
