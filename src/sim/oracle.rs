@@ -339,6 +339,13 @@ impl Judge {
             let ends = configs[first..=last].iter().skip(1).map(|config| config.written[source]).chain([state.written[source].len()]);
             spans.extend(configs[first..=last].iter().zip(ends).filter_map(|(config, end)| Some((config.routes[source]?, end))));
         }
+        if let Some(config) = (self.config..=last).find(|config| self.fits(state, *config, block)) {
+            while self.config < config {
+                self.config += 1;
+                self.enter(configs, self.config);
+            }
+        }
+        // Only now each log is known by the name that the bridge has for it.
         for (source, log) in self.logs.iter_mut().enumerate() {
             for (routes, end) in &self.spans[source] {
                 match log.spans.last_mut().filter(|(before, _)| before == routes) {
@@ -351,12 +358,6 @@ impl Judge {
             {
                 // What was found by the routes before is looked for again.
                 seen.clear();
-            }
-        }
-        if let Some(config) = (self.config..=last).find(|config| self.fits(state, *config, block)) {
-            while self.config < config {
-                self.config += 1;
-                self.enter(configs, self.config);
             }
         }
     }
