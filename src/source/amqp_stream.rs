@@ -21,7 +21,7 @@ use lapin::{Channel, Consumer};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use self::log::{Ask, Log, at, beyond, first_left, joins, leave, look, plan, position};
+use self::log::{Ask, Log, at, beyond, first_left, joins, leave, look, look_for_replica, plan, position};
 use self::past::{Line, Passed, Past};
 use self::super_stream::{SuperStream, growth};
 use super::amqp::Amqp;
@@ -56,6 +56,8 @@ const HISTORY_PREFETCH: u16 = 256;
 const LARGE_PREFETCH: u16 = 16;
 /// So many messages come one by one behind one that the broker cannot deliver, for such ones seldom come alone.
 const CAREFUL: u32 = 64;
+/// While nothing comes, the node is asked so often whether it still has a replica.
+const LOOK: Duration = Duration::from_secs(5);
 /// A replica of the stream may be behind the one that a position was read from: so long it may catch up.
 const CATCH_UP: Duration = Duration::from_secs(2);
 /// Publishers' times before this (2001-09-09) are none.
@@ -150,6 +152,7 @@ impl Stream {
             unfed,
             passed: live.then(|| Arc::clone(&self.passed)),
             growth: if live { growth(self.whole.as_ref()) } else { None },
+            replica: live.then(Replica::default),
             home,
             shared,
             mean: 0,
@@ -292,6 +295,8 @@ struct Reader {
     passed: Option<Arc<AtomicU64>>,
     /// Of a super stream's first partition, read live.
     growth: Option<Recurring>,
+    /// The live one's.
+    replica: Option<Replica>,
     home: Home,
     /// Others use its connection too.
     shared: bool,
@@ -315,6 +320,28 @@ struct Reader {
     passing: Option<Reopening>,
     /// The messages that came since then, one by one.
     careful: Option<u32>,
+}
+
+/// Whether the node still has a replica of the stream: the broker does not end the consumers of one that is deleted.
+#[derive(Default)]
+struct Replica {
+    /// Something has come since the last look.
+    seen: Arc<AtomicBool>,
+    looking: Option<Recurring>,
+}
+
+impl Replica {
+    /// Ready only with an error. Over the reader's channel, for a user may have no other.
+    fn poll(&mut self, feed: &Feed, cx: &mut Context<'_>) -> Poll<SourceError> {
+        let looking = self.looking.get_or_insert_with(|| {
+            let (channel, queue, seen) = (feed.acks.channel().clone(), feed.queue.clone(), Arc::clone(&self.seen));
+            Recurring::new(LOOK, LOOK, move |link| {
+                let (channel, queue, quiet) = (channel.clone(), queue.clone(), !seen.swap(false, Ordering::Relaxed));
+                Box::pin(async move { if quiet { look_for_replica(&link, &channel, &queue).await } else { Ok(()) } })
+            })
+        });
+        looking.poll(&feed.link, cx)
+    }
 }
 
 struct Held {
@@ -392,6 +419,7 @@ impl Reader {
     fn reopened(&mut self, passed: Passed, upkeep: Option<Recurring>, batch: &mut Vec<Item>) -> Result<(), SourceError> {
         let prefetch = if self.careful.is_some() { 1 } else { self.home.prefetch };
         self.feed = self.home.feed(passed.line, prefetch, upkeep);
+        self.replica = self.replica.take().map(|_| Replica::default());
         if let Some((bad, to)) = passed.skipped {
             let position = Position::unverified(to - 1);
             self.last = Some(position);
@@ -494,6 +522,9 @@ impl Reads for Reader {
             }
             came => {
                 let came = came?;
+                if let Some(replica) = &self.replica {
+                    replica.seen.store(true, Ordering::Relaxed);
+                }
                 self.careful = self.careful.map(|count| count + 1);
                 self.mean = self.mean - self.mean / 8 + came.delivery.data.len() as u64 / 8;
                 Poll::Ready(self.take(came, batch))
@@ -507,6 +538,9 @@ impl Reads for Reader {
             return Poll::Pending;
         }
         if let Some(Poll::Ready(error)) = self.growth.as_mut().map(|growth| growth.poll(&self.feed.link, cx)) {
+            return Poll::Ready(error);
+        }
+        if let Some(Poll::Ready(error)) = self.replica.as_mut().map(|replica| replica.poll(&self.feed, cx)) {
             return Poll::Ready(error);
         }
         let error = ready!(self.feed.poll_duties(cx));

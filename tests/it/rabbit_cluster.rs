@@ -145,3 +145,38 @@ routes:
     assert_eq!(said.matches("runs no replica of stream `P-0`").count(), 1, "{said}");
     assert!(said.contains("sources.alone"), "{said}");
 }
+
+#[tokio::test]
+#[ignore = "takes three nodes a minute; scripts/test-rabbitmq4 runs it"]
+async fn rabbitmq_replica_that_is_deleted_is_left_for_another() {
+    let nodes = Rabbit::cluster().await;
+    let (durable, mut table) = (QueueDeclareOptions { durable: true, ..Default::default() }, FieldTable::default());
+    table.insert("x-queue-type".into(), AMQPValue::LongString("stream".into()));
+    table.insert("x-queue-leader-locator".into(), AMQPValue::LongString("client-local".into()));
+    table.insert("x-initial-cluster-size".into(), AMQPValue::LongInt(3));
+    let client = nodes[0].client().await;
+    client.channel.queue_declare("S".into(), durable, table).await.unwrap();
+    let publish = async |range: std::ops::Range<u64>| {
+        for n in range {
+            client.publish("", "S", format!("{{\"n\":{n}}}").as_bytes()).await;
+        }
+    };
+    let (other, first) = (nodes[1].url(), nodes[0].url());
+    let bridge = Bridge::start(&format!(
+        r##"
+auth: {{ anonymous: {{ subscribe: [">"] }} }}
+sources: {{ stream: {{ amqp: {{ urls: ["{other}", "{first}"], queue: S, queue_type: stream }} }} }}
+"##
+    ))
+    .await;
+    let mut live = bridge.subscribe("").await;
+    publish(0..10).await;
+    read(&mut live, 0..10).await;
+    // The broker does not tell those who read there.
+    let node = nodes[1].ctl(&["-q", "eval", "node()."]);
+    let deleting = format!("rabbit_stream_queue:delete_replica(<<\"/\">>, <<\"S\">>, {}).", node.trim());
+    assert!(nodes[0].ctl(&["-q", "eval", &deleting]).contains("ok"));
+    publish(10..20).await;
+    let (count, _) = read(&mut live, 10..20).await;
+    assert_eq!(count, 10);
+}

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicQosOptions};
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -245,6 +245,16 @@ pub(super) async fn first_left(link: &Link, queue: &ShortString) -> Result<u64, 
     let first = place_in(&some(came, queue)?, queue)?;
     leave(&channel).await;
     Ok(first)
+}
+
+/// Consumes from far behind the end for a moment, which brings nothing.
+///
+/// # Errors
+/// Where the node has no replica of the stream.
+pub(super) async fn look_for_replica(link: &Link, channel: &Channel, queue: &ShortString) -> Result<(), SourceError> {
+    let consumer = consume_at(link, channel, queue, 1, at(u64::MAX)).await?;
+    let cancelling = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+    answer("ending a consumer", cancelling).await?.map_err(|e| lost(queue, Some(e)))
 }
 
 pub(super) async fn leave(channel: &Channel) {
