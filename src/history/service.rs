@@ -293,10 +293,12 @@ impl Histories {
             (state.make(place, at, failed, now), 0)
         });
         state.enter(place, new);
-        let run = Box::new(Run::open(&place.known.log, at, place.asker.wanted.clone()));
+        // Others may be in it who want more than this client.
+        let mut wanted = None;
         if let Some(held) = state.segments.get_mut(&new.0) {
-            held.run = Slot::Taken;
+            (held.run, wanted) = (Slot::Taken, held.wanted.clone());
         }
+        let run = Box::new(Run::open(&place.known.log, at, wanted));
         Some(Look::Lead(Turn { histories: self.clone(), segment: new.0, run: Some(run) }))
     }
 

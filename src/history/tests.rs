@@ -341,3 +341,84 @@ async fn a_crowd_that_comes_goes_and_takes_breaks_misses_nothing() {
     timeout(Duration::from_secs(120), clients.join_all()).await.expect("somebody gets nothing");
     assert_eq!((histories.load().clients, histories.load().waiting), (0, 0));
 }
+
+/// A log of ten messages, in turns of subject `a` and `b`, that cannot be opened at the first attempts.
+struct Selecting {
+    fails: AtomicU32,
+}
+
+impl Selecting {
+    async fn open(&self, start: Start, wanted: Option<&[Pattern]>) -> Result<Box<dyn Connection>, SourceError> {
+        sleep(Duration::from_millis(10)).await;
+        if self.fails.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            return Err(SourceError::lost("the broker starts"));
+        }
+        let after = if let Start::After(position) = start { position.seq } else { 0 };
+        let all = (after + 1..=10).map(|seq| (seq, if seq % 2 == 0 { "b" } else { "a" }));
+        let of = all.filter(|(_, subject)| wanted.is_none_or(|wanted| wanted.iter().any(|pattern| pattern.matches(subject))));
+        let message =
+            |(seq, subject): (u64, &str)| Message::new(subject.parse().expect("a subject"), Bytes::new(), Timestamp::default(), Some(place(seq)));
+        let items = of.map(message).map(Item::Message).chain([Item::Tail(Some(place(10)))]).collect();
+        Ok(Box::new(Selected(items)) as Box<dyn Connection>)
+    }
+}
+
+impl Adapter for Selecting {
+    fn kind(&self) -> &'static str {
+        "selecting"
+    }
+    fn durable(&self) -> bool {
+        true
+    }
+    fn reach(&self) -> Vec<Pattern> {
+        vec![Pattern::all()]
+    }
+    fn connect(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
+        Box::pin(self.open(start, None))
+    }
+    fn selects(&self) -> bool {
+        true
+    }
+    fn selected<'a>(&'a self, start: Start, wanted: &'a [Pattern]) -> BoxFuture<'a, Result<Option<Box<dyn Connection>>, SourceError>> {
+        Box::pin(async move { self.open(start, Some(wanted)).await.map(Some) })
+    }
+}
+
+struct Selected(Vec<Item>);
+
+impl Connection for Selected {
+    fn next<'a>(&'a mut self, batch: &'a mut Vec<Item>, _: usize) -> BoxFuture<'a, Result<(), SourceError>> {
+        Box::pin(async {
+            if self.0.is_empty() {
+                std::future::pending::<()>().await;
+            }
+            batch.append(&mut self.0);
+            Ok(())
+        })
+    }
+    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async {})
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_opens_a_log_again_for_others_too_reads_all_that_they_want() {
+    for from in [Point::Earliest, Point::At(place(2))] {
+        let histories = Histories::new(Settings { readers: 4, rate: 1 << 20, cache: 1 << 20 });
+        let (source, name) = (SourceKey::new(0, 0), "s".parse().expect("a name"));
+        let adapter = Arc::new(Selecting { fails: AtomicU32::new(1) });
+        histories.add(source, Log { name, adapter, max_payload: 1000, up: Arc::new(|| true), resets: Arc::new(|| 0) });
+        let client = |identity: u64, wanted: Option<Arc<[Pattern]>>| {
+            histories.reader(Request { source, number: 0, from }, Asker { identity, wanted }).expect("a log")
+        };
+        // The first has opened it, in vain, when the second comes to the same place, who wants less. Then the first does not ask for
+        // a moment: its socket is full of what another source had for it.
+        let mut all = client(1, None);
+        timeout(Duration::from_millis(5), all.next(&mut Vec::new(), from)).await.expect_err("it opens");
+        let some = client(2, Some(["a".parse().expect("a pattern")].into()));
+        let some = timeout(Duration::from_secs(60), read(some, from)).await.expect("in time");
+        let all = timeout(Duration::from_secs(60), read(all, from)).await.expect("in time");
+        let first = if from == Point::Earliest { 1 } else { 3 };
+        assert_eq!(all, (first..=10).collect::<Vec<_>>(), "who wants all, {from:?}; the other got {some:?}");
+    }
+}

@@ -51,7 +51,7 @@ impl Model {
         Self { broker: broker.clone(), source, slot, epoch, known: Mutex::default(), connected: AtomicBool::new(false) }
     }
 
-    async fn open(&self, start: Start, live: bool) -> Result<Box<dyn Connection>, SourceError> {
+    async fn open(&self, start: Start, live: bool, wanted: Option<&[Pattern]>) -> Result<Box<dyn Connection>, SourceError> {
         if one_in(3) {
             pause(20).await;
         } else if one_in(60) {
@@ -93,7 +93,7 @@ impl Model {
                 *self.known.lock() = Some(created);
                 state.links[self.slot][self.source].borders = state.logs[self.source].borders.len();
             }
-            LogReader::new(base, &mut state, start, anew)
+            LogReader::new(base, &mut state, start, anew, wanted)
         };
         // Between the look at the log and the reading something may happen to it.
         if one_in(8) {
@@ -145,10 +145,21 @@ impl Adapter for Model {
         SUBJECTS[self.source].iter().map(|subject| subject.parse().expect("a pattern")).collect()
     }
     fn connect(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
-        Box::pin(self.open(start, true))
+        Box::pin(self.open(start, true, None))
     }
     fn history(&self, start: Start) -> BoxFuture<'_, Result<Box<dyn Connection>, SourceError>> {
-        Box::pin(self.open(start, false))
+        Box::pin(self.open(start, false, None))
+    }
+    fn selects(&self) -> bool {
+        self.source == JET
+    }
+    fn selected<'a>(&'a self, start: Start, wanted: &'a [Pattern]) -> BoxFuture<'a, Result<Option<Box<dyn Connection>>, SourceError>> {
+        Box::pin(async move {
+            if one_in(5) {
+                return Ok(None);
+            }
+            self.open(start, false, Some(wanted)).await.map(Some)
+        })
     }
 }
 
@@ -239,6 +250,10 @@ impl Base {
     }
 }
 
+fn wants(wanted: Option<&[Pattern]>, subject: &str) -> bool {
+    wanted.is_none_or(|wanted| wanted.iter().any(|pattern| pattern.matches(subject)))
+}
+
 /// A reader of a log.
 struct LogReader {
     base: Base,
@@ -249,10 +264,12 @@ struct LogReader {
     at: Option<u64>,
     /// The end as it was, until it is reached.
     tail: Option<u64>,
+    /// Only these subjects.
+    wanted: Option<Vec<Pattern>>,
 }
 
 impl LogReader {
-    fn new(base: Base, state: &mut State, start: Start, anew: bool) -> Self {
+    fn new(base: Base, state: &mut State, start: Start, anew: bool, wanted: Option<&[Pattern]>) -> Self {
         let source = base.source;
         let end = state.end(source);
         let first = state.first(source);
@@ -288,6 +305,7 @@ impl LogReader {
                 for subject in SUBJECTS[source] {
                     newest.extend(state.logs[source].live.iter().rev().find(|index| state.written[source][**index].subject == *subject));
                 }
+                newest.retain(|index| wants(wanted, state.written[source][*index].subject));
                 newest.sort_unstable();
                 if newest.iter().any(|index| !state.written[source][*index].is_readable()) {
                     // Which of them cannot be read is not known: none is handed out.
@@ -310,7 +328,7 @@ impl LogReader {
             at = at.max(end.map(|end| end.seq));
         }
         let tail = end.filter(|_| !reached).map(|end| end.seq);
-        Self { borders: state.logs[source].borders.len(), base, items, at, tail }
+        Self { borders: state.logs[source].borders.len(), base, items, at, tail, wanted: wanted.map(<[_]>::to_vec) }
     }
 
     /// What somebody who stands at a place may have lost.
@@ -385,6 +403,17 @@ impl LogReader {
         while batch.len() - before < most {
             let Some(index) = state.logs[source].live.get(place).copied() else { break };
             place += 1;
+            let written = &state.written[source][index];
+            if written.is_readable() && !wants(self.wanted.as_deref(), written.subject) {
+                // The broker does not send it.
+                let (seq, position) = (state.written[source][index].seq, state.written[source][index].position());
+                self.hole(state, seq, batch);
+                self.at = Some(seq);
+                if self.tail.take_if(|tail| seq >= *tail).is_some() || (self.tail.is_none() && one_in(10)) {
+                    batch.push(Item::Tail(Some(position)));
+                }
+                continue;
+            }
             self.hole(state, state.written[source][index].seq, batch);
             let mut last = index;
             if state.written[source][index].is_readable() {
