@@ -356,8 +356,9 @@ impl Selecting {
         let after = if let Start::After(position) = start { position.seq } else { 0 };
         let all = (after + 1..=10).map(|seq| (seq, if seq % 2 == 0 { "b" } else { "a" }));
         let of = all.filter(|(_, subject)| wanted.is_none_or(|wanted| wanted.iter().any(|pattern| pattern.matches(subject))));
-        let message =
-            |(seq, subject): (u64, &str)| Message::new(subject.parse().expect("a subject"), Bytes::new(), Timestamp::default(), Some(place(seq)));
+        let message = |(seq, subject): (u64, &str)| {
+            Message::new(subject.parse().expect("a subject"), Bytes::new(), Timestamp::default(), Some(place(seq)))
+        };
         let items = of.map(message).map(Item::Message).chain([Item::Tail(Some(place(10)))]).collect();
         Ok(Box::new(Selected(items)) as Box<dyn Connection>)
     }

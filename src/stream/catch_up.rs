@@ -49,6 +49,8 @@ pub(super) struct CatchUp {
     newest: Option<u64>,
     /// Where it wanted to begin.
     wanted: Wanted,
+    /// It came with an id of another process.
+    is_foreign: bool,
     /// Logs that it waits for before it is live.
     unfound: Unfound,
     /// The sources, as of this version of the hub's.
@@ -179,7 +181,7 @@ impl CatchUp {
             // The bridge's own ids can be read.
             Begin::Now | Begin::Unreadable => Cursor::from_id(state.id()).unwrap_or_else(|_| everywhere(&streams, &state, Point::Earliest)),
         };
-        let version = state.version();
+        let (version, is_foreign) = (state.version(), at.epoch != streams.hub.epoch());
         let mut sources = Vec::new();
         let early = is_early(&at, &streams, &state);
         for source in state.sources() {
@@ -204,7 +206,8 @@ impl CatchUp {
                 }
                 Some(_) => Track::Fresh,
             };
-            sources.push(Followed::new(source.info().clone(), track, concerned(source.info())));
+            let is_told = gaps.iter().any(|(of, _)| *of == Some(sources.len()));
+            sources.push(Followed { is_told, ..Followed::new(source.info().clone(), track, concerned(source.info())) });
         }
         let volatile = fresh.then(|| state.seq());
         let unfound = Unfound::of(&at, &streams, &state, now);
@@ -219,6 +222,7 @@ impl CatchUp {
             volatile,
             newest,
             wanted,
+            is_foreign,
             unfound,
             sources,
             version,
@@ -323,6 +327,8 @@ impl CatchUp {
             if state.source(self.sources[source].info.key).is_none() {
                 self.sources[source].track = Track::Gone;
                 self.end_history(source);
+                // Another source may take its place here before they are told.
+                self.gaps.retain(|(of, _)| *of != Some(source));
             }
         }
         self.unfound.follow(state);
@@ -347,13 +353,13 @@ impl CatchUp {
                 }
                 Some(_) => {
                     let missed = of.info().part && !of.warm() && matches!(self.wanted, Wanted::Id) && concerned;
-                    if missed && self.client.at.epoch != self.streams.hub.epoch() {
+                    if missed && self.is_foreign {
                         late.push(of.info().key);
                     }
                     Track::Fresh
                 }
             };
-            let followed = Followed::new(of.info().clone(), track, concerned);
+            let followed = Followed { is_told: late.contains(&of.info().key), ..Followed::new(of.info().clone(), track, concerned) };
             match self.sources.iter_mut().find(|of| of.track == Track::Gone) {
                 Some(gone) => *gone = followed,
                 None => self.sources.push(followed),

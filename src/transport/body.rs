@@ -256,4 +256,21 @@ mod tests {
         let id = before.lines().rev().find(|line| line.starts_with("id: ")).unwrap();
         assert_eq!(behind, format!("\"}}\n\n{id}\nevent: brokercast.closing\ndata: {{\"reason\":\"revoked\"}}\n\n"));
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_was_to_end_at_once_ends_though_the_clock_is_set_back_before_it_is_polled() {
+        use crate::support::clock;
+        let start = std::time::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        clock::follow_runtime(start);
+        let streams = demo(64 << 20);
+        let mut body = open(&streams);
+        assert_eq!(data(&mut body).await, Vec::<String>::new());
+        assert_eq!(streams.end(Selection::All, Closing::Revoked, Timestamp::now(), Duration::ZERO), 1);
+        // Its client's window was full meanwhile.
+        clock::follow_runtime(start - Duration::from_secs(3600));
+        publish(&streams, "a");
+        let Poll::Ready(Some(piece)) = body.poll_next(&mut Context::from_waker(Waker::noop())) else { panic!("it waits") };
+        let text = String::from_utf8_lossy(&piece).into_owned();
+        assert!(text.contains("revoked") && !text.contains("data: {\"subject\""), "{text}");
+    }
 }

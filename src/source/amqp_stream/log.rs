@@ -24,6 +24,8 @@ use crate::source::{SourceError, Start};
 
 /// A stream that brings nothing for so long, though its broker answers, is empty.
 pub(super) const EMPTY: Duration = Duration::from_millis(500);
+/// For the last chunk, once the first has come. RabbitMQ 4 leaves out one that is a compressed batch: then the end is found step by step.
+const LAST: Duration = Duration::from_secs(3);
 /// For what must come.
 const COMES: Duration = Duration::from_secs(10);
 /// How much of the end is read at a time.
@@ -147,7 +149,7 @@ impl Look<'_> {
         let mut head = None;
         let started = Instant::now();
         loop {
-            let limit = started + if head.is_some() { COMES } else { EMPTY };
+            let limit = started + if head.is_some() { LAST } else { EMPTY };
             let came = timeout_at(limit, async {
                 tokio::select! {
                     delivery = last.next() => (Some(delivery), None),

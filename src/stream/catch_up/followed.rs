@@ -52,13 +52,15 @@ pub(super) struct Followed {
     /// History has reached the log's end, and the window does not reach back to it yet.
     pub(super) at_tail: bool,
     pub(super) origin: Origin,
+    /// The client was told that its id knows no place in it.
+    pub(super) is_told: bool,
     /// For a durable source, while the newest events in its window are sent. Until then the client's point asks for them.
     pub(super) newest: Option<Newest>,
 }
 
 impl Followed {
     pub(super) fn new(info: Arc<SourceInfo>, track: Track, concerned: bool) -> Self {
-        Self { info, concerned, track, covered: 0, at_tail: false, origin: Origin::Id, newest: None }
+        Self { info, concerned, track, covered: 0, at_tail: false, origin: Origin::Id, is_told: false, newest: None }
     }
 }
 

@@ -25,7 +25,7 @@ impl CatchUp {
             }
             match self.sources[source].track {
                 Track::Fresh if of.warm() => {
-                    if of.info().returned() {
+                    if of.info().returned() && !self.sources[source].is_told {
                         self.gaps.push((Some(source), Gap::UNKNOWN));
                     }
                     let began = of.began();

@@ -242,3 +242,33 @@ fn a_window_that_moves_on_is_not_made_up_for_from_a_log_that_does_not_concern_th
     world.sent(&mut stream);
     assert!(stream.into_live().is_ok());
 }
+
+#[test]
+fn that_a_place_is_unknown_is_told_once_though_another_client_gives_its_place_up_meanwhile() {
+    let world = World::new(1, 1 << 20);
+    // Of another process, without a place in `trades`.
+    let cursor =
+        Cursor { epoch: 7, volatile: Point::At(Position::unverified(1)), durable: vec![(Tag::of("orders"), Point::At(at(1).unwrap()))] };
+    let mut wide = world.open(">", Begin::After(cursor));
+    let mut text = world.sent(&mut wide);
+    assert_eq!(text.matches("unknown_cursor").count(), 1, "{text}");
+    let mut narrow = world.open("orders.>", world.behind(9, 5));
+    world.sent(&mut narrow);
+    assert!(narrow.into_live().is_ok());
+    world.publish(world.trades, Input::Tail(at(9)));
+    text.push_str(&world.sent(&mut wide));
+    assert_eq!(text.matches("unknown_cursor").count(), 1, "{text}");
+}
+
+#[test]
+fn a_gap_of_a_source_that_is_removed_before_it_is_told_is_not_told_of_the_one_that_takes_its_place() {
+    let world = World::live();
+    let cursor =
+        Cursor { epoch: 7, volatile: Point::At(Position::unverified(1)), durable: vec![(Tag::of("orders"), Point::At(at(9).unwrap()))] };
+    let mut stream = world.open(">", Begin::After(cursor));
+    world.streams.remove(world.trades);
+    world.streams.add(source("chat", volatile("chat.>")), world.now);
+    let text = world.sent(&mut stream);
+    let unknown = text.lines().filter(|line| line.contains("unknown_cursor") && line.contains("chat")).count();
+    assert_eq!(unknown, 0, "{text}");
+}

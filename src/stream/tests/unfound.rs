@@ -67,3 +67,44 @@ fn a_log_that_is_not_found_is_not_waited_for_without_end() {
         assert!(stream.into_live().is_ok());
     }
 }
+
+#[test]
+fn a_log_without_a_place_in_another_process_id_is_told_however_late_it_is_entered_at_the_start() {
+    // `p-1` is entered before the stream's first step, or behind it.
+    for steps in [0, 1] {
+        let (hub, streams, now) = bare();
+        let parts = Parts::new("p-0".into(), Vec::new(), Some(Box::new(|number| format!("p-{number}"))));
+        let first = streams.add(part(0, FakeLog::first_of(parts)), now);
+        // The process has just started: neither log is live. The id is of a process that did not know `p-1`.
+        let mut stream = behind(&streams, &[(tag("p-0"), at(20))], now);
+        (0..steps).for_each(|_| drop(sent(&mut stream, now)));
+        let second = streams.add(part(1, FakeLog::keeps_last()), now);
+        let mut text = sent(&mut stream, now);
+        // It holds messages that came behind the id.
+        hub.publish(second, &mut vec![named("second.30", Some(30)), Input::Tail(Some(Position::unverified(30)))], now);
+        hub.publish(first, &mut vec![Input::Tail(Some(Position::unverified(20)))], now);
+        text.push_str(&sent(&mut stream, now));
+        if let Step::Wait { history: Some(_), .. } = stream.step(now) {
+            stream.read(&mut vec![Item::Tail(Some(Position::unverified(20)))]);
+            text.push_str(&sent(&mut stream, now));
+        }
+        assert!(stream.into_live().is_ok());
+        assert!(text.contains("second.30") || text.contains("unknown_cursor"), "{steps}: neither sent nor told: {text}");
+    }
+}
+
+#[test]
+fn that_a_place_is_unknown_is_told_once_of_a_source_that_came_back() {
+    let (hub, streams, now) = bare();
+    let parts = || Parts::new("p-0".into(), Vec::new(), Some(Box::new(|n| format!("p-{n}"))));
+    let before = streams.add(part(0, FakeLog::first_of(parts())), now);
+    streams.remove(before);
+    let first = streams.add(part(0, FakeLog::first_of(parts())), now);
+    let mut stream = behind(&streams, &[(tag("p-0"), at(20))], now);
+    let second = streams.add(part(1, FakeLog::keeps_last()), now);
+    let mut text = sent(&mut stream, now);
+    hub.publish(second, &mut vec![Input::Tail(Some(Position::unverified(30)))], now);
+    hub.publish(first, &mut vec![Input::Tail(Some(Position::unverified(20)))], now);
+    text.push_str(&sent(&mut stream, now));
+    assert_eq!(text.matches("unknown_cursor").count(), 1, "{text}");
+}
