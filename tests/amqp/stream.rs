@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::support::drive::{Reading, chain, source, texts};
-use crate::support::plain::Plain;
+use crate::support::plain::{Plain, long as long_string, short};
 use crate::support::proxy::Proxy;
 use crate::support::rabbit::{Amqp, Rabbit};
 use crate::support::wait::eventually;
@@ -248,6 +248,38 @@ async fn retention_is_a_gap_exactly_where_something_was_lost() {
                 assert!(again.gaps().is_empty(), "{:?}", again.gaps());
             }
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_header_of_the_brokers_own_that_a_publisher_sent_is_not_taken_for_it() {
+    let rabbit = Rabbit::start().await;
+    let trades = trades(&rabbit);
+    let mut live = Reading::open(&trades, Start::Now).await.unwrap();
+    let mut plain = Plain::connect(rabbit.port());
+    let long = |n: i64| [&b"l"[..], &n.to_be_bytes()].concat();
+    let values = [long(0), long(1 << 40), b"x\0\0\0\x01a".to_vec(), b"t\x01".to_vec()];
+    let mut published = 0;
+    let mut publish = |properties: &[u8]| {
+        plain.publish(b"trades", b"t", properties, published.to_string().as_bytes());
+        published += 1;
+    };
+    // The broker replaces the first; it does not look for more.
+    for value in &values {
+        for times in [1, 2, 3] {
+            let entry = [&short(b"x-stream-offset")[..], value].concat();
+            publish(&[&[0x20, 0][..], &long_string(&entry.repeat(times))].concat());
+            publish(&[0, 0]);
+        }
+    }
+    let read = live.messages(published).await;
+    assert_eq!((texts(&read), live.gaps()), (numbers(0, published), vec![]));
+    let offsets: Vec<_> = read.iter().map(|m| m.position.unwrap().seq).collect();
+    assert!(offsets.is_sorted_by(|a, b| a < b) && offsets[published - 1] < 100, "{offsets:?}");
+    for (n, before) in read.iter().enumerate() {
+        let mut history = Reading::history(&trades, Start::After(before.position.unwrap())).await.unwrap();
+        assert_eq!(texts(&history.messages(published - n - 1).await), numbers(n + 1, published));
+        assert!(history.gaps().is_empty());
     }
 }
 

@@ -29,6 +29,8 @@ use crate::subject::Subject;
 const ACK_DELAY: Duration = Duration::from_millis(10);
 /// The header with a message's place in its stream.
 pub(in crate::source) const OFFSET: &str = "x-stream-offset";
+/// The header with the broker's time of a message, in milliseconds.
+pub(super) const TIME: &str = "timestamp_in_ms";
 
 /// A reader of a queue.
 pub(in crate::source) struct Reader {
@@ -160,7 +162,7 @@ pub(in crate::source) fn offset(delivery: &Delivery) -> Option<u64> {
 /// property is the publisher's and in seconds, so that it does not count here. Where the broker notes none a publisher may
 /// have written this one too: a time to come would outlast all others in a window.
 pub(in crate::source) fn stamped(delivery: &Delivery, now: Timestamp) -> Option<Timestamp> {
-    match delivery.properties.headers().as_ref()?.inner().get("timestamp_in_ms")? {
+    match delivery.properties.headers().as_ref()?.inner().get(TIME)? {
         AMQPValue::LongLongInt(millis) => {
             let time = Timestamp::from_micros(u64::try_from(*millis).ok()?.checked_mul(1000)?);
             Some(time.min(now))

@@ -3,13 +3,15 @@
 //! Pure: bytes in, bytes out, of the same length. RabbitMQ passes routing keys and properties on as publishers sent them. The
 //! library takes a name that is not UTF-8 as the end of the connection, and descends into nested header tables as deep
 //! as they go, so that one message could stop a source for good. Here such a key is replaced and kept aside
-//! ([`OddKeys`]), other such names are overwritten, and nested headers, which are never read, become plain bytes.
+//! ([`OddKeys`]), other such names are overwritten, and nested headers, which are never read, become plain bytes. A header of the
+//! broker's own that a publisher has sent too is overwritten likewise.
 
 use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
 use super::flow::Flow;
+use super::queue::{OFFSET, TIME};
 
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
@@ -19,6 +21,9 @@ const HEARTBEAT: u8 = 8;
 const HEAD: usize = 7;
 /// A frame of methods or properties that claims to be larger is nothing the broker sends.
 const MAX_WHOLE: usize = 4 << 20;
+
+/// The broker's own headers that are read.
+const BROKERS: [&str; 2] = [OFFSET, TIME];
 
 type ChannelAndTag = (u16, u64);
 
@@ -147,11 +152,20 @@ impl Walk<'_> {
     }
 
     /// A table: names made clean, nested values made bytes.
+    ///
+    /// Of equal names the library takes the last, but the broker only replaces the first.
     fn table(&mut self) -> Option<()> {
         let n = usize::try_from(self.number(4)?).ok()?;
         let end = self.at.checked_add(n).filter(|end| *end <= self.bytes.len())?;
+        let mut seen = [false; BROKERS.len()];
         while self.at < end {
+            let name = self.at + 1;
             self.short()?;
+            let name = &mut self.bytes[name..self.at];
+            let own = BROKERS.iter().position(|own| own.as_bytes() == name);
+            if own.is_some_and(|own| std::mem::replace(&mut seen[own], true)) {
+                name.fill(b'?');
+            }
             let kind = self.at;
             self.skip(1)?;
             let size = match self.bytes[kind] {

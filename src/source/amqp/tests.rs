@@ -288,6 +288,24 @@ fn a_key_that_is_no_text_is_kept_aside_until_its_message_is_taken() {
 }
 
 #[test]
+fn of_the_brokers_own_headers_the_first_counts_where_a_publisher_repeats_them() {
+    let entry = |name: &str, value: &[u8]| [&[u8::try_from(name.len()).expect("short")][..], name.as_bytes(), value].concat();
+    let header = |names: [&str; 5]| {
+        let numbered = names.iter().zip(0_u64..).map(|(name, n)| entry(name, &[&b"l"[..], &n.to_be_bytes()].concat()));
+        let table = [numbered.collect::<Vec<_>>().concat(), entry("last", b"x\0\0\0\x01a")].concat();
+        let size = u32::try_from(table.len()).expect("short");
+        frame(2, 1, &[&[0, 60, 0, 0][..], &[0; 8], &[0x20, 0], &size.to_be_bytes(), &table].concat())
+    };
+    let came = header(["x-stream-offset", "timestamp_in_ms", "x-stream-offset", "timestamp_in_ms", "x-stream-offset"]);
+    let hidden = "?".repeat(15);
+    let clean = header(["x-stream-offset", "timestamp_in_ms", &hidden, &hidden, &hidden]);
+    // Each message has its own, and a publisher's other names are left.
+    let others = header(["x-stream-offset", "a", "a", "b", "last"]);
+    let wire = [&came[..], &others, &came].concat();
+    assert_eq!(scrubbed(&wire, 7, &OddKeys::default()), [&clean[..], &others, &clean].concat());
+}
+
+#[test]
 fn ages_are_read_as_rabbitmq_writes_them() {
     let day = 24 * 3600;
     for (text, seconds) in [("1Y", 365 * day), ("2M", 60 * day), ("7D", 7 * day), ("24h", day), ("90m", 5400), ("7200s", 7200), ("0s", 0)] {
