@@ -95,7 +95,7 @@ async fn all_that_is_wrong_is_found_at_once_with_its_key_and_nothing_is_made() {
         (all, json!({ "queue": "new", "declare": true, "queue_type": "quorum" }), vec![]),
         (
             ["^$", "^$", "^$"],
-            json!({ "exchange": "X" }),
+            json!({ "exchange": "X", "binding_keys": ["a.#", "b.#"] }),
             vec![
                 "exchange `X` is not there",
                 "a queue of this process is not there",
@@ -128,6 +128,29 @@ async fn all_that_is_wrong_is_found_at_once_with_its_key_and_nothing_is_made() {
         assert!(faults.iter().all(|fault| !fault.contains("hush")), "{faults:?}");
     }
     assert_eq!(made(&rabbit), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_binding_key_is_tried_and_what_several_questions_meet_is_said_once() {
+    let rabbit = Rabbit::start().await;
+    rabbit.ctl(&["add_user", "few", "hush"]);
+    rabbit.ctl(&["set_topic_permissions", "few", "amq.topic", "^$", "^orders\\."]);
+    let exchange = json!({ "exchange": "amq.topic", "binding_keys": ["orders.#", "other.#", "orders.*", "third.#"] });
+    let mut queue = exchange.clone();
+    queue["queue"] = "new".into();
+    queue["declare"] = true.into();
+    for config in [exchange, queue] {
+        let few = with_rights(&rabbit, [".*", ".*", ".*"], config.clone());
+        let found = faults(&few).await;
+        let named = |key: &str| found.iter().filter(|fault| fault.contains(&format!("topic '{key}'"))).count();
+        assert_eq!((found.len(), named("other.#"), named("third.#")), (2, 1, 1), "{config}: {found:#?}");
+        let error = Reading::open(&few, Start::Now).await.err().unwrap();
+        assert_eq!(chain(&error), found[0], "{config}");
+        assert!(error.kind() == Denied && found[0].contains("(`binding_keys`)"), "{config}: {found:#?}");
+    }
+    rabbit.ctl(&["set_user_limits", "few", r#"{"max-channels": 0}"#]);
+    let found = faults(&of_few(&rabbit, json!({ "exchange": "X" }))).await;
+    assert!(found.len() == 1 && found[0].contains("cannot open a channel"), "{found:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

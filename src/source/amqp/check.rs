@@ -13,9 +13,10 @@ use super::error::{failed, is, is_lack_of_replica, said};
 use super::link::{Link, short};
 use super::queue::{OFFSET, consume};
 use super::topology::{
-    arguments, bind_keys, declare_exchange, declare_queue, exchange, find_exchange, find_queue, not_made, refuse_stream,
+    arguments, bind_keys, declare_exchange, declare_queue, exchange, find_exchange, find_queue, not_bound, not_made, refuse_stream,
 };
 use crate::source::{ErrorKind, SourceError};
+use crate::support::causes::chain;
 
 /// A name like those that the broker gives exclusive queues.
 const GENERATED: &str = "amq.gen-brokercast-check";
@@ -36,7 +37,7 @@ impl Amqp {
         };
         let mut check = Check { source: self, link, faults: Vec::new() };
         if let Err(error) = check.all().await {
-            check.faults.push(error);
+            check.found(error);
         }
         let Check { link, faults, .. } = check;
         link.close().await;
@@ -66,9 +67,19 @@ impl Check<'_> {
         }
     }
 
+    /// Keeps what is wrong, once: several questions may fail for the same reason.
+    fn found(&mut self, error: SourceError) {
+        let said = chain(&error);
+        if !self.faults.iter().any(|known| chain(known) == said) {
+            self.faults.push(error);
+        }
+    }
+
     /// Keeps what is wrong, and connects again where the broker ended the connection over it.
     async fn note(&mut self, result: Result<(), SourceError>) -> Result<(), SourceError> {
-        self.faults.extend(result.err());
+        if let Err(error) = result {
+            self.found(error);
+        }
         if !self.link.works() {
             self.link = Link::open(&self.source.config.broker, &self.source.name).await?;
         }
@@ -105,14 +116,14 @@ impl Check<'_> {
             Err(error) => return self.note(Err(error)).await,
         };
         if found {
-            let mut result = self.found(&short(name)).await;
+            let mut result = self.readable(&short(name)).await;
             // A reader goes on to the next node too.
             for _ in 1..self.source.config.broker.count() {
                 if !result.as_ref().is_err_and(is_lack_of_replica) {
                     break;
                 }
                 self.link = Link::open(&self.source.config.broker, &self.source.name).await?;
-                result = self.found(&short(name)).await;
+                result = self.readable(&short(name)).await;
             }
             return self.note(result).await;
         }
@@ -124,7 +135,7 @@ impl Check<'_> {
     }
 
     /// Whether a queue that is there can be read, as what it is said to be.
-    async fn found(&self, queue: &ShortString) -> Result<(), SourceError> {
+    async fn readable(&self, queue: &ShortString) -> Result<(), SourceError> {
         if !self.source.config.stream {
             return refuse_stream(&self.link, queue).await;
         }
@@ -158,13 +169,15 @@ impl Check<'_> {
     async fn could_read(&mut self, name: &str, binding: Option<&Binding>) -> Result<(), SourceError> {
         let queue = short(name);
         if let Some(binding) = binding {
-            let bound = bind_keys(&self.link, &queue, binding).await?;
-            let what = format!("cannot bind a queue to exchange `{}` (`exchange`)", binding.exchange);
-            let result = match bound {
-                Err(e) if !is(&e, NOTFOUND) => Err(failed(what, e)),
-                _ => Ok(()),
-            };
-            self.note(result).await?;
+            // One by one: topic permissions may allow some keys only, and the queue is not found for the first one that is allowed.
+            for key in &binding.keys {
+                let one = Binding { keys: vec![key.clone()], ..binding.clone() };
+                let result = match bind_keys(&self.link, &queue, &one).await? {
+                    Err(e) if !is(&e, NOTFOUND) => Err(not_bound(binding, e)),
+                    _ => Ok(()),
+                };
+                self.note(result).await?;
+            }
         }
         let channel = self.link.channel().await?;
         let read = consume(&self.link, &channel, &queue, 1, FieldTable::default()).await;

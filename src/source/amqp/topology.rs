@@ -452,7 +452,12 @@ async fn bind(
         differences.push(format!("it is read as it is bound: {}", said(&error)));
         return Ok(None);
     }
-    Err(failed(format!("cannot bind a queue to exchange `{}` (`binding_keys`)", binding.exchange), error))
+    Err(not_bound(binding, error))
+}
+
+/// Why a queue cannot be bound.
+pub(super) fn not_bound(binding: &Binding, error: lapin::Error) -> SourceError {
+    failed(format!("cannot bind a queue to exchange `{}` (`binding_keys`)", binding.exchange), error)
 }
 
 pub(super) async fn bind_keys(link: &Link, queue: &ShortString, binding: &Binding) -> Result<lapin::Result<()>, SourceError> {
