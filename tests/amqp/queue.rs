@@ -15,7 +15,7 @@ use crate::support::drive::{PATIENCE, Reading, chain, source, subjects, texts};
 use crate::support::plain::{Plain, long, short};
 use crate::support::proxy::Proxy;
 use crate::support::rabbit::{Amqp, Rabbit};
-use crate::support::wait::{stays, within};
+use crate::support::wait::{eventually, stays, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_exchange_gets_arrives_under_its_routing_key_whatever_bytes_that_is() {
@@ -205,6 +205,26 @@ async fn an_exchange_that_somebody_deletes_is_declared_again_and_one_made_anew_i
         }
         reading.close().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishing_while_an_alarm_blocks_it_names_the_alarm() {
+    let rabbit = Rabbit::start().await;
+    let jobs = source("jobs", json!({ "url": rabbit.url(), "queue": "jobs", "declare": true }));
+    let mut reading = Reading::open(&jobs, Start::Now).await.unwrap();
+    jobs.publish("jobs", "before".into()).await.unwrap();
+    rabbit.ctl(&["set_vm_memory_high_watermark", "0.00001"]);
+    // The broker raises the alarm on its own time.
+    let error = eventually("a message to be refused", async || jobs.publish("jobs", "blocked".into()).await.err()).await;
+    let said = chain(&error);
+    assert!(
+        error.kind() == Lost && said.contains("because of an alarm (low on memory)") && said.contains("may still take the message"),
+        "{said}"
+    );
+    rabbit.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    eventually("a message to be taken", async || jobs.publish("jobs", "after".into()).await.ok()).await;
+    reading.until(|items| items.iter().any(|item| matches!(item, Item::Message(m) if m.payload == "after"))).await;
+    reading.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

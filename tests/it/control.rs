@@ -236,6 +236,17 @@ async fn a_rabbitmq_stream_and_an_exchange_take_revocations() {
                 let (code, body) = revoke(bridge, json!({"identity": "x", "until": "3h"})).await;
                 assert!(code == 400 && body["detail"].as_str().unwrap().contains("at most 2h"), "{code} {body}");
             }
+        } else {
+            // The broker may have the message already: nobody is told that others do not get it.
+            rabbit.ctl(&["set_vm_memory_high_watermark", "0.00001"]);
+            let refused = eventually("a revocation to be blocked", async || {
+                let (code, body) = revoke(&one, json!({"identity": "late", "until": "1h"})).await;
+                (code == 503).then_some(body)
+            });
+            let detail = refused.await["detail"].as_str().unwrap().to_owned();
+            assert!(detail.contains("because of an alarm") && detail.contains("may still take the message"), "{detail}");
+            assert!(detail.contains("the revocation holds in this process, and others may not get it"), "{detail}");
+            assert_eq!(status(&one, "late").await, 401);
         }
     }
 }

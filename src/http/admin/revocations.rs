@@ -94,7 +94,7 @@ impl Revoking {
         }
         let scope = wire.as_ref().map_or("process", |wire| wire.scope());
         tracing::info!(id, ended, scope, "tokens revoked");
-        publish(wire, message, &id, "the revocation holds in this process only").await?;
+        publish(wire, message, &id, "the revocation holds in this process, and others may not get it").await?;
         let body = json!({ "id": id, "ended": ended, "scope": scope });
         Ok(respond(&Method::POST, StatusCode::CREATED, "application/json", body.to_string() + "\n"))
     }
@@ -107,7 +107,7 @@ impl Revoking {
         }
         tracing::info!(id, known, "revocation taken back");
         let message = json!({ "deleted": id }).to_string().into_bytes();
-        publish(wire, message, id, "the revocation is taken back in this process only").await?;
+        publish(wire, message, id, "the revocation is taken back in this process, and others may keep it").await?;
         Ok(StatusCode::NO_CONTENT.into_response())
     }
 }

@@ -5,15 +5,17 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_rs::util::RuntimeParts;
 use async_rs::{Runtime, Tokio};
+use futures_util::StreamExt as _;
 use lapin::protocol::AMQPSoftError::ACCESSREFUSED;
 use lapin::types::ShortString;
-use lapin::{AsyncTcpStream, Channel, ConnectionProperties};
+use lapin::{AsyncTcpStream, Channel, ConnectionProperties, Event};
 use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -37,6 +39,8 @@ const EACH: Duration = Duration::from_secs(15);
 const RESOLVE: Duration = Duration::from_secs(5);
 /// For a connection to be closed in good order.
 const CLOSE: Duration = Duration::from_millis(700);
+/// For an alarm to end, or for the confirmation of a message that was taken all the same. Short: a revocation waits for it.
+const BLOCKED: Duration = Duration::from_secs(3);
 /// Between two looks at the password's file.
 const RENEWAL: Duration = Duration::from_secs(5);
 
@@ -150,6 +154,28 @@ impl Link {
     /// Whether it is connected, as far as the library knows.
     pub(in crate::source) fn works(&self) -> bool {
         self.connection.status().connected()
+    }
+
+    /// Waits until an alarm has blocked this connection for a while, and returns the broker's reason. The broker sends it once it gets
+    /// a message, which stays unread until the alarm ends: closing the connection does not take it back.
+    pub(super) fn blocked(&self) -> impl Future<Output = String> {
+        // Before anything is published: the library keeps no notice for later.
+        let events = self.connection.events_listener();
+        async move {
+            let mut events = pin!(events);
+            loop {
+                match events.next().await {
+                    Some(Event::ConnectionBlocked(reason)) => {
+                        // A message without a body is taken all the same, and some alarms are short.
+                        tokio::time::sleep(BLOCKED).await;
+                        return reason;
+                    }
+                    Some(_) => {}
+                    // The connection has ended, as what is asked of it says.
+                    None => std::future::pending().await,
+                }
+            }
+        }
     }
 
     /// Keys that are not UTF-8.

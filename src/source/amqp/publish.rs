@@ -16,8 +16,8 @@ const PERSISTENT: u8 = 2;
 /// Publishes one message and returns when the broker has it.
 ///
 /// # Errors
-/// Also where no queue takes the message, and where the source reads an existing queue and `key` is not its name: what
-/// is published to a queue itself arrives under the queue's name.
+/// Also while an alarm of the broker blocks publishing, where no queue takes the message, and where the source reads an existing queue
+/// and `key` is not its name: what is published to a queue itself arrives under the queue's name.
 pub(in crate::source) async fn publish(source: &Amqp, key: &str, payload: Bytes) -> Result<(), SourceError> {
     let routing_key = ShortString::try_new(key)
         .map_err(|e| SourceError::configuration("the subject is too long for a routing key of RabbitMQ").because(e))?;
@@ -40,9 +40,15 @@ pub(in crate::source) async fn publish(source: &Amqp, key: &str, payload: Bytes)
     let failed = |e| failed("the broker did not take the message", e);
     answer("asking for confirmations", channel.confirm_select(ConfirmSelectOptions::default())).await?.map_err(failed)?;
     let properties = BasicProperties::default().with_delivery_mode(PERSISTENT).with_timestamp(Timestamp::now().as_millis() / 1000);
-    let published = channel.basic_publish(exchange, routing_key, options, &payload, properties);
-    let confirm = answer("publishing", published).await?.map_err(failed)?;
-    let confirmation = answer("publishing", confirm).await?.map_err(failed)?;
+    let publishing = async { channel.basic_publish(exchange, routing_key, options, &payload, properties).await?.await };
+    let confirmation = tokio::select! {
+        biased;
+        confirmed = answer("publishing", publishing) => confirmed?.map_err(failed)?,
+        reason = link.blocked() => {
+            let what = format!("the broker has blocked publishing because of an alarm ({reason}), and may still take the message later");
+            return Err(SourceError::lost(what));
+        }
+    };
     link.close().await;
     match confirmation {
         Confirmation::Ack(None) => Ok(()),
