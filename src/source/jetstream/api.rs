@@ -244,7 +244,7 @@ pub(super) async fn create_consumer(line: &mut Line, stream: &str, new: NewConsu
         return read_consumer(&answer);
     }
     let unnamed = create_question(stream, &new);
-    let Some(answer) = line.try_request(&unnamed, &create_json(stream, &new), CREATED).await? else {
+    let Some(answer) = line.try_request_once(&unnamed, &create_json(stream, &new), CREATED).await? else {
         return Err(line.denied(&format!("{unnamed}.>")));
     };
     let made = read_consumer(&answer)?;

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use futures_util::{Sink as _, StreamExt as _};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::event::{Headers, SourceName};
 use crate::source::SourceError;
@@ -31,6 +31,8 @@ use crate::support::{host, random};
 
 /// For most answers of the server.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
+/// A question that has no answer by then is asked again: a cluster that elects a leader loses what comes meanwhile.
+const AGAIN: Duration = Duration::from_secs(2);
 /// For the last words.
 const LEAVING: Duration = Duration::from_secs(1);
 /// What a reader's queue holds: several times what any reader asks for.
@@ -292,30 +294,59 @@ impl Line {
         }
     }
 
-    /// Asks JetStream's API and waits for the answer, at most `patience`. What else comes is dropped, so only before messages
-    /// are read. `None`: this user may not ask that.
+    /// Asks JetStream's API and waits for the answer, at most `patience`; asks again meanwhile. What else comes is dropped, so only
+    /// before messages are read. `None`: this user may not ask that.
     pub(super) async fn try_request(&mut self, question: &str, payload: &str, patience: Duration) -> Result<Option<Bytes>, SourceError> {
+        self.try_requests(question, payload, patience, AGAIN).await
+    }
+
+    /// The same, asked once, for what makes another thing each time.
+    pub(super) async fn try_request_once(
+        &mut self,
+        question: &str,
+        payload: &str,
+        patience: Duration,
+    ) -> Result<Option<Bytes>, SourceError> {
+        self.try_requests(question, payload, patience, patience).await
+    }
+
+    async fn try_requests(
+        &mut self,
+        question: &str,
+        payload: &str,
+        patience: Duration,
+        again: Duration,
+    ) -> Result<Option<Bytes>, SourceError> {
         if self.is_refused(question) {
             return Ok(None);
         }
         self.asked += 1;
-        let tag = format!("q{}", self.asked);
-        self.ask(question, &tag, payload);
-        let answered = async {
-            loop {
-                match self.recv().await? {
-                    Heard::Delivery(delivery) if self.answers(&delivery) == Some(tag.as_bytes()) => return Ok(Some(delivery)),
-                    Heard::Refused(questions) if questions.iter().any(|refused| refused == question) => return Ok(None),
-                    _ => {}
-                }
+        let (tag, end) = (format!("q{}", self.asked), Instant::now() + patience);
+        let answer = loop {
+            self.ask(question, &tag, payload);
+            let left = end.saturating_duration_since(Instant::now());
+            match timeout(again.min(left), self.answer(question, &tag)).await {
+                Ok(answer) => break answer?,
+                Err(_) if left <= again => return Err(SourceError::lost("JetStream did not answer in time")),
+                Err(_) => tracing::debug!(source = %self.shared.source, question, "asks again: no answer yet"),
             }
         };
-        let answer = timeout(patience, answered).await.unwrap_or_else(|_| Err(SourceError::lost("JetStream did not answer in time")))?;
         if answer.as_ref().and_then(status).is_some_and(|(code, _)| code == 503) {
             let keys = if self.shared.api == API { "`jetstream`" } else { "`jetstream.domain` or `jetstream.api_prefix`" };
             return Err(SourceError::missing(format!("the server has no JetStream, or not for this account ({keys})")));
         }
         Ok(answer.map(Delivery::into_payload))
+    }
+
+    /// What comes under `tag`; `None`: this user may not ask the question. Cancel safe.
+    async fn answer(&mut self, question: &str, tag: &str) -> Result<Option<Delivery>, SourceError> {
+        loop {
+            match self.recv().await? {
+                Heard::Delivery(delivery) if self.answers(&delivery) == Some(tag.as_bytes()) => return Ok(Some(delivery)),
+                Heard::Refused(questions) if questions.iter().any(|refused| refused == question) => return Ok(None),
+                _ => {}
+            }
+        }
     }
 
     /// The same for what cannot be done without. `right` is the question as the right to it is granted.

@@ -7,23 +7,45 @@ use tokio::task::JoinSet;
 
 use super::*;
 
-/// Stands between clients and a server, and holds back each answer to the making of a consumer for a time, or messages for ever. All
-/// connections end when it is dropped.
+/// What becomes of a frame: a line, with the payload if it is a message.
+enum Fate {
+    Passes,
+    Comes(Duration),
+    IsLost,
+}
+
+/// Decides about a frame, and may change it.
+type Judge = Arc<dyn Fn(&mut Vec<u8>) -> Fate + Send + Sync>;
+
+/// Stands between clients and a server. All connections end when it is dropped.
 struct Proxy {
     port: u16,
     _task: JoinSet<()>,
 }
 
 impl Proxy {
+    /// Holds back each answer to the making of a consumer for a time.
     async fn start(server: &Server, hold: Duration) -> Self {
-        Self::without(server, hold, &[]).await
+        Self::between(server, |_| Fate::Passes, move |frame| if has(frame, MADE) { Fate::Comes(hold) } else { Fate::Passes }).await
     }
 
     /// Messages with these payloads are not delivered, as if the server had not come to them yet.
-    async fn without(server: &Server, hold: Duration, bodies: &'static [&'static str]) -> Self {
+    async fn without(server: &Server, bodies: &'static [&'static str]) -> Self {
+        let is_one = |frame: &[u8]| bodies.iter().any(|body| frame.ends_with(format!("\r\n{body}\r\n").as_bytes()));
+        let judge = move |frame: &mut Vec<u8>| if frame.starts_with(b"MSG ") && is_one(frame) { Fate::IsLost } else { Fate::Passes };
+        Self::between(server, |_| Fate::Passes, judge).await
+    }
+
+    /// Judges what clients send, and what the server does.
+    async fn between(
+        server: &Server,
+        questions: impl Fn(&mut Vec<u8>) -> Fate + Send + Sync + 'static,
+        answers: impl Fn(&mut Vec<u8>) -> Fate + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
         let port = listener.local_addr().expect("an address").port();
         let target = server.port;
+        let (of_client, of_server): (Judge, Judge) = (Arc::new(questions), Arc::new(answers));
         let mut task = JoinSet::new();
         task.spawn(async move {
             let mut connections = JoinSet::new();
@@ -31,8 +53,8 @@ impl Proxy {
                 let (client, _) = listener.accept().await.expect("a client");
                 let broker = TcpStream::connect(("127.0.0.1", target)).await.expect("connects");
                 let ((questions, to_client), (answers, to_broker)) = (client.into_split(), broker.into_split());
-                connections.spawn(pass(questions, to_broker, Duration::ZERO, &[]));
-                connections.spawn(pass(answers, to_client, hold, bodies));
+                connections.spawn(pass(questions, to_broker, of_client.clone()));
+                connections.spawn(pass(answers, to_client, of_server.clone()));
             }
         });
         Self { port, _task: task }
@@ -48,8 +70,14 @@ impl Proxy {
     }
 }
 
-/// Passes on line by line, with the payload of each message.
-async fn pass(from: OwnedReadHalf, to: OwnedWriteHalf, hold: Duration, without: &[&str]) {
+/// In the answer to the making of a consumer.
+const MADE: &str = "consumer_create_response";
+
+fn has(frame: &[u8], text: &str) -> bool {
+    String::from_utf8_lossy(frame).contains(text)
+}
+
+async fn pass(from: OwnedReadHalf, to: OwnedWriteHalf, judge: Judge) {
     let (mut from, to, mut held) = (BufReader::new(from), Arc::new(tokio::sync::Mutex::new(to)), JoinSet::new());
     loop {
         let mut frame = Vec::new();
@@ -63,19 +91,20 @@ async fn pass(from: OwnedReadHalf, to: OwnedWriteHalf, hold: Duration, without: 
             frame.resize(begin + size + 2, 0);
             from.read_exact(&mut frame[begin..]).await.expect("the payload");
         }
-        if line.starts_with("MSG ") && without.iter().any(|body| frame.ends_with(format!("\r\n{body}\r\n").as_bytes())) {
-            continue;
-        }
-        let late = String::from_utf8_lossy(&frame).contains("consumer_create_response");
+        let hold = match judge(&mut frame) {
+            Fate::IsLost => continue,
+            Fate::Comes(hold) => hold,
+            Fate::Passes => Duration::ZERO,
+        };
         let to = to.clone();
         let write = async move { to.lock().await.write_all(&frame).await.unwrap_or_default() };
-        if late && !hold.is_zero() {
+        if hold.is_zero() {
+            write.await;
+        } else {
             held.spawn(async move {
                 sleep(hold).await;
                 write.await;
             });
-        } else {
-            write.await;
         }
     }
 }
@@ -100,7 +129,7 @@ async fn purge_before_delivery(subjects: &[&str]) {
     let server = Server::start().await;
     let context = client(&server).await;
     let stream = make(&context, named(&["a.>"])).await;
-    let proxy = Proxy::without(&server, Duration::ZERO, &["1", "3"]).await;
+    let proxy = Proxy::without(&server, &["1", "3"]).await;
     let running = Running::start(proxy.source_of(subjects));
     running.until_state(State::Up).await;
     publish(&context, "a.p.u", 0..1).await;
@@ -123,6 +152,31 @@ async fn purge_before_delivery(subjects: &[&str]) {
 #[tokio::test]
 async fn a_purge_of_what_was_not_delivered_yet_is_told_of_some_subjects_and_of_all() {
     tokio::join!(purge_before_delivery(&["a.*.u"]), purge_before_delivery(&["a.>"]));
+}
+
+/// As while a cluster elects a leader.
+#[tokio::test]
+async fn a_question_that_is_lost_is_asked_again() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, named(&["a"])).await;
+    publish(&context, "a", 0..10).await;
+    let lost = Mutex::new(vec!["STREAM.INFO", "STREAM.MSG.GET", "CONSUMER.CREATE"]);
+    let judge = move |frame: &mut Vec<u8>| {
+        let mut lost = lost.lock();
+        let found = lost.iter().position(|question| has(frame, &format!("PUB $JS.API.{question}.")));
+        found.map_or(Fate::Passes, |at| {
+            lost.remove(at);
+            Fate::IsLost
+        })
+    };
+    let proxy = Proxy::between(&server, judge, |_| Fate::Passes).await;
+    let running = Running::start(proxy.source());
+    running.until_messages(10).await;
+    publish(&context, "a", 10..20).await;
+    running.until_messages(20).await;
+    assert_eq!(ledger(&running.recorder.items.lock(), 20), []);
+    assert_eq!((running.handle.counters.reconnects(), consumers(&context).await), (0, 1));
 }
 
 #[tokio::test]
