@@ -52,6 +52,8 @@ const FEW: u64 = 10;
 const INACTIVE: Duration = Duration::from_secs(10);
 /// A stream that is gone is made anew after this.
 const SETTLE: Duration = Duration::from_secs(1);
+/// A server may be behind the one that a position was read from: so long it may catch up.
+const CATCH_UP: Duration = Duration::from_secs(2);
 
 /// How a consumer is made that begins with the newest message of each subject.
 const LAST_PER_SUBJECT: &str = "last_per_subject";
@@ -298,7 +300,7 @@ impl JetStreamSource {
     async fn read(
         &self,
         mut line: Line,
-        info: StreamInfo,
+        mut info: StreamInfo,
         start: Start,
         live: bool,
         filters: Vec<String>,
@@ -307,8 +309,13 @@ impl JetStreamSource {
         if live {
             self.tell_what_never_comes(&info);
         }
-        let (mut begin, new) = self.begin(&mut line, &info, start, live, &filters).await?;
-        let consumer = self.consume(&mut line, &info, new, &mut begin).await?;
+        let (begin, consumer) = loop {
+            let (mut begin, new) = self.begin(&mut line, &info, start, live, &filters).await?;
+            let consumer = self.consume(&mut line, &info, new, &mut begin).await?;
+            let Some(grown) = self.grown(&mut line, &info, start).await? else { break (begin, consumer) };
+            self.discard(&mut line, &consumer).await?;
+            info = grown;
+        };
         let stream = self.stream.stream.clone();
         tracing::debug!(source = %self.name, stream, consumer, first = info.first(), last = info.state.last_seq, pending = begin.pending, "reads a stream");
         Ok((begin.pending, Reader::new(line, stream, consumer, info, self.names.clone(), begin)))
@@ -379,8 +386,7 @@ impl JetStreamSource {
             let near = self.trouble.lock().is_near(next);
             let detour = if near { self.detour(line, info, next, &new).await? } else { Detour::default() };
             if let Some(place) = detour.end {
-                // Without the right to it, it expires.
-                line.try_request(&api::delete_question(name, &consumer.name), "", ANSWER).await?;
+                self.discard(line, &consumer.name).await?;
                 begin.items.extend(detour.items);
                 begin.floor = Some(place.seq);
                 begin.next = Next::Sequence(place.seq + 1);
@@ -396,6 +402,37 @@ impl JetStreamSource {
             begin.credit.messages = begin.credit.messages.min(consumer.config.max_batch);
         }
         Ok(consumer.name)
+    }
+
+    /// The stream, if it goes as far as a place that seemed to be beyond its end. A leader that is cut off from the others knows nothing of
+    /// what they have taken since, and answers until it notices. It makes no consumer alone: so this is asked behind that. A stream that was
+    /// cut grows too: without the message of that place, it is taken for one.
+    async fn grown(&self, line: &mut Line, info: &StreamInfo, start: Start) -> Result<Option<StreamInfo>, SourceError> {
+        let Start::After(place) = start else { return Ok(None) };
+        let anew = self.known.lock().created.as_ref().is_some_and(|created| *created != info.created);
+        if anew || place.check.is_none() || place.seq <= info.state.last_seq {
+            return Ok(None);
+        }
+        // The consumer waits meanwhile.
+        let patience = CATCH_UP.min(Duration::from_nanos(self.inactive(info)) / 2);
+        let begun = Instant::now();
+        loop {
+            let now = self.info(line, false).await?;
+            if place.seq <= now.state.last_seq {
+                let there = self.position(line, place.seq).await?;
+                return Ok((there.check == place.check).then_some(now));
+            }
+            if begun.elapsed() > patience {
+                return Ok(None);
+            }
+            sleep(patience / 10).await;
+        }
+    }
+
+    async fn discard(&self, line: &mut Line, consumer: &str) -> Result<(), SourceError> {
+        // Without the right to it, it expires.
+        line.try_request(&api::delete_question(&self.stream.stream, consumer), "", ANSWER).await?;
+        Ok(())
     }
 
     /// Makes a consumer that outlives the time until its first question, also where answers are slow.

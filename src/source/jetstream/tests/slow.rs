@@ -1,5 +1,7 @@
 //! Servers that answer late, deliver late, repeat themselves, or remember a reader that is gone.
 
+use std::sync::atomic::AtomicBool;
+
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -70,8 +72,9 @@ impl Proxy {
     }
 }
 
-/// In the answer to the making of a consumer.
+/// In the answer to the making of a consumer, and in what a stream says of itself.
 const MADE: &str = "consumer_create_response";
+const INFO: &str = "stream_info_response";
 
 fn has(frame: &[u8], text: &str) -> bool {
     String::from_utf8_lossy(frame).contains(text)
@@ -177,6 +180,34 @@ async fn a_question_that_is_lost_is_asked_again() {
     running.until_messages(20).await;
     assert_eq!(ledger(&running.recorder.items.lock(), 20), []);
     assert_eq!((running.handle.counters.reconnects(), consumers(&context).await), (0, 1));
+}
+
+/// As by a leader that was cut off from the others, until a little after they have made the consumer.
+#[tokio::test]
+async fn an_end_that_is_old_news_makes_no_place_behind_it_a_reset() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, named(&["a"])).await;
+    publish(&context, "a", 0..20).await;
+    let all = read(&source(&server, &["a"]), Start::Earliest).await;
+    let (made, outdated) = (AtomicBool::new(false), AtomicBool::new(false));
+    let judge = move |frame: &mut Vec<u8>| {
+        made.fetch_or(has(frame, MADE), Ordering::SeqCst);
+        if has(frame, INFO) && !(made.load(Ordering::SeqCst) && outdated.swap(true, Ordering::SeqCst)) {
+            let text = String::from_utf8(frame.clone()).expect("JSON");
+            *frame = text.replace("\"last_seq\":20,", "\"last_seq\":10,").into_bytes();
+        }
+        Fate::Passes
+    };
+    let proxy = Proxy::between(&server, |_| Fate::Passes, judge).await;
+    let source = proxy.source();
+    let after = read(&source, Start::After(position_of(&all, "17"))).await;
+    assert_eq!(texts(&after), ["18", "19", "tail 20!"]);
+    // What the others do not have either is gone.
+    let ahead = Position { seq: 1000, ..position_of(&all, "17") };
+    assert_eq!(texts(&read(&source, Start::After(ahead)).await)[..2], ["gap reset 1000..1@0", "0"]);
+    drop(source);
+    until_consumers(&context, 0).await;
 }
 
 #[tokio::test]
