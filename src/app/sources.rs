@@ -28,7 +28,7 @@ use crate::hub::{self, Hold, Limits, Window};
 use crate::metrics::SourceReading;
 use crate::route::{self, Router, Rule};
 use crate::settings::Written;
-use crate::source::parts::{self, Admit, FirstOfAll, Part, Parts};
+use crate::source::parts::{self, Admit, FirstOfAll, Parts};
 use crate::source::settings::Source;
 use crate::source::supervisor::Supervisor;
 use crate::source::{self, ErrorKind, Gauges, Handle, Item, Start, State};
@@ -321,14 +321,14 @@ impl Sources {
         self.running.iter().position(|(of, _)| of.handle().name == *name && of.part.as_ref() == part)
     }
 
-    /// A source that is wanted, and its other logs: those that it knows, and those that were found of it before.
+    /// A source that is wanted, and its other logs: those that it knows, and those that were found of it before. These are read as
+    /// its settings say now, which may name another broker.
     fn with_others(&self, source: Source) -> Vec<Source> {
-        let mut all = others(&source);
-        if source.adapter.parts().is_some_and(|parts| parts.naming().is_some()) && self.at(&source.name, source.part.as_ref()).is_some() {
-            let found = self.running.iter().map(|(of, _)| of).filter(|of| of.handle().name == source.name && !of.is_first());
-            let found = found.filter_map(|of| Some(Part { name: of.part.clone()?, adapter: of.supervisor.adapter.clone() }));
-            all.extend(found.map(|part| source.other(part)));
+        if let Some(parts) = source.adapter.parts().filter(|_| self.at(&source.name, source.part.as_ref()).is_some()) {
+            let is_read = |log: &str| self.running.iter().any(|(of, _)| of.handle().name == source.name && of.part.as_deref() == Some(log));
+            parts.know(MAX_DURABLE, is_read);
         }
+        let mut all = others(&source);
         all.insert(0, source);
         all
     }
@@ -565,6 +565,7 @@ mod tests {
     use super::*;
     use crate::history::Histories;
     use crate::hub::Hub;
+    use crate::source::parts::{Counted, Part};
 
     /// The sources that a text configures, and its routes.
     fn read(text: &str) -> (Vec<Source>, Vec<Rule>) {
@@ -711,5 +712,74 @@ mod tests {
             () = sources.follow(wanted, &rules, window) => {}
         }
         assert!(held <= SETTLE * 3, "publishing was held up for {held:?}");
+    }
+
+    /// A log of some broker, by whose name it calls its kind.
+    struct Log {
+        broker: &'static str,
+        parts: Option<Arc<Parts>>,
+    }
+
+    impl source::Adapter for Log {
+        fn kind(&self) -> &'static str {
+            self.broker
+        }
+        fn durable(&self) -> bool {
+            true
+        }
+        fn reach(&self) -> Vec<Pattern> {
+            vec![Pattern::all()]
+        }
+        fn connect(&self, _: Start) -> BoxFuture<'_, Result<Box<dyn source::Connection>, source::SourceError>> {
+            Box::pin(std::future::pending())
+        }
+        fn parts(&self) -> Option<&Arc<Parts>> {
+            self.parts.as_ref()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_log_of_a_broker_is_read_any_more_that_the_configuration_does_not_name() {
+        let found = |broker, number: usize| Part { name: format!("x-{number}").into(), adapter: Arc::new(Log { broker, parts: None }) };
+        let super_stream = |broker, subject: &str| {
+            let log = move |number| found(broker, number);
+            let counted = Counted { name: Box::new(|number| format!("x-{number}")), log: Box::new(log) };
+            let parts = Parts::new("x-0".into(), Vec::new(), Some(counted));
+            let (parts, written) =
+                (Arc::new(parts), read(&format!("sources: {{ s: {{ ticker: {{ subject: {subject} }} }} }}")).0.remove(0));
+            let adapter = Arc::new(Log { broker, parts: Some(parts.clone()) });
+            (parts, Source { adapter, part: Some("x-0".into()), ..written })
+        };
+        let mut sources = sources();
+        let (parts, source) = super_stream("old", "a");
+        sources.begin(vec![source], &[]);
+        parts.add(vec![found("old", 1), found("old", 2)]).unwrap();
+        sources.grow().await;
+        let read = |sources: &Sources| {
+            let log = |of: &Arc<SourceRuntime>| (of.part.clone().unwrap().to_string(), of.supervisor.adapter.kind());
+            let mut read: Vec<_> = sources.all().load().iter().map(log).collect();
+            read.sort();
+            read
+        };
+        let all = |broker, logs: usize| (0..logs).map(|number| (format!("x-{number}"), broker)).collect::<Vec<_>>();
+        assert_eq!(read(&sources), all("old", 3));
+        // The same name at another broker. The logs that were found are there, or are missing.
+        let (parts, source) = super_stream("new", "b");
+        let window = sources.window;
+        sources.follow(vec![source], &[], window).await;
+        assert_eq!(read(&sources), all("new", 3));
+        assert_eq!(parts.names().len(), 3);
+        // They are known, so that only the next one is new.
+        parts.add(vec![found("new", 3)]).unwrap();
+        let before = sources.all().load_full();
+        sources.grow().await;
+        assert_eq!(read(&sources), all("new", 4));
+        assert!(before.iter().zip(sources.all().load().iter()).all(|(before, now)| Arc::ptr_eq(before, now)));
+        // Written out, they are those that are written.
+        let (_, written) = super_stream("newer", "c");
+        let named = Parts::new("x-0".into(), vec![found("newer", 2)], None);
+        let adapter = Arc::new(Log { broker: "newer", parts: Some(Arc::new(named)) });
+        sources.follow(vec![Source { adapter, ..written }], &[], window).await;
+        assert_eq!(read(&sources), [("x-0".to_owned(), "newer"), ("x-2".to_owned(), "newer")]);
     }
 }

@@ -28,6 +28,14 @@ pub(crate) type Admit = dyn Fn(&[Arc<str>]) -> Result<(), String> + Send + Sync;
 /// What a source's log is called, by its number.
 pub(crate) type Naming = dyn Fn(usize) -> String + Send + Sync;
 
+/// The logs of a source that are counted from 0 on, so that more may be found.
+pub struct Counted {
+    /// What a log is called.
+    pub name: Box<Naming>,
+    /// The log of this number, not looked for at the broker.
+    pub log: Box<dyn Fn(usize) -> Part + Send + Sync>,
+}
+
 /// So many numbers behind the logs that are known, other processes may have found logs already.
 pub(crate) const AHEAD: usize = 8;
 
@@ -36,7 +44,7 @@ pub struct Parts {
     /// The name of the log that the source's adapter reads itself.
     pub first: Arc<str>,
     /// Where more may be found.
-    naming: Option<Box<Naming>>,
+    counted: Option<Counted>,
     others: Mutex<Vec<Part>>,
     entered: watch::Sender<usize>,
     found: OnceLock<Arc<Notify>>,
@@ -50,17 +58,24 @@ impl fmt::Debug for Parts {
 }
 
 impl Parts {
-    /// Of the first log and those that are known already. `naming`: what all of them are called, where more may be found.
+    /// Of the first log and those that are known already. `counted`: all of them, where more may be found.
     #[must_use]
-    pub fn new(first: Arc<str>, others: Vec<Part>, naming: Option<Box<Naming>>) -> Self {
+    pub fn new(first: Arc<str>, others: Vec<Part>, counted: Option<Counted>) -> Self {
         let (others, entered) = (Mutex::new(others), watch::Sender::new(0));
-        Self { first, naming, others, entered, found: OnceLock::new(), admit: OnceLock::new() }
+        Self { first, counted, others, entered, found: OnceLock::new(), admit: OnceLock::new() }
     }
 
     /// What the logs are called, where more may be found.
     #[must_use]
     pub fn naming(&self) -> Option<&Naming> {
-        self.naming.as_deref()
+        self.counted.as_ref().map(|counted| &*counted.name)
+    }
+
+    /// Takes those of the first `most` logs as found that were found before, when the source had other settings.
+    pub(crate) fn know(&self, most: usize, is_known: impl Fn(&str) -> bool) {
+        let Some(Counted { name, log }) = &self.counted else { return };
+        let known: Vec<_> = (1..most).filter(|number| is_known(&name(*number))).map(log).collect();
+        self.others.lock().extend(known);
     }
 
     /// What cursors call the logs that were found, and those that may be found soon: another process may have found them before.
@@ -153,8 +168,11 @@ mod tests {
     #[tokio::test]
     async fn the_first_log_waits_for_the_others_that_are_known() {
         let adapter = |name: &str| crate::source::nats::tests::adapter(serde_json::json!({ "servers": ["nats://h"], "subjects": [name] }));
-        let part = |name: &str| Part { name: name.into(), adapter: adapter(name) };
-        let parts = Arc::new(Parts::new("x-0".into(), Vec::new(), Some(Box::new(|number| format!("x-{number}")))));
+        let part = move |name: &str| Part { name: name.into(), adapter: adapter(name) };
+        let name = |number| format!("x-{number}");
+        let log = move |number| part(&name(number));
+        let counted = Counted { name: Box::new(name), log: Box::new(log) };
+        let parts = Arc::new(Parts::new("x-0".into(), Vec::new(), Some(counted)));
         let (found, asked) = (Arc::new(Notify::new()), Arc::new(Mutex::new(Vec::new())));
         let names = asked.clone();
         let admit = move |new: &[Arc<str>]| {

@@ -13,7 +13,7 @@ use crate::event::{Gap, GapReason, Message, SourceKey};
 use crate::frame::Form;
 use crate::hub::{Input, Limits};
 use crate::source::http::{self, Http};
-use crate::source::parts::Parts;
+use crate::source::parts::{Counted, Parts};
 use crate::source::{Adapter, Connection, Item, SourceError, Start};
 use crate::subject::Pattern;
 

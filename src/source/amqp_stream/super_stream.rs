@@ -13,7 +13,7 @@ use crate::source::amqp::link::Link;
 use crate::source::amqp::recurring::Recurring;
 use crate::source::amqp::topology::is_there;
 use crate::source::amqp::{Amqp, Config, Names, Origin, Partitions};
-use crate::source::parts::{AHEAD, Naming, Part, Parts};
+use crate::source::parts::{AHEAD, Counted, Part, Parts};
 use crate::source::{Adapter, SourceError};
 
 /// Between two looks for more partitions.
@@ -30,12 +30,18 @@ pub(super) struct SuperStream {
 
 /// The adapter of a super stream: that of its first partition, which knows the others.
 pub(in crate::source) fn build(config: Config, partitions: Partitions, source: &SourceName) -> Arc<dyn Adapter> {
-    let (first, others, naming): (_, _, Option<Box<Naming>>) = match partitions {
+    let (first, others, counted) = match partitions {
         Partitions::Named(first, others) => (first, others, None),
-        Partitions::Counted(base) => (format!("{base}-0"), Vec::new(), Some(Box::new(move |number| format!("{base}-{number}")))),
+        Partitions::Counted(base) => {
+            let (config, source) = (config.clone(), source.clone());
+            let name = move |number| format!("{base}-{number}");
+            let (first, queue) = (name(0), name.clone());
+            let log = move |number| part(&config, &source, queue(number), number);
+            (first, Vec::new(), Some(Counted { name: Box::new(name), log: Box::new(log) }))
+        }
     };
     let others = others.into_iter().enumerate().map(|(at, name)| part(&config, source, name, at + 1)).collect();
-    let parts = Arc::new(Parts::new(first.as_str().into(), others, naming));
+    let parts = Arc::new(Parts::new(first.as_str().into(), others, counted));
     let of = partition(&config, source, first, 0);
     let whole = SuperStream { parts, config, source: source.clone() };
     Arc::new(Stream { whole: Some(Arc::new(whole)), ..of })
@@ -61,9 +67,15 @@ impl SuperStream {
 
     async fn look_ahead(&self, link: &Link, ahead: usize) -> Result<(), SourceError> {
         let Some(name) = self.parts.naming() else { return Ok(()) };
-        let (mut missing, mut found) = (self.parts.names().len(), Vec::new());
-        while is_there(link, &name(missing)).await? {
-            found.push(part(&self.config, &self.source, name(missing), missing));
+        let (known, mut missing, mut found) = (self.parts.names(), 1, Vec::new());
+        loop {
+            let name = name(missing);
+            if !known.iter().any(|known| **known == *name) {
+                if !is_there(link, &name).await? {
+                    break;
+                }
+                found.push(part(&self.config, &self.source, name, missing));
+            }
             missing += 1;
         }
         for later in missing + 1..=missing + ahead {

@@ -9,7 +9,9 @@ fn part(number: usize, adapter: Arc<dyn Adapter>) -> Source {
 /// Streams of a source of which only the log `p-0` is known, live from position 20 on. More may be found: `p-1` and so on.
 fn first_found() -> (Arc<Hub>, Arc<Streams>, SourceKey, Timestamp) {
     let (hub, streams, now) = bare();
-    let parts = Parts::new("p-0".into(), Vec::new(), Some(Box::new(|number| format!("p-{number}"))));
+    let log = |_| unreachable!("none was found before");
+    let counted = Counted { name: Box::new(|number| format!("p-{number}")), log: Box::new(log) };
+    let parts = Parts::new("p-0".into(), Vec::new(), Some(counted));
     let first = streams.add(part(0, FakeLog::first_of(parts)), now);
     hub.publish(first, &mut vec![Input::Tail(Some(Position::unverified(20)))], now);
     (hub, streams, first, now)
