@@ -21,7 +21,7 @@ use lapin::{Channel, Consumer};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use self::log::{Ask, Log, at, beyond, first_left, joins, leave, look, look_for_replica, plan, position};
+use self::log::{Ask, Log, at, beyond, first_left, joins, leave, look, look_for_replica, plan, position, shows_notes};
 use self::past::{Line, Passed, Past};
 use self::super_stream::{SuperStream, growth};
 use super::amqp::Amqp;
@@ -74,6 +74,8 @@ pub(super) struct Stream {
     unfed: Arc<AtomicBool>,
     /// Offsets that the live reader found empty.
     passed: Arc<AtomicU64>,
+    /// A reader has seen that its segments begin with notes: see [`joins`].
+    noted: Arc<AtomicBool>,
     /// The super stream whose first partition this is.
     whole: Option<Arc<SuperStream>>,
 }
@@ -83,7 +85,8 @@ impl Stream {
         let queue = amqp.config.queue(&amqp.name).unwrap_or_default();
         // Names have been checked to fit.
         let queue = ShortString::try_new(queue).unwrap_or_default();
-        Self { amqp: Arc::new(amqp), queue, shared: Mutex::default(), unfed: Arc::default(), passed: Arc::default(), whole: None }
+        let (unfed, passed, noted) = Default::default();
+        Self { amqp: Arc::new(amqp), queue, shared: Mutex::default(), unfed, passed, noted, whole: None }
     }
 
     /// A connection: its own for the live reader, so that what this does not take holds up no other reader.
@@ -130,10 +133,12 @@ impl Stream {
             }
             log => log?,
         };
+        let log = log.map(|log| Log { noted: log.noted || self.noted.load(Ordering::Relaxed), ..log });
         let plan = plan(start, log.as_ref());
         let prefetch = if live { self.amqp.config.prefetch } else { HISTORY_PREFETCH.min(self.amqp.config.prefetch) };
         let unfed = live.then(|| Arc::clone(&self.unfed));
-        let mut home = Home { source: Arc::clone(&self.amqp), queue: self.queue.clone(), live, prefetch };
+        let (source, noted) = (Arc::clone(&self.amqp), Arc::clone(&self.noted));
+        let mut home = Home { source, queue: self.queue.clone(), noted, live, prefetch };
         let shared = !live && !log.is_some_and(|log| home.is_too_large(log.size));
         if !live && !shared {
             home.prefetch = prefetch.min(LARGE_PREFETCH);
@@ -260,6 +265,8 @@ fn unfed_gap(start: Start) -> Gap {
 struct Home {
     source: Arc<Amqp>,
     queue: ShortString,
+    /// See [`Stream::noted`].
+    noted: Arc<AtomicBool>,
     live: bool,
     prefetch: u16,
 }
@@ -368,8 +375,9 @@ impl Reader {
             return Err(SourceError::lost(format!("stream `{}` changed while it was read", self.feed.queue)));
         }
         match self.last {
-            // A hole: the broker's own notes, or messages that were dropped before this reader came to them.
-            Some(before) if !joins(before, at.seq) => {
+            // A hole: the broker's own notes, or messages that were dropped before this reader came to them. One offset alone is taken for a
+            // note: between two messages a whole segment would have to be gone, which held a single message.
+            Some(before) if !joins(before, at.seq, true) => {
                 let (source, queue) = (Arc::clone(&self.home.source), self.feed.queue.clone());
                 let may_be_paused = !self.shared && (!self.home.live || self.home.is_too_large(self.mean));
                 let link = (!may_be_paused).then(|| Arc::clone(&self.feed.link));
@@ -384,6 +392,10 @@ impl Reader {
                 self.held = Some(Held { came, at, before, first });
             }
             before => {
+                let hole = before.is_some_and(|before| before.check.is_some() && !joins(before, at.seq, false));
+                if hole || shows_notes(&came.delivery) {
+                    self.home.noted.store(true, Ordering::Relaxed);
+                }
                 self.pass(before, at);
                 self.hand_out(came, at, batch);
             }

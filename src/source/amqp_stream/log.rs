@@ -48,6 +48,8 @@ pub(super) struct Log {
     pub(super) mean: u64,
     /// Bytes of a message where a reader begins or at the end, whichever is more. It is a guess for those between.
     pub(super) size: u64,
+    /// Its segments are known to begin with notes: see [`joins`].
+    pub(super) noted: bool,
 }
 
 /// A place that one wants to know of.
@@ -140,7 +142,7 @@ impl Look<'_> {
         };
         let size = mean.max(at.as_ref().unwrap_or(&head).data.len() as u64);
         let at = at.map(|at| self.place(&at)).transpose()?;
-        Ok(Some(Log { first: self.place(&head)?, unread: None, at, last: end, mean, size }))
+        Ok(Some(Log { first: self.place(&head)?, unread: None, at, last: end, mean, size, noted: shows_notes(&head) }))
     }
 
     /// Waits for the first message of the last chunk. The stream's first message may come before it. Returns `None` when
@@ -285,12 +287,19 @@ pub(super) fn position(delivery: &Delivery, key: &[u8], queue: &ShortString) -> 
     Ok(Position { seq: place_in(delivery, queue)?, check: Some(Check::of(&[key, &delivery.data])) })
 }
 
-/// Whether nothing can be missing between a message and this offset, at which the next one is.
+/// Whether no message can be missing between a message and this offset, at which the next one is. `noted`: segments of the
+/// stream are known to begin with notes.
 ///
-/// The broker begins each segment of a stream with a note of its own, which takes one offset, and it drops whole
-/// segments: such a note and at least one message. So that one offset alone that is missing is no loss.
-pub(super) fn joins(before: Position, next: u64) -> bool {
-    next <= before.seq.saturating_add(2)
+/// The broker drops whole segments. It begins each with a note of its own, which takes one offset, if a publisher has deduplicated
+/// before: then at least two offsets are missing where a message is. All who publish by AMQP do, unlike those by the stream protocol.
+/// AMQP 0-9-1 does not tell notes from messages that are gone.
+pub(super) fn joins(before: Position, next: u64, noted: bool) -> bool {
+    next <= before.seq.saturating_add(1 + u64::from(noted))
+}
+
+/// Whether a message shows that segments begin with notes: a client of the stream protocol publishes to no exchange.
+pub(super) fn shows_notes(delivery: &Delivery) -> bool {
+    !delivery.exchange.as_str().is_empty()
 }
 
 /// How a reader begins.
@@ -365,7 +374,7 @@ pub(super) fn plan(start: Start, log: Option<&Log>) -> Plan {
         (Start::After(p), _) if log.unread.is_some() => {
             Plan { from: p.seq.saturating_add(1), expect: None, after: Some(p.seq), ..including(log.first) }
         }
-        (Start::After(p), _) if joins(p, log.first.seq) => including(log.first),
+        (Start::After(p), _) if joins(p, log.first.seq, log.noted) => including(log.first),
         (Start::After(p), _) => anew(GapReason::Retention, p),
     }
 }

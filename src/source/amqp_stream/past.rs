@@ -12,7 +12,7 @@ use lapin::types::{AMQPValue, ShortString};
 use lapin::{Channel, Consumer};
 use tokio::time::timeout;
 
-use super::log::{Ask, EMPTY, Log, OVERHEAD, at, consume_at, position, word};
+use super::log::{Ask, EMPTY, Log, OVERHEAD, at, consume_at, position, shows_notes, word};
 use crate::cursor::Position;
 use crate::source::SourceError;
 use crate::source::amqp::Amqp;
@@ -110,8 +110,12 @@ impl Past<'_> {
 
     /// Reads the bounds of the stream, where [`super::log::look`] cannot.
     pub(super) async fn bounds(&self, ask: Ask) -> Result<Option<Log>, SourceError> {
+        let mut noted = false;
         let (first, unread) = match self.attach(word("first")).await? {
-            Brought::Message(line, delivery) => (Some(self.place(&line, &delivery)?), None),
+            Brought::Message(line, delivery) => {
+                noted = shows_notes(&delivery);
+                (Some(self.place(&line, &delivery)?), None)
+            }
             Brought::Unreadable => {
                 // Connecting may not take long. The reader looks back itself.
                 let passed = self.pass_and_look_back(0, 0).await?;
@@ -130,7 +134,7 @@ impl Past<'_> {
             },
         };
         let last = self.end(at.map_or(first, |at| if at.seq > first.seq { at } else { first })).await?;
-        Ok(Some(Log { first, unread, at, last, mean: OVERHEAD, size: u64::MAX }))
+        Ok(Some(Log { first, unread, at, last, mean: OVERHEAD, size: u64::MAX, noted }))
     }
 
     /// The last offset that is not behind the end, at or behind one that is known: reached in steps that grow, then shrink.

@@ -30,6 +30,11 @@ pub struct Entries {
 impl Entries {
     /// Logs in as `guest`.
     pub fn to(port: u16, stream: &str) -> Self {
+        Self::with(port, stream, &[])
+    }
+
+    /// The same, for a stream with these arguments.
+    pub fn with(port: u16, stream: &str, arguments: &[(&str, &str)]) -> Self {
         let mut entries = Self { socket: TcpStream::connect(("127.0.0.1", port)).unwrap(), number: 0 };
         entries.ask(0x11, &0_u32.to_be_bytes());
         entries.ask(0x12, b"");
@@ -39,7 +44,9 @@ impl Entries {
         assert_eq!(tune[..2], 0x14_u16.to_be_bytes());
         entries.send(0x14, &tune[4..]);
         entries.ask(0x15, &text("/"));
-        entries.ask(0x0d, &[text(stream), vec![0; 4]].concat());
+        let count = u32::try_from(arguments.len()).unwrap().to_be_bytes().to_vec();
+        let arguments = arguments.iter().flat_map(|(name, value)| [text(name), text(value)]);
+        entries.ask(0x0d, &[text(stream), count].into_iter().chain(arguments).collect::<Vec<_>>().concat());
         entries.ask(0x01, &[vec![1], text(""), text(stream)].concat());
         entries
     }
