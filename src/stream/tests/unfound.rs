@@ -6,13 +6,17 @@ fn part(number: usize, adapter: Arc<dyn Adapter>) -> Source {
     Source { part: Some(format!("p-{number}").into()), ..source("super", adapter) }
 }
 
+/// `p-0`, and those that may be found.
+fn counted() -> Parts {
+    let log = |_| unreachable!("none was found before");
+    let counted = Counted { name: Box::new(|number| format!("p-{number}")), log: Box::new(log) };
+    Parts::new("p-0".into(), Vec::new(), Some(counted))
+}
+
 /// Streams of a source of which only the log `p-0` is known, live from position 20 on. More may be found: `p-1` and so on.
 fn first_found() -> (Arc<Hub>, Arc<Streams>, SourceKey, Timestamp) {
     let (hub, streams, now) = bare();
-    let log = |_| unreachable!("none was found before");
-    let counted = Counted { name: Box::new(|number| format!("p-{number}")), log: Box::new(log) };
-    let parts = Parts::new("p-0".into(), Vec::new(), Some(counted));
-    let first = streams.add(part(0, FakeLog::first_of(parts)), now);
+    let first = streams.add(part(0, FakeLog::first_of(counted())), now);
     hub.publish(first, &mut vec![Input::Tail(Some(Position::unverified(20)))], now);
     (hub, streams, first, now)
 }
@@ -75,8 +79,7 @@ fn a_log_without_a_place_in_another_process_id_is_told_however_late_it_is_entere
     // `p-1` is entered before the stream's first step, or behind it.
     for steps in [0, 1] {
         let (hub, streams, now) = bare();
-        let parts = Parts::new("p-0".into(), Vec::new(), Some(Box::new(|number| format!("p-{number}"))));
-        let first = streams.add(part(0, FakeLog::first_of(parts)), now);
+        let first = streams.add(part(0, FakeLog::first_of(counted())), now);
         // The process has just started: neither log is live. The id is of a process that did not know `p-1`.
         let mut stream = behind(&streams, &[(tag("p-0"), at(20))], now);
         (0..steps).for_each(|_| drop(sent(&mut stream, now)));
@@ -98,10 +101,9 @@ fn a_log_without_a_place_in_another_process_id_is_told_however_late_it_is_entere
 #[test]
 fn that_a_place_is_unknown_is_told_once_of_a_source_that_came_back() {
     let (hub, streams, now) = bare();
-    let parts = || Parts::new("p-0".into(), Vec::new(), Some(Box::new(|n| format!("p-{n}"))));
-    let before = streams.add(part(0, FakeLog::first_of(parts())), now);
+    let before = streams.add(part(0, FakeLog::first_of(counted())), now);
     streams.remove(before);
-    let first = streams.add(part(0, FakeLog::first_of(parts())), now);
+    let first = streams.add(part(0, FakeLog::first_of(counted())), now);
     let mut stream = behind(&streams, &[(tag("p-0"), at(20))], now);
     let second = streams.add(part(1, FakeLog::keeps_last()), now);
     let mut text = sent(&mut stream, now);
