@@ -208,6 +208,41 @@ async fn an_exchange_that_somebody_deletes_is_declared_again_and_one_made_anew_i
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exchange_that_goes_with_the_last_queue_is_made_anew_as_it_was_or_not_at_all() {
+    let rabbit = Rabbit::start().await;
+    let client = rabbit.client().await;
+    let options = ExchangeDeclareOptions { auto_delete: true, ..ExchangeDeclareOptions::default() };
+    // What else belongs to the second one cannot be asked for.
+    let mut table = FieldTable::default();
+    table.insert("alternate-exchange".into(), AMQPValue::LongString("amq.fanout".into()));
+    for (name, table, again) in [("plain", FieldTable::default(), true), ("alternate", table, false)] {
+        let declare = async || {
+            let channel = client.connection.create_channel().await.unwrap();
+            channel.exchange_declare(name.into(), ExchangeKind::Fanout, options, table.clone()).await
+        };
+        declare().await.unwrap();
+        let fan = source("fan", json!({ "url": rabbit.url(), "exchange": name }));
+        for n in ["1", "2"] {
+            let mut reading = Reading::open(&fan, Start::Now).await.unwrap();
+            declare().await.unwrap_or_else(|e| panic!("{name} {n}: the publisher's own declaration: {e}"));
+            client.publish(name, "a", n.as_bytes()).await;
+            assert_eq!(texts(&reading.messages(1).await), [n], "{name}");
+            reading.close().await;
+            eventually("the broker to delete the exchange", async || {
+                let channel = client.connection.create_channel().await.unwrap();
+                let passive = ExchangeDeclareOptions { passive: true, ..options };
+                channel.exchange_declare(name.into(), ExchangeKind::Fanout, passive, FieldTable::default()).await.err()
+            })
+            .await;
+            if !again {
+                refused(&fan, Missing, &format!("exchange `{name}` is not there any more")).await;
+                declare().await.unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn publishing_while_an_alarm_blocks_it_names_the_alarm() {
     let rabbit = Rabbit::start().await;
     let jobs = source("jobs", json!({ "url": rabbit.url(), "queue": "jobs", "declare": true }));

@@ -95,7 +95,7 @@ impl Check<'_> {
             return Err(SourceError::configuration(what));
         }
         if find_exchange(&self.link, binding).await? {
-            return exchange(&self.link, binding, &self.source.names.reach).await.map(drop);
+            return exchange(&self.link, binding, self.source).await.map(drop);
         }
         let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         match declare_exchange(&self.link, binding, options, impossible("alternate-exchange")).await? {

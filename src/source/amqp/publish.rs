@@ -29,7 +29,7 @@ pub(in crate::source) async fn publish(source: &Amqp, key: &str, payload: Bytes)
     let link = Link::open(&source.config.broker, &source.name).await?;
     let exchange = match source.config.binding() {
         Some(binding) => {
-            topology::exchange(&link, binding, &source.names.reach).await?;
+            topology::exchange(&link, binding, source).await?;
             short(&binding.exchange)
         }
         None => ShortString::default(),

@@ -42,6 +42,17 @@ pub(in crate::source) struct Memory {
     ready: AtomicU64,
     /// The queue was found missing since, or the broker ended reading from it.
     gone: AtomicBool,
+    /// The exchange, as it was found the last time.
+    exchange: Mutex<Option<Found>>,
+}
+
+/// An exchange that was there.
+#[derive(Clone)]
+struct Found {
+    /// How it differs from the settings.
+    differences: Vec<String>,
+    /// How to declare the same. `None`: that is not known in full.
+    same: Option<(Binding, ExchangeDeclareOptions)>,
 }
 
 impl Memory {
@@ -84,7 +95,7 @@ pub(in crate::source) async fn set_up(link: &Link, source: &Amqp) -> Result<Plac
     let config = &source.config;
     let mut differences = Vec::new();
     if let Some(binding) = config.binding() {
-        differences.extend(exchange(link, binding, &source.names.reach).await?);
+        differences.extend(exchange(link, binding, source).await?);
     }
     let (queue, made) = match &config.origin {
         Origin::Exclusive(_) => {
@@ -122,15 +133,40 @@ pub(in crate::source) async fn set_up(link: &Link, source: &Amqp) -> Result<Plac
     Ok(Place { queue, binding })
 }
 
-/// Finds the exchange, or makes it. Returns how one that is there differs from the settings, which give messages of `reach`.
-pub(in crate::source) async fn exchange(link: &Link, binding: &Binding, reach: &[Pattern]) -> Result<Vec<String>, SourceError> {
-    let name = &binding.exchange;
-    if !find_exchange(link, binding).await? {
-        let declared = declare_exchange(link, binding, DURABLE, FieldTable::default()).await?;
-        return declared.map(|()| Vec::new()).map_err(|e| not_made(binding, e));
+/// Finds the exchange, or makes it: as it was, if it was there before. The broker deletes one with `auto_delete` when our queue, as its
+/// last one, goes with the connection, and whoever publishes to it could not declare another one of this name. Returns how one that
+/// is or was there differs from the settings.
+pub(in crate::source) async fn exchange(link: &Link, binding: &Binding, source: &Amqp) -> Result<Vec<String>, SourceError> {
+    let (before, mut refused) = (source.memory.exchange.lock().clone(), None);
+    // Without looking first: it may go between the two.
+    if let Some(Found { differences, same: Some((same, options)) }) = &before {
+        match declare_exchange(link, same, *options, FieldTable::default()).await? {
+            Ok(()) => return Ok(differences.clone()),
+            Err(e) => refused = Some(e),
+        }
     }
-    let differences = compare_exchange(link, binding).await?;
-    let Some(said) = differences.iter().find(|said| said.contains("arg 'type'")) else { return Ok(differences) };
+    if find_exchange(link, binding).await? {
+        let found = compare_exchange(link, binding).await?;
+        check_type(binding, &found.differences, &source.names.reach)?;
+        *source.memory.exchange.lock() = Some(found.clone());
+        return Ok(found.differences);
+    }
+    if let Some(e) = refused {
+        return Err(not_made(binding, e));
+    }
+    if before.is_some() {
+        let name = &binding.exchange;
+        let what = format!("exchange `{name}` is not there any more (`exchange`), and how it was made is not known in full");
+        return Err(SourceError::missing(what));
+    }
+    let declared = declare_exchange(link, binding, DURABLE, FieldTable::default()).await?;
+    declared.map(|()| Vec::new()).map_err(|e| not_made(binding, e))
+}
+
+/// Whether an exchange of another type than the settings say gives what they promise, messages of `reach`.
+fn check_type(binding: &Binding, differences: &[String], reach: &[Pattern]) -> Result<(), SourceError> {
+    let name = &binding.exchange;
+    let Some(said) = differences.iter().find(|said| said.contains("arg 'type'")) else { return Ok(()) };
     let (kind, direct) = (binding.kind.as_str(), said.ends_with("'direct'"));
     if direct && !binding.chosen {
         let what = format!("exchange `{name}` is a direct one: `binding_keys` must name the keys, and `exchange_type` must be `direct`");
@@ -142,7 +178,7 @@ pub(in crate::source) async fn exchange(link: &Link, binding: &Binding, reach: &
         let what = format!("exchange `{name}` does not read `binding_keys` as a {kind} exchange does: `exchange_type` must be its type");
         return Err(SourceError::configuration(format!("{what} ({said})")));
     }
-    Ok(differences)
+    Ok(())
 }
 
 const DURABLE: ExchangeDeclareOptions =
@@ -150,12 +186,15 @@ const DURABLE: ExchangeDeclareOptions =
 
 /// How an exchange that is there differs from the one that would be made. As with queues, the broker names one difference at
 /// a time.
-async fn compare_exchange(link: &Link, binding: &Binding) -> Result<Vec<String>, SourceError> {
-    let (mut asked, mut options, mut differences) = (binding.clone(), DURABLE, Vec::new());
+async fn compare_exchange(link: &Link, binding: &Binding) -> Result<Found, SourceError> {
+    let (mut asked, mut options, mut differences, mut agreed) = (binding.clone(), DURABLE, Vec::new(), false);
     for _ in 0..MOST {
         let said = match declare_exchange(link, &asked, options, FieldTable::default()).await? {
             Err(e) if is_unknown_type(&e) => return Err(not_made(binding, e)),
-            declared => difference(declared)?,
+            declared => {
+                agreed = declared.is_ok();
+                difference(declared)?
+            }
         };
         let Some(said) = said else { break };
         let more = adopt_property(&mut asked, &mut options, &said);
@@ -164,7 +203,9 @@ async fn compare_exchange(link: &Link, binding: &Binding) -> Result<Vec<String>,
             break;
         }
     }
-    Ok(differences)
+    // The arguments of a plugin's type are not compared.
+    let known = agreed && (differences.is_empty() || !matches!(asked.kind, ExchangeType::Other(_)));
+    Ok(Found { differences, same: known.then_some((asked, options)) })
 }
 
 /// Takes over the property of an exchange that the broker named. Returns whether that could be read.
