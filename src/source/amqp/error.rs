@@ -84,7 +84,7 @@ fn answered(error: &AMQPError) -> ErrorKind {
         AMQPErrorKind::Soft(soft) => match soft {
             AMQPSoftError::ACCESSREFUSED | AMQPSoftError::RESOURCELOCKED => ErrorKind::Denied,
             AMQPSoftError::NOTFOUND | AMQPSoftError::NOROUTE | AMQPSoftError::NOCONSUMERS => ErrorKind::Missing,
-            AMQPSoftError::PRECONDITIONFAILED if is_about_replica(error) => ErrorKind::Lost,
+            AMQPSoftError::PRECONDITIONFAILED if is_about_replica(error) || is_full(error.get_message().as_str()) => ErrorKind::Lost,
             AMQPSoftError::PRECONDITIONFAILED | AMQPSoftError::CONTENTTOOLARGE => ErrorKind::Configuration,
         },
         AMQPErrorKind::Hard(hard) => match hard {
@@ -97,6 +97,11 @@ fn answered(error: &AMQPError) -> ErrorKind {
             _ => ErrorKind::Protocol,
         },
     }
+}
+
+/// Whether there are as many queues or exchanges as there may be. The code is that of an argument that is wrong, and names stand before this.
+fn is_full(said: &str) -> bool {
+    said.contains(" limit ") && said.ends_with(" is reached")
 }
 
 /// RabbitMQ has one code for a vhost that does not exist, one that it has not brought up, one that is not ours, and a user, a vhost or
@@ -130,6 +135,19 @@ mod tests {
             (530, "NOT_ALLOWED - access to vhost 'v' refused for user 'u'", ErrorKind::Denied),
             (530, "NOT_ALLOWED - access to vhost 'v' refused for user 'u': user connection limit (1) is reached", ErrorKind::Lost),
             (530, "NOT_ALLOWED - access to vhost 'v' refused for user 'u': connection limit (1) is reached", ErrorKind::Lost),
+            (
+                530,
+                "NOT_ALLOWED - number of channels opened for user 'u' has reached the maximum allowed user limit of (1)",
+                ErrorKind::Lost,
+            ),
+            (406, "PRECONDITION_FAILED - cannot declare queue 'q': queue limit in vhost '/' (1) is reached", ErrorKind::Lost),
+            (406, "PRECONDITION_FAILED - cannot declare queue 'q': queue limit in cluster (1) is reached", ErrorKind::Lost),
+            (406, "PRECONDITION_FAILED - cannot declare exchange 'x' in vhost '/': exchange limit of 1 is reached", ErrorKind::Lost),
+            (
+                406,
+                "PRECONDITION_FAILED - inequivalent arg 'x-a' for queue ': queue limit is reached' in vhost '/'",
+                ErrorKind::Configuration,
+            ),
             (540, "NOT_IMPLEMENTED - prefetch_size!=0 (1)", ErrorKind::Configuration),
             (501, "FRAME_ERROR - type 9", ErrorKind::Protocol),
             (541, "INTERNAL_ERROR", ErrorKind::Protocol),
