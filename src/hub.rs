@@ -21,6 +21,7 @@ use crate::subject::index::Index;
 use crate::subject::{Pattern, Subject};
 
 pub(crate) mod channel;
+mod concerned;
 pub(crate) mod deliveries;
 #[cfg(test)]
 mod models;
@@ -137,6 +138,8 @@ struct Slot {
     told: u64,
     /// The last batch in which something was appended.
     batch: u64,
+    /// Whether the loss of a source's events concerns its members, as far as that was asked: see [`Hub::ask`].
+    concerned: Vec<(SourceKey, bool)>,
 }
 
 impl State {
@@ -325,10 +328,10 @@ impl Hub {
         self.state.lock()
     }
 
-    /// Whether somebody holds what [`state`](Self::state) gives.
+    /// Whether publishing has to wait for somebody who holds a lock.
     #[cfg(test)]
     pub(crate) fn is_looked_at(&self) -> bool {
-        self.state.is_locked()
+        self.state.is_locked() || self.publisher.is_locked()
     }
 
     /// What was delivered.
@@ -406,6 +409,9 @@ impl Hub {
     /// and into the log of each channel that wants it, then notifies all who wait. Returns the id after it. What comes for a
     /// source that was removed is dropped.
     pub fn publish(&self, source: SourceKey, inputs: &mut Vec<Input>, now: Timestamp) -> Arc<str> {
+        if self.is_for_all(source, inputs) {
+            self.ask(source);
+        }
         let mut publisher = self.publisher.lock();
         let p = &mut *publisher;
         if p.feed(source).is_none() {

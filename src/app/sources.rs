@@ -203,6 +203,9 @@ impl Sources {
         let old = self.stop(at).await;
         let handle = Handle::in_place_of(old.handle(), &*source.adapter, source.required);
         let rerouted = !old.routes_like(&source, rules);
+        if rerouted {
+            self.streams.hub().ask(old.key);
+        }
         let hold = if rerouted { Some(self.settle().await.0) } else { None };
         let replace = |streams: &Streams, source| streams.replace(old.key, source, rerouted, Timestamp::now());
         let runtime = self.enter(source, rules, handle, old.counts.clone(), replace);
@@ -226,6 +229,7 @@ impl Sources {
         }
         let Supervisor { adapter, handle, max_payload, .. } = &old.supervisor;
         let router = Arc::new(Router::new(rules, name, &adapter.reach(), self.routed.clone()));
+        hub.ask(old.key);
         let (_hold, deadline) = self.settle().await;
         let mut key = old.key;
         let is_ready = || hub.settled() || Instant::now() >= deadline;

@@ -155,7 +155,7 @@ impl State {
     /// Cuts the logs that may hold events of a source.
     fn cut(&mut self, source: SourceKey) {
         let Some(of) = self.source(source) else { return };
-        let concerned = self.channels.iter().filter(|(_, slot)| of.concerns(slot.channel.filter()));
+        let concerned = self.channels.iter().filter(|(_, slot)| slot.is_concerned(of));
         concerned.for_each(|(_, slot)| slot.channel.lock().cut());
     }
 

@@ -20,7 +20,7 @@ impl State {
         let key = entry.key() as u32;
         self.serial += 1;
         let channel = Arc::new(Channel::new(key, self.serial, filter.clone()));
-        entry.insert(Slot { channel, members: 0, told: self.seq, batch: 0 });
+        entry.insert(Slot { channel, members: 0, told: self.seq, batch: 0, concerned: Vec::new() });
         for pattern in filter.patterns() {
             self.index.insert(pattern, key);
         }
@@ -46,7 +46,7 @@ impl State {
             match entry.encoded.subject() {
                 Some(subject) => self.index.find(subject, found),
                 None => {
-                    let concerned = self.channels.iter().filter(|(_, slot)| of.concerns(slot.channel.filter()));
+                    let concerned = self.channels.iter().filter(|(_, slot)| slot.is_concerned(of));
                     found.extend(concerned.map(|(key, _)| key as u32));
                 }
             }

@@ -54,3 +54,45 @@ fn what_concerns_a_client_is_not_asked_under_the_lock() {
     part.read(&mut Vec::new());
     assert_eq!(asked.load(Ordering::Relaxed) - before, 4, "two sources for two clients");
 }
+
+#[test]
+fn whom_a_gap_concerns_is_asked_once_of_each_channel_and_not_under_the_lock() {
+    let (hub, streams, now) = bare();
+    let (all, locked) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let spec = || {
+        let (weak, all, locked) = (Arc::downgrade(&hub), all.clone(), locked.clone());
+        let concerns = Concerns(Arc::new(move |patterns| {
+            all.fetch_add(1, Ordering::Relaxed);
+            locked.fetch_add(usize::from(weak.upgrade().is_some_and(|hub| hub.is_looked_at())), Ordering::Relaxed);
+            patterns[0].as_str() != "a.1"
+        }));
+        SourceSpec { name: "core".parse().unwrap(), tag: None, part: false, concerns }
+    };
+    let core = hub.add(spec(), now, |_| {});
+    let open = |n: usize| {
+        let mut stream = streams.open(request(&format!("a.{n}")), now);
+        sent(&mut stream, now);
+        stream.into_live().unwrap()
+    };
+    let asked = || (all.swap(0, Ordering::Relaxed), locked.swap(0, Ordering::Relaxed));
+    let lose = |of| {
+        asked();
+        let gap = Gap { reason: GapReason::Reconnect, from: None, to: None, position: None };
+        hub.publish(of, &mut vec![Input::Gap(gap)], now);
+        asked()
+    };
+    let mut live: Vec<_> = (0..100).map(open).collect();
+    assert_eq!(lose(core), (100, 0));
+    assert_eq!(lose(core), (0, 0));
+    // One in the place of another, and one more.
+    drop(live.pop());
+    live.extend([open(100), open(101)]);
+    assert_eq!(lose(core), (2, 0));
+    // Whose logs may hold events of a source that is routed otherwise is the same question.
+    asked();
+    let other = hub.replace(core, spec(), true, now, |_| {}).0;
+    assert_eq!(asked(), (0, 0));
+    assert_eq!(lose(other), (101, 0));
+    let gaps = |(live, _): &(Live, Arc<str>)| hub.place_in_channel(live.channel().filter(), 0).1;
+    assert_eq!([0, 1, 99, 100].map(|n| gaps(&live[n])), [4, 0, 2, 2]);
+}
