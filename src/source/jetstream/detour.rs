@@ -200,7 +200,7 @@ impl JetStreamSource {
         let subject = self.names.shown(stored.subject.as_bytes())?;
         let position = Position { seq: stored.seq, check: Some(stored.check) };
         let mut message = Message::new(subject, stored.payload, Timestamp::from_micros(stored.time / 1000), Some(position));
-        headers::take(&mut message, stored.headers);
+        headers::take(&mut message, stored.subject.as_bytes(), stored.headers);
         Some(message)
     }
 }

@@ -7,11 +7,10 @@ use std::borrow::Cow;
 
 use super::api::{Feed, StreamInfo};
 use crate::source::SourceError;
+use crate::source::nats::headers::KEYS;
 use crate::source::nats::{Config, JetStream};
 use crate::subject::{self, Pattern, Subject};
 
-/// What the subjects of all buckets' keys begin with.
-const KEYS: &str = "$KV.";
 /// What the names of buckets' streams begin with.
 const BUCKET: &str = "KV_";
 

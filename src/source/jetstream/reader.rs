@@ -293,7 +293,7 @@ impl Reader {
             let time = Timestamp::from_micros(place.time / 1000);
             let carried = delivery.headers();
             let mut message = Message::new(subject, self.keep(delivery), time, position);
-            headers::take(&mut message, carried);
+            headers::take(&mut message, &self.named.0, carried);
             self.output.bytes += message.payload.len();
             self.output.ready.items.push(Item::Message(message));
             self.progress.handed = place.seq;

@@ -4,13 +4,16 @@ use async_nats::HeaderMap;
 
 use crate::event::{Headers, Message};
 
+/// What the subjects of all buckets' keys begin with.
+pub(in crate::source) const KEYS: &str = "$KV.";
 /// What a bucket's clients write for a deletion, and the server for what has expired or was purged.
 const OPERATION: &str = "KV-Operation";
 const MARKER: &str = "Nats-Marker-Reason";
 
-/// Notes what a message carries.
-pub(in crate::source) fn take(message: &mut Message, headers: Headers) {
-    message.deleted = matches!(headers.get(OPERATION), Some("DEL" | "PURGE")) || headers.get(MARKER).is_some();
+/// Notes what a message carries. `subject` is as the broker has it: outside buckets these headers mean nothing.
+pub(in crate::source) fn take(message: &mut Message, subject: &[u8], headers: Headers) {
+    let deletes = || matches!(headers.get(OPERATION), Some("DEL" | "PURGE")) || headers.get(MARKER).is_some();
+    message.deleted = subject.starts_with(KEYS.as_bytes()) && deletes();
     message.headers = headers;
 }
 

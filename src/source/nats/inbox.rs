@@ -257,13 +257,13 @@ impl Inbox {
             Some((name, subject)) if *name == message.subject => subject.clone(),
             _ => {
                 let subject = Subject::from_broker(message.subject.as_bytes(), &self.unnamed);
-                self.last = Some((message.subject, subject.clone()));
+                self.last = Some((message.subject.clone(), subject.clone()));
                 subject
             }
         };
         // Not copied, though it keeps the whole read buffer: it is handed in at once, and there it is encoded and let go.
         let mut taken = Message::new(subject, message.payload, time, None);
-        headers::take(&mut taken, headers::read(message.headers.as_ref()));
+        headers::take(&mut taken, message.subject.as_bytes(), headers::read(message.headers.as_ref()));
         Some(taken)
     }
 }

@@ -300,3 +300,36 @@ async fn a_stream_that_gets_its_messages_from_others_is_read_as_any_other() {
         context.delete_stream("S").await.expect("deletes");
     }
 }
+
+#[tokio::test]
+async fn a_deletion_is_one_only_in_a_bucket() {
+    let server = Server::start().await;
+    let context = client(&server).await;
+    make(&context, named(&["s.a", "$KV.B.>"])).await;
+    let core = adapter(serde_json::json!({"servers": [server.url()], "subjects": ["s.a", "$KV.B.>"]}));
+    let running = Running::start(core);
+    running.until_state(State::Up).await;
+    for (name, value) in [("KV-Operation", "DEL"), ("KV-Operation", "PURGE"), ("Nats-Marker-Reason", "MaxAge")] {
+        for subject in ["s.a", "$KV.B.a"] {
+            let mut headers = async_nats::HeaderMap::new();
+            headers.insert(name, value);
+            context.publish_with_headers(subject, headers, "1".into()).await.expect("publishes").await.expect("is stored");
+        }
+    }
+    let deletions = |items: &[Item]| -> Vec<(String, bool)> {
+        let deletion = |item: &Item| if let Item::Message(m) = item { Some((m.subject.to_string(), m.deleted)) } else { None };
+        items.iter().filter_map(deletion).collect()
+    };
+    let expected = vec![("s.a".to_owned(), false), ("$KV.B.a".to_owned(), true)];
+    let expected = [&expected[..], &expected, &expected].concat();
+    let stored = source(&server, &["s.a", "$KV.B.>"]);
+    assert_eq!(deletions(&read(&stored, Start::Earliest).await), expected);
+    assert_eq!(deletions(&read(&stored, Start::LastPerSubject).await), expected[4..]);
+    running.until_messages(6).await;
+    // Two subjects of a core source have no common order.
+    let sorted = |mut deletions: Vec<_>| {
+        deletions.sort();
+        deletions
+    };
+    assert_eq!(sorted(deletions(&running.recorder.items.lock())), sorted(expected));
+}
