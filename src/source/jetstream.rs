@@ -23,6 +23,7 @@ use crate::subject::{Pattern, Subject};
 mod api;
 mod detour;
 mod holes;
+mod limits;
 mod line;
 mod names;
 mod newest;
@@ -484,11 +485,11 @@ impl JetStreamSource {
         if place.seq + 1 >= first {
             return Ok((place.seq, None));
         }
-        let (time, expired) = {
+        let (time, expired, limits) = {
             let known = self.known.lock();
-            (known.time_at(place.seq, info), known.may_have_expired(info))
+            (known.time_at(place.seq, info), known.may_have_expired(info), known.limits(place.seq, info, line.largest()))
         };
-        let mut reason = info.why_gone(place.seq, time, expired);
+        let mut reason = info.why_gone(place.seq, time, expired, limits);
         if reason.is_none() && !expired && purge::of_everything(line, &self.stream.stream, info).await? {
             reason = Some(GapReason::Reset);
         }
@@ -580,32 +581,6 @@ impl StreamInfo {
         let nested = |filter: &Pattern| theirs.is_empty() || theirs.iter().any(|t| within(t, filter) || within(filter, t));
         let disjoint = filters.iter().enumerate().all(|(n, a)| filters[..n].iter().all(|b| !a.intersects(b)));
         disjoint && filters.iter().all(nested)
-    }
-
-    /// Why the stream's start has passed what follows a sequence, none of which is older than `time`: its limits, a
-    /// purge, or nothing that counts: what per-subject limits, rollups and messages' own lives take is no longer content. `expired`: such
-    /// lives may have ended.
-    fn why_gone(&self, after: u64, time: Option<u64>, expired: bool) -> Option<GapReason> {
-        let (config, state) = (&self.config, &self.state);
-        // A message that came at this time may have been too old by now. Of unknown times nothing is known.
-        let old = |time: Option<u64>| {
-            time.is_none_or(|time| now().saturating_sub(time).saturating_add(1_000_000_000) >= config.max_age - config.max_age / 10)
-        };
-        // No message is older than the stream. If the stream is empty, the last message to come is also gone.
-        let born = if config.mirror.is_some() { None } else { api::nanos(&self.created) };
-        let newest = if state.messages == 0 { api::nanos(&state.last_ts) } else { None };
-        let by_age = config.max_age > 0 && old(time) && old(born) && old(newest);
-        let limit = |limit: i64| u64::try_from(limit).ok().filter(|limit| *limit > 0);
-        let full = |most: u64| state.last_seq.saturating_sub(after) >= most && state.messages >= most / 2;
-        let by_count = limit(config.max_msgs).is_some_and(full);
-        let by_bytes = limit(config.max_bytes).is_some_and(|most| state.bytes >= most / 2);
-        if by_age || by_count || by_bytes {
-            return Some(GapReason::Retention);
-        }
-        // Per-subject limits and rollups leave something of each subject: a stream that is empty was purged.
-        let by_subject = config.max_msgs_per_subject > 0 || config.allow_rollup_hdrs;
-        let no_content = expired || (by_subject && state.messages > 0);
-        (!no_content).then_some(GapReason::Reset)
     }
 }
 

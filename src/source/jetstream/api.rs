@@ -36,6 +36,7 @@ pub(super) struct StreamInfo {
 pub(super) struct StreamConfig {
     pub(super) subjects: Option<Vec<String>>,
     pub(super) retention: String,
+    pub(super) discard: String,
     pub(super) max_msgs: i64,
     pub(super) max_bytes: i64,
     /// Nanoseconds.

@@ -1,8 +1,9 @@
 //! Holes in a stream's sequence, and whether they are losses. Asks nothing: judges by what the stream last said of itself.
 
 use super::api::StreamInfo;
+use super::purge::Known;
 use crate::cursor::Position;
-use crate::event::{Gap, GapReason};
+use crate::event::Gap;
 use crate::source::Item;
 
 /// A hole before an item.
@@ -30,12 +31,13 @@ impl Batch {
 }
 
 impl StreamInfo {
-    /// The gap for a hole, as the stream is now. `expired`: lives of messages may have ended.
-    pub(super) fn lost(&self, hole: &Hole, expired: bool) -> Option<Gap> {
+    /// The gap for a hole, as the stream is now. `largest`: bytes of the largest message that it may hold.
+    pub(super) fn lost(&self, hole: &Hole, known: &Known, largest: usize) -> Option<Gap> {
         if self.first() <= hole.after + 1 {
             return None;
         }
-        let reason: GapReason = self.why_gone(hole.after, hole.time, expired)?;
+        let (expired, limits) = (known.may_have_expired(self), known.limits(hole.after, self, largest));
+        let reason = self.why_gone(hole.after, hole.time, expired, limits)?;
         Some(Gap { reason, from: Some(hole.after), to: Some(hole.to), position: Some(Position::unverified(hole.to - 1)) })
     }
 }

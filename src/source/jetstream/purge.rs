@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 
 use super::api::{self, StreamInfo};
+use super::limits::{Fill, Limits};
 use super::line::Line;
 use super::names::Names;
 use crate::event::Message;
@@ -46,6 +47,7 @@ pub(super) struct Known {
     last: Option<(u64, u64)>,
     /// The last message that had a life of its own.
     mortal: Option<u64>,
+    fill: Fill,
     /// First and last sequence that were there together, one pair for each beginning.
     held: VecDeque<(u64, u64)>,
     samples: Vec<Sample>,
@@ -55,18 +57,19 @@ pub(super) struct Known {
 
 impl Known {
     /// Something of this stream is handed out: from here on it is the one that was read.
-    pub(super) fn begins(&mut self, info: &StreamInfo) {
+    pub(super) fn begins(&mut self, info: &StreamInfo, largest: usize) {
         if self.created.as_ref() != Some(&info.created) {
             *self = Self { created: Some(info.created.clone()), ..Self::default() };
-            self.is(info);
+            self.is(info, largest);
         }
     }
 
-    /// The stream as it is.
-    pub(super) fn is(&mut self, info: &StreamInfo) {
+    /// The stream as it is. `largest`: bytes of the largest message that it may hold.
+    pub(super) fn is(&mut self, info: &StreamInfo, largest: usize) {
         if self.created.as_ref() != Some(&info.created) {
             return;
         }
+        self.fill.looks(info, largest as u64);
         let (first, last) = (info.first(), info.state.last_seq);
         match self.held.back_mut() {
             Some(held) if held.0 == first => held.1 = last,
@@ -106,6 +109,13 @@ impl Known {
         let sampled = || self.samples.iter().rfind(|sample| sample.seq <= seq).map(|sample| sample.time);
         let last = self.last.filter(|(last, _)| *last <= seq).map(|(_, time)| time);
         last.or_else(sampled).filter(|_| self.created.as_ref() == Some(&info.created))
+    }
+
+    /// The stream's limits that may have taken what followed a sequence.
+    pub(super) fn limits(&self, after: u64, info: &StreamInfo, largest: usize) -> Option<Limits> {
+        let unseen = Fill::default();
+        let fill = if self.created.as_ref() == Some(&info.created) { &self.fill } else { &unseen };
+        fill.may_have_taken(after, info, largest as u64)
     }
 
     /// Whether what is gone may have come to the end of its life: messages of the stream have one, as far as they were seen, and

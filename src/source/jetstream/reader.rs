@@ -361,7 +361,7 @@ impl Reader {
         }
         watch.info = info;
         if self.live {
-            self.known.lock().is(&watch.info);
+            self.known.lock().is(&watch.info, self.line.largest());
         }
         if self.verify()? { self.rest(end_before) } else { Ok(()) }
     }
@@ -428,18 +428,17 @@ impl Reader {
 
     /// What waited for the answer may go, with a gap for each hole that is a loss.
     fn hand_over(&mut self) {
-        let info = &self.watch.info;
-        let expired = self.known.lock().may_have_expired(info);
+        let (info, known, largest) = (&self.watch.info, self.known.lock(), self.line.largest());
         let Batch { items, holes } = std::mem::take(&mut self.output.checking);
         let mut holes = holes.into_iter().peekable();
         for (at, item) in items.into_iter().enumerate() {
             while let Some(hole) = holes.next_if(|hole| hole.at == at) {
-                self.output.out.extend(info.lost(&hole, expired).map(Item::Gap));
+                self.output.out.extend(info.lost(&hole, &known, largest).map(Item::Gap));
             }
             self.output.out.push_back(item);
         }
         // Behind the last item: before messages of others.
-        for gap in holes.filter_map(|hole| info.lost(&hole, expired)) {
+        for gap in holes.filter_map(|hole| info.lost(&hole, &known, largest)) {
             self.progress.handed = self.progress.handed.max(gap.position.map_or(0, |position| position.seq));
             self.output.out.push_back(Item::Gap(gap));
         }
@@ -463,10 +462,10 @@ impl Reader {
         let (watch, progress) = (&self.watch, &mut self.progress);
         if first > floor + 1 && (progress.caught_up || self.pulls.waits()) {
             let hole = Hole { at: 0, after: floor, time, to: first, suspect: false };
-            let expired = self.known.lock().may_have_expired(&watch.info);
             // While all came, a stream's limits take what is others': that is what they usually do. A purge takes what it finds.
             let told = |gap: &Gap| !progress.caught_up || self.filters.is_empty() || gap.reason == GapReason::Reset;
-            if let Some(gap) = watch.info.lost(&hole, expired).filter(told) {
+            let gap = watch.info.lost(&hole, &self.known.lock(), self.line.largest());
+            if let Some(gap) = gap.filter(told) {
                 self.output.ready.items.push(Item::Gap(gap));
                 progress.handed = first - 1;
             }
@@ -598,7 +597,7 @@ impl Reader {
         }
         if self.live {
             let mut known = self.known.lock();
-            known.begins(&self.watch.info);
+            known.begins(&self.watch.info, self.line.largest());
             handed.iter().for_each(|item| {
                 if let Item::Message(message) = item {
                     known.read(message)

@@ -890,32 +890,36 @@ fn why_messages_are_gone_is_judged_by_what_the_stream_says() {
             "last_ts": text(now - last)});
         serde_json::from_value(serde_json::json!({"config": config, "created": text(now - age), "state": state})).expect("reads")
     };
+    let why_gone = |info: StreamInfo, after: u64, time: Option<u64>, expired: bool| {
+        let limits = purge::Known::default().limits(after, &info, 100);
+        info.why_gone(after, time, expired, limits)
+    };
     let aged = serde_json::json!({"max_age": hour, "max_bytes": -1, "max_msgs": -1});
     let (retention, reset) = (Some(GapReason::Retention), Some(GapReason::Reset));
     // A stream that is younger than its limit has dropped nothing by age.
-    assert_eq!(info(aged.clone(), 10, 100, minute, 0).why_gone(50, None, false), reset);
-    assert_eq!(info(aged.clone(), 10, 100, 2 * hour, 0).why_gone(50, None, false), retention);
+    assert_eq!(why_gone(info(aged.clone(), 10, 100, minute, 0), 50, None, false), reset);
+    assert_eq!(why_gone(info(aged.clone(), 10, 100, 2 * hour, 0), 50, None, false), retention);
     // What followed a young message was younger still.
-    assert_eq!(info(aged.clone(), 10, 100, 2 * hour, 0).why_gone(50, Some(now - minute), false), reset);
-    assert_eq!(info(aged.clone(), 10, 100, 2 * hour, 0).why_gone(50, Some(now - hour), false), retention);
+    assert_eq!(why_gone(info(aged.clone(), 10, 100, 2 * hour, 0), 50, Some(now - minute), false), reset);
+    assert_eq!(why_gone(info(aged.clone(), 10, 100, 2 * hour, 0), 50, Some(now - hour), false), retention);
     // Nothing is left, though the last came just now.
-    assert_eq!(info(aged.clone(), 0, 0, 2 * hour, minute).why_gone(50, None, false), reset);
-    assert_eq!(info(aged, 0, 0, 2 * hour, hour).why_gone(50, None, false), retention);
+    assert_eq!(why_gone(info(aged.clone(), 0, 0, 2 * hour, minute), 50, None, false), reset);
+    assert_eq!(why_gone(info(aged, 0, 0, 2 * hour, hour), 50, None, false), retention);
     let counted = serde_json::json!({"max_msgs": 20});
-    assert_eq!(info(counted.clone(), 20, 100, hour, 0).why_gone(50, None, false), retention);
-    assert_eq!(info(counted.clone(), 5, 100, hour, 0).why_gone(50, None, false), reset);
-    assert_eq!(info(counted, 20, 100, hour, 0).why_gone(90, None, false), reset);
+    assert_eq!(why_gone(info(counted.clone(), 20, 100, hour, 0), 50, None, false), retention);
+    assert_eq!(why_gone(info(counted.clone(), 5, 100, hour, 0), 50, None, false), reset);
+    assert_eq!(why_gone(info(counted, 20, 100, hour, 0), 90, None, false), reset);
     let sized = serde_json::json!({"max_bytes": 1000});
-    assert_eq!(info(sized.clone(), 20, 900, hour, 0).why_gone(50, None, false), retention);
-    assert_eq!(info(sized, 2, 90, hour, 0).why_gone(50, None, false), reset);
+    assert_eq!(why_gone(info(sized.clone(), 20, 900, hour, 0), 50, None, false), retention);
+    assert_eq!(why_gone(info(sized, 2, 90, hour, 0), 50, None, false), reset);
     // What each subject's own limit takes is no loss.
-    assert_eq!(info(serde_json::json!({"max_msgs_per_subject": 1}), 20, 900, hour, 0).why_gone(50, None, false), None);
-    assert_eq!(info(serde_json::json!({"allow_msg_ttl": true}), 20, 900, hour, 0).why_gone(50, None, true), None);
-    assert_eq!(info(serde_json::json!({"allow_rollup_hdrs": true}), 20, 900, hour, 0).why_gone(50, None, false), None);
-    assert_eq!(info(serde_json::json!({"allow_msg_ttl": true}), 20, 900, hour, 0).why_gone(50, None, false), reset);
+    assert_eq!(why_gone(info(serde_json::json!({"max_msgs_per_subject": 1}), 20, 900, hour, 0), 50, None, false), None);
+    assert_eq!(why_gone(info(serde_json::json!({"allow_msg_ttl": true}), 20, 900, hour, 0), 50, None, true), None);
+    assert_eq!(why_gone(info(serde_json::json!({"allow_rollup_hdrs": true}), 20, 900, hour, 0), 50, None, false), None);
+    assert_eq!(why_gone(info(serde_json::json!({"allow_msg_ttl": true}), 20, 900, hour, 0), 50, None, false), reset);
     // But only a purge leaves nothing.
     assert_eq!(
-        info(serde_json::json!({"max_msgs_per_subject": 1, "allow_rollup_hdrs": true}), 0, 0, hour, 0).why_gone(50, None, false),
+        why_gone(info(serde_json::json!({"max_msgs_per_subject": 1, "allow_rollup_hdrs": true}), 0, 0, hour, 0), 50, None, false),
         reset
     );
 }
