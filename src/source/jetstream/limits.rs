@@ -1,11 +1,15 @@
 //! A stream's own limits, and why messages are gone. Asks nothing: judges by what the stream says and has said of itself.
 //!
 //! Where newer messages may also have replaced older ones, a stream does not say which of both took them. But its limits take
-//! nothing before it is full, and in a given number of messages there are no more bytes than in as many of the largest.
+//! nothing before it is full, and a given number of messages is taken to have no more bytes than as many large ones: see [`TIMES`].
 
 use super::api::{self, StreamInfo};
 use super::now;
 use crate::event::GapReason;
+
+/// A message that came and went unseen is taken to be at most so many times as large as those that are held in the mean: with the largest
+/// that a server takes, a busy stream of small messages would always look as if it had been full.
+const TIMES: u64 = 16;
 
 /// Where a stream holds more than this it drops the oldest.
 #[derive(Debug, Clone, Copy)]
@@ -48,10 +52,16 @@ impl Look {
         Self { limits: Limits::of(info), messages: state.messages, bytes: state.bytes, last: state.last_seq }
     }
 
+    /// Bytes of a large message. `largest`: that a message may have at all.
+    fn large(&self, largest: u64) -> u64 {
+        self.bytes.checked_div(self.messages).map_or(largest, |mean| mean.saturating_mul(TIMES).min(largest))
+    }
+
     /// The limits that may have taken something from this look to the next one.
     fn until(&self, next: &Self, largest: u64) -> Option<Limits> {
         let came = next.last.saturating_sub(self.last);
-        self.limits.least(next.limits).if_reached(self.messages, self.bytes, came, largest)
+        let large = self.large(largest).max(next.large(largest));
+        self.limits.least(next.limits).if_reached(self.messages, self.bytes, came, large)
     }
 }
 
@@ -81,7 +91,7 @@ impl Fill {
         let now = Look::of(info);
         let unseen = self.look.is_none() || after < self.since;
         // What was taken stood before all that was held then, and behind `after`.
-        let taken = || now.limits.if_reached(0, 0, now.last.saturating_sub(after), largest).filter(|_| unseen);
+        let taken = || now.limits.if_reached(0, 0, now.last.saturating_sub(after), now.large(largest)).filter(|_| unseen);
         let since_the_last = self.look.as_ref().and_then(|look| look.until(&now, largest));
         since_the_last.or_else(|| self.full.filter(|(until, _)| after < *until).map(|(_, limits)| limits)).or_else(taken)
     }

@@ -917,6 +917,10 @@ fn why_messages_are_gone_is_judged_by_what_the_stream_says() {
     assert_eq!(why_gone(info(serde_json::json!({"allow_msg_ttl": true}), 20, 900, hour, 0), 50, None, true), None);
     assert_eq!(why_gone(info(serde_json::json!({"allow_rollup_hdrs": true}), 20, 900, hour, 0), 50, None, false), None);
     assert_eq!(why_gone(info(serde_json::json!({"allow_msg_ttl": true}), 20, 900, hour, 0), 50, None, false), reset);
+    // Fifty more of this kind would not have filled it, though fifty of the largest that the server takes would.
+    let busy = |most: u64| info(serde_json::json!({"max_msgs_per_subject": 1, "max_bytes": most}), 20, 900, hour, 0);
+    let taken = |most: u64| purge::Known::default().limits(50, &busy(most), 1 << 20).is_some();
+    assert!(!taken(100_000) && taken(30_000));
     // But only a purge leaves nothing.
     assert_eq!(
         why_gone(info(serde_json::json!({"max_msgs_per_subject": 1, "allow_rollup_hdrs": true}), 0, 0, hour, 0), 50, None, false),
