@@ -327,8 +327,11 @@ impl CatchUp {
             if state.source(self.sources[source].info.key).is_none() {
                 self.sources[source].track = Track::Gone;
                 self.end_history(source);
-                // Another source may take its place here before they are told.
-                self.gaps.retain(|(of, _)| *of != Some(source));
+                // Another source may take its place here before it is told that its place is not known. One with the same log tells that then.
+                if self.gaps.extract_if(.., |(of, _)| *of == Some(source)).count() > 0 {
+                    let tag = self.tag(source);
+                    self.client.at.durable.retain(|(of, _)| Some(*of) != tag);
+                }
             }
         }
         self.unfound.follow(state);
