@@ -53,6 +53,13 @@ pub enum Item {
     Tail(Option<Position>),
 }
 
+impl Item {
+    /// Bytes of the payload that comes with it.
+    pub(crate) fn payload_len(&self) -> usize {
+        if let Self::Message(message) = self { message.payload.len() } else { 0 }
+    }
+}
+
 /// Where a connection starts to read. Sources without a log know only `Now`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Start {

@@ -47,11 +47,12 @@ impl Hub {
 
     /// Whether some of this goes to all channels that the source concerns.
     pub(super) fn is_for_all(&self, source: SourceKey, inputs: &[Input]) -> bool {
-        let gap = inputs.iter().any(|input| matches!(input, Input::Gap(_)));
-        let tail = inputs.iter().any(|input| matches!(input, Input::Tail(_)));
-        if !gap && !tail {
+        // Most batches have neither, and are looked through once.
+        if !inputs.iter().any(|input| matches!(input, Input::Gap(_) | Input::Tail(_))) {
             return false;
         }
+        let gap = inputs.iter().any(|input| matches!(input, Input::Gap(_)));
+        let tail = inputs.iter().any(|input| matches!(input, Input::Tail(_)));
         let state = self.state.lock();
         state.source(source).is_some_and(|of| if of.warm() { gap } else { tail && (gap || of.info().returned()) })
     }

@@ -117,8 +117,8 @@ impl Source {
 }
 
 impl SourceInfo {
-    /// Whether it may be one that was there before, by this name or by another, or before this process or in another one: then a client whose id has
-    /// no point of it may have missed events that are in no window. False for a source without a log.
+    /// Whether it may be one that was there before, by this name or by another, or before this process or in another one: then a
+    /// client whose id has no point of it may have missed events that are in no window. False for a source without a log.
     #[must_use]
     pub fn returned(&self) -> bool {
         self.returned.load(Ordering::Relaxed)

@@ -25,13 +25,10 @@ pub struct Part {
 /// Whether a source may have logs of these names, or why not.
 pub(crate) type Admit = dyn Fn(&[Arc<str>]) -> Result<(), String> + Send + Sync;
 
-/// What a source's log is called, by its number.
-pub(crate) type Naming = dyn Fn(usize) -> String + Send + Sync;
-
 /// The logs of a source that are counted from 0 on, so that more may be found.
 pub struct Counted {
     /// What a log is called.
-    pub name: Box<Naming>,
+    pub name: Box<dyn Fn(usize) -> String + Send + Sync>,
     /// The log of this number, not looked for at the broker.
     pub log: Box<dyn Fn(usize) -> Part + Send + Sync>,
 }
@@ -65,10 +62,10 @@ impl Parts {
         Self { first, counted, others, entered, found: OnceLock::new(), admit: OnceLock::new() }
     }
 
-    /// What the logs are called, where more may be found.
+    /// All logs by their numbers, where more may be found.
     #[must_use]
-    pub fn naming(&self) -> Option<&Naming> {
-        self.counted.as_ref().map(|counted| &*counted.name)
+    pub fn counted(&self) -> Option<&Counted> {
+        self.counted.as_ref()
     }
 
     /// Takes those of the first `most` logs as found that were found before, when the source had other settings.
@@ -80,7 +77,7 @@ impl Parts {
 
     /// What cursors call the logs that were found, and those that may be found soon: another process may have found them before.
     pub(crate) fn tags(&self, source: &SourceName) -> Vec<Tag> {
-        let Some(name) = self.naming() else { return Vec::new() };
+        let Some(Counted { name, .. }) = &self.counted else { return Vec::new() };
         (0..self.names().len() + AHEAD).map(|number| tag(source, Some(&name(number)))).collect()
     }
 

@@ -27,6 +27,13 @@ pub(crate) struct End {
     pub reason: Closing,
 }
 
+impl End {
+    /// What is due by now stays due, also if the clock is set back before anybody looks.
+    pub(crate) fn noted(self) -> Self {
+        if self.at <= Timestamp::now() { Self { at: Timestamp::default(), ..self } } else { self }
+    }
+}
+
 /// Tells one stream from all others of this process, those that have ended included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct StreamId {

@@ -116,8 +116,7 @@ pub(in crate::source) fn next<'a>(
                 Poll::Pending => break,
                 Poll::Ready(taken) => taken?,
             }
-            bytes +=
-                batch[seen..].iter().map(|item| if let Item::Message(message) = item { message.payload.len() } else { 0 }).sum::<usize>();
+            bytes += batch[seen..].iter().map(Item::payload_len).sum::<usize>();
             seen = batch.len();
         }
         if let Poll::Ready(error) = reader.poll_duties(cx) {

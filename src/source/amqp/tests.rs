@@ -133,7 +133,7 @@ fn a_super_stream_has_the_partitions_that_are_written_or_counts_them() {
     let names = |extra| {
         let adapter = with(extra).expect("valid").build()(&name);
         let parts = adapter.parts().expect("several").clone();
-        (parts.names().iter().map(ToString::to_string).collect::<Vec<_>>(), parts.naming().is_some())
+        (parts.names().iter().map(ToString::to_string).collect::<Vec<_>>(), parts.counted().is_some())
     };
     assert_eq!(names(json!({ "queue": "x" })), (vec!["x-0".to_owned()], true));
     assert_eq!(names(json!({ "queue": "x", "partitions": ["x-eu", "x-us"] })), (vec!["x-eu".to_owned(), "x-us".to_owned()], false));

@@ -66,7 +66,7 @@ impl SuperStream {
     }
 
     async fn look_ahead(&self, link: &Link, ahead: usize) -> Result<(), SourceError> {
-        let Some(name) = self.parts.naming() else { return Ok(()) };
+        let Some(Counted { name, log }) = self.parts.counted() else { return Ok(()) };
         let (known, mut missing, mut found) = (self.parts.names(), 1, Vec::new());
         loop {
             let name = name(missing);
@@ -74,7 +74,7 @@ impl SuperStream {
                 if !is_there(link, &name).await? {
                     break;
                 }
-                found.push(part(&self.config, &self.source, name, missing));
+                found.push(log(missing));
             }
             missing += 1;
         }
@@ -109,7 +109,7 @@ impl SuperStream {
 
 /// Looks for more partitions while the first is read, where they are not written.
 pub(super) fn growth(whole: Option<&Arc<SuperStream>>) -> Option<Recurring> {
-    let whole = whole.filter(|whole| whole.parts.naming().is_some())?.clone();
+    let whole = whole.filter(|whole| whole.parts.counted().is_some())?.clone();
     Some(Recurring::new(EVERY, EVERY, move |link| {
         let whole = whole.clone();
         Box::pin(async move { whole.look_ahead(&link, AHEAD_LATER).await })

@@ -590,7 +590,7 @@ impl Reader {
         let from = batch.len();
         batch.extend(self.output.out.drain(..count));
         let handed = &batch[from..];
-        let bytes: usize = handed.iter().map(|item| if let Item::Message(message) = item { message.payload.len() } else { 0 }).sum();
+        let bytes: usize = handed.iter().map(Item::payload_len).sum();
         self.output.bytes = self.output.bytes.saturating_sub(bytes);
         if let Some(next) = self.outset.next.take_if(|next| handed.iter().any(|item| next.is_reached_by(item))) {
             self.outset.trouble.lock().read_at(next);

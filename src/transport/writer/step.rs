@@ -208,7 +208,7 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
         // Another member may have the key by now.
         if let Some(member) = self.members.get_mut(key).filter(|member| member.live.id() == stream) {
             // The turn may have begun before the order: what is due by now is due in this turn.
-            let at = if end.at <= Timestamp::now() { 0 } else { end.at.as_micros() };
+            let at = end.noted().at.as_micros();
             member.ends = at;
             self.remind(at);
         }

@@ -112,6 +112,16 @@ async fn pass(from: OwnedReadHalf, to: OwnedWriteHalf, judge: Judge) {
     }
 }
 
+/// Ten messages and ten more come, over one connection and by one consumer.
+async fn is_read(proxy: &Proxy, context: &jetstream::Context) {
+    let running = Running::start(proxy.source());
+    running.until_messages(10).await;
+    publish(context, "a", 10..20).await;
+    running.until_messages(20).await;
+    assert_eq!(ledger(&running.recorder.items.lock(), 20), []);
+    assert_eq!((running.handle.counters.reconnects(), consumers(context).await), (0, 1));
+}
+
 #[tokio::test]
 async fn a_consumer_that_is_made_late_is_waited_for_and_used() {
     let server = Server::start().await;
@@ -119,12 +129,7 @@ async fn a_consumer_that_is_made_late_is_waited_for_and_used() {
     make(&context, named(&["a"])).await;
     publish(&context, "a", 0..10).await;
     let proxy = Proxy::start(&server, Duration::from_secs(8)).await;
-    let running = Running::start(proxy.source());
-    running.until_messages(10).await;
-    publish(&context, "a", 10..20).await;
-    running.until_messages(20).await;
-    assert_eq!(ledger(&running.recorder.items.lock(), 20), []);
-    assert_eq!((running.handle.counters.reconnects(), consumers(&context).await), (0, 1));
+    is_read(&proxy, &context).await;
 }
 
 /// The reader was up to date, and has asked for more: only the stream's beginning shows that something was there.
@@ -174,12 +179,7 @@ async fn a_question_that_is_lost_is_asked_again() {
         })
     };
     let proxy = Proxy::between(&server, judge, |_| Fate::Passes).await;
-    let running = Running::start(proxy.source());
-    running.until_messages(10).await;
-    publish(&context, "a", 10..20).await;
-    running.until_messages(20).await;
-    assert_eq!(ledger(&running.recorder.items.lock(), 20), []);
-    assert_eq!((running.handle.counters.reconnects(), consumers(&context).await), (0, 1));
+    is_read(&proxy, &context).await;
 }
 
 /// As by a leader that was cut off from the others, until a little after they have made the consumer.
