@@ -61,21 +61,21 @@ impl Timestamp {
         let shifted_month = (5 * day_of_year + 2) / 153;
         let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
         let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-        let year = year_of_era + era * 400 + u64::from(month <= 2);
+        let year = (year_of_era + era * 400 + u64::from(month <= 2)) as u32;
+        let (second, micro) = ((seconds - days * 86_400) as u32, (self.0 - seconds * 1_000_000) as u32);
         let mut text = *b"000000-00-00T00:00:00.000000Z";
-        let mut put = |end: usize, width: usize, mut number: u64| {
-            for place in (end - width..end).rev() {
-                text[place] = b'0' + (number % 10) as u8;
-                number /= 10;
-            }
-        };
-        put(6, 6, year);
-        put(9, 2, month);
-        put(12, 2, day);
-        put(15, 2, seconds / 3600 % 24);
-        put(18, 2, seconds / 60 % 60);
-        put(21, 2, seconds % 60);
-        put(28, 6, self.0 % 1_000_000);
+        let mut put = |at: usize, two: u32| (text[at], text[at + 1]) = (b'0' + (two / 10) as u8, b'0' + (two % 10) as u8);
+        put(0, year / 10_000);
+        put(2, year / 100 % 100);
+        put(4, year % 100);
+        put(7, month as u32);
+        put(10, day as u32);
+        put(13, second / 3600);
+        put(16, second / 60 % 60);
+        put(19, second % 60);
+        put(22, micro / 10_000);
+        put(24, micro / 100 % 100);
+        put(26, micro % 100);
         // A year has four digits, or as many as it needs.
         let more = match year {
             0..10_000 => 2,

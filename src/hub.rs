@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use crate::cursor::{Cursor, Point, Position, Tag};
 use crate::event::{Event, Gap, SourceKey, SourceName, Timestamp};
-use crate::frame::{Encoded, Encoder, encode_heartbeat};
+use crate::frame::{Encoder, encode_heartbeat};
 use crate::subject::index::Index;
 use crate::subject::{Pattern, Subject};
 
@@ -99,8 +99,8 @@ pub enum Input {
 /// Bytes of all channels' logs together, above which the oldest entries are dropped: enough for whoever is a moment
 /// late, as everybody else is served from the windows. More would only be memory that is touched once.
 const LOGS: usize = 8 << 20;
-/// What an entry of a channel's log costs beside its bytes, about.
-const LOG_ENTRY: usize = size_of::<Encoded>() + 32;
+/// What an entry of a channel's log costs beside its bytes.
+const LOG_ENTRY: usize = size_of::<channel::Kept>() + size_of::<Logged>();
 
 /// What readers see, under one lock.
 pub struct State {
@@ -420,9 +420,10 @@ impl Hub {
         }
         // Of a publishing that panicked, perhaps of another source.
         p.entries.clear();
-        for input in inputs.drain(..) {
+        for input in &*inputs {
             p.prepare(source, input, now);
         }
+        inputs.clear();
         p.encode_id();
         let (id, batch, room);
         {

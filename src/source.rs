@@ -215,10 +215,13 @@ pub trait Connection: Send {
     fn next<'a>(&'a mut self, batch: &'a mut Vec<Item>, limit: usize) -> BoxFuture<'a, Result<(), SourceError>>;
 
     /// Says that everything handed out so far is in the window: acknowledge it to the broker, or answer the publisher
-    /// (`id` is the cursor after the last item of the batch).
-    fn acknowledge<'a>(&'a mut self, id: &'a str) -> BoxFuture<'a, Result<(), SourceError>> {
+    /// (`id` is the cursor after the last item of the batch). `None` where nothing has to be waited for.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    fn acknowledge<'a>(&'a mut self, id: &'a str) -> Option<BoxFuture<'a, Result<(), SourceError>>> {
         let _: &str = id;
-        Box::pin(async { Ok(()) })
+        None
     }
 
     /// Messages of the log that have not come yet, where the broker has told that.

@@ -515,8 +515,8 @@ pub(crate) struct Stream {
 
 enum State {
     CatchingUp(Box<CatchUp>),
-    /// Its seat, the offset in the channel's log, and the client's id there.
-    Live(Seat, u64, Arc<str>),
+    /// Its seat, and the client's id at its offset.
+    Live(Seat, Arc<str>),
 }
 
 impl fmt::Debug for Stream {
@@ -573,7 +573,7 @@ impl Stream {
                 self.lease.visit.sent_behind(events, length(&parts), id.as_bytes());
                 self.lease.sent(events);
                 self.lease.visit.live(offset);
-                self.state = State::Live(seat, offset, id);
+                self.state = State::Live(seat, id);
                 if parts.is_empty() { Step::Live } else { Step::Send(parts) }
             }
         }
@@ -608,7 +608,7 @@ impl Stream {
     /// Gives it back while it is not live.
     pub(crate) fn into_live(self) -> Result<(Live, Arc<str>), Self> {
         match self.state {
-            State::Live(seat, offset, id) => Ok((Live { seat, offset, lease: self.lease }, id)),
+            State::Live(seat, id) => Ok((Live { seat, lease: self.lease }, id)),
             State::CatchingUp(_) => Err(self),
         }
     }
@@ -622,7 +622,7 @@ impl Stream {
                 self.lease.write_closing(&mut out, reason, catch_up.last_id());
                 out.into()
             }
-            State::Live(seat, offset, id) => Live { seat, offset, lease: self.lease }.close(reason, Some(id.as_bytes())),
+            State::Live(seat, id) => Live { seat, lease: self.lease }.close(reason, Some(id.as_bytes())),
         }
     }
 
@@ -647,17 +647,15 @@ fn is_within(filter: &Filter, granted: &[Pattern]) -> bool {
     }
 }
 
-/// A stream that has caught up: all it needs is what its channel's log holds from `offset` on.
+/// A stream that has caught up: all it needs is what its channel's log holds from its offset on.
 pub(crate) struct Live {
     seat: Seat,
-    /// Where it is in the log.
-    pub offset: u64,
     lease: Lease,
 }
 
 impl fmt::Debug for Live {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Live").field("id", &self.lease.visit.id).field("offset", &self.offset).finish_non_exhaustive()
+        f.debug_struct("Live").field("id", &self.lease.visit.id).field("offset", &self.offset()).finish_non_exhaustive()
     }
 }
 
@@ -668,6 +666,12 @@ impl Live {
         self.seat.channel()
     }
 
+    /// Where it is in the log.
+    #[must_use]
+    pub(crate) fn offset(&self) -> u64 {
+        self.lease.visit.offset()
+    }
+
     /// What tells it from all others.
     #[must_use]
     pub(crate) fn id(&self) -> StreamId {
@@ -676,7 +680,6 @@ impl Live {
 
     /// It was sent so much of its channel's log, and is at this offset now.
     pub(crate) fn advance(&mut self, offset: u64, events: u64, bytes: u64) {
-        self.offset = offset;
         self.lease.visit.sent_live(events, bytes, offset);
     }
 
@@ -706,7 +709,7 @@ impl Live {
     /// Whether its channel still has something for it up to an id of the hub's, or had it and dropped it.
     fn is_owed_up_to(&self, id: &str) -> bool {
         let end = seq(id.as_bytes());
-        !self.channel().is_sent(self.offset, |next| seq(next) > end)
+        !self.channel().is_sent(self.offset(), |next| seq(next) > end)
     }
 
     /// The id of what stands before its offset, as far as that can still be said.
@@ -723,26 +726,26 @@ impl Live {
     #[must_use]
     pub(crate) fn received_id(&self) -> Option<Bytes> {
         // Copied: whoever keeps it does not keep the block that it lies in.
-        self.channel().id_before(self.offset).map(|id| Bytes::copy_from_slice(&id))
+        self.channel().id_before(self.offset()).map(|id| Bytes::copy_from_slice(&id))
     }
 
     /// The hub's id, if the stream has all of its channel: then it has all there is.
     fn id_at_end(&self) -> Option<Arc<str>> {
         // Nothing is published between the two looks. Publishing waits for this lock: nothing is copied under it.
         let state = self.lease.streams.hub.state();
-        self.channel().is_end(self.offset).then(|| state.id().clone())
+        self.channel().is_end(self.offset()).then(|| state.id().clone())
     }
 
     /// Appends the text of what its channel's log still holds for it, at most [`REST`]. Returns the last id in that.
     fn write_rest(&mut self, out: &mut Vec<u8>) -> Option<Bytes> {
         let form = self.channel().filter().form();
-        let rest = self.channel().entries_from(self.offset, REST)?;
+        let rest = self.channel().entries_from(self.offset(), REST)?;
         let before = out.len();
         for entry in &rest {
             out.extend_from_slice(&entry.bytes()[entry.text(form)]);
         }
         let events = rest.iter().filter(|entry| entry.is_event()).count() as u64;
-        self.advance(self.offset + rest.len() as u64, events, (out.len() - before) as u64);
+        self.advance(self.offset() + rest.len() as u64, events, (out.len() - before) as u64);
         self.lease.sent(events);
         rest.iter().rev().find_map(|entry| Some(entry.bytes().slice(entry.id_range(form)?)))
     }
@@ -753,7 +756,7 @@ impl Live {
     #[must_use]
     pub(crate) fn close(&mut self, reason: Closing, last_id: Option<&[u8]>) -> Bytes {
         let mut out = Vec::new();
-        let mut id = last_id.map(Bytes::copy_from_slice).or_else(|| self.channel().id_before(self.offset));
+        let mut id = last_id.map(Bytes::copy_from_slice).or_else(|| self.channel().id_before(self.offset()));
         // The channel lacks what a stream is to be sent besides: its client comes back for all of it.
         let is_moved = self.is_moved();
         if reason == Closing::Draining && !is_moved {

@@ -77,6 +77,12 @@ impl Subject {
         }
     }
 
+    /// Whether it is a broker's name for a message, kept unchanged.
+    #[must_use]
+    pub(crate) fn is_unchanged(&self, name: &[u8]) -> bool {
+        self.0.as_bytes() == name && !name.contains(&b'%')
+    }
+
     fn escaped(name: &[u8]) -> Self {
         let mut out = String::with_capacity(name.len() + 16);
         let mut at_token_start = true;
@@ -216,7 +222,7 @@ impl Pattern {
     /// Whether `subject` is in the set.
     #[must_use]
     pub fn matches(&self, subject: &str) -> bool {
-        matches(&self.0, subject)
+        matches(self.0.as_bytes(), subject.as_bytes())
     }
 
     /// Whether some subject is in both sets.
@@ -269,17 +275,18 @@ impl Pattern {
 }
 
 /// As [`Pattern::matches`], of a pattern's text.
-fn matches(pattern: &str, subject: &str) -> bool {
+fn matches(pattern: &[u8], subject: &[u8]) -> bool {
     // Most differ at once.
-    let apart = |a: u8, b: u8| a != b && !matches!(a, b'*' | b'>');
-    if pattern.bytes().zip(subject.bytes()).next().is_some_and(|(a, b)| apart(a, b)) {
+    let apart = |a: &u8, b: &u8| a != b && !matches!(a, b'*' | b'>');
+    if pattern.iter().zip(subject).next().is_some_and(|(a, b)| apart(a, b)) {
         return false;
     }
-    let mut subject = subject.split('.');
-    for token in pattern.split('.') {
+    let dot = |byte: &u8| *byte == b'.';
+    let mut subject = subject.split(dot);
+    for token in pattern.split(dot) {
         match (token, subject.next()) {
-            (">", Some(_)) => return true,
-            ("*", Some(_)) => {}
+            (b">", Some(_)) => return true,
+            (b"*", Some(_)) => {}
             (t, Some(s)) if t == s => {}
             _ => return false,
         }

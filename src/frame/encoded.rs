@@ -71,8 +71,14 @@ impl Encoded {
     /// The subject, as routing gave it: of an event, or of the one that is missing here. `None`: a gap in all of a source.
     #[must_use]
     pub fn subject(&self) -> Option<&str> {
-        // Made of a `Subject`, which is UTF-8 and never empty.
-        (self.subject > 0).then(|| std::str::from_utf8(&self.bytes[..usize::from(self.subject)]).unwrap_or_default())
+        // Made of a `Subject`, which is UTF-8.
+        self.subject_bytes().map(|subject| std::str::from_utf8(subject).unwrap_or_default())
+    }
+
+    /// [`Self::subject`], as it lies there.
+    pub(crate) fn subject_bytes(&self) -> Option<&[u8]> {
+        // Made of a `Subject`, which is never empty.
+        (self.subject > 0).then(|| &self.bytes[..usize::from(self.subject)])
     }
 
     /// The id that is true for a client that is live; a heartbeat may have none.

@@ -199,15 +199,21 @@ impl Drop for WakerSeat {
     }
 }
 
+/// An entry of a log, in one line of the processor's cache. Each channel has its own log, so most entries are not in the cache when they
+/// are dropped.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(super) struct Kept(Encoded);
+
 pub(super) struct Log {
     form: Form,
     /// The offset of the first entry.
     start: u64,
     /// What is before this offset is not to be read any more. It still says which ids there were.
     cut: u64,
-    entries: VecDeque<Encoded>,
+    entries: VecDeque<Kept>,
     /// For each framing the piece that was joined last: all members at the same offset share it.
-    joined: [Option<Piece>; FRAMINGS],
+    joined: [Option<Box<Piece>>; FRAMINGS],
     wakers: Slab<Option<Waker>>,
     waiting: usize,
 }
@@ -219,7 +225,7 @@ impl Log {
 
     /// Appends an entry, and moves the waiting wakers out: they are to be called when no lock is held.
     pub(super) fn append(&mut self, entry: Encoded, wakers: &mut Vec<Waker>) {
-        self.entries.push_back(entry);
+        self.entries.push_back(Kept(entry));
         if self.waiting > 0 {
             self.waiting = 0;
             wakers.extend(self.wakers.iter_mut().filter_map(|(_, w)| w.take()));
@@ -266,20 +272,21 @@ impl Log {
             && (joined.to == end || joined.bytes.len() >= ENOUGH)
         {
             joined.more = joined.to < end;
-            return Read::Piece(joined.clone());
+            return Read::Piece(Piece::clone(joined));
         }
-        let first = &self.entries[at];
+        let Kept(first) = &self.entries[at];
         if offset + 1 == end || F::range(first, self.form).len() >= ENOUGH {
             return Read::Piece(Piece::single::<F>(first, self.form, offset, end));
         }
         let mut length = 0;
-        let fits = self.entries.range(at..).take_while(|entry| {
+        let fits = self.entries.range(at..).take_while(|Kept(entry)| {
             length += F::range(entry, self.form).len();
             length <= JOINED
         });
         let count = fits.count().max(1);
-        let piece = Piece::join::<F>(self.entries.range(at..at + count), length.min(JOINED), self.form, offset, end);
-        self.joined[F::SLOT] = Some(piece.clone());
+        let piece =
+            Piece::join::<F>(self.entries.range(at..at + count).map(|Kept(entry)| entry), length.min(JOINED), self.form, offset, end);
+        self.joined[F::SLOT] = Some(piece.clone().into());
         Read::Piece(piece)
     }
 
@@ -297,12 +304,12 @@ impl Log {
             return None;
         }
         let at = usize::try_from(offset.checked_sub(self.start)?).ok()?;
-        Some(self.entries.range(at.min(self.entries.len())..))
+        Some(self.entries.range(at.min(self.entries.len())..).map(|Kept(entry)| entry))
     }
 
     pub(super) fn id_before(&self, offset: u64) -> Option<Bytes> {
         let count = usize::try_from(offset.checked_sub(self.start)?).ok()?.min(self.entries.len());
-        self.entries.range(..count).rev().find_map(|entry| Some(entry.bytes().slice(entry.id_range(self.form)?)))
+        self.entries.range(..count).rev().find_map(|Kept(entry)| Some(entry.bytes().slice(entry.id_range(self.form)?)))
     }
 
     fn wait(&mut self, key: &mut Option<usize>, waker: &Waker) {

@@ -10,16 +10,16 @@ use crate::subject::Subject;
 
 impl Publisher {
     /// Gives an input its sequence, moves the cursor and encodes it.
-    pub(super) fn prepare(&mut self, source: SourceKey, input: Input, now: Timestamp) {
+    pub(super) fn prepare(&mut self, source: SourceKey, input: &Input, now: Timestamp) {
         let source = source.slot();
         self.seq += 1;
         self.cursor.volatile = Point::At(Position::unverified(self.seq));
         match input {
-            Input::Skip(position) => {
+            &Input::Skip(position) => {
                 self.stand(source, Some(position));
                 self.entries.push(Pushed::Skip(position));
             }
-            Input::Tail(position) => {
+            &Input::Tail(position) => {
                 let was_warm = std::mem::replace(&mut self.feeds[source].warm, true);
                 self.stand(source, position);
                 self.entries.push(Pushed::Warm(self.seq, position));
@@ -28,8 +28,8 @@ impl Publisher {
                     self.entries.push(Pushed::Told(entry));
                 }
             }
-            Input::Gap(gap) => self.gap(source, None, &gap, now),
-            Input::Oversized(subject, gap) => self.gap(source, Some(&subject), &gap, now),
+            Input::Gap(gap) => self.gap(source, None, gap, now),
+            Input::Oversized(subject, gap) => self.gap(source, Some(subject), gap, now),
             Input::Event(event) => {
                 if event.position.is_some() {
                     self.stand(source, event.position);
@@ -37,7 +37,7 @@ impl Publisher {
                 self.encode_id();
                 let feed = &mut self.feeds[source];
                 let origin = Origin { source: feed.info.name.as_str(), epoch: self.cursor.epoch, seq: self.seq };
-                let encoded = self.encoder.event(&mut feed.block, &self.id, &event, origin);
+                let encoded = self.encoder.event(&mut feed.block, &self.id, event, origin);
                 let entry = Entry { seq: self.seq, position: event.position, time: event.time, came: now, encoded };
                 self.entries.push(Pushed::Entry(entry, feed.warm));
             }

@@ -43,7 +43,7 @@ impl State {
             Pushed::Told(entry) => (entry, true, false),
         };
         if live {
-            match entry.encoded.subject() {
+            match entry.encoded.subject_bytes() {
                 Some(subject) => self.index.find(subject, found),
                 None => {
                     let concerned = self.channels.iter().filter(|(_, slot)| slot.is_concerned(of));

@@ -297,7 +297,7 @@ fn what_a_publishing_that_panicked_left_is_not_taken_for_another_source() {
     let hub = hub(WIDE);
     let other = hub.add(spec("other", false), now(), |_| {});
     let (seat, offset) = join(&hub, &[">"]);
-    hub.publisher.lock().prepare(other, event("a.lost", "1"), now());
+    hub.publisher.lock().prepare(other, &event("a.lost", "1"), now());
     hub.publish(VOLATILE, &mut vec![event("a.b", "2")], now());
     let (text, _) = text(seat.channel().read_from::<Plain>(offset));
     assert!(text.contains("data: 2\n") && !text.contains("data: 1\n"), "{text}");

@@ -58,7 +58,7 @@ struct Newest {
 
 /// A hash of an event's subject.
 fn hash(entry: &Entry) -> Option<u64> {
-    entry.encoded.subject().filter(|_| entry.encoded.is_event()).map(|subject| HASHER.hash_one(subject))
+    entry.encoded.subject_bytes().filter(|_| entry.encoded.is_event()).map(|subject| HASHER.hash_one(subject))
 }
 
 /// The latest events of one source.
@@ -222,7 +222,7 @@ impl Window {
     /// The sequence of the newest event with a subject.
     #[must_use]
     pub fn newest(&self, subject: &str) -> Option<u64> {
-        let hash = HASHER.hash_one(subject);
+        let hash = HASHER.hash_one(subject.as_bytes());
         self.newest.find(hash, |of| of.hash == hash).map(|of| of.seq)
     }
 

@@ -488,8 +488,8 @@ impl Connection for LogReader {
             base.wait(|state| self.read(state, batch, limit)).await
         })
     }
-    fn acknowledge<'a>(&'a mut self, _: &'a str) -> BoxFuture<'a, Result<(), SourceError>> {
-        Box::pin(self.base.late_answer())
+    fn acknowledge<'a>(&'a mut self, _: &'a str) -> Option<BoxFuture<'a, Result<(), SourceError>>> {
+        Some(Box::pin(self.base.late_answer()))
     }
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
         Box::pin(async {})
@@ -528,8 +528,8 @@ impl Connection for QueueReader {
             .await
         })
     }
-    fn acknowledge<'a>(&'a mut self, _: &'a str) -> BoxFuture<'a, Result<(), SourceError>> {
-        Box::pin(async move {
+    fn acknowledge<'a>(&'a mut self, _: &'a str) -> Option<BoxFuture<'a, Result<(), SourceError>>> {
+        Some(Box::pin(async move {
             self.base.late_answer().await?;
             let mut state = self.base.broker.state.lock();
             for index in self.unacknowledged.drain(..) {
@@ -538,7 +538,7 @@ impl Connection for QueueReader {
                 }
             }
             Ok(())
-        })
+        }))
     }
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
         Box::pin(async {})

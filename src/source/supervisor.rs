@@ -5,12 +5,13 @@
 
 use std::future::Future;
 use std::ops::RangeInclusive;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use futures_util::future::poll_immediate;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -203,7 +204,11 @@ impl Run {
     }
 
     async fn acknowledge(&self, connection: &mut Box<dyn Connection>, id: &str) -> Result<(), Failure> {
-        let acknowledging = async { connection.acknowledge(id).await };
+        let begun = catch_unwind(AssertUnwindSafe(move || {
+            let connection = connection;
+            connection.acknowledge(id)
+        }));
+        let Some(acknowledging) = begun.map_err(|_| Failure::Panic)? else { return Ok(()) };
         let acknowledging = guarded(within(ACKNOWLEDGE, "the broker did not take an acknowledgement", acknowledging));
         self.until_the_end(acknowledging).await.unwrap_or(Ok(()))
     }
@@ -298,6 +303,11 @@ impl Run {
 
     /// `None` when it takes longer than the end allows.
     async fn until_the_end<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = pin!(future);
+        // Mostly it is done at once, and what waits for the end is never made.
+        if let Some(done) = poll_immediate(future.as_mut()).await {
+            return Some(done);
+        }
         let end = async {
             self.cancel.cancelled().await;
             sleep(LEAVE).await;

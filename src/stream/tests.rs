@@ -283,9 +283,9 @@ fn bare() -> (Arc<Hub>, Arc<Streams>, Timestamp) {
 
 /// What a live stream is still to be sent, and its id after that.
 fn rest(live: &Live) -> (String, String) {
-    let entries = live.channel().entries_from(live.offset, usize::MAX).unwrap();
+    let entries = live.channel().entries_from(live.offset(), usize::MAX).unwrap();
     let text = entries.iter().map(|entry| String::from_utf8_lossy(&entry.bytes()[entry.text(Form::Routed)]).into_owned());
-    let id = live.channel().id_before(live.offset + entries.len() as u64).unwrap_or_default();
+    let id = live.channel().id_before(live.offset() + entries.len() as u64).unwrap_or_default();
     (text.collect(), String::from_utf8(id.to_vec()).unwrap())
 }
 
@@ -668,8 +668,8 @@ fn nobody_who_is_a_moment_behind_gets_events_of_routes_that_were_changed() {
     hub.publish(stay, &mut vec![named("stay.1", None)], now);
     streams.replace(old, source("core", volatile(">")), true, now);
     for ((live, id), gaps) in [(behind, 1), (ahead, 0)] {
-        assert!(matches!(live.channel().read_from::<crate::transport::framing::Plain>(live.offset), crate::hub::Read::Lagged));
-        assert!(live.channel().entries_from(live.offset, usize::MAX).is_none());
+        assert!(matches!(live.channel().read_from::<crate::transport::framing::Plain>(live.offset()), crate::hub::Read::Lagged));
+        assert!(live.channel().entries_from(live.offset(), usize::MAX).is_none());
         let mut stream = live.resume(id.as_bytes(), now);
         let text = sent(&mut stream, now);
         assert!(text.contains("stay.1") && !text.contains("core.2") && text.matches("\"restart\"").count() == gaps, "{text}");

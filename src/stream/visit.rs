@@ -41,28 +41,37 @@ const MOVED: u8 = 1;
 const OVER: u8 = 2;
 
 /// See the module. Kept small: there is one for every subscriber.
+///
+/// In this order, what changes with each piece comes first, and lies in one line of the processor's cache.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Visit {
+    sent: Sent,
     /// What tells the stream from all others.
     pub(super) id: StreamId,
     /// Whose token it is.
     pub(super) owner: Option<Arc<Owner>>,
-    pub(super) address: IpAddr,
-    pub(super) transport: Transport,
-    pub(super) connection: u32,
     user_agent: Option<Arc<str>>,
     /// When it was opened.
     pub(super) since: Timestamp,
-    events: AtomicU64,
-    bytes: AtomicU64,
-    /// While it is live: where it is in its channel's log.
-    offset: AtomicU64,
+    /// While it catches up: the last id that it was sent.
+    behind: Mutex<Option<Box<[u8]>>>,
+    pub(super) connection: u32,
+    pub(super) address: IpAddr,
+    pub(super) transport: Transport,
     /// Why it was ended, as a place in [`Closing::ALL`] and 1; 0: it was not.
     closed: AtomicU8,
     /// What was ordered of it: [`MOVED`], [`OVER`]. Changed under the registry's lock.
     ordered: AtomicU8,
-    /// While it catches up: the last id that it was sent.
-    behind: Mutex<Option<Box<[u8]>>>,
+}
+
+/// What a stream was sent.
+#[derive(Debug, Default)]
+struct Sent {
+    events: AtomicU64,
+    bytes: AtomicU64,
+    /// While it is live: where it is in its channel's log.
+    offset: AtomicU64,
 }
 
 /// Where a stream is.
@@ -75,7 +84,6 @@ pub(super) enum Place {
 
 impl Visit {
     pub(super) fn new(id: StreamId, owner: Option<Arc<Owner>>, visitor: Visitor, since: Timestamp) -> Self {
-        let (events, bytes, offset) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
         let Visitor { address, user_agent, transport, connection } = visitor;
         Self {
             id,
@@ -85,9 +93,7 @@ impl Visit {
             connection,
             user_agent,
             since,
-            events,
-            bytes,
-            offset,
+            sent: Sent::default(),
             closed: AtomicU8::new(0),
             ordered: AtomicU8::new(0),
             behind: Mutex::new(Some(Box::default())),
@@ -103,8 +109,8 @@ impl Visit {
     /// Counts what was sent. Only whoever moves the stream calls this: a sum needs no locked instruction.
     fn count(&self, events: u64, bytes: u64) {
         let add = |to: &AtomicU64, more: u64| to.store(to.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
-        add(&self.events, events);
-        add(&self.bytes, bytes);
+        add(&self.sent.events, events);
+        add(&self.sent.bytes, bytes);
     }
 
     /// It catches up, and has been sent so much more, up to this id.
@@ -115,14 +121,14 @@ impl Visit {
 
     /// It is live from this offset on.
     pub(super) fn live(&self, offset: u64) {
-        self.offset.store(offset, Ordering::Relaxed);
+        self.sent.offset.store(offset, Ordering::Relaxed);
         *self.behind.lock() = None;
     }
 
     /// It is live, and has been sent so much more, up to this offset.
     pub(super) fn sent_live(&self, events: u64, bytes: u64, offset: u64) {
         self.count(events, bytes);
-        self.offset.store(offset, Ordering::Relaxed);
+        self.sent.offset.store(offset, Ordering::Relaxed);
     }
 
     /// Whether it is to be sent something else than it is. Asked behind reading an event, this knows of all that was ordered before the
@@ -163,13 +169,18 @@ impl Visit {
 
     /// Events and bytes that it was sent.
     pub(super) fn sent(&self) -> (u64, u64) {
-        (self.events.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+        (self.sent.events.load(Ordering::Relaxed), self.sent.bytes.load(Ordering::Relaxed))
+    }
+
+    /// While it is live: where it is in its channel's log.
+    pub(super) fn offset(&self) -> u64 {
+        self.sent.offset.load(Ordering::Relaxed)
     }
 
     pub(super) fn place(&self) -> Place {
         match &*self.behind.lock() {
             Some(id) => Place::Behind(id.clone()),
-            None => Place::Live(self.offset.load(Ordering::Relaxed)),
+            None => Place::Live(self.offset()),
         }
     }
 }
@@ -182,5 +193,7 @@ mod tests {
     fn a_visit_is_small() {
         // With the counts of its `Arc` it fits 128 bytes, which is what an allocator gives for it.
         assert!(size_of::<Visit>() + 16 <= 128, "{}", size_of::<Visit>());
+        let sent = 16 + std::mem::offset_of!(Visit, sent);
+        assert_eq!(sent / 64, (sent + size_of::<Sent>() - 1) / 64, "what was sent lies in two lines: {sent}");
     }
 }

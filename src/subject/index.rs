@@ -4,6 +4,7 @@
 //! Pure. Knows only patterns and the small values that are kept for each of them.
 
 use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 use super::Pattern;
 
@@ -13,21 +14,24 @@ const FEW: usize = 8;
 /// A node so deep has no children, however many patterns go on from it: what walks the tree needs a bounded stack.
 const DEEPEST: usize = 64;
 
+/// Values of one pattern. Mostly it is one: then it lies in the node, and finding it costs no further look into memory.
+type Values<T> = SmallVec<[T; 2]>;
+
 #[derive(Debug)]
 struct Node<T> {
-    /// What is left of patterns that go on from here, each with its value; they have no children yet.
-    few: Vec<(Box<str>, T)>,
-    literal: HashMap<Box<str>, Node<T>>,
+    /// What is left, as bytes, of patterns that go on from here, each with its value; they have no children yet.
+    few: Vec<(Box<[u8]>, T)>,
+    literal: HashMap<Box<[u8]>, Node<T>>,
     any: Option<Box<Node<T>>>,
     /// Patterns that end here.
-    ends: Vec<T>,
+    ends: Values<T>,
     /// Patterns that end in `>` below here.
-    tails: Vec<T>,
+    tails: Values<T>,
 }
 
 impl<T> Default for Node<T> {
     fn default() -> Self {
-        Self { few: Vec::new(), literal: HashMap::new(), any: None, ends: Vec::new(), tails: Vec::new() }
+        Self { few: Vec::new(), literal: HashMap::new(), any: None, ends: Values::new(), tails: Values::new() }
     }
 }
 
@@ -41,10 +45,10 @@ impl<T: Copy + PartialEq> Node<T> {
     }
 
     /// `rest`: what is left of the pattern; `None`: it ends here. `depth`: that of this node.
-    fn insert(&mut self, rest: Option<&str>, value: T, depth: usize) {
+    fn insert(&mut self, rest: Option<&[u8]>, value: T, depth: usize) {
         match rest {
             None => self.ends.push(value),
-            Some(">") => self.tails.push(value),
+            Some(b">") => self.tails.push(value),
             Some(rest) if depth == DEEPEST || (self.few.len() < FEW && self.has_no_children()) => self.few.push((rest.into(), value)),
             Some(rest) => {
                 for (rest, value) in std::mem::take(&mut self.few) {
@@ -55,24 +59,24 @@ impl<T: Copy + PartialEq> Node<T> {
         }
     }
 
-    fn insert_below(&mut self, rest: &str, value: T, depth: usize) {
+    fn insert_below(&mut self, rest: &[u8], value: T, depth: usize) {
         let (token, rest) = first(rest);
         let child = match token {
-            "*" => &mut **self.any.get_or_insert_default(),
+            b"*" => &mut **self.any.get_or_insert_default(),
             token => self.literal.entry(token.into()).or_default(),
         };
         child.insert(rest, value, depth);
     }
 
-    fn remove(&mut self, rest: Option<&str>, value: T) {
-        let take_out = |values: &mut Vec<T>| {
+    fn remove(&mut self, rest: Option<&[u8]>, value: T) {
+        let take_out = |values: &mut Values<T>| {
             if let Some(at) = values.iter().position(|other| *other == value) {
                 values.swap_remove(at);
             }
         };
         let rest = match rest {
             None => return take_out(&mut self.ends),
-            Some(">") => return take_out(&mut self.tails),
+            Some(b">") => return take_out(&mut self.tails),
             Some(rest) => rest,
         };
         if let Some(at) = self.few.iter().position(|(other, of)| **other == *rest && *of == value) {
@@ -80,7 +84,7 @@ impl<T: Copy + PartialEq> Node<T> {
             return;
         }
         match first(rest) {
-            ("*", rest) => {
+            (b"*", rest) => {
                 if let Some(child) = &mut self.any {
                     child.remove(rest, value);
                     self.any.take_if(|child| child.is_empty());
@@ -97,7 +101,7 @@ impl<T: Copy + PartialEq> Node<T> {
         }
     }
 
-    fn find(&self, rest: &str, found: &mut Vec<T>) {
+    fn find(&self, rest: &[u8], found: &mut Vec<T>) {
         found.extend_from_slice(&self.tails);
         found.extend(self.few.iter().filter(|(pattern, _)| super::matches(pattern, rest)).map(|(_, value)| *value));
         if self.has_no_children() {
@@ -115,9 +119,9 @@ impl<T: Copy + PartialEq> Node<T> {
 }
 
 /// The first token, and the rest if there is one.
-fn first(text: &str) -> (&str, Option<&str>) {
+fn first(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     // Tokens are short: `memchr` would cost more to start than it saves.
-    match text.bytes().position(|byte| byte == b'.') {
+    match text.iter().position(|byte| *byte == b'.') {
         Some(at) => (&text[..at], Some(&text[at + 1..])),
         None => (text, None),
     }
@@ -138,17 +142,17 @@ impl<T> Default for Index<T> {
 impl<T: Copy + PartialEq> Index<T> {
     /// Puts `value` under `pattern`; the pair must not be there yet.
     pub fn insert(&mut self, pattern: &Pattern, value: T) {
-        self.root.insert(Some(pattern.as_str()), value, 0);
+        self.root.insert(Some(pattern.as_str().as_bytes()), value, 0);
     }
 
     /// Removes `value` from `pattern`, and the branches that become empty.
     pub fn remove(&mut self, pattern: &Pattern, value: T) {
-        self.root.remove(Some(pattern.as_str()), value);
+        self.root.remove(Some(pattern.as_str().as_bytes()), value);
     }
 
-    /// Appends the values of all patterns that match `subject` to `found`. A value that several matching patterns have is
+    /// Appends the values of all patterns that match `subject`, a [`Subject`](super::Subject)'s text, to `found`. A value that several matching patterns have is
     /// appended once for each of them.
-    pub fn find(&self, subject: &str, found: &mut Vec<T>) {
+    pub fn find(&self, subject: &[u8], found: &mut Vec<T>) {
         self.root.find(subject, found);
     }
 

@@ -162,7 +162,7 @@ fn an_index_has_nodes_for_what_patterns_share_and_not_for_each_token() {
     deep.iter().enumerate().for_each(|(n, pattern)| index.insert(pattern, 100 + n));
     for (n, pattern) in deep.iter().enumerate() {
         let mut found = Vec::new();
-        index.find(pattern.as_str(), &mut found);
+        index.find(pattern.as_str().as_bytes(), &mut found);
         assert_eq!(found, [100 + n]);
         index.remove(pattern, 100 + n);
     }
@@ -236,7 +236,7 @@ proptest! {
             }
         }
         let mut found = Vec::new();
-        index.find(&s, &mut found);
+        index.find(s.as_bytes(), &mut found);
         found.sort_unstable();
         let mut expected: Vec<_> = left.iter().copied().filter(|i| all[*i].matches(&s)).collect();
         expected.sort_unstable();

@@ -122,7 +122,7 @@ impl State {
 
 impl Seated {
     fn poll(&mut self, cx: &mut Context<'_>, last_id: &mut Vec<u8>) -> Poll<Turn> {
-        let read = self.waker.poll_read::<Plain>(self.live.offset, cx.waker());
+        let read = self.waker.poll_read::<Plain>(self.live.offset(), cx.waker());
         // Behind the reading: then all is known that was ordered before something in the piece was published.
         match self.ends.poll(cx) {
             Poll::Ready(Order::End(reason)) => return Poll::Ready(Turn::Last(self.live.close(reason, Some(last_id)))),

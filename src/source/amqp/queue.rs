@@ -102,13 +102,13 @@ impl Connection for Reader {
         Box::pin(next(self, batch, limit).inspect_err(gone))
     }
 
-    fn acknowledge<'a>(&'a mut self, _: &'a str) -> BoxFuture<'a, Result<(), SourceError>> {
+    fn acknowledge<'a>(&'a mut self, _: &'a str) -> Option<BoxFuture<'a, Result<(), SourceError>>> {
         self.feed.acks.cover();
-        Box::pin(poll_fn(move |cx| match self.feed.acks.poll(cx) {
+        Some(Box::pin(poll_fn(move |cx| match self.feed.acks.poll(cx) {
             Poll::Ready(e) => Poll::Ready(Err(lost(&self.feed.queue, Some(e)))),
             // What is on its way goes on by itself, and the rest with the next reading.
             Poll::Pending => Poll::Ready(Ok(())),
-        }))
+        })))
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {

@@ -61,8 +61,6 @@ pub(super) struct Inbox {
     heard: u64,
     /// Messages that were taken out.
     pub(super) taken: u64,
-    /// The last subject, as it came and as it is called here: most are the same as the one before.
-    last: Option<(async_nats::Subject, Subject)>,
     unnamed: Subject,
     source: SourceName,
     /// What the subjects of our own answers begin with.
@@ -92,7 +90,6 @@ impl Inbox {
             again: Instant::now() + AGAIN,
             heard: 0,
             taken: 0,
-            last: None,
             unnamed: Subject::new(source.as_str()).expect("a source's name is made of what subjects are made of"),
             source: source.clone(),
             own: wire.inbox.clone(),
@@ -229,7 +226,9 @@ impl Inbox {
                         any = true;
                         self.taken += 1;
                         let received = *received.get_or_insert_with(Timestamp::now);
-                        batch.extend(self.message(n, message, received).map(Item::Message));
+                        if let Some(message) = self.message(n, message, received, batch.last()) {
+                            batch.push(Item::Message(message));
+                        }
                     }
                     Poll::Ready(None) => ended = true,
                     Poll::Pending => {}
@@ -247,19 +246,16 @@ impl Inbox {
         }
     }
 
-    /// `None` for what another subscription delivers too.
-    fn message(&mut self, n: usize, message: async_nats::Message, time: Timestamp) -> Option<Message> {
+    /// `None` for what another subscription delivers too. `before`: what was handed out last.
+    fn message(&self, n: usize, message: async_nats::Message, time: Timestamp, before: Option<&Item>) -> Option<Message> {
         let earlier = &self.subscriptions[n].earlier;
         if earlier.iter().any(|pattern| pattern.matches(&message.subject)) || message.subject.starts_with(&self.own) {
             return None;
         }
-        let subject = match &self.last {
-            Some((name, subject)) if *name == message.subject => subject.clone(),
-            _ => {
-                let subject = Subject::from_broker(message.subject.as_bytes(), &self.unnamed);
-                self.last = Some((message.subject.clone(), subject.clone()));
-                subject
-            }
+        // Under load most are the same as the one before.
+        let subject = match before {
+            Some(Item::Message(before)) if before.subject.is_unchanged(message.subject.as_bytes()) => before.subject.clone(),
+            _ => Subject::from_broker(message.subject.as_bytes(), &self.unnamed),
         };
         // Not copied, though it keeps the whole read buffer: it is handed in at once, and there it is encoded and let go.
         let mut taken = Message::new(subject, message.payload, time, None);

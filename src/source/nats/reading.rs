@@ -112,7 +112,8 @@ impl Connection for Reading {
                     taken = unconstrained(poll_fn(|cx| moving.poll_take(inbox, cx, batch, limit))) => taken,
                     changed = wire.life.changed() => if changed.is_ok() { Taken::All } else { Taken::Ended },
                     _ = tick.tick() => {
-                        self.look_after(batch).await?;
+                        // Boxed, as it is rare: every call of `next` would otherwise make room for it.
+                        Box::pin(self.look_after(batch)).await?;
                         Taken::All
                     }
                 };

@@ -89,9 +89,9 @@ impl Connection for Playing {
             Ok(())
         })
     }
-    fn acknowledge<'a>(&'a mut self, id: &'a str) -> BoxFuture<'a, Result<(), SourceError>> {
+    fn acknowledge<'a>(&'a mut self, id: &'a str) -> Option<BoxFuture<'a, Result<(), SourceError>>> {
         self.seen.lock().push(Seen::Acknowledge(id.to_owned()));
-        Box::pin(async { Ok(()) })
+        None
     }
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
         self.seen.lock().push(Seen::Close);

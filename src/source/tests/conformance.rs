@@ -220,7 +220,9 @@ async fn read(connection: &mut dyn Connection, items: &mut Vec<Item>, enough: im
     let reading = async {
         while !enough(items) {
             connection.next(items, 100).await.expect("reads");
-            connection.acknowledge("id").await.expect("acknowledges");
+            if let Some(acknowledging) = connection.acknowledge("id") {
+                acknowledging.await.expect("acknowledges");
+            }
         }
     };
     timeout(PATIENCE, reading).await.expect("in time");

@@ -198,7 +198,7 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
         // Only now: what is published from here on is kept for the loop. What was published since the stream became live may be
         // gone from the log: then its id says where to resume.
         member.moved = member.live.is_moved();
-        if member.moved || !member.live.channel().is_end(member.live.offset) {
+        if member.moved || !member.live.channel().is_end(member.live.offset()) {
             self.block(key, Bytes::new(), Then::Live { id: Bytes::copy_from_slice(id.as_bytes()) }, now);
         }
         // A new socket is reported as writable: then the member gets what was published since it became live.
@@ -223,7 +223,7 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
         if member.blocked.is_none()
             && member.live.received_id().is_none()
             && member.live.is_owed()
-            && let Read::Piece(piece) = member.live.channel().read_from::<Chunked>(member.live.offset)
+            && let Read::Piece(piece) = member.live.channel().read_from::<Chunked>(member.live.offset())
         {
             // The log does not say where it is any more. The next entry does, once the member has it.
             self.stop_in(key, &piece, 0, now);
@@ -262,7 +262,7 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
             if member.moved {
                 return self.give_back(key);
             }
-            match member.live.channel().read_from::<Chunked>(member.live.offset) {
+            match member.live.channel().read_from::<Chunked>(member.live.offset()) {
                 Read::AtEnd => {
                     member.blocked = None;
                     return;
@@ -427,7 +427,7 @@ impl<I: Io<Socket: Send + 'static>> WriterLoop<I> {
                 return false;
             }
             let Some(member) = self.members.get_mut(key) else { return true };
-            let offset = member.live.offset;
+            let offset = member.live.offset();
             match &piece {
                 _ if member.blocked.is_some() => self.round.next_member(),
                 Some(piece) if piece.from == offset => {

@@ -66,14 +66,21 @@ impl Reading {
     pub async fn until(&mut self, mut enough: impl FnMut(&[Item]) -> bool) {
         while !enough(&self.items) {
             self.connection.next(&mut self.items, 1000).await.unwrap();
-            self.connection.acknowledge("id").await.unwrap();
+            self.acknowledge().await.unwrap();
         }
     }
 
     /// Reads and acknowledges once.
     pub async fn once(&mut self) -> Result<(), SourceError> {
         self.connection.next(&mut self.items, 1000).await?;
-        self.connection.acknowledge("id").await
+        self.acknowledge().await
+    }
+
+    async fn acknowledge(&mut self) -> Result<(), SourceError> {
+        match self.connection.acknowledge("id") {
+            Some(acknowledging) => acknowledging.await,
+            None => Ok(()),
+        }
     }
 
     /// Reads without acknowledging until so many items are there.
@@ -95,7 +102,7 @@ impl Reading {
         let begin = Instant::now();
         loop {
             let ended = match tokio::time::timeout(PATIENCE, self.connection.next(&mut self.items, 1000)).await.unwrap() {
-                Ok(()) => self.connection.acknowledge("id").await,
+                Ok(()) => self.acknowledge().await,
                 Err(e) => Err(e),
             };
             if let Err(e) = ended {
