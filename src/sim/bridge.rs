@@ -35,6 +35,7 @@ use crate::source::settings::Source;
 use crate::source::{self, Item};
 use crate::stream::{self, Begin, Request, Selection, Stream, Streams, Visitor};
 use crate::subject::Pattern;
+use crate::support::random;
 use crate::transport::body::Body;
 use crate::{route, settings};
 
@@ -272,8 +273,13 @@ impl Bridge {
         Rc::new(Self { epoch, group, hub, streams, writers, orders, stop })
     }
 
-    /// Gives it other sources and routes, as a reload does.
+    /// Gives it other sources and routes, and other bounds of windows and histories, as a reload does.
     pub(super) fn reload(&self, wanted: Wanted, fault: Fault) {
+        let choose = |of: &[usize]| of[random::in_range(0..of.len())];
+        let age = Duration::from_secs(choose(&[2, 3600]) as u64);
+        self.hub.configure(Limits { bytes: choose(&[3_000, 20_000, 200_000]), age });
+        let (readers, rate, cache) = (choose(&[1, 2, 16]), choose(&[64 << 20, 20_000]), choose(&[8 << 10, 0, 1 << 20]));
+        self.streams.histories().configure(history::Settings { readers, rate, cache });
         self.orders.send((wanted, fault)).unwrap_or_default();
     }
 

@@ -73,6 +73,9 @@ struct Follower {
     stale: bool,
     /// The bridge has to say first that the client's id knew nothing of this source.
     expects_unknown: bool,
+    /// It was told that its place is not known, and no id has said a place since: one that goes behind that gap need not be told again, as the
+    /// gap may be of the source as it is now.
+    unplaced: bool,
     /// The source was gone for a while since the last id, or had another name.
     left: bool,
     /// It was told that the newest of each subject cannot be read.
@@ -92,6 +95,7 @@ impl Follower {
             unverified: false,
             stale: false,
             expects_unknown: false,
+            unplaced: false,
             left: false,
             newest_lost: false,
         }
@@ -107,6 +111,7 @@ impl Follower {
         self.unverified = true;
         self.mode = Mode::Unknown;
         self.expects_unknown = false;
+        self.unplaced = false;
         self.left = false;
     }
 }
@@ -420,7 +425,8 @@ impl Judge {
             log.left = true;
             // Where no such source was before, nothing is missing.
             let returns = configs[..at].iter().any(|config| config.names[source].is_some());
-            log.expects_unknown = returns && self.names[source].is_some() && self.concerned[source] && log.point.is_none();
+            let is_new = self.names[source].is_some() && log.point.is_none() && !log.unplaced;
+            log.expects_unknown = returns && is_new && self.concerned[source];
         }
     }
 
@@ -458,6 +464,7 @@ impl Judge {
                 let returned = configs.any(|config| config.names[source] != name);
                 log.expects_unknown = log.point.is_none() && self.concerned[source] && name.is_some() && (!early || returned);
                 log.left = false;
+                log.unplaced = false;
                 log.unverified |= !matches!(log.point, Some(Point::At(Position { check: Some(_), .. })));
                 if let Mode::Last(seen) = &mut log.mode {
                     seen.clear();
@@ -606,6 +613,7 @@ impl Judge {
             return if before.is_none() { Ok(()) } else { Err(format!("its id lost where it was: {before:?}")) };
         };
         self.logs[source].left = false;
+        self.logs[source].unplaced = false;
         if self.logs[source].expects_unknown {
             return Err(format!("its id stands at {point:?}, and it was not told that it was not known before"));
         }
@@ -877,6 +885,7 @@ impl Judge {
         if point.is_some() || !unknown {
             return Err(format!("an unknown cursor was told to one who stood at {point:?}"));
         }
+        self.logs[source].unplaced = true;
         let configs = &state.configs(self.epoch)[..=self.config];
         let since = configs.iter().rev().take_while(|config| config.names[source] == self.names[source]).last();
         self.effects.extend(since.map(|config| config.fault));
@@ -915,10 +924,10 @@ impl Judge {
                 log.gaps.push((from, to));
                 return Ok(());
             }
-            Some(issued) => issued.borders,
-            // A window knows one log from another, but not how many there were.
-            None if by_window => state.logs[source].borders.len().min(log.borders + 1),
-            None => return Err(format!("{gap:?} is none that a reader was told of; the client stood at {stood:?}")),
+            Some(issued) if issued.borders > log.borders || !by_window => issued.borders,
+            // A window knows one log from another, but not how many there were. A log before may have been left at the same position.
+            _ if by_window => state.logs[source].borders.len().min(log.borders + 1),
+            _ => return Err(format!("{gap:?} is none that a reader was told of; the client stood at {stood:?}")),
         };
         let border = state.logs[source].borders.get(borders.wrapping_sub(1));
         let noticed = state.noticed(self.epoch, source, self.mark);
