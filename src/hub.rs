@@ -99,7 +99,7 @@ pub enum Input {
 /// Bytes of all channels' logs together, above which the oldest entries are dropped: enough for whoever is a moment
 /// late, as everybody else is served from the windows. More would only be memory that is touched once.
 const LOGS: usize = 8 << 20;
-/// What an entry of a channel's log costs beside its bytes.
+/// What an entry of a channel's log costs beside its bytes, about.
 const LOG_ENTRY: usize = size_of::<channel::Kept>() + size_of::<Logged>();
 
 /// What readers see, under one lock.
@@ -420,10 +420,9 @@ impl Hub {
         }
         // Of a publishing that panicked, perhaps of another source.
         p.entries.clear();
-        for input in &*inputs {
-            p.prepare(source, input, now);
+        for input in inputs.drain(..) {
+            p.prepare(source, &input, now);
         }
-        inputs.clear();
         p.encode_id();
         let (id, batch, room);
         {

@@ -77,7 +77,7 @@ impl Subject {
         }
     }
 
-    /// Whether it is a broker's name for a message, kept unchanged.
+    /// Whether [`Self::from_broker`] makes this of a name and keeps the name unchanged. False for what had to be escaped.
     #[must_use]
     pub(crate) fn is_unchanged(&self, name: &[u8]) -> bool {
         self.0.as_bytes() == name && !name.contains(&b'%')

@@ -23,7 +23,7 @@ pub(crate) struct Intake {
 struct Way {
     source: SourceKey,
     router: Arc<Router>,
-    /// The batch that is handed in; empty between two. Kept, as memory that was used a moment ago is the fastest.
+    /// The batch that is handed in. Kept, as memory that was used a moment ago is the fastest.
     inputs: Vec<Input>,
 }
 
@@ -81,7 +81,7 @@ impl source::Intake for Intake {
             self.room().await;
             let mut way = self.way.lock();
             let Way { source, router, inputs } = &mut *way;
-            // Of a batch whose publishing panicked.
+            // Of a batch that panicked.
             inputs.clear();
             let (mut events, mut dropped) = (0, 0);
             for item in items.drain(..) {

@@ -205,6 +205,7 @@ impl Run {
 
     async fn acknowledge(&self, connection: &mut Box<dyn Connection>, id: &str) -> Result<(), Failure> {
         let begun = catch_unwind(AssertUnwindSafe(move || {
+            // Moved in: what is returned borrows from it.
             let connection = connection;
             connection.acknowledge(id)
         }));

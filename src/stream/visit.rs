@@ -1,6 +1,6 @@
-//! What is known of an open stream beside what moves it: who reads it from where, and how much it was sent.
+//! What is known of an open stream: who reads it from where, how much it was sent, and where it is in its channel's log.
 //!
-//! Whoever moves the stream counts here; whoever lists streams reads. No lock on the way of an event.
+//! One part at a time moves the stream, and only that part writes here; whoever lists streams reads. No lock on the way of an event.
 
 use std::net::IpAddr;
 use std::sync::Arc;

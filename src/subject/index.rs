@@ -14,12 +14,12 @@ const FEW: usize = 8;
 /// A node so deep has no children, however many patterns go on from it: what walks the tree needs a bounded stack.
 const DEEPEST: usize = 64;
 
-/// Values of one pattern. Mostly it is one: then it lies in the node, and finding it costs no further look into memory.
+/// The values of one pattern. Up to two lie in the node itself: most patterns have one, and finding it is one look into memory less.
 type Values<T> = SmallVec<[T; 2]>;
 
 #[derive(Debug)]
 struct Node<T> {
-    /// What is left, as bytes, of patterns that go on from here, each with its value; they have no children yet.
+    /// What is left of patterns that go on from here, each with its value; they have no children yet.
     few: Vec<(Box<[u8]>, T)>,
     literal: HashMap<Box<[u8]>, Node<T>>,
     any: Option<Box<Node<T>>>,
@@ -150,7 +150,7 @@ impl<T: Copy + PartialEq> Index<T> {
         self.root.remove(Some(pattern.as_str().as_bytes()), value);
     }
 
-    /// Appends the values of all patterns that match `subject`, a [`Subject`](super::Subject)'s text, to `found`. A value that several matching patterns have is
+    /// Appends the values of all patterns that match `subject` to `found`. A value that several matching patterns have is
     /// appended once for each of them.
     pub fn find(&self, subject: &[u8], found: &mut Vec<T>) {
         self.root.find(subject, found);

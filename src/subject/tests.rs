@@ -183,6 +183,11 @@ proptest! {
         let (x, y) = (Subject::from_broker(&a, &empty), Subject::from_broker(&b, &empty));
         prop_assert!(x.as_str().parse::<Subject>().is_ok(), "{:?}", x);
         prop_assert_eq!(a == b, x == y);
+        // An escaped subject is itself a name, of another subject.
+        for name in [&a, x.as_str().as_bytes()] {
+            prop_assert!(!x.is_unchanged(name) || Subject::from_broker(name, &empty) == x, "{:?}", name);
+        }
+        prop_assert_eq!(x.is_unchanged(&a), x.as_str().as_bytes() == a);
     }
 
     #[test]

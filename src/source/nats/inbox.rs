@@ -252,7 +252,7 @@ impl Inbox {
         if earlier.iter().any(|pattern| pattern.matches(&message.subject)) || message.subject.starts_with(&self.own) {
             return None;
         }
-        // Under load most are the same as the one before.
+        // Often a subject is the same as the one before: then they share it.
         let subject = match before {
             Some(Item::Message(before)) if before.subject.is_unchanged(message.subject.as_bytes()) => before.subject.clone(),
             _ => Subject::from_broker(message.subject.as_bytes(), &self.unnamed),

@@ -17,8 +17,12 @@ enum Step {
     Fail,
     Panic,
     Hang,
+    /// The acknowledgement of the batch before.
+    PanicAcknowledging,
+    /// The same.
+    HangAcknowledging,
 }
-use Step::{Fail, Hang, Items, Panic};
+use Step::{Fail, Hang, HangAcknowledging, Items, Panic, PanicAcknowledging};
 
 #[derive(Debug, Clone, PartialEq)]
 enum Seen {
@@ -83,15 +87,19 @@ impl Connection for Playing {
             match self.steps.pop_front() {
                 Some(Items(items)) => batch.extend(items),
                 Some(Fail) => return Err(SourceError::lost("cut")),
-                Some(Panic) => panic!("as the script says"),
-                Some(Hang) | None => std::future::pending().await,
+                Some(Panic | PanicAcknowledging) => panic!("as the script says"),
+                Some(Hang | HangAcknowledging) | None => std::future::pending().await,
             }
             Ok(())
         })
     }
     fn acknowledge<'a>(&'a mut self, id: &'a str) -> Option<BoxFuture<'a, Result<(), SourceError>>> {
         self.seen.lock().push(Seen::Acknowledge(id.to_owned()));
-        None
+        match self.steps.front() {
+            Some(PanicAcknowledging) => panic!("as the script says"),
+            Some(HangAcknowledging) => Some(Box::pin(std::future::pending())),
+            _ => Some(Box::pin(async { Ok(()) })),
+        }
     }
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
         self.seen.lock().push(Seen::Close);
@@ -121,6 +129,19 @@ async fn batches_are_acknowledged_after_they_were_taken_with_the_id_that_was_giv
     assert_eq!((running.handle.counters.messages(), running.handle.counters.bytes()), (3, 3));
     assert!(running.stop().await < Duration::from_secs(1));
     assert_eq!(adapter.seen.lock().last(), Some(&Seen::Close));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acknowledgement_that_panics_or_is_not_taken_ends_the_connection() {
+    let life = |body: &str, then: Step| Some(vec![Items(vec![message(body, None)]), then]);
+    let adapter = Scripted::new(false, vec![life("1", PanicAcknowledging), life("2", HangAcknowledging), life("3", Hang)]);
+    let running = Running::start(adapter.clone());
+    let began = Instant::now();
+    running.until_messages(3).await;
+    assert!(began.elapsed() >= ACKNOWLEDGE, "{:?}", began.elapsed());
+    assert_eq!(running.bodies(), ["1", "2", "3"]);
+    let counters = &running.handle.counters;
+    assert_eq!((counters.errors(ErrorKind::Protocol), counters.errors(ErrorKind::Lost), counters.reconnects()), (1, 1, 2));
 }
 
 #[tokio::test(start_paused = true)]
