@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
+use memchr::memmem;
 use serde_json::value::RawValue;
 
 use super::string;
@@ -119,6 +120,11 @@ fn is_structured(payload: &[u8]) -> bool {
         data: Option<&'a RawValue>,
         #[serde(default)]
         data_base64: Option<Cow<'a, str>>,
+    }
+    // Most JSON is none, and reading it would take as long as writing the rest of the event. A name may be written with escapes.
+    let has_escapes = || memchr::memchr_iter(b'\\', payload).any(|at| payload.get(at + 1) == Some(&b'u'));
+    if memmem::find(payload, b"specversion").is_none() && !has_escapes() {
+        return false;
     }
     serde_json::from_slice::<Required<'_>>(payload).is_ok_and(|event| {
         let named = [&event.id, &event.source, &event.r#type].iter().all(|text| !text.is_empty());

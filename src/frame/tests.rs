@@ -297,6 +297,8 @@ fn cloud_events_pass_as_they_came() {
     let structured = r#"{ "specversion": "1.0", "type":"t", "source":"/s", "id":"7", "data": {"a": 1.50}, "ext":"x" }"#;
     assert_eq!(data(&cloud(&[], structured.as_bytes())), structured);
     assert_eq!(payload(&cloud(&[], structured.as_bytes())), structured.as_bytes());
+    let escaped = structured.replace("specversion", r"spec\u0076ersion");
+    assert_eq!(data(&cloud(&[], escaped.as_bytes())), escaped);
     let lines = structured.replace(", ", ",\n ");
     assert_eq!(data(&cloud(&[], lines.as_bytes())), lines);
     let nats = [
