@@ -33,6 +33,7 @@ mod pipe;
 mod world;
 mod writer;
 
+use crate::support::random;
 use world::{Report, World};
 
 /// Events and calm of one world: many small worlds are more different than a large one.
@@ -41,6 +42,11 @@ const CALM: usize = 40;
 
 fn run(seed: u64) -> Report {
     World::run(seed, EVENTS, CALM)
+}
+
+/// One of these, as the seed says.
+fn choose<T: Clone>(from: &[T]) -> T {
+    from[random::in_range(0..from.len())].clone()
 }
 
 fn variable(name: &str) -> Option<u64> {

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::adapter::Model;
 use super::broker::{Broker, CORE, Fault, Handed, JOBS, MAX_PAYLOAD, Names, ROUTES, Routes, SOURCES, SUBJECTS, Taken, named, routed};
+use super::choose;
 use super::executor::{Executor, Group, Spawner};
 use super::oracle::Start;
 use super::pipe::ServerEnd;
@@ -35,9 +36,15 @@ use crate::source::settings::Source;
 use crate::source::{self, Item};
 use crate::stream::{self, Begin, Request, Selection, Stream, Streams, Visitor};
 use crate::subject::Pattern;
-use crate::support::random;
 use crate::transport::body::Body;
 use crate::{route, settings};
+
+/// Bytes of windows.
+pub(super) const WINDOWS: [usize; 3] = [3_000, 20_000, 200_000];
+/// Ages of their events.
+pub(super) const AGES: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(3600)];
+/// Readers of histories.
+pub(super) const READERS: [usize; 3] = [1, 2, 16];
 
 /// What differs between the bridges of one world and another.
 #[derive(Debug, Clone)]
@@ -275,10 +282,9 @@ impl Bridge {
 
     /// Gives it other sources and routes, and other bounds of windows and histories, as a reload does.
     pub(super) fn reload(&self, wanted: Wanted, fault: Fault) {
-        let choose = |of: &[usize]| of[random::in_range(0..of.len())];
-        let age = Duration::from_secs(choose(&[2, 3600]) as u64);
-        self.hub.configure(Limits { bytes: choose(&[3_000, 20_000, 200_000]), age });
-        let (readers, rate, cache) = (choose(&[1, 2, 16]), choose(&[64 << 20, 20_000]), choose(&[8 << 10, 0, 1 << 20]));
+        let age = choose(&AGES);
+        self.hub.configure(Limits { bytes: choose(&WINDOWS), age });
+        let (readers, rate, cache) = (choose(&READERS), choose(&[64 << 20, 20_000]), choose(&[8 << 10, 0, 1 << 20]));
         self.streams.histories().configure(history::Settings { readers, rate, cache });
         self.orders.send((wanted, fault)).unwrap_or_default();
     }

@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::sleep;
 
-use super::bridge::{Bounds, Bridge, Place, Wanted};
+use super::bridge::{AGES, Bounds, Bridge, Place, READERS, WINDOWS, Wanted};
 use super::broker::{Broker, Fault, JET, RAB, RENAMED, SOURCES, State};
+use super::choose;
 use super::client;
 use super::executor::Executor;
 use super::oracle::{Counts, Floors, Judge, Start};
@@ -38,10 +39,6 @@ fn one_in(count: u32) -> bool {
     random::in_range(0..count) == 0
 }
 
-fn choose<T: Clone>(from: &[T]) -> T {
-    from[random::in_range(0..from.len())].clone()
-}
-
 /// What a world is like.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
@@ -63,13 +60,13 @@ impl Plan {
     /// Drawn from the seed.
     pub(super) fn draw(events: usize, calm: usize) -> Self {
         let bounds = Bounds {
-            window: choose(&[3_000, 20_000, 200_000]),
-            age: choose(&[Duration::from_secs(2), Duration::from_secs(3600)]),
+            window: choose(&WINDOWS),
+            age: choose(&AGES),
             logs: choose(&[2_000, 30_000, 8 << 20]),
             scan: choose(&[1, 7, 1024]),
             piece: choose(&[200, 3_000, 64 << 10]),
             heartbeat: Duration::from_secs(1),
-            readers: choose(&[1, 2, 16]),
+            readers: choose(&READERS),
         };
         let without: Vec<_> = std::env::var("SIM_WITHOUT").unwrap_or_default().split(',').map(str::to_owned).collect();
         let poison = one_in(2) && !without.iter().any(|without| without == "poison");

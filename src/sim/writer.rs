@@ -15,6 +15,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
+use super::choose;
 use super::executor::{Executor, Group};
 use super::pipe::ServerEnd;
 use crate::event::Timestamp;
@@ -41,9 +42,8 @@ pub(super) struct Writers {
 
 impl Writers {
     pub(super) fn start(executor: &Executor, group: Group, hub: &Arc<Hub>) -> Rc<Self> {
-        let choose = |of: [usize; 2]| of[random::in_range(0..of.len())];
-        let stall = Duration::from_secs(choose([5, 60]) as u64);
-        let settings = Settings { stall, budget: choose([1, 512]), copied: choose([0, 16 << 10]) };
+        let stall = Duration::from_secs(choose(&[5, 60]));
+        let settings = Settings { stall, budget: choose(&[1, 512]), copied: choose(&[0, 16 << 10]) };
         let (mut handles, mut readiness) = (Vec::new(), Vec::new());
         for _ in 0..LOOPS {
             let ready = Arc::<Readiness>::default();
